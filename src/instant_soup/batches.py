@@ -1,0 +1,118 @@
+"""Encoded data: tokenised once, held as tensors on the device, batched by length."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from instant_soup.denoisers import generator
+from instant_soup.files import UserError, new_file
+
+SORTED_BATCHES = 50  # batches that are sorted by length together
+
+
+@dataclass
+class Split:
+    """Rows of one split: input_ids (rows × longest), token_type_ids, lengths, labels."""
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    lengths: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A batch, cut to its longest row (rounded up to 8 tokens), with its attention mask."""
+        lengths = self.lengths[index]
+        longest = min(-(-int(lengths.max()) // 8) * 8, self.input_ids.shape[1])
+        positions = torch.arange(longest, device=lengths.device)
+        return {
+            "input_ids": self.input_ids[index, :longest].long(),
+            "token_type_ids": self.token_type_ids[index, :longest].long(),
+            "attention_mask": (positions < lengths[:, None]).long(),
+            "labels": self.labels[index],
+        }
+
+    def subset(self, index: torch.Tensor) -> "Split":
+        """The rows of `index` as a split of their own."""
+        return Split(*(t[index] for t in vars(self).values()))
+
+
+def encode(
+    tokenizer_file: str | Path, texts: list[list[str]], labels: list, max_length: int, pad: int
+) -> Split:
+    """Tokenise rows of one or two texts with a fast tokenizer's own special tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    pairs = [tuple(row) if len(row) == 2 else row[0] for row in texts]
+    encodings = tokenizer.encode_batch(pairs)
+    lengths = torch.tensor([len(e.ids) for e in encodings], dtype=torch.int32)
+    input_ids = torch.full((len(encodings), int(lengths.max())), pad, dtype=torch.int32)
+    token_type_ids = torch.zeros(input_ids.shape, dtype=torch.uint8)
+    for row, encoding in enumerate(encodings):
+        input_ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int32)
+        token_type_ids[row, : len(encoding.ids)] = torch.tensor(encoding.type_ids)
+    kind = torch.float32 if isinstance(labels[0], float) else torch.int64
+    return Split(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
+
+
+def save_split(path: str | Path, split: Split) -> None:
+    """Write an encoded split as safetensors, atomically."""
+    with new_file(path) as unfinished:
+        save_file(vars(split), unfinished)
+
+
+def load_split(path: str | Path, device: torch.device) -> Split:
+    """Read an encoded split onto a device; UserError if the file is missing or damaged."""
+    try:
+        return Split(**load_file(path, device=str(device)))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as encoded data ({error})") from None
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Full batches in one pass over the rows, at least one."""
+    return max(1, rows // batch_size)
+
+
+def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[torch.Tensor]:
+    """One epoch's batches of row numbers: shuffled, then grouped by similar length.
+
+    Depends on `key` alone. Rows that do not fill a last batch wait for another epoch's shuffle.
+    """
+    draws = generator(*key)
+    order = torch.randperm(len(lengths), generator=draws)
+    steps = steps_per_epoch(len(lengths), batch_size)
+    order = order[: steps * batch_size]
+    groups = order.split(SORTED_BATCHES * batch_size)
+    batches = [b for g in groups for b in g[lengths[g].argsort(stable=True)].split(batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=draws)]
+
+
+def training_batches(
+    split: Split, batch_size: int, seed: int, first: int, last: int
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """Yield (step, batch) for the steps first … last − 1 of a run's one data order.
+
+    The order is a function of seed and step: a run that stops and goes on sees the same batches
+    as one that never stopped.
+    """
+    steps = steps_per_epoch(len(split), batch_size)
+    lengths = split.lengths.cpu()
+    for step in range(first, last):
+        if step == first or step % steps == 0:
+            batches = epoch_batches(lengths, batch_size, seed, step // steps)
+        yield step, split.rows(batches[step % steps].to(split.lengths.device))
+
+
+def evaluation_batches(split: Split, batch_size: int = 128) -> Iterator[torch.Tensor]:
+    """Row numbers of all rows, shortest first, in batches."""
+    yield from split.lengths.argsort(stable=True).split(batch_size)

@@ -1,0 +1,107 @@
+"""Small file helpers: nothing half-written is ever taken for an output."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one line, without a traceback."""
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; it takes `path`'s place when the block succeeds."""
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        shutil.rmtree(path, ignore_errors=True)
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a file name beside `path`; it takes `path`'s place when the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with new_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; UserError if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def write_yaml(path: str | Path, value: Any) -> None:
+    """Write `value` as YAML in the order given, atomically."""
+    with new_file(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(value, sort_keys=False))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file; UserError if it is missing or damaged."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as YAML ({reason})") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def project_root() -> Path:
+    """The main repository: DVC says where it is, also to experiments that run in a copy."""
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: `dvc repro` continues from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def pass_by(*outputs: Path) -> None:
+    """Write the outputs of a round or denoiser that is listed but not needed: a mere note."""
+    for output in outputs:
+        note = output if output.suffix else output / "idle.txt"
+        with new_file(note) as unfinished:
+            unfinished.write_text("not needed for this target\n")

@@ -1,0 +1,249 @@
+"""Training the main network: the one run of T steps that all stages of a method share.
+
+Adds to the engine what hours of work need: a curve, validation, and a checkpoint that Ctrl-C or
+a crash leaves behind and the next start takes up.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from instant_soup import masks, models, training
+from instant_soup.batches import load_split, steps_per_epoch
+from instant_soup.files import (
+    new_file,
+    new_folder,
+    project_root,
+    read_json,
+    sha256,
+    write_json,
+)
+from instant_soup.masks import Mask
+from instant_soup.schedules import steps_of
+from instant_soup.training import Cost, State
+
+if TYPE_CHECKING:
+    from instant_soup.tracking import StageRun
+
+BASE = Path("models/base")
+ENCODED = Path("data/encoded")
+CHECKPOINT_EVERY = 120.0  # seconds
+
+Curve = list[dict[str, Any]]
+
+
+def budget(settings: dict) -> tuple[int, int]:
+    """Steps in one epoch of the training data, and T: the steps of the whole budget."""
+    rows = read_json(ENCODED / "info.json")["rows"]["train"]
+    steps = steps_per_epoch(rows, settings["batch_size"])
+    return steps, steps_of(settings["epochs"], steps)
+
+
+def load_start(folder: str | Path) -> tuple[State, Mask]:
+    """A state and the mask that goes with it, already applied."""
+    state = training.load_state(Path(folder) / "state")
+    mask = masks.load(Path(folder) / "mask.safetensors", prunable_shapes())
+    state.prune(mask)
+    return state, mask
+
+
+def prunable_shapes() -> dict[str, list[int]]:
+    """Name → shape of the base model's prunable weights."""
+    return read_json(BASE / "prunable.json")
+
+
+def pretrained_prunable() -> training.Weights:
+    """The base model's prunable weights, as they came."""
+    weights = load_file(BASE / "model.safetensors")
+    return {name: weights[name] for name in prunable_shapes()}
+
+
+def build(state: State, settings: dict) -> torch.nn.Module:
+    """The classifier around a state's weights (`settings`: dropout, freeze_embeddings)."""
+    outputs = read_json(ENCODED / "info.json")["outputs"]
+    model = models.classifier(BASE, outputs, state.weights, settings["dropout"])
+    if settings["freeze_embeddings"]:
+        models.freeze_embeddings(model)
+    return model
+
+
+def advance(
+    state: State,
+    mask: Mask,
+    settings: dict,
+    *,
+    last: int,
+    label: str,
+    run: "StageRun",
+) -> tuple[State, Cost, Curve]:
+    """Train the main network up to step `last` of its budget.
+
+    The curve has a row where something was measured: step (done so far), train_loss (mean since
+    the row before), validation (the task's metric: of a network just pruned, at even distances
+    and at the end), sparsity. Its rows go to the tracked `run` as they come. Every two minutes,
+    and when interrupted, a checkpoint is kept in DVC's temporary folder; an equal call goes on
+    from there to the same result. Returns the new state, the cost and the curve.
+    """
+    _, total = budget(settings)
+    where = training.device()
+    train_data = load_split(ENCODED / "train.safetensors", where)
+    validation = load_split(ENCODED / "validation.safetensors", where)
+    sparsity = round(masks.sparsity(mask), 6)
+    checkpoint = _checkpoint_folder(state, mask, settings, last)
+    cost, curve = Cost(), []  # type: tuple[Cost, Curve]
+    if (checkpoint / "progress.json").exists():
+        state = training.load_state(checkpoint)
+        cost.add(read_json(checkpoint / "cost.json"))
+        curve = read_json(checkpoint / "curve.json")
+        print(f"{label}: continuing from the checkpoint at step {state.step}")
+    model = build(state, settings)
+    precision = training.resolve_precision(settings["precision"])
+
+    def validate() -> float:
+        return training.evaluate(model.to(where), validation, precision)[settings["metric"]]
+
+    def record(row: dict[str, Any]) -> None:
+        curve.append(row)
+        run.curve(**row)
+        run.live()
+
+    for row in curve:
+        run.curve(**row)
+    if not curve and state.step > 0:
+        record(_row(state.step, None, validate(), sparsity))
+    log_every = max(1, total // 200)
+    validate_every = max(1, round(total / settings["evaluations"]))
+    losses: list[torch.Tensor] = []
+    last_saved = time.monotonic()
+
+    def after_step(step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
+        nonlocal last_saved
+        losses.append(loss.detach())
+        validating = step % validate_every == 0 or step == last
+        if validating or step % log_every == 0 or stop_asked.is_set():
+            mean = float(torch.stack(losses).mean())
+            losses.clear()
+            record(_row(step, mean, validate() if validating else None, sparsity))
+        if stop_asked.is_set() or time.monotonic() - last_saved > CHECKPOINT_EVERY:
+            with new_folder(checkpoint) as unfinished:
+                training.write_state(unfinished, snapshot())
+                write_json(unfinished / "cost.json", asdict(cost))
+                write_json(unfinished / "curve.json", curve)
+            last_saved = time.monotonic()
+        if stop_asked.is_set():
+            raise KeyboardInterrupt
+
+    with _stop_between_steps() as stop_asked:
+        state = training.train(
+            model,
+            state,
+            mask,
+            train_data,
+            settings,
+            cost,
+            last=last,
+            total=total,
+            label=label,
+            after_step=after_step,
+        )
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return state, cost, curve
+
+
+@contextmanager
+def _stop_between_steps() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and termination into an event, so that no step is left half done."""
+    stop_asked = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(s, lambda *_: stop_asked.set()) for s in signals]
+    try:
+        yield stop_asked
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _row(step: int, loss: float | None, score: float | None, sparsity: float) -> dict[str, Any]:
+    return {"step": step, "train_loss": loss, "validation": score, "sparsity": sparsity}
+
+
+def _checkpoint_folder(state: State, mask: Mask, settings: dict, last: int) -> Path:
+    """A folder named after everything that the training depends on, its own code included."""
+    digest = hashlib.sha256(json.dumps([settings, state.step, last], sort_keys=True).encode())
+    for tensors in (state.weights, state.first_moments, state.second_moments, mask):
+        for name in sorted(tensors):
+            digest.update(tensors[name].numpy().tobytes())
+    for file in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(ENCODED.iterdir())]:
+        digest.update(sha256(file).encode())
+    return project_root() / ".dvc/tmp/instant-soup/checkpoints" / digest.hexdigest()[:16]
+
+
+def save_curve(path: str | Path, curve: Curve) -> None:
+    """Write a curve as CSV; what was not measured at a step is empty."""
+    with new_file(path) as unfinished, open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "train_loss", "validation", "sparsity"])
+        writer.writeheader()
+        writer.writerows(curve)
+
+
+def load_curve(path: str | Path) -> Curve:
+    """Read a curve written by `save_curve`."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: float(v) if v else None for name, v in row.items()} for row in rows]
+
+
+def mask_finding(rounds: int, denoisers: int) -> tuple[Cost, Curve, list[dict[str, Any]]]:
+    """What ISP's rounds cost together, their curve, and a record of each.
+
+    A record: round, sparsity, steps, the masks' agreement, and `before`, the validation score at
+    the end of the round's training (`after`, just after pruning, is in the next stage's curve).
+    """
+    cost, curve, records = Cost(), [], []  # type: tuple[Cost, Curve, list[dict[str, Any]]]
+    for i in range(rounds):
+        folder = Path(f"models/isp/round_{i}")
+        soup = read_json(folder / "soup.json")
+        parts = [read_json(folder / "calibration.json"), {"seconds": soup.pop("seconds")}]
+        weak = [folder / f"weak/{n}.safetensors" for n in range(denoisers)]
+        parts += [masks.describe(path)["cost"] for path in weak]
+        for part in parts:
+            cost.add(part)
+        own_curve = load_curve(folder / "curve.csv")
+        curve += own_curve
+        steps = int(parts[0]["steps"])
+        before = own_curve[-1]["validation"]
+        records.append({"round": i, "steps": steps, "before": before, **soup})
+    return cost, curve, records
+
+
+def save_result(
+    folder: str | Path,
+    state: State,
+    mask: Mask,
+    cost: Cost,
+    curve: Curve,
+    rounds: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write a finished run: weights, mask, curve, and run.json with its cost and rounds."""
+    with new_folder(folder) as unfinished:
+        training.save_state(unfinished / "state", State(state.weights, step=state.step))
+        masks.save(unfinished / "mask.safetensors", mask)
+        save_curve(unfinished / "curve.csv", curve)
+        run = {"validation": curve[-1]["validation"], "cost": asdict(cost)}
+        if rounds:
+            # The row that each later stage begins with: the network just after it was pruned.
+            after = [row["validation"] for row in curve if row["train_loss"] is None]
+            run["rounds"] = [{**r, "after": score} for r, score in zip(rounds, after, strict=True)]
+        write_json(unfinished / "run.json", run)

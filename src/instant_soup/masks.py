@@ -1,0 +1,153 @@
+"""Masks over the prunable weights: exact top-k, one bit per weight on disk.
+
+A mask is a dict of boolean tensors, one per prunable weight, under the weight's name in the
+model's state dict and with its shape; True means kept.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from instant_soup.files import UserError, new_file
+
+Mask = dict[str, torch.Tensor]
+
+FORMAT = "instant-soup-mask-1"
+
+
+def count(mask: Mask) -> tuple[int, int]:
+    """Number of kept weights, number of weights."""
+    return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
+
+
+def sparsity(mask: Mask) -> float:
+    """Fraction of pruned weights."""
+    kept, total = count(mask)
+    return 1 - kept / total
+
+
+def number_kept(total: int, target_sparsity: float) -> int:
+    """How many of `total` weights stay so that exactly round(S · total) are pruned."""
+    return total - math.floor(target_sparsity * total + 0.5)
+
+
+def full(weights: dict[str, torch.Tensor]) -> Mask:
+    """The dense network's mask: everything kept."""
+    return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
+
+
+def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Boolean vector with True at exactly the k largest of a vector of scores.
+
+    Of equal scores the one with the lower index is kept, so the result never depends on the
+    machine. ValueError for NaN, which has no place in an order.
+    """
+    if scores.isnan().any():
+        raise ValueError("scores hold NaN: the training diverged")
+    if k <= 0 or k >= scores.numel():
+        return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
+    threshold = scores.kthvalue(scores.numel() - k + 1).values
+    kept = scores > threshold
+    ties = (scores == threshold).nonzero().flatten()
+    kept[ties[: k - int(kept.sum())]] = True
+    return kept
+
+
+def keep_largest(
+    scores: dict[str, torch.Tensor], k: int, priority: dict[str, torch.Tensor] | None = None
+) -> Mask:
+    """Mask of the k best weights of all tensors together: by priority first, then by score.
+
+    `scores` are floats, `priority` small non-negative integers (or booleans), both shaped like
+    the weights. One global ranking, as in the paper: layers get the density they earn.
+    """
+    flat_scores = torch.cat([s.flatten() for s in scores.values()])
+    if priority is None:
+        kept = largest(flat_scores, k)
+    else:
+        flat_priority = torch.cat([priority[name].flatten() for name in scores]).to(torch.int16)
+        kept = torch.zeros_like(flat_scores, dtype=torch.bool)
+        room = k
+        for level in flat_priority.unique().flip(0):
+            members = (flat_priority == level).nonzero().flatten()
+            kept[members[largest(flat_scores[members], room)]] = True
+            room = max(0, room - members.numel())
+    pieces = kept.split([s.numel() for s in scores.values()])
+    return {name: p.view(scores[name].shape) for name, p in zip(scores, pieces, strict=True)}
+
+
+def apply(mask: Mask, tensors: dict[str, torch.Tensor]) -> None:
+    """Set the pruned entries of `tensors` (by the mask's names) to exact zero, in place."""
+    with torch.no_grad():
+        for name, kept in mask.items():
+            tensors[name].masked_fill_(~kept.to(tensors[name].device), 0.0)
+
+
+def cosine_similarity(a: Mask, b: Mask) -> float:
+    """Cosine of two masks as 0/1 vectors (paper, figure 3): |a ∩ b| / sqrt(|a| · |b|)."""
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    return both / math.sqrt(count(a)[0] * count(b)[0]) if both else 0.0
+
+
+def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
+    """Name and sparsity of each block: the part of a weight's name up to its first number."""
+    layers: dict[str, Mask] = {}
+    for name, kept in mask.items():
+        parts = name.split(".")
+        end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        layers.setdefault(".".join(parts[:end]), {})[name] = kept
+    return [{"name": layer, "sparsity": sparsity(part)} for layer, part in layers.items()]
+
+
+def save(path: str | Path, mask: Mask, **description: object) -> None:
+    """Write a mask, bit-packed, with a JSON description (sparsity, method, round, seed, …)."""
+    header = {
+        "format": FORMAT,
+        "shapes": json.dumps({name: list(m.shape) for name, m in mask.items()}),
+        "description": json.dumps({"sparsity": sparsity(mask), **description}),
+    }
+    packed = {name: np.packbits(m.cpu().numpy().reshape(-1)) for name, m in mask.items()}
+    with new_file(path) as unfinished:
+        save_file(packed, unfinished, metadata=header)
+
+
+def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
+    """Read a mask; with `shapes`, check that it fits that model (name → shape).
+
+    UserError if the file is missing, damaged, not a mask, or a mask of another model.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a mask ({error})") from None
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: not a mask file of the format {FORMAT!r}")
+    stored = json.loads(header["shapes"])
+    if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
+        odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
+        raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
+    mask = {}
+    for name, shape in stored.items():
+        size = math.prod(shape)
+        bits = packed.get(name)
+        if bits is None or bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
+            raise UserError(f"{path}: damaged mask (tensor {name})")
+        if np.unpackbits(bits[-1:])[(size - 1) % 8 + 1 :].any():
+            raise UserError(f"{path}: damaged mask (stray bits after {name})")
+        unpacked = np.unpackbits(bits, count=size).view(np.bool_)
+        mask[name] = torch.from_numpy(unpacked).view(shape)
+    return mask
+
+
+def describe(path: str | Path) -> dict:
+    """The JSON description that a mask was saved with."""
+    with safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["description"])

@@ -1,0 +1,31 @@
+"""Task metrics, from scikit-learn and scipy."""
+
+import numpy as np
+
+
+def scores(kind: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """All metrics of a task, as fractions.
+
+    `classification`: predictions are logits (rows × classes), labels class numbers; accuracy,
+    F1 (of class 1, or macro over more than two classes) and Matthews correlation.
+    `regression`: predictions and labels are vectors; Pearson and Spearman correlation.
+    A correlation with constant predictions is undefined and counts as 0.
+    """
+    if kind == "regression":
+        from scipy.stats import pearsonr, spearmanr
+
+        if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+            return {"pearson": 0.0, "spearman": 0.0}
+        return {
+            "pearson": float(pearsonr(predictions, labels).statistic),
+            "spearman": float(spearmanr(predictions, labels).statistic),
+        }
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    chosen = predictions.argmax(axis=1)
+    average = "binary" if predictions.shape[1] == 2 else "macro"
+    return {
+        "accuracy": float(accuracy_score(labels, chosen)),
+        "f1": float(f1_score(labels, chosen, average=average, zero_division=0)),
+        "matthews": float(matthews_corrcoef(labels, chosen)),
+    }

@@ -1,0 +1,72 @@
+"""The two presets: what a `null` in params.yaml stands for.
+
+`paper` is Table 1 of the paper for BERT-base. `quick` is the same algorithm scaled to minutes on
+two CPU cores; docs/method.md tells how its numbers were chosen.
+"""
+
+PRESETS = {
+    "paper": {
+        "data": {
+            "train_rows": "all",
+            "validation_rows": 2000,
+            "test_rows": 2000,
+            "max_length": 128,
+        },
+        "training": {
+            "epochs": 10,
+            "learning_rate": 2e-5,
+            "weight_decay": 0.0,
+            "batch_size": 32,
+            "warmup": 0.0,
+            "clip_norm": 1.0,
+            "dropout": "model",
+            "freeze_embeddings": False,
+            "precision": "auto",
+            "evaluations": 20,
+        },
+        "isp": {
+            "compression_rate": 0.1,
+            "rate_of": "total",
+            "calibration": 0.1,
+            "look_ahead": 30,
+            "denoisers": 4,
+            "subset": 0.1,
+            "learning_rate_range": [0.5, 5.0],
+            "weight_decay_range": [0.0, 0.1],
+            "combine": "union",
+            "own_mask": False,
+        },
+    },
+    "quick": {
+        "data": {
+            "train_rows": "all",
+            "validation_rows": 500,
+            "test_rows": 2000,
+            "max_length": 64,
+        },
+        "training": {
+            "epochs": 1,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.0,
+            "batch_size": 32,
+            "warmup": 0.0,
+            "clip_norm": 1.0,
+            "dropout": 0.0,
+            "freeze_embeddings": True,
+            "precision": "auto",
+            "evaluations": 4,
+        },
+        "isp": {
+            "compression_rate": 0.2,
+            "rate_of": "total",
+            "calibration": 0.03,
+            "look_ahead": 10,
+            "denoisers": 4,
+            "subset": 0.1,
+            "learning_rate_range": [0.5, 5.0],
+            "weight_decay_range": [0.0, 0.1],
+            "combine": "union",
+            "own_mask": False,
+        },
+    },
+}

@@ -1,0 +1,42 @@
+"""When to prune, and how much: rounds, calibration steps and the learning rate (Algorithm 1)."""
+
+
+def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
+    """Sparsity after each round, up to exactly `target` (Algorithm 1, line 4).
+
+    `rate` is the compression rate s: points of the total per round (`rate_of="total"`, the
+    paper: 10 % reaches 70 % in 7 rounds) or a share of what is left (`"remaining"`, the
+    released research code). All numbers are fractions between 0 and 1.
+    """
+    sparsities: list[float] = []
+    while not sparsities or sparsities[-1] < target:
+        done = len(sparsities) + 1
+        reached = done * rate if rate_of == "total" else 1 - (1 - rate) ** done
+        # Rounded, so that 3 * 0.2 is 0.6: a round's settings must not depend on float noise.
+        sparsities.append(min(target, round(reached, 10)))
+    return sparsities
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """Optimiser steps in a number of epochs, at least one."""
+    return max(1, round(epochs * steps_per_epoch))
+
+
+def calibration_steps(round_index: int, seed_steps: int) -> int:
+    """Training steps before round i = 0, 1, …'s pruning: t · (i + 1) (Algorithm 1, line 3)."""
+    return seed_steps * (round_index + 1)
+
+
+def mask_finding_share(rounds: int, calibration: float, epochs: float) -> float:
+    """Share of the budget that `rounds` rounds spend on calibration: t(1 + … + R) / T."""
+    return calibration * rounds * (rounds + 1) / 2 / epochs
+
+
+def learning_rate(step: int, total: int, peak: float, warmup_steps: int = 0) -> float:
+    """Linear warm-up to `peak`, then linear decay to zero at `total` (paper, section 3).
+
+    `step` counts from 0; the first step after the warm-up has the full rate.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (total - step) / max(1, total - warmup_steps)

@@ -1,0 +1,256 @@
+"""The training engine: one for every stage, from dense fine-tuning to a 10-step look-ahead.
+
+A state (weights, optimiser moments, step) is all that passes from stage to stage. Data order,
+dropout and learning rate are functions of seed and step, so a chain of stages takes the very
+same steps as one uninterrupted run.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from instant_soup import masks, models
+from instant_soup.batches import Split, evaluation_batches, training_batches
+from instant_soup.files import UserError, new_folder, read_json, write_json
+from instant_soup.masks import Mask
+from instant_soup.metrics import scores
+from instant_soup.schedules import learning_rate
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class State:
+    """Everything a run is: weights, AdamW's two moments by weight name, steps done."""
+
+    weights: Weights
+    first_moments: Weights = field(default_factory=dict)
+    second_moments: Weights = field(default_factory=dict)
+    step: int = 0
+
+    def prune(self, mask: Mask) -> None:
+        """Set pruned weights and their moments to exact zero, in place.
+
+        Stale momentum would move pruned weights again at the next step.
+        """
+        masks.apply(mask, self.weights)
+        for moments in (self.first_moments, self.second_moments):
+            if moments:
+                masks.apply(mask, moments)
+
+
+@dataclass
+class Cost:
+    """What training cost: counted by the engine while it trains (docs/method.md, Cost)."""
+
+    steps: int = 0
+    look_ahead_steps: int = 0
+    flops: float = 0.0  # dense-equivalent training FLOPs, look-ahead included
+    sparse_flops: float = 0.0  # the same without the pruned weights' multiply-adds
+    seconds: float = 0.0  # wall seconds of training steps and mask work, validation excluded
+
+    def add(self, other: "Cost | dict") -> None:
+        """Add another cost to this one."""
+        for name, value in (other if isinstance(other, dict) else asdict(other)).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def save_state(folder: str | Path, state: State) -> None:
+    """Write a state as safetensors + JSON; the folder appears only when it is complete."""
+    with new_folder(folder) as unfinished:
+        write_state(unfinished, state)
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Write a state's files into an existing folder."""
+    save_file(state.weights, folder / "weights.safetensors")
+    if state.first_moments:
+        save_file(state.first_moments, folder / "first_moments.safetensors")
+        save_file(state.second_moments, folder / "second_moments.safetensors")
+    write_json(folder / "progress.json", {"step": state.step})
+
+
+def load_state(folder: str | Path, moments: bool = True) -> State:
+    """Read a state; UserError if anything of it is missing or damaged."""
+    folder = Path(folder)
+    step = read_json(folder / "progress.json")["step"]
+    try:
+        state = State(load_file(folder / "weights.safetensors"), step=step)
+        if moments and step > 0:
+            state.first_moments = load_file(folder / "first_moments.safetensors")
+            state.second_moments = load_file(folder / "second_moments.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be read as a training state ({error})") from None
+    return state
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(wanted: str) -> str:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def autocast(precision: str, where: torch.device) -> contextlib.AbstractContextManager:
+    """Mixed precision for `bf16`; weights, moments and gradients stay fp32 either way."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(where.type, dtype=torch.bfloat16)
+
+
+def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, taking up the state's moments.
+
+    Weight decay spares biases and norms (vectors), as is usual for transformers.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = [
+        {"params": [p for p in trainable.values() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    if state.first_moments:
+        for name, parameter in trainable.items():
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step), device=parameter.device),
+                "exp_avg": state.first_moments[name].to(parameter.device),
+                "exp_avg_sq": state.second_moments[name].to(parameter.device),
+            }
+    return optimizer
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> State:
+    """The state of a running training, on the CPU; the tensors are the live ones there."""
+    cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
+    trained = {name: optimizer.state[p] for name, p in model.named_parameters() if p.requires_grad}
+    first = {name: moments["exp_avg"].cpu() for name, moments in trained.items()}
+    second = {name: moments["exp_avg_sq"].cpu() for name, moments in trained.items()}
+    return State(cpu, first, second, step)
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error for float labels (regression), cross-entropy for class numbers."""
+    if labels.is_floating_point():
+        return functional.mse_loss(logits.float().squeeze(-1), labels)
+    return functional.cross_entropy(logits.float(), labels)
+
+
+def logits_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The classifier's outputs (rows × outputs) for a batch."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if getattr(model.config, "type_vocab_size", 0) < 2:
+        del inputs["token_type_ids"]
+    return model(**inputs).logits
+
+
+def evaluate(model: nn.Module, split: Split, precision: str) -> dict[str, float]:
+    """All of the task's metrics on a split."""
+    model.eval()
+    order, outputs = [], []
+    with torch.inference_mode(), autocast(precision, split.labels.device):
+        for index in evaluation_batches(split):
+            order.append(index)
+            outputs.append(logits_of(model, split.rows(index)).float())
+    model.train()
+    labels = split.labels[torch.cat(order)].cpu().numpy()
+    logits = torch.cat(outputs).cpu().numpy()
+    if split.labels.is_floating_point():
+        return scores("regression", logits[:, 0], labels)
+    return scores("classification", logits, labels)
+
+
+def train(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    data: Split,
+    settings: dict,
+    cost: Cost,
+    *,
+    last: int,
+    total: int | None,
+    label: str,
+    after_step: Callable[[int, torch.Tensor, Callable[[], State]], None] | None = None,
+) -> State:
+    """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
+
+    `settings`: learning_rate, weight_decay, batch_size, clip_norm, warmup (a share of `total`),
+    seed, precision. The rate decays to zero over `total` steps; with total=None it is constant
+    (a look-ahead). The mask's pruned weights must be zero already, moments too; they stay exact
+    zeros, because masked gradients leave AdamW's update of a zero at zero. `after_step(steps
+    done, loss, snapshot)` is called after each step; `snapshot()` is the state at that point.
+    UserError when the loss is no longer finite.
+    """
+    where = data.labels.device
+    precision = resolve_precision(settings["precision"])
+    model.to(where).train()
+    if where.type == "cpu":
+        # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
+        model.set_attn_implementation("eager")
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(model, state, settings["weight_decay"])
+    trainable = [p for p in parameters.values() if p.requires_grad]
+    kept, prunable = masks.count(mask)
+    sparse = kept < prunable
+    # As floats: multiplying gradients by them in one call is far quicker than filling one by one.
+    pruned = [parameters[name] for name in mask]
+    factors = [kept_here.to(where, torch.float32) for kept_here in mask.values()] if sparse else []
+    first = state.step
+    if last <= first:
+        return state
+    warmup = round(settings["warmup"] * (total or 0))
+
+    def snapshot() -> State:
+        return state_of(model, optimizer, step + 1)
+
+    batches = training_batches(data, settings["batch_size"], settings["seed"], first, last)
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    mark = time.perf_counter()
+    for step, batch in tqdm(
+        batches, desc=label, total=last - first, unit="step", mininterval=interval
+    ):
+        torch.manual_seed((settings["seed"] * 1_000_003 + step) % 2**63)  # this step's dropout
+        rate = settings["learning_rate"]
+        rate = rate if total is None else learning_rate(step, total, rate, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(precision, where):
+            logits = logits_of(model, batch)
+        loss = loss_of(logits, batch["labels"])
+        loss.backward()
+        if sparse:
+            torch._foreach_mul_([p.grad for p in pruned], factors)  # type: ignore
+        nn.utils.clip_grad_norm_(trainable, settings["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        rows, length = batch["input_ids"].shape
+        in_prunable, others = models.forward_flops(model.config, prunable, rows, length)
+        cost.flops += 3 * (in_prunable + others)
+        cost.sparse_flops += 3 * (in_prunable * kept / prunable + others)
+        cost.steps += 1
+        cost.seconds += time.perf_counter() - mark
+        if after_step is not None:
+            after_step(step + 1, loss, snapshot)
+        mark = time.perf_counter()
+    if not torch.isfinite(loss):
+        raise UserError(f"{label}: the loss is {float(loss)}: try a smaller learning rate")
+    cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
+    return snapshot()

@@ -1,0 +1,18 @@
+"""Dataset (packaged, hub or local) → train, validation and test tables in one layout."""
+
+from instant_soup.data import read_splits, save_table
+from instant_soup.files import new_folder, read_yaml, run_stage, write_json
+
+
+def main() -> None:
+    settings = read_yaml("models/plan/data.yaml")
+    splits = read_splits(settings)
+    with new_folder("data/prepared") as folder:
+        for name, table in splits.items():
+            save_table(folder / f"{name}.parquet", table)
+            print(f"{name}: {len(table)} rows")
+        write_json(folder / "info.json", {k: settings[k] for k in ("kind", "labels", "text")})
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,1 @@
+"""Results → reports: the ledger, tables and figures; and, at last, everything into MLflow."""

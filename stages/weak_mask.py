@@ -1,0 +1,69 @@
+"""ISP round i, denoiser n: C look-ahead steps under a protocol of its own → one weak mask.
+
+Algorithm 2, lines 3–6: the network is copied, trained briefly on a random subset of the data
+with a random learning rate and weight decay, and its magnitude mask at this round's sparsity is
+kept. The copy is thrown away.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from instant_soup.files import UserError, pass_by, read_yaml, run_stage
+from instant_soup.tracking import stage_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--round", type=int, required=True)
+    parser.add_argument("--denoiser", type=int, required=True)
+    arguments = parser.parse_args()
+    i, n = arguments.round, arguments.denoiser
+    settings = read_yaml(f"models/plan/weak_mask_{i}_{n}.yaml")
+    out = Path(f"models/isp/round_{i}/weak/{n}.safetensors")
+    if settings.get("idle"):
+        return pass_by(out)
+
+    from instant_soup import criteria, main_network, masks, training  # late: see calibrate.py
+    from instant_soup.batches import load_split
+    from instant_soup.denoisers import draw_protocol
+
+    tags = {"method": "isp", "round": i, "denoiser": n}
+    with stage_run(f"weak mask {i}/{n}", settings, tags) as run:
+        network = training.load_state(f"models/isp/round_{i}/state", moments=False)
+        mask = masks.load(Path(settings["start"]) / "mask.safetensors")
+        data = load_split("data/encoded/train.safetensors", training.device())
+        protocol = draw_protocol(settings, len(data), key=(settings["seed"], i, n))
+
+        look_ahead = training.State(network.weights)  # a fresh optimiser, step 0
+        order = settings["seed"] + 7919 * (1 + n) + 104729 * (1 + i)  # its own data order, dropout
+        cost = training.Cost()
+        look_ahead = training.train(
+            main_network.build(look_ahead, settings),
+            look_ahead,
+            mask,
+            data.subset(protocol["rows"].to(data.labels.device)),
+            {**settings, **protocol, "seed": order},
+            cost,
+            last=settings["look_ahead"],
+            total=None,
+            label=f"look-ahead {i}/{n}",
+        )
+
+        started = time.perf_counter()
+        prunable = {name: look_ahead.weights[name] for name in mask}
+        weak_mask = criteria.magnitude(prunable, settings["sparsity"])
+        cost.seconds += time.perf_counter() - started
+        cost.look_ahead_steps, cost.steps = cost.steps, 0
+        drawn = {key: protocol[key] for key in ("learning_rate", "weight_decay")}
+        drawn["subset_rows"] = len(protocol["rows"])
+        if any((weak_mask[name] & ~mask[name]).any() for name in mask):
+            raise UserError("a pruned weight came back: the look-ahead lost its mask")
+        masks.save(
+            out, weak_mask, method="isp", round=i, denoiser=n, protocol=drawn, cost=vars(cost)
+        )
+        run.summary(**vars(cost), **drawn)
+
+
+if __name__ == "__main__":
+    run_stage(main)
