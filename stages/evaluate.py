@@ -1,6 +1,7 @@
 """A finished network on the test split, once; with its exact sparsity and its cost."""
 
 import argparse
+import subprocess
 from pathlib import Path
 
 from instant_soup import criteria, main_network, masks, training
@@ -39,6 +40,7 @@ def main() -> None:
             {
                 **{k: v for k, v in settings.items() if k != "precision"},
                 "precision": precision,
+                "code_version": code_version(),
                 "test": scores,
                 "sparsity": masks.sparsity(mask),
                 "pruned_weights": total - kept,
@@ -55,6 +57,12 @@ def main() -> None:
         )
         run.summary(**{f"test_{k}": v for k, v in scores.items()}, sparsity=masks.sparsity(mask))
         run.artifact(f"reports/results/{method}.json")
+
+
+def code_version() -> str:
+    """The short Git commit, or "unknown" outside a repository."""
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return git.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -1,1 +1,90 @@
-"""Results → reports: the ledger, tables and figures; and, at last, everything into MLflow."""
+"""Results → reports: ledger, tables and figures; then everything recorded goes to MLflow."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from instant_soup import figures, tables, tracking
+from instant_soup.files import project_root, read_yaml, run_stage, write_json
+
+REPORTS = Path("reports")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--show", action="store_true", help="only print this run's table")
+    show_only = parser.parse_args().show
+    results = tables.read_results(REPORTS / "results", methods_of_this_run())
+    if show_only:
+        return tables.terminal_table(results)
+
+    with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
+        experiments = tables.results_of_experiments(project_root())
+        ledger_csv = REPORTS / "results.csv"
+        tables.merge_ledger(ledger_csv, experiments, "unknown", replace=False)
+        ledger = tables.merge_ledger(ledger_csv, results, "unknown")
+        written = tables.write_tables(REPORTS / "tables", ledger)
+        written += draw_figures(results, ledger)
+        for path in written:
+            run.artifact(path, folder=path.parent.name)
+        run.artifact(ledger_csv)
+        metrics = {result["method"]: metrics_of(result) for result in results}
+        write_json(REPORTS / "metrics.json", metrics)
+        run.summary(**{f"{m}/{k}": v for m, values in metrics.items() for k, v in values.items()})
+    tables.terminal_table(results)
+    try:
+        tracking.flush()
+    except Exception as error:  # MLflow mirrors results, it does not own them
+        print(f"warning: MLflow is behind (`make ui` tries again): {error}", file=sys.stderr)
+
+
+def methods_of_this_run() -> list[str]:
+    """The plan's methods; in a clone that has run nothing, those of the committed results."""
+    plan = Path("models/plan/tables.yaml")
+    if plan.exists():
+        return read_yaml(plan)["methods"]
+    return sorted(path.stem for path in (REPORTS / "results").glob("*.json"))
+
+
+def metrics_of(result: dict) -> dict[str, float]:
+    """What `dvc metrics show` and `dvc exp show` tell of a method: test scores and cost."""
+    cost = result["cost"]
+    return {
+        **result["test"],
+        "sparsity": result["sparsity"],
+        "steps": cost["steps"] + cost["look_ahead_steps"],
+        "tera_flops": cost["flops"] / 1e12,
+        "seconds": cost["seconds"],
+    }
+
+
+def draw_figures(results: list[dict], ledger: pd.DataFrame) -> list[Path]:
+    """All figures of this run and of the ledger, and the data of DVC's own plots."""
+    folder = REPORTS / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    metric = results[0]["metric"]
+    curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
+    rounds = next((r["rounds"] for r in results if r["method"] == "isp"), [])
+    labelled = [curve.assign(method=method) for method, curve in curves.items()]
+    pd.concat(labelled).to_csv(REPORTS / "curves.csv", index=False)
+    pd.DataFrame(rounds).to_csv(REPORTS / "isp_rounds.csv", index=False)
+    paths = [folder / name for name in FIGURES]
+    figures.training_curves(curves, metric, paths[0])
+    figures.isp_rounds(rounds, metric, paths[1])
+    figures.layer_sparsity(results, paths[2])
+    figures.accuracy_vs_sparsity(ledger, paths[3])
+    return paths
+
+
+FIGURES = (
+    "training_curves.png",
+    "isp_rounds.png",
+    "layer_sparsity.png",
+    "accuracy_vs_sparsity.png",
+)
+
+
+if __name__ == "__main__":
+    run_stage(main)

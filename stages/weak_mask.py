@@ -36,14 +36,13 @@ def main() -> None:
         protocol = draw_protocol(settings, len(data), key=(settings["seed"], i, n))
 
         look_ahead = training.State(network.weights)  # a fresh optimiser, step 0
-        order = settings["seed"] + 7919 * (1 + n) + 104729 * (1 + i)  # its own data order, dropout
         cost = training.Cost()
         look_ahead = training.train(
             main_network.build(look_ahead, settings),
             look_ahead,
             mask,
             data.subset(protocol["rows"].to(data.labels.device)),
-            {**settings, **protocol, "seed": order},
+            {**settings, **protocol},
             cost,
             last=settings["look_ahead"],
             total=None,

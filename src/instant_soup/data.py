@@ -144,7 +144,7 @@ def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dic
     values = table[label]
     if values.dtype.kind == "f":
         return {"text": text, "kind": "regression", "labels": []}
-    names = sorted(values.unique().tolist())
+    names = sorted(values.dropna().unique().tolist())
     return {"text": text, "kind": "classification", "labels": [str(n) for n in names]}
 
 

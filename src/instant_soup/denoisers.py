@@ -17,9 +17,9 @@ def draw_protocol(settings: dict, rows: int, key: tuple[int, ...]) -> dict:
     The learning rate is the base rate times a factor drawn log-uniformly from
     `learning_rate_range`; the weight decay is drawn uniformly from `weight_decay_range` (its own
     value, not a factor: BERT's base decay is zero). The subset is a random `subset` share of the
-    training rows, at least one batch.
+    training rows, at least one batch; `seed` orders it and drives dropout.
 
-    Returns learning_rate, weight_decay, rows (a sorted int64 tensor of row numbers).
+    Returns learning_rate, weight_decay, rows (a sorted int64 tensor of row numbers), seed.
     """
     draws = generator(*key)
     low, high = torch.tensor(settings["learning_rate_range"], dtype=torch.float64).log()
@@ -31,4 +31,5 @@ def draw_protocol(settings: dict, rows: int, key: tuple[int, ...]) -> dict:
         "learning_rate": settings["learning_rate"] * float(factor.exp()),
         "weight_decay": float(decay),
         "rows": torch.randperm(rows, generator=draws)[:size].sort().values,
+        "seed": int(torch.randint(2**31, (), generator=draws)),
     }

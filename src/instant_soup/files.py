@@ -69,7 +69,7 @@ def read_yaml(path: str | Path) -> Any:
     """Read a YAML file; UserError if it is missing or damaged."""
     try:
         return yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as YAML ({reason})") from None
 

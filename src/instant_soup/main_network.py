@@ -103,10 +103,12 @@ def advance(
     sparsity = round(masks.sparsity(mask), 6)
     checkpoint = _checkpoint_folder(state, mask, settings, last)
     cost, curve = Cost(), []  # type: tuple[Cost, Curve]
+    losses: list[torch.Tensor] = []  # of the steps since the curve's last row
     if (checkpoint / "progress.json").exists():
         state = training.load_state(checkpoint)
         cost.add(read_json(checkpoint / "cost.json"))
         curve = read_json(checkpoint / "curve.json")
+        losses = [torch.tensor(x, device=where) for x in read_json(checkpoint / "losses.json")]
         print(f"{label}: continuing from the checkpoint at step {state.step}")
     model = build(state, settings)
     precision = training.resolve_precision(settings["precision"])
@@ -125,14 +127,13 @@ def advance(
         record(_row(state.step, None, validate(), sparsity))
     log_every = max(1, total // 200)
     validate_every = max(1, round(total / settings["evaluations"]))
-    losses: list[torch.Tensor] = []
     last_saved = time.monotonic()
 
     def after_step(step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
         nonlocal last_saved
         losses.append(loss.detach())
         validating = step % validate_every == 0 or step == last
-        if validating or step % log_every == 0 or stop_asked.is_set():
+        if validating or step % log_every == 0:
             mean = float(torch.stack(losses).mean())
             losses.clear()
             record(_row(step, mean, validate() if validating else None, sparsity))
@@ -141,6 +142,7 @@ def advance(
                 training.write_state(unfinished, snapshot())
                 write_json(unfinished / "cost.json", asdict(cost))
                 write_json(unfinished / "curve.json", curve)
+                write_json(unfinished / "losses.json", [float(x) for x in losses])
             last_saved = time.monotonic()
         if stop_asked.is_set():
             raise KeyboardInterrupt

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from instant_soup.files import UserError
@@ -55,7 +56,7 @@ def load_pretrained(source: str | Path, hub: bool) -> tuple[Any, set[str]]:
         model, loading = auto.AutoModelForSequenceClassification.from_pretrained(
             source, local_files_only=not hub, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = " ".join(str(error).split())[:300]
         where = "the Hugging Face hub (is there a network?)" if hub else "the folder"
         raise UserError(f"model: {source} cannot be loaded from {where}: {first}") from None

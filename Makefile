@@ -1,0 +1,44 @@
+# make help lists what there is. Everything runs in the active virtual environment, or in .venv.
+
+PYTHON ?= python3
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),$(CURDIR)/.venv)
+INSTALLED := $(VENV)/.instant-soup-installed
+export PATH := $(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: help setup repro test lint smoke tables ui
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@test -x "$(VENV)/bin/python" || $(PYTHON) -m venv "$(VENV)"
+	@python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed (make PYTHON=python3.12 …)"; exit 1; }
+	python -m pip install --quiet -r requirements.txt
+	@touch "$@"
+
+setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLflow's database
+	@python -m instant_soup.tracking init
+
+repro: setup  ## set up and run the whole pipeline (dvc repro); prints the table
+	dvc repro
+	@python stages/tables.py --show
+
+test: setup  ## set up and run linters, type checks and tests
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest
+
+smoke: setup  ## the real pipeline on a handful of real data, in a temporary copy
+	bash tests/smoke.sh
+
+tables: setup  ## tables and figures again, from the ledger and all experiments
+	PYTHONPATH=src python stages/tables.py
+
+ui: setup  ## MLflow's pages on http://127.0.0.1:5000
+	python -m instant_soup.tracking flush
+	mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -1,0 +1,323 @@
+"""Masks: exactly k kept, ties by position, one global ranking, and files that cannot mislead."""
+
+import math
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from instant_soup import criteria, masks
+from instant_soup.files import UserError, new_file, new_folder
+
+LAW = settings(deadline=None, max_examples=100)
+TIED_SCORES = st.lists(st.integers(-2, 3).map(float), min_size=1, max_size=60)
+SHAPES = st.lists(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4
+)
+
+
+def kept_by_stable_sort(scores: np.ndarray, k: int) -> np.ndarray:
+    """The reference: a stable sort, best first; equal scores stay in their order."""
+    order = np.argsort(-scores.astype(np.float64), kind="stable")
+    kept = np.zeros(len(scores), dtype=bool)
+    kept[order[:k]] = True
+    return kept
+
+
+def in_pieces(flat: torch.Tensor, sizes: list[int]) -> dict[str, torch.Tensor]:
+    """A vector cut into named tensors, in order."""
+    return {f"w{i}": piece for i, piece in enumerate(flat.split(sizes))}
+
+
+def joined(tensors: dict[str, torch.Tensor]) -> np.ndarray:
+    """Named tensors as one numpy vector, in order."""
+    return torch.cat([t.flatten() for t in tensors.values()]).numpy()
+
+
+def random_mask(shapes: list[tuple[int, ...]], seed: int) -> masks.Mask:
+    """A mask of the given shapes, each weight kept by the toss of a coin."""
+    draws = torch.Generator().manual_seed(seed)
+    return {f"layer.{i}.w": torch.rand(s, generator=draws) < 0.5 for i, s in enumerate(shapes)}
+
+
+@LAW
+@given(TIED_SCORES, st.data())
+def test_exactly_k_are_kept_and_they_are_a_stable_sorts(scores: list[float], data) -> None:
+    k = data.draw(st.integers(0, len(scores)))
+    kept = masks.largest(torch.tensor(scores), k)
+    assert int(kept.sum()) == k
+    np.testing.assert_array_equal(kept.numpy(), kept_by_stable_sort(np.array(scores), k))
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 6])
+def test_of_equal_scores_the_lower_index_is_kept(k: int) -> None:
+    assert masks.largest(torch.zeros(6), k).tolist() == [True] * k + [False] * (6 - k)
+
+
+def test_a_tie_at_the_threshold_is_cut_by_position() -> None:
+    kept = masks.largest(torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0]), 3)
+    assert kept.tolist() == [True, True, False, True, False]
+
+
+def test_infinite_scores_have_their_place_in_the_order() -> None:
+    kept = masks.largest(torch.tensor([0.0, -math.inf, math.inf, 5.0]), 2)
+    assert kept.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_nan_is_refused_whatever_k(k: int) -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        masks.largest(torch.tensor([0.0, math.nan, 1.0]), k)
+
+
+def test_nan_is_refused_under_a_priority_too() -> None:
+    scores = {"a": torch.tensor([1.0, math.nan])}
+    with pytest.raises(ValueError, match="NaN"):
+        masks.keep_largest(scores, 1, {"a": torch.tensor([1, 0])})
+
+
+@LAW
+@given(TIED_SCORES, st.data())
+def test_the_ranking_is_global_across_tensors(scores: list[float], data) -> None:
+    cut = data.draw(st.integers(0, len(scores)))
+    k = data.draw(st.integers(0, len(scores)))
+    mask = masks.keep_largest(in_pieces(torch.tensor(scores), [cut, len(scores) - cut]), k)
+    np.testing.assert_array_equal(joined(mask), kept_by_stable_sort(np.array(scores), k))
+
+
+def test_a_layer_of_small_weights_can_lose_everything() -> None:
+    mask = masks.keep_largest({"small": torch.full((2, 2), 0.1), "big": torch.ones(2, 3)}, 6)
+    assert not mask["small"].any() and mask["big"].all()
+    assert mask["small"].shape == (2, 2) and mask["big"].shape == (2, 3)
+
+
+@LAW
+@given(TIED_SCORES, st.data())
+def test_priority_comes_before_score_and_score_before_position(scores, data) -> None:
+    size = len(scores)
+    priority = data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
+    k, cut = data.draw(st.integers(0, size)), data.draw(st.integers(0, size))
+    mask = masks.keep_largest(
+        in_pieces(torch.tensor(scores), [cut, size - cut]),
+        k,
+        in_pieces(torch.tensor(priority, dtype=torch.uint8), [cut, size - cut]),
+    )
+    order = sorted(range(size), key=lambda i: (-priority[i], -scores[i], i))
+    assert np.flatnonzero(joined(mask)).tolist() == sorted(order[:k])
+
+
+@LAW
+@given(TIED_SCORES, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_magnitude_masks_are_nested_over_sparsities(scores, one: float, other: float) -> None:
+    weights = {"w": torch.tensor(scores)}
+    dense = criteria.magnitude(weights, min(one, other))["w"]
+    sparse = criteria.magnitude(weights, max(one, other))["w"]
+    assert not (sparse & ~dense).any()
+
+
+@LAW
+@given(st.integers(1, 10**8), st.integers(1, 999))
+def test_the_number_pruned_is_the_nearest_whole_number(total: int, thousandths: int) -> None:
+    exact = Fraction(thousandths, 1000) * total
+    # A float cannot hold most half-way cases: 0.145 · 100 falls just short of 14.5.
+    assume(exact % 1 != Fraction(1, 2))
+    assert total - masks.number_kept(total, thousandths / 1000) == round(exact)
+
+
+@pytest.mark.parametrize(
+    ("total", "sparsity", "pruned"), [(3, 0.5, 2), (5, 0.5, 3), (10, 0.25, 3), (6, 0.75, 5)]
+)
+def test_half_a_weight_is_rounded_up(total: int, sparsity: float, pruned: int) -> None:
+    assert total - masks.number_kept(total, sparsity) == pruned
+
+
+def test_count_and_sparsity_of_a_known_mask() -> None:
+    mask = {"a": torch.tensor([True, False]), "b": torch.tensor([[False, False]])}
+    assert masks.count(mask) == (1, 4)
+    assert masks.sparsity(mask) == 0.75
+    assert masks.sparsity(masks.full(mask)) == 0
+
+
+def test_apply_sets_exact_zeros_and_nothing_else() -> None:
+    weights = {"a": torch.tensor([1.5, math.inf, math.nan, -2.0]), "bias": torch.ones(2)}
+    masks.apply({"a": torch.tensor([True, False, False, True])}, weights)
+    assert weights["a"].tolist() == [1.5, 0.0, 0.0, -2.0]
+    assert weights["bias"].tolist() == [1.0, 1.0]
+
+
+def test_apply_works_on_live_parameters() -> None:
+    layer = torch.nn.Linear(3, 2)
+    masks.apply({"weight": torch.zeros(2, 3, dtype=torch.bool)}, dict(layer.named_parameters()))
+    assert not layer.weight.any() and layer.weight.requires_grad
+
+
+def test_cosine_similarity_of_known_masks() -> None:
+    a = {"w": torch.tensor([True, True, True, True, False])}
+    b = {"w": torch.tensor([False, False, False, True, False])}
+    c = {"w": torch.tensor([False, False, False, False, True])}
+    nothing = {"w": torch.zeros(5, dtype=torch.bool)}
+    assert masks.cosine_similarity(a, a) == 1.0
+    assert masks.cosine_similarity(a, b) == 0.5  # 1 / sqrt(4 · 1)
+    assert masks.cosine_similarity(a, c) == 0.0
+    assert masks.cosine_similarity(a, nothing) == 0.0
+
+
+@LAW
+@given(SHAPES, st.integers(0, 99), st.integers(0, 99))
+def test_cosine_similarity_is_that_of_the_zero_one_vectors(shapes, one: int, other: int) -> None:
+    a, b = random_mask(shapes, one), random_mask(shapes, other)
+    x, y = joined(a).astype(float), joined(b).astype(float)
+    lengths = np.linalg.norm(x) * np.linalg.norm(y)
+    expected = x @ y / lengths if lengths else 0.0
+    assert masks.cosine_similarity(a, b) == pytest.approx(expected)
+
+
+def test_sparsity_by_layer_groups_the_weights_of_a_block() -> None:
+    mask = {
+        "bert.encoder.layer.0.query.weight": torch.tensor([True, False]),
+        "bert.encoder.layer.0.output.weight": torch.tensor([False, False]),
+        "bert.encoder.layer.10.query.weight": torch.tensor([True, True]),
+    }
+    assert masks.sparsity_by_layer(mask) == [
+        {"name": "bert.encoder.layer.0", "sparsity": 0.75},
+        {"name": "bert.encoder.layer.10", "sparsity": 0.0},
+    ]
+
+
+@LAW
+@given(SHAPES, st.integers(0, 99))
+def test_a_mask_comes_back_from_disk_as_it_was(shapes: list[tuple[int, ...]], seed: int) -> None:
+    mask = random_mask(shapes, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deep" / "mask.safetensors"
+        masks.save(path, mask, method="isp", round=2)
+        back = masks.load(path, {name: list(m.shape) for name, m in mask.items()})
+        description = masks.describe(path)
+    assert back.keys() == mask.keys()
+    for name, kept in mask.items():
+        assert back[name].dtype == torch.bool
+        assert torch.equal(back[name], kept)
+    assert description == {"sparsity": masks.sparsity(mask), "method": "isp", "round": 2}
+
+
+def test_a_mask_takes_one_bit_a_weight_on_disk(tmp_path: Path) -> None:
+    mask = random_mask([(384, 384), (1001, 333)], 0)
+    masks.save(tmp_path / "mask.safetensors", mask)
+    _, total = masks.count(mask)
+    assert total / 8 <= (tmp_path / "mask.safetensors").stat().st_size <= total / 8 + 1000
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A mask file of two odd-sized tensors."""
+    masks.save(tmp_path / "mask.safetensors", random_mask([(3, 7), (5,)], 1), method="isp")
+    return tmp_path / "mask.safetensors"
+
+
+def refusal(path: Path, shapes: dict[str, list[int]] | None = None) -> str:
+    """The message with which a mask file is refused; it must name the file, in one line."""
+    with pytest.raises(UserError) as caught:
+        masks.load(path, shapes)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+def test_a_missing_mask_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / "mask.safetensors")
+
+
+def test_a_folder_is_no_mask(tmp_path: Path) -> None:
+    refusal(tmp_path)
+
+
+def test_a_truncated_mask_is_refused_wherever_it_is_cut(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for size in (0, 4, 8, 100, len(whole) - 1):
+        saved.write_bytes(whole[:size])
+        refusal(saved)
+
+
+def test_random_bytes_are_no_mask(saved: Path) -> None:
+    saved.write_bytes(np.random.default_rng(0).bytes(1000))
+    refusal(saved)
+
+
+def test_the_note_of_an_idle_stage_is_no_mask(saved: Path) -> None:
+    saved.write_text("not needed for this target\n")
+    refusal(saved)
+
+
+def test_a_plain_safetensors_file_is_no_mask(saved: Path) -> None:
+    save_file({"w": np.zeros(3, dtype=np.uint8)}, saved)
+    assert "not a mask" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"w": np.zeros(2, dtype=np.uint8)},
+        {"w": np.zeros(4, dtype=np.uint8)},
+        {"w": np.zeros(3, dtype=np.float32)},
+        {"w": np.zeros((3, 1), dtype=np.uint8)},
+    ],
+    ids=["no tensor", "too short", "too long", "wrong type", "wrong rank"],
+)
+def test_a_header_that_does_not_fit_its_tensors_is_refused(saved: Path, tensors: dict) -> None:
+    header = {"format": masks.FORMAT, "shapes": '{"w": [21]}', "description": "{}"}
+    save_file({**tensors, "other": np.zeros(1)}, saved, metadata=header)
+    assert "damaged mask (tensor w)" in refusal(saved)
+
+
+def test_stray_padding_bits_are_refused(saved: Path) -> None:
+    header = {"format": masks.FORMAT, "shapes": '{"w": [5]}', "description": "{}"}
+    save_file({"w": np.array([0b11111_000], dtype=np.uint8)}, saved, metadata=header)
+    assert masks.load(saved)["w"].all()
+    save_file({"w": np.array([0b11111_001], dtype=np.uint8)}, saved, metadata=header)
+    assert "stray bits" in refusal(saved)
+
+
+def test_another_models_shapes_are_refused_and_the_difference_named(saved: Path) -> None:
+    right = {"layer.0.w": [3, 7], "layer.1.w": [5]}
+    masks.load(saved, right)
+    assert "layer.1.w" in refusal(saved, {**right, "layer.1.w": [6]})
+    assert "layer.0.w" in refusal(saved, {**right, "layer.0.w": [7, 3]})
+    assert "layer.2.w" in refusal(saved, {**right, "layer.2.w": [1]})
+    assert "layer.0.w" in refusal(saved, {"layer.1.w": [5]})
+
+
+def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), new_file(tmp_path / "mask") as unfinished:
+        unfinished.write_text("half")
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_fails_leaves_the_old_file(saved: Path, tmp_path: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(KeyboardInterrupt), new_file(saved) as unfinished:
+        unfinished.write_text("half")
+        raise KeyboardInterrupt
+    assert saved.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    with pytest.raises(RuntimeError), new_folder(target) as unfinished:
+        (unfinished / "a").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target) as unfinished:
+        (unfinished / "a").write_text("old")
+    with new_folder(target) as unfinished:
+        assert list(unfinished.iterdir()) == []
+        (unfinished / "b").write_text("new")
+    assert [p.name for p in target.iterdir()] == ["b"]

@@ -1,0 +1,315 @@
+"""The real pipeline, run by DVC on a tiny model and little data: what runs, and what comes out.
+
+One project is made and run once. Then experiments change one thing each, in DVC's queue two at a
+time, and each must run what that thing affects and nothing else.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from instant_soup import masks, training
+
+REPOSITORY = Path(__file__).parent.parent
+
+# Sparsity 0.6 takes rounds 0 and 1; 0.8 takes round 2 as well; round 3 is never needed.
+PARAMS = {
+    "sparsity": 0.6,
+    "seed": 0,
+    "preset": "quick",
+    "baselines": ["one_shot", "random"],
+    "data": {"validation_rows": 40, "test_rows": 40, "max_length": 16},
+    "training": {"batch_size": 8, "precision": "fp32", "learning_rate": 3e-3, "dropout": 0.1},
+    "isp": {"compression_rate": 0.3, "calibration": 0.1, "look_ahead": 2, "denoisers": 2},
+    "rounds": [
+        {"id": 0, "start": "models/start"},
+        *({"id": i, "start": f"models/isp/round_{i - 1}"} for i in (1, 2, 3)),
+    ],
+    "weak_seeds": [0, 1, 2],
+}
+# Listed, but needed by no experiment here: they hang on the round before, and pass by at once.
+IDLE = {"calibrate@3", "mask_soup@3", *(f"weak_mask@round{i}-2" for i in range(3))}
+IDLE |= {f"weak_mask@round3-{n}" for n in range(3)}
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with its own Python first and no outer DVC or MLflow in it."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    return {
+        **inherited,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.com",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.com",
+    }
+
+
+def run(folder: Path, *command: str, ok: bool = True) -> str:
+    """Run a command in the project; its output, after checking that it succeeded (or not)."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), text=True, stdout=-1, stderr=subprocess.STDOUT
+    )
+    assert (done.returncode == 0) == ok, done.stdout[-4000:]
+    return done.stdout
+
+
+def ran(output: str) -> set[str]:
+    """The stages that DVC really ran, by its output."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def make_project(folder: Path, model: Path, data: Path, **changes: object) -> Path:
+    """A copy of this repository as a project of its own, with tiny parameters, committed."""
+    listed = run(REPOSITORY, "git", "ls-files", "-co", "--exclude-standard")
+    for name in listed.splitlines():
+        source = REPOSITORY / name
+        if source.is_file() and not name.startswith(("reports/", "tests/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    changes = {**PARAMS, "dataset": f"local:{data}", "model": f"local:{model}", **changes}
+    for key, value in changes.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "project")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
+    """A project whose pipeline has run once; what `dvc repro` printed is in repro.txt."""
+    folder = make_project(tmp_path_factory.mktemp("project") / "soup", tiny_bert, tiny_data)
+    output = run(folder, "dvc", "repro")
+    (folder.parent / "repro.txt").write_text(output)
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "run")
+    return folder
+
+
+EXPERIMENTS = {
+    "sparser": ["sparsity=0.8"],
+    "seeded": ["seed=1"],
+    "longer": ["isp.look_ahead=3"],
+    "other-data": [],  # its dataset is a folder that the fixture makes
+}
+
+
+@pytest.fixture(scope="module")
+def queued(project: Path, tmp_path_factory, tiny_data: Path) -> dict[str, str]:
+    """The experiments' outputs by name, after running all of them two at a time."""
+    other = tmp_path_factory.mktemp("other-data")
+    table = pd.read_parquet(tiny_data / "train.parquet")
+    table.iloc[:150].to_csv(other / "train.csv", index=False)
+    table.iloc[150:].to_csv(other / "test.csv", index=False)
+    for name, changes in EXPERIMENTS.items():
+        overrides = changes or [f"dataset=local:{other}"]
+        arguments = [word for change in overrides for word in ("-S", change)]
+        run(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
+    run(project, "dvc", "exp", "run", "--run-all", "-j", "2")
+    logs = {name: run(project, "dvc", "queue", "logs", name) for name in EXPERIMENTS}
+    status = run(project, "dvc", "queue", "status")
+    assert status.count("Success") == len(EXPERIMENTS), status + "".join(logs.values())[-4000:]
+    return logs
+
+
+def result_of(project: Path, experiment: str, method: str) -> dict:
+    """A result file as an experiment committed it."""
+    listed = run(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps")
+    ref = next(line for line in listed.splitlines() if line.endswith(f"/{experiment}"))
+    return json.loads(run(project, "git", "show", f"{ref}:reports/results/{method}.json"))
+
+
+def stages(*patterns: str, of: set[str]) -> set[str]:
+    """The stages whose names begin with one of the patterns."""
+    return {stage for stage in of if stage.startswith(patterns)}
+
+
+def test_first_run_runs_every_stage_and_says_where_the_tables_are(project: Path):
+    output = (project.parent / "repro.txt").read_text()
+    listed = run(project, "dvc", "stage", "list", "--name-only").split()
+    assert ran(output) == set(listed)
+    assert "reports/tables/results.md" in output
+
+
+def test_second_run_runs_nothing(project: Path):
+    assert ran(run(project, "dvc", "repro")) == set()
+
+
+def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
+    prunable = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    for method in ("isp", "one_shot", "random", "dense"):
+        result = json.loads((project / f"reports/results/{method}.json").read_text())
+        pruned = 0 if method == "dense" else int(0.6 * prunable + 0.5)
+        assert (result["prunable_weights"], result["pruned_weights"]) == (prunable, pruned)
+        assert result["cost"]["steps"] == 20  # one epoch of 160 rows in batches of 8
+        assert result["cost"]["look_ahead_steps"] == (8 if method == "isp" else 0)
+        weights = training.load_state(project / f"models/retrained/{method}/state", False).weights
+        mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
+        assert sum(int((weights[n] == 0).sum()) for n in mask) == pruned
+
+
+def test_rounds_are_nested_and_their_training_grows(project: Path):
+    result = json.loads((project / "reports/results/isp.json").read_text())
+    assert [r["steps"] for r in result["rounds"]] == [2, 4]
+    first, second = (masks.load(project / f"models/isp/round_{i}/mask.safetensors") for i in (0, 1))
+    assert all((first[name] | ~second[name]).all() for name in first)
+    assert masks.sparsity(first) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_stages_equal_one_uninterrupted_process_bit_for_bit(project: Path):
+    single = run(project, sys.executable, str(REPOSITORY / "tests/single_process.py"))
+    expected = torch.load(single.strip().splitlines()[-1], weights_only=True)
+    weights = training.load_state(project / "models/retrained/isp/state", False).weights
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_higher_sparsity_reruns_only_what_comes_after_the_last_round(queued: dict[str, str]):
+    names = {
+        f"{s}@{m}"
+        for s in ("find_ticket", "retrain", "evaluate_baseline")
+        for m in ("one_shot", "random")
+    }
+    third_round = {"calibrate@2", "weak_mask@round2-0", "weak_mask@round2-1", "mask_soup@2"}
+    assert ran(queued["sparser"]) - IDLE == third_round | names | {
+        "plan",
+        "retrain_isp",
+        "evaluate@isp",
+        "tables",
+    }
+
+
+def test_seed_leaves_data_base_model_and_the_one_shot_mask(queued: dict[str, str], project: Path):
+    listed = set(run(project, "dvc", "stage", "list", "--name-only").split())
+    untouched = {"prepare_data", "prepare_model", "encode_data", "find_ticket@one_shot"}
+    done = ran(queued["seeded"])
+    assert done & untouched == set()
+    not_needed = stages("calibrate@2", "weak_mask@round2", "mask_soup@2", of=listed)
+    assert listed - untouched - not_needed - IDLE == done - not_needed - IDLE
+
+
+def test_look_ahead_touches_only_isp(queued: dict[str, str]):
+    done = ran(queued["longer"])
+    assert {"weak_mask@round0-0", "weak_mask@round1-1", "retrain_isp", "evaluate@isp"} <= done
+    assert not stages(
+        "prepare",
+        "encode",
+        "attach",
+        "dense",
+        "find_ticket",
+        "retrain@",
+        "evaluate@dense",
+        "evaluate_baseline",
+        "calibrate@0",
+        of=done,
+    )
+
+
+def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
+    done = ran(queued["other-data"])
+    assert {"prepare_data", "encode_data", "dense_finetune", "calibrate@0", "tables"} <= done
+    assert not stages("prepare_model", "find_ticket", of=done)
+
+
+def test_experiments_keep_their_own_results(queued: dict[str, str], project: Path):
+    assert result_of(project, "sparser", "isp")["target_sparsity"] == 0.8
+    assert result_of(project, "seeded", "isp")["seed"] == 1
+    assert result_of(project, "longer", "isp")["cost"]["look_ahead_steps"] == 12
+    run(project, sys.executable, "stages/tables.py")
+    ledger = pd.read_csv(project / "reports/results.csv")
+    found = ledger[ledger["method"] == "isp"][["target_sparsity", "seed"]].value_counts()
+    assert found[(0.8, 0)] == 1 and found[(0.6, 1)] == 1
+    run(project, "git", "checkout", "-q", "reports")
+
+
+def test_everything_is_in_the_main_database(queued: dict[str, str], project: Path):
+    database = sqlite3.connect(project / "mlflow.db")
+    runs = dict(database.execute("select run_uuid, name from runs").fetchall())
+    parents = dict(
+        database.execute("select run_uuid, value from tags where key = 'mlflow.parentRunId'")
+    )
+    children: dict[str, set[str]] = {}
+    for child, parent in parents.items():
+        children.setdefault(runs[parent], set()).add(runs[child])
+    assert set(EXPERIMENTS) <= set(children)
+    assert {"retrain isp", "soup 2", "weak mask 2/1", "evaluate isp"} <= children["sparser"]
+    plain = next(name for name in children if name.startswith("repro-"))
+    assert {"dense", "calibrate 0", "weak mask 1/0", "soup 1", "tables"} <= children[plain]
+    points = database.execute("select count(*) from metrics where key = 'train_loss'").fetchone()
+    assert points[0] > 20
+    assert not list((project / ".dvc/tmp/instant-soup/mlflow").glob("*/record.json"))
+
+
+def test_temporary_copy_reuses_the_cache_and_records_in_the_main_repository(project: Path):
+    output = run(project, "dvc", "exp", "run", "--temp", "-n", "copied", "-S", "isp.own_mask=true")
+    done = ran(output)
+    assert "mask_soup@0" in done
+    assert not stages("weak_mask@round0", "dense", "find_ticket", "calibrate@0", of=done)
+    database = sqlite3.connect(project / "mlflow.db")
+    assert database.execute("select count(*) from runs where name = 'copied'").fetchone() == (1,)
+
+
+def test_own_mask_makes_the_union_plain_progressive_pruning(project: Path):
+    """The law of soup.adjust, seen end to end; needs the experiment of the test before."""
+    rounds = result_of(project, "copied", "isp")["rounds"]
+    assert all(r["overlap_own_mask"] == pytest.approx(1.0, abs=1e-12) for r in rounds)
+    assert result_of(project, "copied", "isp")["variant"].endswith("isp.own_mask=true")
+
+
+def test_metrics_and_plots_say_something_offline(project: Path, tmp_path: Path):
+    shown = json.loads(run(project, "dvc", "metrics", "show", "--json"))
+    data = shown[""]["data"]["reports/metrics.json"]["data"]
+    assert set(data) == {"dense", "isp", "one_shot", "random"}
+    assert 0 < data["isp"]["accuracy"] <= 1
+    run(project, "dvc", "plots", "show", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("vega-lite/v5.json") >= 3 and "isp" in page
+    assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"http", page)
+    assert "refs" in run(project, "git", "for-each-ref") and run(project, "dvc", "exp", "show")
+
+
+def test_bad_parameter_stops_in_one_line_before_any_work(project: Path):
+    output = run(project, "dvc", "exp", "run", "--temp", "-S", "sparsity=1.5", ok=False)
+    assert ran(output) == {"plan"}
+    lines = [line for line in output.splitlines() if "error: params.yaml" in line]
+    assert len(lines) == 1 and "sparsity" in lines[0] and "less than 1" in lines[0]
+    assert "Traceback" not in output
+
+
+def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_data: Path):
+    changes = {"baselines": [], "sparsity": 0.3, "weak_seeds": [0, 1]}
+    project = make_project(tmp_path / "soup", tiny_bert, tiny_data, **changes)
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=project, env=environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Running stage 'dense_finetune'" in line:
+            break
+    time.sleep(3)  # into the stage: it takes longer than that to load torch and transformers
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() != 0, rest
+    assert not (project / "models/retrained/dense").exists()
+    output = run(project, "dvc", "repro")
+    assert {"dense_finetune", "tables"} <= ran(output)
+    assert not ran(output) & {"plan", "prepare_data", "prepare_model", "encode_data"}
+    assert not list(project.glob("models/**/*unfinished*"))

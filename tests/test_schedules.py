@@ -1,0 +1,108 @@
+"""Schedules against the paper's numbers and against transformers' own scheduler."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instant_soup.schedules import (
+    calibration_steps,
+    learning_rate,
+    mask_finding_share,
+    round_sparsities,
+    steps_of,
+)
+
+LAW = settings(deadline=None, max_examples=100)
+HUNDREDTHS = st.integers(1, 99).map(lambda n: n / 100)
+RATES = st.integers(1, 80).map(lambda n: n / 100)
+
+
+def test_the_papers_rate_reaches_70_percent_in_seven_rounds() -> None:
+    assert round_sparsities(0.7, 0.1, "total") == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_the_last_round_stops_at_a_target_between_two_rounds() -> None:
+    assert round_sparsities(0.7, 0.15, "total") == [0.15, 0.3, 0.45, 0.6, 0.7]
+    assert round_sparsities(0.05, 0.2, "total") == [0.05]
+
+
+def test_the_released_codes_rate_takes_a_share_of_what_is_left() -> None:
+    assert round_sparsities(0.35, 0.1, "remaining") == [0.1, 0.19, 0.271, 0.3439, 0.35]
+
+
+@LAW
+@given(HUNDREDTHS, RATES, st.sampled_from(("total", "remaining")))
+def test_sparsities_rise_to_exactly_the_target(target: float, rate: float, rate_of: str) -> None:
+    sparsities = round_sparsities(target, rate, rate_of)
+    assert sparsities[-1] == target
+    assert all(a < b for a, b in zip([0.0, *sparsities], sparsities, strict=False))
+
+
+@LAW
+@given(HUNDREDTHS, HUNDREDTHS, RATES, st.sampled_from(("total", "remaining")))
+def test_all_rounds_but_the_last_are_the_same_for_every_target(a, b, rate, rate_of) -> None:
+    near = round_sparsities(min(a, b), rate, rate_of)
+    far = round_sparsities(max(a, b), rate, rate_of)
+    assert far[: len(near) - 1] == near[:-1]
+
+
+def test_round_i_trains_i_plus_one_times_the_seed_steps() -> None:
+    assert [calibration_steps(i, 8) for i in range(4)] == [8, 16, 24, 32]
+
+
+@LAW
+@given(st.integers(1, 12), st.integers(1, 50), st.integers(1, 20), st.integers(50, 500))
+def test_the_share_is_the_sum_of_the_calibration_steps(rounds, t, epochs, per_epoch) -> None:
+    spent = sum(calibration_steps(i, t) for i in range(rounds))
+    share = mask_finding_share(rounds, t / per_epoch, epochs)
+    assert share * epochs * per_epoch == pytest.approx(spent)
+
+
+def test_the_papers_seven_rounds_take_28_percent_of_its_ten_epochs() -> None:
+    assert mask_finding_share(7, 0.1, 10) == pytest.approx(0.28)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"), [(1, 300, 300), (0.03, 300, 9), (2.5, 3, 8), (0.001, 10, 1)]
+)
+def test_epochs_become_steps_at_least_one(epochs: float, per_epoch: int, steps: int) -> None:
+    assert steps_of(epochs, per_epoch) == steps
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
+    assert learning_rate(0, 10, 2e-5) == 2e-5
+
+
+def test_the_rate_falls_in_equal_steps_to_zero_at_the_total() -> None:
+    rates = [learning_rate(step, 8, 4.0) for step in range(9)]
+    assert rates == [4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0]
+
+
+def test_the_warm_up_rises_in_equal_steps_to_the_peak() -> None:
+    rates = [learning_rate(step, 8, 4.0, 4) for step in range(9)]
+    assert rates == [1.0, 2.0, 3.0, 4.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+
+
+def transformers_rates(total: int, peak: float, warmup: int) -> list[float]:
+    """The rate of every step under transformers' scheduler, and that after the last."""
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    scheduler = get_linear_schedule_with_warmup(optimizer, warmup, total)
+    rates = []
+    for _ in range(total + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (100, 0), (330, 0), (100, 10), (37, 36)])
+def test_the_rate_is_that_of_transformers_linear_schedule(total: int, warmup: int) -> None:
+    peak = 2e-5
+    theirs = transformers_rates(total, peak, warmup)
+    ours = [learning_rate(step, total, peak, warmup) for step in range(total + 1)]
+    assert ours[warmup:] == pytest.approx(theirs[warmup:], abs=1e-20)
+    # In the warm-up theirs is one step behind: its first step has a rate of zero and is lost.
+    assert ours[:warmup] == pytest.approx(theirs[1 : warmup + 1], abs=1e-20)
