@@ -12,7 +12,11 @@ def main() -> None:
     settings = read_yaml("models/plan/encode.yaml")
     info = read_json("data/prepared/info.json")
     config = read_json("models/base/config.json")
-    max_length = min(settings["max_length"], config.get("max_position_embeddings", 512))
+    pad = config.get("pad_token_id") or 0
+    positions = config.get("max_position_embeddings", 512)
+    if "roberta" in config["model_type"]:
+        positions -= pad + 1  # RoBERTa counts positions from behind the padding's
+    max_length = min(settings["max_length"], positions)
     rows = {}
     with new_folder("data/encoded") as folder:
         for name in ("train", "validation", "test"):
@@ -23,7 +27,7 @@ def main() -> None:
                 texts,
                 table["label"].tolist(),
                 max_length,
-                config.get("pad_token_id") or 0,
+                pad,
             )
             save_split(folder / f"{name}.safetensors", split)
             rows[name] = len(split)

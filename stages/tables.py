@@ -66,7 +66,7 @@ def draw_figures(results: list[dict], ledger: pd.DataFrame) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     metric = results[0]["metric"]
     curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
-    rounds = next((r["rounds"] for r in results if r["method"] == "isp"), [])
+    rounds: list[dict] = next((r["rounds"] for r in results if r["method"] == "isp"), [])
     labelled = [curve.assign(method=method) for method, curve in curves.items()]
     pd.concat(labelled).to_csv(REPORTS / "curves.csv", index=False)
     pd.DataFrame(rounds).to_csv(REPORTS / "isp_rounds.csv", index=False)

@@ -299,6 +299,8 @@ def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_
     process = subprocess.Popen(
         ["dvc", "repro"], cwd=project, env=environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell's background job ignores Ctrl-C, and so would everything that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:

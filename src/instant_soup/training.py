@@ -83,13 +83,13 @@ def write_state(folder: Path, state: State) -> None:
 def load_state(folder: str | Path, moments: bool = True) -> State:
     """Read a state; UserError if anything of it is missing or damaged."""
     folder = Path(folder)
-    step = read_json(folder / "progress.json")["step"]
+    progress = read_json(folder / "progress.json")
     try:
-        state = State(load_file(folder / "weights.safetensors"), step=step)
-        if moments and step > 0:
+        state = State(load_file(folder / "weights.safetensors"), step=progress["step"])
+        if moments and state.step > 0:
             state.first_moments = load_file(folder / "first_moments.safetensors")
             state.second_moments = load_file(folder / "second_moments.safetensors")
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{folder}: cannot be read as a training state ({error})") from None
     return state
 
@@ -204,7 +204,7 @@ def train(
     model.to(where).train()
     if where.type == "cpu":
         # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation("eager")  # type: ignore[operator]
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, state, settings["weight_decay"])
     trainable = [p for p in parameters.values() if p.requires_grad]
@@ -216,7 +216,7 @@ def train(
     first = state.step
     if last <= first:
         return state
-    warmup = round(settings["warmup"] * (total or 0))
+    warmup = round(settings["warmup"] * total) if total else 0
 
     def snapshot() -> State:
         return state_of(model, optimizer, step + 1)
@@ -251,6 +251,6 @@ def train(
             after_step(step + 1, loss, snapshot)
         mark = time.perf_counter()
     if not torch.isfinite(loss):
-        raise UserError(f"{label}: the loss is {float(loss)}: try a smaller learning rate")
+        raise UserError(f"{label}: the loss is {loss.item()}: try a smaller learning rate")
     cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
     return snapshot()

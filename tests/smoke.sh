@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The whole pipeline with the real packaged model and data, on few rows, in a clone of its own.
+set -euo pipefail
+unset "${!DVC_@}" "${!MLFLOW_@}"
+export MLFLOW_DISABLE_TELEMETRY=true
+root=$(git rev-parse --show-toplevel)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git clone --quiet "$root" "$copy/instant-soup"
+cd "$copy/instant-soup"
+
+dvc exp run -S sparsity=0.4 -S data.train_rows=480 -S data.validation_rows=100 \
+  -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2
+python - <<'PY'
+import json
+
+for method, pruned in {"dense": 0, "isp": 4246733, "one_shot": 4246733, "random": 4246733}.items():
+    result = json.load(open(f"reports/results/{method}.json"))
+    assert result["prunable_weights"] == 10616832, result
+    assert result["pruned_weights"] == pruned, result
+    assert result["cost"]["steps"] == 15, result
+PY
+dvc repro | tee second.log
+if grep -q "Running stage" second.log; then
+  echo "error: a second dvc repro ran something" && exit 1
+fi
+echo "smoke run: every method has its exact sparsity and budget, and a second run does nothing"
