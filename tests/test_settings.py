@@ -139,8 +139,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"rounds": LADDER[1:]}, ["rounds: entry 0", "start: models/start"]),
     ({"rounds": [LADDER[0], LADDER[0]]}, ["rounds: entry 1", "start: models/isp/round_0"]),
     ({"rounds": ["models/start"]}, ["rounds: entry 0"]),
-    ({"isp__calibration": 0.1}, ["isp.calibration", "100% of training.epochs", "less than 0.1"]),
-    ({"isp__calibration": 3}, ["isp.calibration", "3000%", "less than 0.1"]),
+    ({"isp__calibration": 0.1, "training__epochs": 1}, ["isp.calibration", "100% of training.epochs", "less than 0.1"]),
+    ({"isp__calibration": 3, "training__epochs": 1}, ["isp.calibration", "3000%", "less than 0.1"]),
     # data keys that do not go with the dataset
     ({"data__kind": "regression"}, ["data.kind", "local:FOLDER", "reviews-sentiment"]),
     ({"data__kind": "ranking"}, ["data.kind", "classification | regression"]),
@@ -446,7 +446,7 @@ def test_the_paper_preset_is_table_1() -> None:
 
 
 def test_calibration_may_take_all_but_the_whole_budget() -> None:
-    assert plan(isp__calibration=0.099)["calibrate_0"]["calibration"] == 0.099
+    assert plan(isp__calibration=0.099, training__epochs=1)["calibrate_0"]["calibration"] == 0.099
 
 
 # Which files a change touches, and so which stages rerun
@@ -516,7 +516,7 @@ def test_fewer_denoisers_leave_the_others_masks_alone() -> None:
 
 
 def test_the_calibration_touches_isps_training_only() -> None:
-    found = changed(plan(), plan(isp__calibration=0.02))
+    found = changed(plan(), plan(isp__calibration=0.03))
     assert found == {*rounds("calibrate", which=range(4)), "evaluate_isp"}
 
 
@@ -525,11 +525,11 @@ def test_another_dataset_of_the_same_metric_touches_data_head_and_evaluations() 
     assert found == {"data", "start", *evaluations("dense", "isp", "one_shot", "random")}
 
 
-def test_another_metric_leaves_base_tickets_and_soups_alone() -> None:
+def test_another_metric_leaves_base_tickets_and_masks_alone() -> None:
     before = plan()
     idle = {name for name, contents in before.items() if contents == {"idle": True}}
     untouched = {"base", "encode", "ticket_one_shot", "ticket_random"} | idle
-    untouched |= rounds("soup", which=range(4))
+    untouched |= rounds("soup", "weak_mask", which=range(4))
     assert changed(before, plan(dataset="reviews-rating")) == before.keys() - untouched
 
 
@@ -550,7 +550,7 @@ def test_a_variant_names_what_differs_from_the_preset() -> None:
     shared = "data.train_rows=100 training.epochs=2"
     assert files["evaluate_isp"]["variant"] == f"{shared} isp.combine=vote"
     assert files["evaluate_random"]["variant"] == shared
-    assert plan(training__epochs=1)["evaluate_isp"]["variant"] == ""  # the preset's own value
+    assert plan(training__epochs=0.6)["evaluate_isp"]["variant"] == ""  # the preset's own value
 
 
 def test_planning_does_not_wait_for_torch(tiny_data: Path) -> None:

@@ -125,7 +125,7 @@ def advance(
         run.curve(**row)
     if not curve and state.step > 0:
         record(_row(state.step, None, validate(), sparsity))
-    log_every = max(1, total // 200)
+    log_every = max(1, total // 50)
     validate_every = max(1, round(total / settings["evaluations"]))
     last_saved = time.monotonic()
 

@@ -45,7 +45,7 @@ PRESETS = {
             "max_length": 64,
         },
         "training": {
-            "epochs": 1,
+            "epochs": 0.6,
             "learning_rate": 1e-4,
             "weight_decay": 0.0,
             "batch_size": 32,
@@ -59,7 +59,7 @@ PRESETS = {
         "isp": {
             "compression_rate": 0.2,
             "rate_of": "total",
-            "calibration": 0.03,
+            "calibration": 0.02,
             "look_ahead": 10,
             "denoisers": 4,
             "subset": 0.1,
