@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),$(CURDIR)/.venv)
 INSTALLED := $(VENV)/.instant-soup-installed
 export PATH := $(VENV)/bin:$(PATH)
+# This checkout, even where the environment was set up by another one.
+export PYTHONPATH := $(CURDIR)/src
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
@@ -37,7 +39,7 @@ smoke: setup  ## the real pipeline on a handful of real data, in a temporary cop
 	bash tests/smoke.sh
 
 tables: setup  ## tables and figures again, from the ledger and all experiments
-	PYTHONPATH=src python stages/tables.py
+	python stages/tables.py
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000
 	python -m instant_soup.tracking flush

@@ -309,8 +309,9 @@ def check_rounds(settings: Settings) -> list[float]:
     if needed > listed:
         raise UserError(
             f"params.yaml: rounds: {listed} listed, but sparsity {target} at "
-            f"isp.compression_rate {isp['compression_rate']} takes {needed}: add "
-            f"{{id: {listed}, start: models/isp/round_{listed - 1}}} … or raise the rate"
+            f"isp.compression_rate {isp['compression_rate']} takes {needed}: add entries from "
+            f"{{id: {listed}, start: models/isp/round_{listed - 1}}} to id {needed - 1}, "
+            "or raise the rate"
         )
     share = mask_finding_share(needed, isp["calibration"], settings["training"]["epochs"])
     if share >= 1:
