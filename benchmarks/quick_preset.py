@@ -13,7 +13,7 @@ import argparse
 import torch
 import yaml
 
-from instant_soup import criteria, main_network, schedules, training
+from instant_soup import criteria, main_network, metrics, schedules, training
 from instant_soup.batches import load_split
 from instant_soup.settings import check, check_rounds
 
@@ -45,7 +45,7 @@ def final_score(settings: dict, sparsities: list[float], share: float, seed: int
     model = main_network.build(state, training_settings)
     validation = load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
     precision = training.resolve_precision(training_settings["precision"])
-    return training.evaluate(model, validation, precision)["accuracy"]
+    return metrics.score("accuracy", *training.predict(model, validation, precision))
 
 
 def main() -> None:

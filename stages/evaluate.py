@@ -4,7 +4,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from instant_soup import criteria, main_network, masks, training
+from instant_soup import criteria, main_network, masks, metrics, training
 from instant_soup.batches import load_split
 from instant_soup.files import UserError, read_json, read_yaml, run_stage, write_json
 from instant_soup.tracking import stage_run
@@ -31,7 +31,7 @@ def main() -> None:
         precision = training.resolve_precision(settings["precision"])
         network = main_network.build(state, NO_TRAINING).to(where)
         test = load_split("data/encoded/test.safetensors", where)
-        scores = training.evaluate(network, test, precision)
+        scores = metrics.scores(*training.predict(network, test, precision))
 
         one_shot = criteria.magnitude(main_network.pretrained_prunable(), masks.sparsity(mask))
         kept, total = masks.count(mask)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from instant_soup import batches, criteria, main_network, masks, models, settings, training
+from instant_soup import batches, criteria, main_network, masks, metrics, models, settings, training
 from instant_soup.batches import Split
 from instant_soup.files import UserError, read_yaml, write_yaml
 from instant_soup.masks import Mask
@@ -399,13 +399,13 @@ def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
     expected = ((outputs - batch["labels"].double()) ** 2).mean()
     train(state, 1, rows=rows, dropout=0.0, after_step=lambda s, loss, snap: losses.append(loss))
     assert float(losses[0]) == pytest.approx(float(expected), rel=1e-5)
-    assert training.evaluate(model, rows, "fp32").keys() == {"pearson", "spearman"}
+    assert metrics.scores(*training.predict(model, rows, "fp32")).keys() == {"pearson", "spearman"}
 
 
 def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, train, data) -> None:
     state = train(fresh, 40, total=40, dropout=0.0)
     model = models.classifier(tiny_bert, 2, state.weights, 0.5)
-    found = training.evaluate(model, data, "fp32")
+    found = metrics.scores(*training.predict(model, data, "fp32"))
     right = 0
     model.eval()
     with torch.no_grad():
@@ -414,7 +414,7 @@ def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, tra
             right += int(training.logits_of(model, batch).argmax() == batch["labels"])
     assert found["accuracy"] == pytest.approx(right / 40)
     assert right > 25
-    training.evaluate(model, data, "fp32")
+    metrics.scores(*training.predict(model, data, "fp32"))
     assert model.training  # back in training mode
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from instant_soup import masks, models, training
+from instant_soup import masks, metrics, models, training
 from instant_soup.batches import load_split, steps_per_epoch
 from instant_soup.files import (
     new_file,
@@ -114,7 +114,8 @@ def advance(
     precision = training.resolve_precision(settings["precision"])
 
     def validate() -> float:
-        return training.evaluate(model.to(where), validation, precision)[settings["metric"]]
+        predictions = training.predict(model.to(where), validation, precision)
+        return metrics.score(settings["metric"], *predictions)
 
     def record(row: dict[str, Any]) -> None:
         curve.append(row)

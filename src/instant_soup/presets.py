@@ -61,7 +61,7 @@ PRESETS = {
             "rate_of": "total",
             "calibration": 0.02,
             "look_ahead": 10,
-            "denoisers": 4,
+            "denoisers": 3,
             "subset": 0.1,
             "learning_rate_range": [0.5, 5.0],
             "weight_decay_range": [0.0, 0.1],

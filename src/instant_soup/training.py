@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,6 @@ from instant_soup import masks, models
 from instant_soup.batches import Split, evaluation_batches, training_batches
 from instant_soup.files import UserError, new_folder, read_json, write_json
 from instant_soup.masks import Mask
-from instant_soup.metrics import scores
 from instant_soup.schedules import learning_rate
 
 Weights = dict[str, torch.Tensor]
@@ -161,8 +161,8 @@ def logits_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**inputs).logits
 
 
-def evaluate(model: nn.Module, split: Split, precision: str) -> dict[str, float]:
-    """All of the task's metrics on a split."""
+def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Kind of task, predictions and labels of a split, as `metrics.scores` takes them."""
     model.eval()
     order, outputs = [], []
     with torch.inference_mode(), autocast(precision, split.labels.device):
@@ -173,8 +173,8 @@ def evaluate(model: nn.Module, split: Split, precision: str) -> dict[str, float]
     labels = split.labels[torch.cat(order)].cpu().numpy()
     logits = torch.cat(outputs).cpu().numpy()
     if split.labels.is_floating_point():
-        return scores("regression", logits[:, 0], labels)
-    return scores("classification", logits, labels)
+        return "regression", logits[:, 0], labels
+    return "classification", logits, labels
 
 
 def train(
