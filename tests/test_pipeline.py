@@ -31,7 +31,13 @@ PARAMS = {
     "preset": "quick",
     "baselines": ["one_shot", "random"],
     "data": {"validation_rows": 40, "test_rows": 40, "max_length": 16},
-    "training": {"batch_size": 8, "precision": "fp32", "learning_rate": 3e-3, "dropout": 0.1},
+    "training": {
+        "epochs": 1,
+        "batch_size": 8,
+        "precision": "fp32",
+        "learning_rate": 3e-3,
+        "dropout": 0.1,
+    },
     "isp": {"compression_rate": 0.3, "calibration": 0.1, "look_ahead": 2, "denoisers": 2},
     "rounds": [
         {"id": 0, "start": "models/start"},
