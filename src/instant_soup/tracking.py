@@ -84,7 +84,7 @@ class StageRun:
             "status": "RUNNING",
             "start_ms": int(now.timestamp() * 1000),
             "params": flatten(settings),
-            "tags": _tag_values({**stage_tags, **tags, **own_tags}),
+            "tags": _tag_values({**parent_tags, **stage_tags, **tags, **own_tags}),
             "pipeline": experiment or f"repro-{commit[:8] if commit else 'nogit'}-{digest}",
             "pipeline_params": flatten(pipeline),
             "pipeline_tags": _tag_values({**parent_tags, **own_tags}),
