@@ -9,6 +9,16 @@ export PYTHONPATH := $(CURDIR)/src
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
+# params.yaml as it is, or changed to one family's packaged model and data.
+REPRO = dvc repro
+ifeq ($(FAMILY),clip)
+REPRO = dvc exp run -S model=clip-glyph -S dataset=mnist-sample
+else ifeq ($(FAMILY),bert)
+REPRO = dvc exp run -S model=minilm -S dataset=reviews-sentiment
+else ifneq ($(FAMILY),)
+$(error FAMILY=$(FAMILY): allowed: bert, clip)
+endif
+
 .PHONY: help setup repro test lint smoke tables ui
 .DEFAULT_GOAL := help
 
@@ -25,8 +35,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLflow's database
 	@python -m instant_soup.tracking init
 
-repro: setup  ## set up and run the whole pipeline (dvc repro); prints the table
-	dvc repro
+repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert
+	$(REPRO)
 	@python stages/tables.py --show
 
 test: setup  ## set up and run linters, type checks and tests

@@ -1,8 +1,10 @@
-"""Base model + a new task head drawn from the seed → models/start, where every run begins."""
+"""Base model + head → models/start, where every run begins.
+
+A text classifier gets a new task head drawn from the seed; an image classifier the frozen
+zero-shot head of its text tower.
+"""
 
 from pathlib import Path
-
-from safetensors.torch import load_file
 
 from instant_soup import masks, models
 from instant_soup.files import read_json, read_yaml, run_stage
@@ -10,17 +12,16 @@ from instant_soup.training import State, save_state
 
 
 def main() -> None:
-    seed = read_yaml("models/plan/start.yaml")["seed"]
-    outputs = read_json("data/encoded/info.json")["outputs"]
+    settings = read_yaml("models/plan/start.yaml")
+    settings["outputs"] = read_json("data/encoded/info.json")["outputs"]
     base = Path("models/base")
-    weights = models.new_classifier(base, outputs, seed).state_dict()
-    pretrained = load_file(base / "model.safetensors")
-    head = sorted(weights.keys() - pretrained.keys())
-    weights = {name: w.contiguous() for name, w in {**weights, **pretrained}.items()}
+    weights = models.family(base).start_weights(base, settings)
+    weights = {name: w.contiguous() for name, w in weights.items()}
     save_state("models/start/state", State(weights))
     prunable = {name: weights[name] for name in read_json(base / "prunable.json")}
-    masks.save("models/start/mask.safetensors", masks.full(prunable), method="dense", seed=seed)
-    print(f"new from seed {seed}: {', '.join(head)}")
+    masks.save("models/start/mask.safetensors", masks.full(prunable), method="dense")
+    head = sorted(weights.keys() - models.base_weights(base).keys())
+    print(f"head: {', '.join(head)}")
 
 
 if __name__ == "__main__":

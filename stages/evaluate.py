@@ -4,7 +4,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from instant_soup import criteria, main_network, masks, metrics, training
+from instant_soup import criteria, main_network, masks, metrics, models, training
 from instant_soup.batches import load_split
 from instant_soup.files import UserError, read_json, read_yaml, run_stage, write_json
 from instant_soup.tracking import stage_run
@@ -32,16 +32,23 @@ def main() -> None:
         network = main_network.build(state, NO_TRAINING).to(where)
         test = load_split("data/encoded/test.safetensors", where)
         scores = metrics.scores(*training.predict(network, test, precision))
+        zero_shot = {}
+        if settings["zero_shot"]:
+            start = training.load_state("models/start/state")
+            network = main_network.build(start, NO_TRAINING).to(where)
+            zero_shot["zero_shot"] = metrics.scores(*training.predict(network, test, precision))
 
-        one_shot = criteria.magnitude(main_network.pretrained_prunable(), masks.sparsity(mask))
+        pretrained = models.pretrained_prunable(main_network.BASE)
+        one_shot = criteria.magnitude(pretrained, masks.sparsity(mask))
         kept, total = masks.count(mask)
         write_json(
             f"reports/results/{method}.json",
             {
-                **{k: v for k, v in settings.items() if k != "precision"},
+                **{k: v for k, v in settings.items() if k not in ("precision", "zero_shot")},
                 "precision": precision,
                 "code_version": code_version(),
                 "test": scores,
+                **zero_shot,
                 "sparsity": masks.sparsity(mask),
                 "pruned_weights": total - kept,
                 "prunable_weights": total,

@@ -2,12 +2,11 @@
 
 import argparse
 import time
+from pathlib import Path
 
-from safetensors.torch import load_file
-
-from instant_soup import masks
+from instant_soup import masks, models
 from instant_soup.criteria import CRITERIA
-from instant_soup.files import read_json, read_yaml, run_stage
+from instant_soup.files import read_yaml, run_stage
 from instant_soup.tracking import stage_run
 
 
@@ -17,8 +16,7 @@ def main() -> None:
     method = parser.parse_args().method
     settings = read_yaml(f"models/plan/ticket_{method}.yaml")
     with stage_run(f"ticket {method}", settings, {"method": method}) as run:
-        pretrained = load_file("models/base/model.safetensors")
-        prunable = {name: pretrained[name] for name in read_json("models/base/prunable.json")}
+        prunable = models.pretrained_prunable(Path("models/base"))
         started = time.perf_counter()
         mask = CRITERIA[method](prunable, settings["sparsity"], settings["seed"])
         cost = {"seconds": time.perf_counter() - started}

@@ -2,9 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+
+from instant_soup.torchvision_cpu import declare_missing_operators
+
+declare_missing_operators()
 
 # A nested DVC or a finished experiment must not lend its root or name to what a test starts.
 for name in [n for n in os.environ if n.startswith("DVC_")]:
@@ -59,3 +64,56 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+def new_classifier(folder: Path, outputs: int, seed: int) -> Any:
+    """A text classifier of a folder's configuration, all of its weights drawn from the seed."""
+    import torch
+
+    from instant_soup import bert
+
+    torch.manual_seed(seed)
+    auto = bert.transformers_auto()
+    config = bert.configuration(folder, outputs)
+    return auto.AutoModelForSequenceClassification.from_config(config)
+
+
+def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = False) -> dict:
+    """What bert.classifier wants to know beside the weights."""
+    return {"outputs": outputs, "dropout": dropout, "freeze_embeddings": frozen}
+
+
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 8, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def save_clip(folder: Path, config: dict, seed: int = 0, **preprocess: Any) -> Path:
+    """Write an open_clip model with random weights in the layout of `local-dir:`."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    from instant_soup.clip import needs_optional, open_clip
+
+    package = open_clip(needs_optional(config))
+    torch.manual_seed(seed)
+    kind = package.CustomTextCLIP if config.get("custom_text") else package.CLIP
+    model = kind(**{k: v for k, v in config.items() if k != "custom_text"})
+    side = config["vision_cfg"]["image_size"]
+    seen = {"size": side, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], **preprocess}
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"model_cfg": config, "preprocess_cfg": seen}
+    (folder / "open_clip_config.json").write_text(json.dumps(whole))
+    weights = {name: w.contiguous() for name, w in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of two narrow blocks for 32 × 32 images, as an open_clip `local-dir:` folder."""
+    return save_clip(tmp_path_factory.mktemp("tiny-clip"), TINY_CLIP)

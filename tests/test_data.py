@@ -16,7 +16,7 @@ import torch
 from conftest import make_table
 
 from instant_soup import batches, data
-from instant_soup.batches import Split
+from instant_soup.batches import Texts
 from instant_soup.files import UserError
 from instant_soup.tasks import DATASETS, REVIEWS
 
@@ -272,6 +272,56 @@ def test_the_datasets_own_test_split_is_taken_first(tmp_path, held_out, chosen) 
     assert test is not None and test["sentence"].tolist() == expected["sentence"].tolist()
 
 
+@pytest.mark.parametrize("ending", ["", "-0123456789abcdef"])
+def test_a_split_in_several_files_is_read_in_order(tmp_path: Path, ending: str) -> None:
+    table = make_table(30)
+    for i in range(3):
+        part = table[10 * i : 10 * i + 10]
+        part.to_parquet(tmp_path / f"train-0000{i}-of-00003{ending}.parquet")
+    train, test = data.read_local(tmp_path, "test")
+    pd.testing.assert_frame_equal(train, table)
+    assert test is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"),
+        ("train-00000-of-00001.parquet", "train.parquet"),
+        ("train.csv", "train.parquet"),
+    ],
+    ids=["one missing", "also whole", "also CSV"],
+)
+def test_files_that_are_not_one_split_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="for the train split; allowed: one file, or all") as caught:
+        data.read_local(tmp_path, "test")
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_a_folder_without_a_training_split_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").touch()
+    with pytest.raises(UserError, match=r"has no train\.parquet, .* \(it has dev\)"):
+        data.read_local(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 1, 2], "label 2 in row 2 .* allowed: 0 … 1"),
+        ([0, None, 1], "label nan in row 1 .* allowed: 0 … 1"),
+        ([1, 0.5], "label 0.5 in row 1 .* allowed: 0 … 1"),
+        (["yes", None], "label (None|nan) in row 1 .* allowed: no, yes"),
+    ],
+    ids=["out of range", "a gap", "a fraction", "a gap among words"],
+)
+def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: str) -> None:
+    table = pd.DataFrame({"label": values})
+    with pytest.raises(UserError, match=message):
+        data.check_labels(table, "classification", ["no", "yes"], "label")
+
+
 @pytest.mark.parametrize(
     "text", [("sentence",), ("question", "sentence"), ("premise", "hypothesis")]
 )
@@ -360,8 +410,24 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match="is there a network") as caught:
-        data.read_hub("nyu-mll/glue", "rte", ("train", "validation"))
+        data.read_hub({"hub": ["nyu-mll/glue", "rte"], "test": "validation"})
     assert "nyu-mll/glue/rte" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hub_dataset_with_another_number_of_classes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b", "c", "d"])})
+    split = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: split)
+    settings = {"hub": ["some/data", None], "test": "test", "label": "label"}
+    with pytest.raises(
+        UserError, match=r"has 4 classes \(a, b, c, …\), but 2 are named \(x, y, …\)"
+    ):
+        data.read_hub({**settings, "labels": ["x", "y"]})
+    assert data.read_hub({**settings, "labels": list("wxyz")})[1]["label"].tolist() == [0, 1]
 
 
 # Encoding
@@ -427,13 +493,13 @@ def test_damaged_encoded_data_is_refused(tmp_path: Path, damage: str) -> None:
 # Batches
 
 
-def made_split(lengths: list[int]) -> Split:
+def made_split(lengths: list[int]) -> Texts:
     """Rows of the given lengths; row r is made of the token r + 1, padded with 0."""
     size = torch.tensor(lengths, dtype=torch.int32)
     inside = torch.arange(max(lengths)) < size[:, None]
     numbers = torch.arange(1, len(lengths) + 1, dtype=torch.int32)[:, None]
     types = (inside & (torch.arange(max(lengths)) > 1)).to(torch.uint8)
-    return Split(inside * numbers, types, size, torch.arange(len(lengths)))
+    return Texts(inside * numbers, types, size, torch.arange(len(lengths)))
 
 
 def random_lengths(rows: int) -> torch.Tensor:
@@ -513,8 +579,9 @@ def test_batches_hold_rows_of_similar_length() -> None:
 @pytest.mark.parametrize("first", [0, 1, 4, 5, 6, 11])
 def test_a_run_that_goes_on_sees_the_batches_of_one_that_never_stopped(first: int) -> None:
     split = made_split([3 + i % 13 for i in range(42)])  # five steps an epoch
-    whole = list(batches.training_batches(split, 8, 7, 0, 12))
-    tail = list(batches.training_batches(split, 8, 7, first, 12))
+    settings = {"batch_size": 8, "seed": 7}
+    whole = list(batches.training_batches(split, settings, 0, 12))
+    tail = list(batches.training_batches(split, settings, first, 12))
     assert [step for step, _ in tail] == list(range(first, 12))
     for (step, a), (other_step, b) in zip(whole[first:], tail, strict=True):
         assert step == other_step

@@ -79,7 +79,7 @@ def ran(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
 
 
-def make_project(folder: Path, model: Path, data: Path, **changes: object) -> Path:
+def make_project(folder: Path, model: Path, dataset: Path, **changes: object) -> Path:
     """A copy of this repository as a project of its own, with tiny parameters, committed."""
     listed = run(REPOSITORY, "git", "ls-files", "-co", "--exclude-standard")
     for name in listed.splitlines():
@@ -88,7 +88,7 @@ def make_project(folder: Path, model: Path, data: Path, **changes: object) -> Pa
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    changes = {**PARAMS, "dataset": f"local:{data}", "model": f"local:{model}", **changes}
+    changes = {**PARAMS, "dataset": f"local:{dataset}", "model": f"local:{model}", **changes}
     for key, value in changes.items():
         params[key] = {**params[key], **value} if isinstance(value, dict) else value
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

@@ -90,7 +90,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": "mini-lm"}, ["model", "did you mean minilm?", "hub:ORG/NAME"]),
     (
         {"model": "gpt"},
-        ["model: unknown 'gpt'", "minilm | bert-base | hub:ORG/NAME | local:FOLDER"],
+        ["model: unknown 'gpt'", "minilm | bert-base | clip-glyph", "hub:ORG/NAME | open_clip:"],
     ),
     ({"model": "hub:"}, ["model: unknown 'hub:'"]),
     ({"preset": "fast"}, ["preset", "paper | quick"]),
@@ -283,7 +283,7 @@ def test_columns_of_ones_own_are_taken_by_name() -> None:
 def test_a_folder_without_training_rows_is_refused() -> None:
     own_data({"validation.csv": make_table(5)})
     message = refusal(dataset="local:own-data")
-    assert "no train.parquet or train.csv" in message and "validation" in message
+    assert "no train.parquet, train.csv" in message and "validation" in message
 
 
 def test_an_unreadable_table_is_refused() -> None:
@@ -372,7 +372,7 @@ def test_the_repositorys_own_params_are_planned() -> None:
     files = plan()
     methods = ["dense", "isp", *PARAMS["baselines"]]
     rounds, denoisers = range(len(PARAMS["rounds"])), PARAMS["weak_seeds"]
-    expected = {"data", "base", "encode", "start", "dense", "retrain_isp", "tables"}
+    expected = {"data", "pretrain", "base", "encode", "start", "dense", "retrain_isp", "tables"}
     expected |= {f"{stage}_{i}" for stage in ("calibrate", "soup") for i in rounds}
     expected |= {f"weak_mask_{i}_{n}" for i in rounds for n in denoisers}
     expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["baselines"]}
@@ -404,9 +404,13 @@ def test_a_plan_file_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
         assert read_yaml(tmp_path / f"{name}.yaml") == contents
 
 
+TEN_PERCENT = {"weak_seeds": [0, 1, 2, 3, 4]}
+
+
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_known_dataset_is_planned(name: str) -> None:
-    data = plan(dataset=name)["data"]
+    model = "clip-vit-b32" if DATASETS[name].image else "minilm"
+    data = plan(dataset=name, model=model, **TEN_PERCENT)["data"]
     assert data["name"] == name
     assert (len(data["labels"]) == 0) == (data["kind"] == "regression")
 
@@ -423,7 +427,7 @@ def test_hub_models_are_planned(changes: dict[str, str], base: dict[str, str]) -
 
 
 def test_a_null_takes_the_presets_value_and_anything_else_wins() -> None:
-    assert plan()["dense"]["learning_rate"] == PRESETS["quick"]["training"]["learning_rate"]
+    assert plan()["dense"]["learning_rate"] == PRESETS["bert"]["quick"]["training"]["learning_rate"]
     assert plan(training__learning_rate=0.003)["dense"]["learning_rate"] == 0.003
     assert plan(training__dropout=0.0, preset="paper")["dense"]["dropout"] == 0.0
     assert plan(training__freeze_embeddings=False)["dense"]["freeze_embeddings"] is False
@@ -471,7 +475,7 @@ def rounds(*names: str, which: range) -> set[str]:
     for i in which:
         for name in names:
             files |= (
-                {f"{name}_{i}_{n}" for n in range(PRESETS["quick"]["isp"]["denoisers"])}
+                {f"{name}_{i}_{n}" for n in range(PRESETS["bert"]["quick"]["isp"]["denoisers"])}
                 if name == "weak_mask"
                 else {f"{name}_{i}"}
             )
@@ -575,3 +579,164 @@ def test_planning_does_not_wait_for_torch(tiny_data: Path) -> None:
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# Images
+
+
+GLYPH = {"model": "clip-glyph", "dataset": "mnist-sample"}
+
+
+def test_clip_glyph_is_pre_trained_and_starts_from_its_text_towers_head() -> None:
+    files = plan(**GLYPH)
+    preset = PRESETS["clip"]["quick"]
+    assert files["pretrain"] == {**preset["pretraining"], "precision": "auto"}
+    assert files["base"]["path"] == "models/pretrained"
+    assert files["start"]["classes"][7] == "seven" and len(files["start"]["classes"]) == 10
+    assert all(template.count("{}") == 1 for template in files["start"]["templates"])
+    for name in ("dense", "calibrate_0", "weak_mask_0_0", "retrain_isp", "retrain_one_shot"):
+        assert files[name]["crop"] == preset["training"]["crop"]
+        assert files[name]["flip"] is False
+        assert "dropout" not in files[name] and "freeze_embeddings" not in files[name]
+    assert files["evaluate_dense"]["zero_shot"] and not files["evaluate_isp"]["zero_shot"]
+
+
+def test_only_clip_glyph_is_pre_trained_here() -> None:
+    for changes in ({}, {**GLYPH, "model": "clip-vit-b32"}):
+        assert plan(**changes)["pretrain"] == {"idle": True}
+    assert not plan()["evaluate_dense"]["zero_shot"]
+
+
+def test_what_a_seed_changes_of_images_leaves_the_start() -> None:
+    one, other = plan(**GLYPH), plan(**GLYPH, seed=1)
+    same = {name for name in one if one[name] == other[name]}
+    assert {"pretrain", "base", "encode", "start", "data", "ticket_one_shot"} <= same
+    assert not same & {"dense", "calibrate_0", "retrain_one_shot", "ticket_random"}
+
+
+def test_pre_training_has_its_own_parameters_and_shows_in_the_ledger() -> None:
+    files = plan(**GLYPH, pretraining__steps=7)
+    assert files["pretrain"]["steps"] == 7
+    assert {files[f"evaluate_{m}"]["variant"] for m in ("dense", "isp", "random")} == {
+        "pretraining.steps=7"
+    }
+
+
+def test_mirror_images_are_used_where_the_dataset_allows() -> None:
+    flips = {
+        name: plan(dataset=name, model="clip-vit-b32")["dense"]["flip"]
+        for name, task in DATASETS.items()
+        if task.image
+    }
+    assert {name for name, flip in flips.items() if flip} == {
+        "cifar10",
+        "cifar100",
+        "stanford_cars",
+    }
+
+
+def test_the_paper_preset_of_clip_is_table_one() -> None:
+    files = plan(**GLYPH, preset="paper", weak_seeds=[0, 1, 2, 3, 4])
+    dense, weak = files["dense"], files["weak_mask_0_4"]
+    assert (dense["learning_rate"], dense["epochs"], dense["weight_decay"]) == (1e-5, 22, 0.1)
+    assert (dense["batch_size"], weak["look_ahead"], files["soup_0"]["sparsity"]) == (128, 50, 0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "mnist-sample"}, ["dataset: mnist-sample holds images", "minilm reads texts"]),
+        ({"model": "clip-glyph"}, ["reviews-sentiment holds texts", "reads images", "cifar10"]),
+        ({**GLYPH, "data__max_length": 32}, ["data.max_length: means nothing to clip-glyph"]),
+        ({**GLYPH, "training__dropout": 0.1}, ["training.dropout", "reads images"]),
+        ({"training__crop": 0.1}, ["training.crop: means nothing to minilm", "reads texts"]),
+        ({"pretraining__steps": 10}, ["pretraining.steps: means nothing to minilm"]),
+        ({**GLYPH, "training__crop": 0.7}, ["training.crop: 0.7", "at most 0.5"]),
+        ({**GLYPH, "data__flip": True}, ["data.flip: only for dataset: local:FOLDER"]),
+        (
+            {**GLYPH, "model": "clip-vit-b32", "pretraining__steps": 10},
+            ["pretraining.steps: only for model: clip-glyph"],
+        ),
+        ({**GLYPH, "pretraining__batch_size": 1}, ["pretraining.batch_size: 1", "from 2"]),
+        ({**GLYPH, "model": "open_clip:ViT-B-32"}, ["open_clip:ARCHITECTURE/TAG"]),
+        ({**GLYPH, "model": "open_clip:ViT-B32/openai"}, ["did you mean ViT-B-32"]),
+        ({**GLYPH, "data__prompts": "no.yaml"}, ["data.prompts: no file no.yaml"]),
+    ],
+)
+def test_a_mistake_about_images_is_refused_by_name(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    message = refusal(**changes)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("classes: [a, b]", ["must have the keys classes and templates"]),
+        ("classes: [a, a]\ntemplates: ['{}']", ["classes must be a list of distinct texts"]),
+        ("classes: [1, 2]\ntemplates: ['{}']", ["classes must be a list of distinct texts"]),
+        ("classes: [a, b]\ntemplates: ['a photo']", ["'a photo' must have {} just once"]),
+        ("classes: [a, b]\ntemplates: ['{} {}']", ["'{} {}' must have {} just once"]),
+        ("classes: [a, b]\ntemplates: ['{name}']", ["'{name}' must have {} just once"]),
+    ],
+)
+def test_damaged_prompts_are_refused(text: str, words: list[str]) -> None:
+    Path("prompts.yaml").write_text(text)
+    message = refusal(**GLYPH, data__prompts="prompts.yaml")
+    assert all(word in message for word in ["data.prompts", *words]), message
+
+
+def test_own_prompts_replace_a_datasets() -> None:
+    Path("prompts.yaml").write_text(f"classes: {list('abcdefghij')}\ntemplates: ['my {{}}']\n")
+    files = plan(**GLYPH, data__prompts="prompts.yaml")
+    assert files["start"] == {"classes": list("abcdefghij"), "templates": ["my {}"]}
+    assert "data.prompts=prompts.yaml" in files["evaluate_dense"]["variant"]
+
+
+def picture_folders(*splits: str) -> None:
+    """own-data/SPLIT/{cat,dog}/0.png, 1.png …"""
+    from PIL import Image
+
+    for split in splits:
+        for name in ("cat", "dog"):
+            folder = Path("own-data") / split / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (9, 7), (40 * i, 0, 0)).save(folder / f"{i}.png")
+
+
+def test_own_images_in_folders_are_planned() -> None:
+    picture_folders("train", "test")
+    files = plan(model="clip-vit-b32", dataset="local:own-data", data__flip=True)
+    assert files["data"]["labels"] == ["cat", "dog"]
+    assert files["start"] == {"classes": ["cat", "dog"], "templates": ["a photo of a {}."]}
+    assert files["dense"]["flip"] is True
+    message = refusal(dataset="local:own-data")
+    assert "holds images, but model: minilm reads texts" in message
+
+
+def test_own_texts_are_refused_for_an_image_model() -> None:
+    own_data({"train.csv": make_table(20)})
+    message = refusal(model="clip-vit-b32", dataset="local:own-data")
+    assert "holds texts, but model: clip-vit-b32 reads images" in message
+
+
+def test_a_local_clip_is_known_by_its_files(tiny_clip: Path, tiny_bert: Path) -> None:
+    for word in ("local", "local-dir"):
+        base = plan(model=f"{word}:{tiny_clip}", dataset="mnist-sample")["base"]
+        assert (base["family"], base["path"]) == ("clip", str(tiny_clip))
+    assert plan(model=f"local:{tiny_bert}")["base"]["family"] == "bert"
+    Path("mine").mkdir()
+    shutil.copy(tiny_clip / "open_clip_config.json", "mine")
+    message = refusal(model="local:mine", dataset="mnist-sample")
+    assert "model: mine has no .safetensors weights" in message
+
+
+def test_changed_images_change_the_plan() -> None:
+    picture_folders("train", "test")
+    plan_of = {"model": "clip-vit-b32", "dataset": "local:own-data"}
+    before = plan(**plan_of)["data"]["digest"]
+    assert before == plan(**plan_of)["data"]["digest"] and "24 files below" in before
+    shutil.copy("own-data/train/dog/3.png", "own-data/train/cat/3.png")
+    assert plan(**plan_of)["data"]["digest"] != before

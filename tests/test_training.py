@@ -11,11 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import bert_settings, new_classifier
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from instant_soup import batches, criteria, main_network, masks, metrics, models, settings, training
-from instant_soup.batches import Split
+from instant_soup import (
+    batches,
+    bert,
+    criteria,
+    main_network,
+    masks,
+    metrics,
+    models,
+    settings,
+    training,
+)
+from instant_soup.batches import Texts
 from instant_soup.files import UserError, read_yaml, write_yaml
 from instant_soup.masks import Mask
 from instant_soup.schedules import learning_rate
@@ -50,24 +61,24 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def data() -> Split:
+def data() -> Texts:
     """Forty rows of random tokens (five steps an epoch); the label is in the second token."""
     draws = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
     ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
     ids[torch.arange(12) >= lengths[:, None]] = 0
-    return Split(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
+    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
 
 
 @pytest.fixture
 def fresh(tiny_bert: Path) -> State:
     """A new classifier's state at step 0."""
-    weights = models.new_classifier(tiny_bert, 2, 0).state_dict()
+    weights = new_classifier(tiny_bert, 2, 0).state_dict()
     return State({name: w.clone() for name, w in weights.items()})
 
 
 @pytest.fixture
-def train(tiny_bert: Path, data: Split) -> Callable[..., State]:
+def train(tiny_bert: Path, data: Texts) -> Callable[..., State]:
     """Train a copy of a state (the engine itself works in place)."""
 
     def run(
@@ -77,16 +88,16 @@ def train(tiny_bert: Path, data: Split) -> Callable[..., State]:
         cost: Cost | None = None,
         frozen: bool = False,
         dropout: float = 0.1,
-        rows: Split = data,
+        rows: Texts = data,
         total: int | None = TOTAL,
         after_step: Callable | None = None,
         **changes: Any,
     ) -> State:
         state = copied(state)
         outputs = len(state.weights["classifier.bias"])
-        model = models.classifier(tiny_bert, outputs, state.weights, dropout)
+        model = bert.classifier(tiny_bert, state.weights, bert_settings(outputs, dropout))
         if frozen:
-            models.freeze_embeddings(model)
+            bert.freeze_embeddings(model)
         return training.train(
             model,
             state,
@@ -339,7 +350,7 @@ def test_a_look_aheads_rate_is_constant(fresh, train, monkeypatch) -> None:
 def test_training_is_a_plain_loop_of_adamw(tiny_bert, fresh, train, data, clip_norm) -> None:
     ours = train(fresh, 6, dropout=0.0, clip_norm=clip_norm)
 
-    model = models.new_classifier(tiny_bert, 2, 0).eval()  # eval: no dropout
+    model = new_classifier(tiny_bert, 2, 0).eval()  # eval: no dropout
     model.load_state_dict(fresh.weights)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
@@ -348,7 +359,7 @@ def test_training_is_a_plain_loop_of_adamw(tiny_bert, fresh, train, data, clip_n
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=5e-3, foreach=False)
-    for step, batch in batches.training_batches(data, 8, 3, 0, 6):
+    for step, batch in batches.training_batches(data, {"batch_size": 8, "seed": 3}, 0, 6):
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * (1 - step / TOTAL)
         labels = batch.pop("labels")
@@ -388,12 +399,12 @@ def test_the_loss_is_cross_entropy_for_classes_and_squared_error_for_numbers() -
 
 
 def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
-    rows = Split(data.input_ids, data.token_type_ids, data.lengths, data.labels.float() * 2 + 0.5)
-    weights = models.new_classifier(tiny_bert, 1, 0).state_dict()
+    rows = Texts(data.input_ids, data.token_type_ids, data.lengths, data.labels.float() * 2 + 0.5)
+    weights = new_classifier(tiny_bert, 1, 0).state_dict()
     state = State({name: w.clone() for name, w in weights.items()})
     losses: list[float] = []
-    (_, batch), *_ = batches.training_batches(rows, 8, 3, 0, 1)
-    model = models.classifier(tiny_bert, 1, copied(state).weights, 0.0)
+    (_, batch), *_ = batches.training_batches(rows, {"batch_size": 8, "seed": 3}, 0, 1)
+    model = bert.classifier(tiny_bert, copied(state).weights, bert_settings(1, 0.0))
     with torch.no_grad():
         outputs = training.logits_of(model, batch)[:, 0].double()
     expected = ((outputs - batch["labels"].double()) ** 2).mean()
@@ -404,7 +415,7 @@ def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
 
 def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, train, data) -> None:
     state = train(fresh, 40, total=40, dropout=0.0)
-    model = models.classifier(tiny_bert, 2, state.weights, 0.5)
+    model = bert.classifier(tiny_bert, state.weights, bert_settings(2, 0.5))
     found = metrics.scores(*training.predict(model, data, "fp32"))
     right = 0
     model.eval()
@@ -419,7 +430,7 @@ def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, tra
 
 
 def test_weight_decay_spares_biases_and_norms(tiny_bert, fresh) -> None:
-    model = models.classifier(tiny_bert, 2, fresh.weights)
+    model = bert.classifier(tiny_bert, fresh.weights, bert_settings(2))
     decays = {
         id(p): group["weight_decay"]
         for group in training.make_optimizer(model, fresh, 0.1).param_groups
@@ -454,10 +465,10 @@ def test_the_cost_is_counted_batch_by_batch(tiny_bert, fresh, train, data) -> No
     cost = Cost(steps=2, flops=1.0)
     train(fresh, 7, mask, cost)
     weights = sum(m.numel() for m in mask.values())
-    config = models.configuration(tiny_bert, 2)
+    model = new_classifier(tiny_bert, 2, 0)
     dense = sparse = 0.0
-    for _, batch in batches.training_batches(data, 8, 3, 0, 7):
-        inside, outside = models.forward_flops(config, weights, *batch["input_ids"].shape)
+    for _, batch in batches.training_batches(data, {"batch_size": 8, "seed": 3}, 0, 7):
+        inside, outside = models.forward_flops(model, weights, batch)
         dense += 3 * (inside + outside)
         sparse += 3 * (0.25 * inside + outside)
     assert cost.steps == 2 + 7
@@ -666,7 +677,7 @@ def test_the_start_holds_the_base_and_a_new_head(inside: Path, tiny_bert: Path) 
         "classifier.bias",
     }
     assert masks.sparsity(mask) == 0 and mask.keys() == prunable(state).keys()
-    for name, weight in main_network.pretrained_prunable().items():
+    for name, weight in models.pretrained_prunable(main_network.BASE).items():
         assert torch.equal(weight, state.weights[name])
 
 

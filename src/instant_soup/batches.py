@@ -1,4 +1,7 @@
-"""Encoded data: tokenised once, held as tensors on the device, batched by length."""
+"""Encoded data: tokenised or decoded once, held as tensors on the device, batched there.
+
+Texts are batched by length; images are augmented in the batch, without a loop over samples.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ SORTED_BATCHES = 50  # batches that are sorted by length together
 
 
 @dataclass
-class Split:
+class Texts:
     """Rows of one split: input_ids (rows × longest), token_type_ids, lengths, labels."""
 
     input_ids: torch.Tensor
@@ -38,14 +41,60 @@ class Split:
             "labels": self.labels[index],
         }
 
-    def subset(self, index: torch.Tensor) -> "Split":
+    def subset(self, index: torch.Tensor) -> "Texts":
         """The rows of `index` as a split of their own."""
-        return Split(*(t[index] for t in vars(self).values()))
+        return Texts(*(t[index] for t in vars(self).values()))
+
+
+@dataclass
+class Images:
+    """Rows of one split: images (rows × 3 × side × side, uint8) and labels (class numbers)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """All images are of one size."""
+        return torch.zeros_like(self.labels)
+
+    def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A batch, as it is."""
+        return {"images": self.images[index], "labels": self.labels[index]}
+
+    def subset(self, index: torch.Tensor) -> "Images":
+        """The rows of `index` as a split of their own."""
+        return Images(self.images[index], self.labels[index])
+
+
+Split = Texts | Images
+
+
+def augment(images: torch.Tensor, crop: float, flip: bool, draws: torch.Generator) -> torch.Tensor:
+    """Random crops and, with `flip`, mirror images of a batch (rows × 3 × side × side).
+
+    Each image is shifted by up to `crop` of its side in both directions, its edges reflected: a
+    random crop of the padded image. One gather does all of it, on the images' device.
+    """
+    rows, _, _, side = images.shape
+    most = round(crop * side)
+    shifts = torch.randint(-most, most + 1, (2, rows, 1), generator=draws)
+    down, across = shifts + torch.arange(side)
+    mirrored = torch.rand(rows, 1, generator=draws) < (0.5 if flip else 0.0)
+    across = torch.where(mirrored, side - 1 - across, across)
+    # Positions beyond an edge reflect at it.
+    inside = (side - 1 - (side - 1 - torch.stack([down, across]).abs()).abs()).to(images.device)
+    row = torch.arange(rows, device=images.device)[:, None, None, None]
+    channel = torch.arange(3, device=images.device)[:, None, None]
+    return images[row, channel, inside[0][:, None, :, None], inside[1][:, None, None, :]]
 
 
 def encode(
     tokenizer_file: str | Path, texts: list[list[str]], labels: list, max_length: int, pad: int
-) -> Split:
+) -> Texts:
     """Tokenise rows of one or two texts with a fast tokenizer's own special tokens."""
     from tokenizers import Tokenizer
 
@@ -61,7 +110,7 @@ def encode(
         input_ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int32)
         token_type_ids[row, : len(encoding.ids)] = torch.tensor(encoding.type_ids)
     kind = torch.float32 if isinstance(labels[0], float) else torch.int64
-    return Split(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
+    return Texts(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
 
 
 def save_split(path: str | Path, split: Split) -> None:
@@ -73,7 +122,8 @@ def save_split(path: str | Path, split: Split) -> None:
 def load_split(path: str | Path, device: torch.device) -> Split:
     """Read an encoded split onto a device; UserError if the file is missing or damaged."""
     try:
-        return Split(**load_file(path, device=str(device)))
+        tensors = load_file(path, device=str(device))
+        return Images(**tensors) if "images" in tensors else Texts(**tensors)
     except (OSError, SafetensorError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as encoded data ({error})") from None
 
@@ -98,19 +148,26 @@ def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[tor
 
 
 def training_batches(
-    split: Split, batch_size: int, seed: int, first: int, last: int
+    split: Split, settings: dict, first: int, last: int
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Yield (step, batch) for the steps first … last − 1 of a run's one data order.
 
-    The order is a function of seed and step: a run that stops and goes on sees the same batches
-    as one that never stopped.
+    `settings`: batch_size, seed and, for images, crop and flip (see `augment`). Order and
+    augmentation are functions of seed and step: a run that stops and goes on sees the same
+    batches as one that never stopped.
     """
+    batch_size, seed = settings["batch_size"], settings["seed"]
+    augmented = isinstance(split, Images) and (settings["crop"] > 0 or settings["flip"])
     steps = steps_per_epoch(len(split), batch_size)
     lengths = split.lengths.cpu()
     for step in range(first, last):
         if step == first or step % steps == 0:
             batches = epoch_batches(lengths, batch_size, seed, step // steps)
-        yield step, split.rows(batches[step % steps].to(split.lengths.device))
+        batch = split.rows(batches[step % steps].to(split.labels.device))
+        if augmented:
+            draws = generator(seed, step, 1)
+            batch["images"] = augment(batch["images"], settings["crop"], settings["flip"], draws)
+        yield step, batch
 
 
 def evaluation_batches(split: Split, batch_size: int = 128) -> Iterator[torch.Tensor]:

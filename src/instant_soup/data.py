@@ -1,12 +1,14 @@
 """Datasets: three sources (packaged, hub, local), one layout, fixed splits.
 
-Whatever the source, a split is a table with the task's text columns and `label`: a class number
-or a float. The test split is the official one where there is one; validation is always cut from
-training rows. The cuts depend on the data alone, never on the run's seed.
+Whatever the source, a split is a table with the task's text columns, or `img` (images.py), and
+`label`: a class number or a float. The test split is the official one where there is one;
+validation is always cut from training rows. The cuts depend on the data alone, never on the run's
+seed.
 """
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -32,6 +34,8 @@ TEXT_COLUMNS = (
     ("premise", "hypothesis"),
     ("question", "sentence"),
 )
+# The hub's names for a split in several files: train-00000-of-00002.parquet, …
+SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-\w+)?")
 
 
 def download_reviews() -> Path:
@@ -89,51 +93,106 @@ def read_reviews(kind: str) -> "pd.DataFrame":
     return table.reset_index(drop=True)
 
 
-def read_hub(name: str, configuration: str, splits: tuple[str, ...]) -> list["pd.DataFrame"]:
-    """Splits of a dataset on the Hugging Face hub (or in its local cache)."""
+def check_class_count(names: list[str], labels: list[str]) -> None:
+    """UserError unless the data's own class names are as many as the task's."""
+    if len(names) != len(labels):
+        raise UserError(
+            f"dataset: the data has {len(names)} classes ({', '.join(names[:3])}, …), but "
+            f"{len(labels)} are named ({', '.join(labels[:3])}, …); allowed: as many"
+        )
+
+
+def read_hub(settings: dict) -> list["pd.DataFrame"]:
+    """Training and test rows of a dataset on the Hugging Face hub (or in its local cache).
+
+    UserError when they cannot be had, or when the hub knows another number of classes.
+    """
     import datasets
 
+    name, configuration = settings["hub"]
+    wanted = (settings.get("train", "train"), settings["test"])
     datasets.disable_progress_bars()
     try:
-        return [datasets.load_dataset(name, configuration, split=s).to_pandas() for s in splits]
+        splits = [datasets.load_dataset(name, configuration or None, split=s) for s in wanted]
     except Exception as error:  # the hub client raises a dozen kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"dataset: {name}/{configuration} cannot be loaded from the Hugging Face hub "
-            f"(is there a network? For a local copy set data.path): {reason}"
+            f"dataset: {'/'.join(filter(None, settings['hub']))} cannot be loaded from the Hugging "
+            f"Face hub (is there a network? For a local copy set data.path): {reason}"
         ) from None
+    for split in splits:
+        names = getattr(split.features.get(settings["label"]), "names", None)
+        if names:
+            check_class_count(names, settings["labels"])
+    return [split.to_pandas() for split in splits]
 
 
-def local_files(folder: Path) -> dict[str, Path]:
-    """Split name → file, for the parquet and CSV files of a folder."""
-    found = [p for pattern in ("*.parquet", "*.csv", "*.tsv") for p in sorted(folder.glob(pattern))]
-    return {p.stem: p for p in found}
+def local_files(folder: Path) -> dict[str, list[Path]]:
+    """Split name → its files, for the parquet, CSV and TSV files of a folder."""
+    files: dict[str, list[Path]] = {}
+    for pattern in ("*.parquet", "*.csv", "*.tsv"):
+        for path in sorted(folder.glob(pattern)):
+            shard = SHARD.fullmatch(path.stem)
+            files.setdefault(shard[1] if shard else path.stem, []).append(path)
+    return files
 
 
-def read_file(path: Path) -> "pd.DataFrame":
-    """A parquet, CSV or TSV file as a table."""
+def is_whole(paths: list[Path]) -> bool:
+    """Whether files are a split: one file, or all that the hub makes of one."""
+    shards = [shard for path in paths if (shard := SHARD.fullmatch(path.stem))]
+    if not shards:
+        return len(paths) == 1
+    numbers = [int(shard[2]) for shard in shards]
+    return numbers == list(range(int(shards[0][3]))) and len(shards) == len(paths)
+
+
+def choose_splits(
+    found: dict[str, list[Path]], folder: Path, test: str
+) -> tuple[list[Path], list[Path] | None]:
+    """What is found of the training split and of the test split.
+
+    The test split is the one called `test` here (GLUE: validation), else test, validation or
+    val; None when there is none of these. UserError when a split is not one file, nor all the
+    files that the hub makes of one.
+    """
+    if "train" not in found:
+        have = ", ".join(found) or "nothing"
+        raise UserError(
+            f"data.path: {folder} has no train.parquet, train.csv or train/CLASS/IMAGE "
+            f"(it has {have})"
+        )
+    held_out = next((n for n in (test, "test", "validation", "val") if n in found), None)
+    for split in ("train", *([held_out] if held_out else [])):
+        if not is_whole(found[split]):
+            names = ", ".join(p.name for p in found[split])
+            raise UserError(
+                f"data.path: {folder} has {names} for the {split} split; allowed: one file, or all "
+                f"of {split}-00000-of-0000N.parquet …"
+            )
+    return found["train"], found[held_out] if held_out else None
+
+
+def read_files(paths: list[Path], columns: list[str] | None = None) -> "pd.DataFrame":
+    """The rows of parquet, CSV or TSV files as one table; all columns, or those named."""
     import pandas as pd
 
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
-    except Exception as error:
-        raise UserError(f"data.path: {path} cannot be read ({error})") from None
+    tables = []
+    for path in paths:
+        try:
+            if path.suffix == ".parquet":
+                tables.append(pd.read_parquet(path, columns=columns))
+            else:
+                separator = "\t" if path.suffix == ".tsv" else ","
+                tables.append(pd.read_csv(path, sep=separator, usecols=columns))
+        except Exception as error:
+            raise UserError(f"data.path: {path} cannot be read ({error})") from None
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_local(folder: Path, test: str) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
-    """Training and test rows of a folder of parquet, CSV or TSV files named after their splits.
-
-    The test split is the file called `test` here (GLUE: validation), else test, else validation;
-    None when there is none of these.
-    """
-    files = local_files(folder)
-    if "train" not in files:
-        have = ", ".join(files) or "nothing"
-        raise UserError(f"data.path: {folder} has no train.parquet or train.csv (it has {have})")
-    held_out = next((files[n] for n in (test, "test", "validation") if n in files), None)
-    return read_file(files["train"]), read_file(held_out) if held_out else None
+    """Training and test rows of a folder of parquet, CSV or TSV files named after their splits."""
+    train, held_out = choose_splits(local_files(folder), folder, test)
+    return read_files(train), read_files(held_out) if held_out else None
 
 
 def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dict:
@@ -164,8 +223,8 @@ def check_labels(table: "pd.DataFrame", kind: str, labels: list[str], label: str
     if kind == "regression":
         bad = pd.to_numeric(values, errors="coerce").isna()
         allowed = "numbers"
-    elif values.dtype.kind in "iu":
-        bad = (values < 0) | (values >= len(labels))
+    elif values.dtype.kind in "iuf":  # f: whole numbers with gaps
+        bad = ~values.isin(range(len(labels)))
         allowed = f"0 … {len(labels) - 1}"
     else:
         bad = ~values.astype(str).isin(labels)
@@ -173,27 +232,43 @@ def check_labels(table: "pd.DataFrame", kind: str, labels: list[str], label: str
     if bad.any():
         row = int(np.flatnonzero(bad.to_numpy())[0])
         raise UserError(
-            f"dataset: label {values.iloc[row]!r} in row {row} does not fit the task "
+            f"dataset: label {values.tolist()[row]!r} in row {row} does not fit the task "
             f"({kind}; allowed: {allowed})"
         )
 
 
+def label_numbers(table: "pd.DataFrame", settings: dict) -> "pd.Series":
+    """The label column as class numbers or floats; checked."""
+    kind, labels, label = settings["kind"], settings["labels"], settings["label"]
+    check_labels(table, kind, labels, label)
+    values = table[label]
+    if kind == "regression":
+        return values.astype("float32")
+    if values.dtype.kind in "iuf":
+        return values.astype("int64")
+    return values.astype(str).map({n: i for i, n in enumerate(labels)})
+
+
 def normalise(table: "pd.DataFrame", settings: dict) -> "pd.DataFrame":
     """The task's text columns and `label` as class numbers or floats; checked."""
-    kind, labels, label = settings["kind"], settings["labels"], settings["label"]
     missing = [c for c in settings["text"] if c not in table.columns]
     if missing:
         raise UserError(f"data.text: no column {missing[0]!r}; the data has {list(table.columns)}")
-    check_labels(table, kind, labels, label)
     clean = table[settings["text"]].fillna("").astype(str)
-    values = table[label]
-    if kind == "regression":
-        clean["label"] = values.astype("float32")
-    elif values.dtype.kind in "iu":
-        clean["label"] = values.astype("int64")
-    else:
-        clean["label"] = values.astype(str).map({n: i for i, n in enumerate(labels)})
+    clean["label"] = label_numbers(table, settings)
     return clean.reset_index(drop=True)
+
+
+def read_texts(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+    """Training and test rows of a text dataset; None for a test split that has to be cut."""
+    test = None
+    if settings["source"] == "packaged":
+        train = read_reviews(settings["kind"])
+    elif settings["source"] == "hub":
+        train, test = read_hub(settings)
+    else:
+        train, test = read_local(Path(settings["path"]), settings["test"])
+    return normalise(train, settings), None if test is None else normalise(test, settings)
 
 
 def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -210,21 +285,15 @@ def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame
 def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
     """Train, validation and test tables of the plan's data settings.
 
-    `settings`: source, name or hub or path, text, kind, labels, label, test, and the row numbers
-    train_rows ("all" or a number), validation_rows, test_rows (for data without a test split).
+    `settings`: source, name or hub or path, text or image, kind, labels, label, test, and the row
+    numbers train_rows ("all" or a number), validation_rows, test_rows (for data without a test
+    split).
     """
-    test = None
-    if settings["source"] == "packaged":
-        train = read_reviews(settings["kind"])
-    elif settings["source"] == "hub":
-        train, test = read_hub(*settings["hub"], ("train", settings["test"]))  # type: ignore
-    else:
-        train, test = read_local(Path(settings["path"]), settings["test"])
-    train = normalise(train, settings)
+    from instant_soup import images  # which reads its tables with this module
+
+    train, test = (images.read_images if settings.get("image") else read_texts)(settings)
     if test is None:
         train, test = cut(train, settings["test_rows"])
-    else:
-        test = normalise(test, settings)
     train, validation = cut(train, settings["validation_rows"])
     if settings["train_rows"] != "all":
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
@@ -233,6 +302,8 @@ def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
     empty = [name for name, table in splits.items() if not len(table)]
     if empty:
         raise UserError(f"dataset: too few rows: the {empty[0]} split would be empty")
+    if settings.get("image"):
+        splits = {name: images.load_files(table) for name, table in splits.items()}
     return splits
 
 

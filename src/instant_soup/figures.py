@@ -121,6 +121,7 @@ def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     are set a little apart horizontally, so that ties stay visible.
     """
     cells = summary(ledger) if len(ledger) else pd.DataFrame(columns=[*SECTION, "method"])
+    cells = cells[cells["method"] != "zero_shot"]  # far below, it would flatten all others
     sections = list(cells.groupby(SECTION, sort=True))
     columns = max(1, min(3, len(sections)))
     lines = max(1, -(-len(sections) // columns))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from instant_soup import masks, metrics, models, training
 from instant_soup.batches import load_split, steps_per_epoch
@@ -64,19 +63,10 @@ def prunable_shapes() -> dict[str, list[int]]:
     return read_json(BASE / "prunable.json")
 
 
-def pretrained_prunable() -> training.Weights:
-    """The base model's prunable weights, as they came."""
-    weights = load_file(BASE / "model.safetensors")
-    return {name: weights[name] for name in prunable_shapes()}
-
-
 def build(state: State, settings: dict) -> torch.nn.Module:
-    """The classifier around a state's weights (`settings`: dropout, freeze_embeddings)."""
+    """The classifier around a state's weights; of texts with dropout and freeze_embeddings."""
     outputs = read_json(ENCODED / "info.json")["outputs"]
-    model = models.classifier(BASE, outputs, state.weights, settings["dropout"])
-    if settings["freeze_embeddings"]:
-        models.freeze_embeddings(model)
-    return model
+    return models.family(BASE).classifier(BASE, state.weights, {**settings, "outputs": outputs})
 
 
 def advance(

@@ -1,10 +1,13 @@
-"""The two presets: what a `null` in params.yaml stands for.
+"""The presets of each family: what a `null` in params.yaml stands for.
 
-`paper` is Table 1 of the paper for BERT-base. `quick` is the same algorithm scaled to minutes on
-two CPU cores; docs/method.md tells how its numbers were chosen.
+`paper` is Table 1 of the paper. `quick` is the same algorithm scaled to minutes on two CPU cores;
+docs/method.md tells how its numbers were chosen. A section that a family's preset lacks, or a key
+of a section, means nothing to that family.
 """
 
-PRESETS = {
+from typing import Any
+
+BERT: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
         "data": {
             "train_rows": "all",
@@ -70,3 +73,84 @@ PRESETS = {
         },
     },
 }
+
+CLIP: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "data": {
+            "train_rows": "all",
+            "validation_rows": 2000,
+            "test_rows": 2000,
+        },
+        "training": {
+            "epochs": 22,
+            "learning_rate": 1e-5,
+            "weight_decay": 0.1,
+            "batch_size": 128,
+            "warmup": 0.0,
+            "clip_norm": 1.0,
+            "crop": 0.125,
+            "precision": "auto",
+            "evaluations": 20,
+        },
+        "isp": {
+            "compression_rate": 0.15,
+            "rate_of": "total",
+            "calibration": 0.1,
+            "look_ahead": 50,
+            "denoisers": 5,
+            "subset": 0.1,
+            "learning_rate_range": [0.5, 5.0],
+            "weight_decay_range": [0.0, 0.2],
+            "combine": "union",
+            "own_mask": False,
+        },
+        "pretraining": {
+            "steps": 20000,
+            "batch_size": 1024,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "warmup": 0.05,
+            "seed": 0,
+        },
+    },
+    "quick": {
+        "data": {
+            "train_rows": "all",
+            "validation_rows": 500,
+            "test_rows": 2000,
+        },
+        "training": {
+            "epochs": 6,
+            "learning_rate": 5e-4,
+            "weight_decay": 0.1,
+            "batch_size": 128,
+            "warmup": 0.0,
+            "clip_norm": 1.0,
+            "crop": 0.0625,
+            "precision": "auto",
+            "evaluations": 4,
+        },
+        "isp": {
+            "compression_rate": 0.2,
+            "rate_of": "total",
+            "calibration": 0.2,
+            "look_ahead": 10,
+            "denoisers": 3,
+            "subset": 0.1,
+            "learning_rate_range": [0.5, 5.0],
+            "weight_decay_range": [0.0, 0.2],
+            "combine": "union",
+            "own_mask": False,
+        },
+        "pretraining": {
+            "steps": 600,
+            "batch_size": 256,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "warmup": 0.1,
+            "seed": 0,
+        },
+    },
+}
+
+PRESETS = {"bert": BERT, "clip": CLIP}

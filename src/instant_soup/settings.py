@@ -10,14 +10,13 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from instant_soup.files import UserError, project_root, sha256
+from instant_soup.files import UserError
 from instant_soup.presets import PRESETS
 from instant_soup.schedules import mask_finding_share, round_sparsities
-from instant_soup.tasks import BASELINES, DATASETS, MODELS
+from instant_soup.sources import READS, family_of, is_texts, resolve_data, resolve_model
+from instant_soup.tasks import BASELINES
 
 Settings = dict[str, Any]
 Check = tuple[Callable[[Any], bool], str]
@@ -65,10 +64,6 @@ def _range(low: float, low_too: bool) -> Check:
     return test, f"[low, high] with numbers {'from' if low_too else 'above'} {low:g}, low ≤ high"
 
 
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, str) for v in value)
-
-
 _BOOLEAN: Check = (lambda value: isinstance(value, bool), "true | false")
 _TEXT: Check = (lambda value: isinstance(value, str) and value != "", "a text")
 _ROWS: Check = (lambda v: v == "all" or _integer(2)[0](v), "all | a whole number from 2")
@@ -78,7 +73,7 @@ TOP: dict[str, Check] = {
     "dataset": _TEXT,
     "model": _TEXT,
     "seed": _integer(0, 2**31 - 1),
-    "preset": _one_of(*PRESETS),
+    "preset": _one_of(*PRESETS["bert"]),
     "baselines": (
         lambda value: (
             isinstance(value, list)
@@ -97,8 +92,11 @@ SECTIONS: dict[str, dict[str, Check]] = {
     "data": {
         "path": _TEXT,
         "kind": _one_of("classification", "regression"),
-        "text": (lambda v: _strings(v) and len(v) <= 2, "a list of one or two column names"),
+        "text": (lambda v: is_texts(v) and len(v) <= 2, "a list of one or two column names"),
+        "image": _TEXT,
         "label": _TEXT,
+        "flip": _BOOLEAN,
+        "prompts": _TEXT,
         "train_rows": _ROWS,
         "validation_rows": _integer(1),
         "test_rows": _integer(1),
@@ -116,6 +114,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
             "model | a number at least 0 and less than 1",
         ),
         "freeze_embeddings": _BOOLEAN,
+        "crop": _number(0, 0.5),
         "precision": _one_of("auto", "fp32", "bf16"),
         "evaluations": _integer(1),
     },
@@ -131,14 +130,32 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "combine": _one_of("union", "intersection", "vote"),
         "own_mask": _BOOLEAN,
     },
+    "pretraining": {
+        "steps": _integer(1),
+        "batch_size": _integer(2),
+        "learning_rate": _number(0, 1, low_too=False),
+        "weight_decay": _number(0, 1),
+        "warmup": _number(0, 1, high_too=False),
+        "seed": _integer(0, 2**31 - 1),
+    },
+}
+# Keys that mean something to one family only.
+FAMILY_KEYS = {
+    "bert": [
+        *("data.kind", "data.text", "data.max_length"),
+        *("training.dropout", "training.freeze_embeddings"),
+    ],
+    "clip": [
+        *("data.image", "data.flip", "data.prompts", "training.crop"),
+        *(f"pretraining.{key}" for key in SECTIONS["pretraining"]),
+    ],
 }
 LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
 LOOK_AHEAD_TRAINING = (
     *("learning_rate", "batch_size", "clip_norm", "dropout"),
-    *("freeze_embeddings", "precision", "seed"),
+    *("freeze_embeddings", "crop", "flip", "precision", "seed"),
 )
 _EXPONENT = re.compile(r"\d+(\.\d*)?[eE][+-]?\d+")
-ONLY_LOCAL = ("kind", "text", "label")  # data keys that describe a dataset of the user's own
 
 
 def _exponent(value: Any) -> Any:
@@ -170,7 +187,9 @@ def check(params: Settings) -> Settings:
             raise UserError(f"params.yaml: {key} is missing; allowed: {top_check[1]}")
         _check_value(key, params[key], top_check)
     settings = {key: params[key] for key in TOP}
-    preset: dict[str, Settings] = PRESETS[params["preset"]]
+    settings["family"] = family = family_of(params["model"])
+    foreign = [key for name, keys in FAMILY_KEYS.items() if name != family for key in keys]
+    preset = PRESETS[family][params["preset"]]
     for section, checks in SECTIONS.items():
         given = {} if params.get(section) is None else params[section]
         if not isinstance(given, dict):
@@ -178,121 +197,16 @@ def check(params: Settings) -> Settings:
         _check_names(given, list(checks), f"{section}.")
         chosen = {key: _exponent(value) for key, value in given.items() if value is not None}
         for key, value in chosen.items():
+            if f"{section}.{key}" in foreign:
+                raise UserError(
+                    f"params.yaml: {section}.{key}: means nothing to {params['model']}, which "
+                    f"reads {READS[family]}; leave it null"
+                )
+            if section == "pretraining" and params["model"] != "clip-glyph":
+                raise UserError(f"params.yaml: pretraining.{key}: only for model: clip-glyph")
             _check_value(f"{section}.{key}", value, checks[key])
-        settings[section] = {**preset[section], **chosen}
+        settings[section] = {**preset.get(section, {}), **chosen}
     return settings
-
-
-def resolve_path(text: str, key: str) -> Path:
-    """A path of params.yaml, relative to the main repository; UserError if it is not there."""
-    path = (project_root() / Path(text).expanduser()).resolve()
-    if not path.is_dir():
-        raise UserError(f"params.yaml: {key}: no folder {text} (looked for {path})")
-    return path
-
-
-def digest(folder: Path) -> str:
-    """Hash of a local folder's files, so that a changed file reruns what reads it."""
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    return " ".join(f"{p.name}:{sha256(p)[:12]}" for p in files)
-
-
-def resolve_model(settings: Settings) -> Settings:
-    """Where the base model comes from: name, source and what locates it."""
-    name = settings["model"]
-    if name in MODELS:
-        return {"name": name, **MODELS[name]}
-    kind, _, rest = name.partition(":")
-    if kind == "hub" and rest:
-        return {"name": rest, "source": "hub", "repo": rest}
-    if kind != "local" or not rest:
-        known = [*MODELS, "hub:ORG/NAME", "local:FOLDER"]
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"params.yaml: model: unknown {name!r}; {hint}allowed: {' | '.join(known)}")
-    folder = resolve_path(rest, "model")
-    for file in ("config.json", "tokenizer.json"):
-        if not (folder / file).exists():
-            raise UserError(f"params.yaml: model: {rest} has no {file}")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"params.yaml: model: {rest} has no .safetensors weights")
-    _check_prunable(rest, weights)
-    return {"name": folder.name, "source": "local", "path": str(folder), "digest": digest(folder)}
-
-
-def _check_prunable(name: str, files: list[Path]) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                for key in opened.keys():  # noqa: SIM118
-                    in_block = any(part.isdigit() for part in key.split("."))
-                    if in_block and len(opened.get_slice(key).get_shape()) == 2:
-                        return
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"params.yaml: model: {file} cannot be read ({error})") from None
-    raise UserError(f"params.yaml: model: {name} has nothing prunable (no layers' weight matrices)")
-
-
-def resolve_data(settings: Settings) -> Settings:
-    """Where the dataset comes from, its columns, kind, labels, metric and row numbers."""
-    name, data = settings["dataset"], settings["data"]
-    numbers = {key: data[key] for key in ("train_rows", "validation_rows", "test_rows")}
-    own = {key: data.get(key) for key in ONLY_LOCAL}
-    if name in DATASETS:
-        unused = [key for key, value in own.items() if value is not None]
-        if unused:
-            raise UserError(
-                f"params.yaml: data.{unused[0]}: only for dataset: local:FOLDER; {name} has its own"
-            )
-        facts = {**asdict(DATASETS[name]), "label": "label"}
-        facts |= {key: list(facts[key]) for key in ("text", "labels", "hub")}
-        if data.get("path"):
-            if facts["source"] == "packaged":
-                raise UserError(f"params.yaml: data.path: {name} is packaged; leave it null")
-            folder = resolve_path(data["path"], "data.path")
-            facts |= {"source": "local", "path": str(folder), "digest": digest(folder)}
-            _check_local_data(folder, facts)
-        return {"name": name, **facts, **numbers}
-    kind, _, rest = name.partition(":")
-    if kind != "local" or not rest:
-        known = [*DATASETS, "local:FOLDER"]
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"params.yaml: dataset: unknown {name!r}; {hint}allowed: {' | '.join(known)}"
-        )
-    if data.get("path"):
-        raise UserError("params.yaml: data.path: the folder is already named in dataset: local:…")
-    from instant_soup import data as data_module
-
-    folder = resolve_path(rest, "dataset")
-    table, _ = data_module.read_local(folder, "test")
-    label = own["label"] or "label"
-    facts = data_module.guess_task(table, own["text"], label)
-    if own["kind"] and own["kind"] != facts["kind"]:
-        numeric = table[label].dtype.kind in "iuf"
-        if own["kind"] == "classification" or not numeric:
-            raise UserError(
-                f"params.yaml: data.kind: {own['kind']} does not fit the labels in column {label}"
-            )
-        facts |= {"kind": "regression", "labels": []}
-    facts |= {"label": label, "test": "test", "source": "local", "path": str(folder)}
-    facts |= {"metric": "pearson" if facts["kind"] == "regression" else "accuracy"}
-    _check_local_data(folder, facts)
-    return {"name": folder.name, **facts, "digest": digest(folder), **numbers}
-
-
-def _check_local_data(folder: Path, facts: Settings) -> None:
-    from instant_soup import data as data_module
-
-    for table in data_module.read_local(folder, facts["test"]):
-        if table is not None:
-            data_module.normalise(table, facts)
-    if facts["kind"] == "classification" and len(facts["labels"]) < 2:
-        raise UserError(f"params.yaml: dataset: {folder} has fewer than two classes")
 
 
 def check_rounds(settings: Settings) -> list[float]:
@@ -330,8 +244,8 @@ def check_rounds(settings: Settings) -> list[float]:
 
 def variant(settings: Settings, method: str) -> str:
     """What a method's settings change from the preset, readable: "isp.combine=vote …"."""
-    preset: dict[str, Settings] = PRESETS[settings["preset"]]
-    sections = ["data", "training", *(["isp"] if method == "isp" else [])]
+    preset = PRESETS[settings["family"]][settings["preset"]]
+    sections = ["data", "training", "pretraining", *(["isp"] if method == "isp" else [])]
     # `path` says where a dataset lies, not what is in it; own datasets are named by their folder.
     return " ".join(
         f"{section}.{key}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
@@ -349,31 +263,42 @@ def plan(params: Settings) -> dict[str, Settings]:
     isp, seed = settings["isp"], settings["seed"]
     identity = {"model": model["name"], "dataset": data["name"], "seed": seed}
     training = {**settings["training"], "seed": seed, "metric": data["metric"]}
+    images = settings["family"] == "clip"
+    if images:
+        training["flip"] = data["flip"]
+        # No seed: the head is the text tower's, so all seeds start from the same network.
+        start = {"classes": data["labels"], "templates": data.pop("templates")}
+    else:
+        start = identity
     files: dict[str, Settings] = {
         "data": data,
+        "pretrain": {"idle": True},
         "base": model,
-        "encode": {"max_length": settings["data"]["max_length"]},
-        "start": identity,
+        "encode": {"max_length": settings["data"].get("max_length")},
+        "start": start,
         "dense": {**training, "start": "models/start", "ticket": None},
     }
+    if settings["model"] == "clip-glyph":
+        precision = {"precision": training["precision"]}
+        files["pretrain"] = {**settings["pretraining"], **precision}
     for entry, sparsity in zip(
         settings["rounds"], [*sparsities, *[None] * len(settings["rounds"])], strict=False
     ):
-        index, start = entry["id"], entry["start"]
+        index, round_start = entry["id"], entry["start"]
         idle = sparsity is None
         files[f"calibrate_{index}"] = (
             {"idle": True}
             if idle
-            else {**training, "start": start, "calibration": isp["calibration"]}
+            else {**training, "start": round_start, "calibration": isp["calibration"]}
         )
-        look_ahead = {"start": start, "sparsity": sparsity}
-        look_ahead |= {key: training[key] for key in LOOK_AHEAD_TRAINING}
+        look_ahead = {"start": round_start, "sparsity": sparsity}
+        look_ahead |= {key: training[key] for key in LOOK_AHEAD_TRAINING if key in training}
         look_ahead |= {key: isp[key] for key in LOOK_AHEAD_ISP}
         for denoiser in settings["weak_seeds"]:
             files[f"weak_mask_{index}_{denoiser}"] = (
                 {"idle": True} if idle or denoiser >= isp["denoisers"] else look_ahead
             )
-        soup = {"start": start, "sparsity": sparsity, "denoisers": isp["denoisers"]}
+        soup = {"start": round_start, "sparsity": sparsity, "denoisers": isp["denoisers"]}
         soup |= {"combine": isp["combine"], "own_mask": isp["own_mask"], "seed": seed}
         files[f"soup_{index}"] = {"idle": True} if idle else soup
     last_round = f"models/isp/round_{len(sparsities) - 1}"
@@ -398,6 +323,7 @@ def plan(params: Settings) -> dict[str, Settings]:
             "variant": variant(settings, method),
             "metric": data["metric"],
             "precision": training["precision"],
+            "zero_shot": images and method == "dense",
         }
     files["tables"] = {"methods": methods, "metric": data["metric"]}
     return files

@@ -25,7 +25,14 @@ import pandas as pd
 from instant_soup.files import UserError, new_file, read_json
 
 # Display names, in the order of table rows; methods not named here follow, as they are.
-METHOD_NAMES = {"dense": "Dense", "random": "Random", "one_shot": "One-shot", "isp": "ISP"}
+METHOD_NAMES = {
+    "zero_shot": "Zero-shot",
+    "dense": "Dense",
+    "random": "Random",
+    "one_shot": "One-shot",
+    "isp": "ISP",
+}
+UNPRUNED = ("zero_shot", "dense")  # one value for all sparsities
 PERCENT = {"accuracy", "f1", "matthews", "pearson", "spearman"}  # fractions, shown times 100
 
 KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
@@ -57,6 +64,23 @@ def read_results(folder: str | Path, methods: list[str]) -> list[dict[str, Any]]
     """The results `folder`/METHOD.json, in the order of `methods`; UserError if one is missing."""
     files = [Path(folder) / f"{method}.json" for method in methods]
     return [check_result(read_json(file), str(file)) for file in files]
+
+
+def with_zero_shot(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results, and before each that knows how well its network did untrained, that as one.
+
+    A zero-shot result costs nothing and depends neither on seed nor on training settings.
+    """
+    found = []
+    for result in results:
+        if "zero_shot" in result:
+            parts = result["variant"].split(" ")
+            kept = [part for part in parts if part.startswith(("data.", "pretraining."))]
+            same = {"method": "zero_shot", "seed": 0, "variant": " ".join(kept)}
+            cost = {key: type(value)(0) for key, value in result["cost"].items()}
+            found.append({**result, **same, "test": result["zero_shot"], "cost": cost})
+        found.append(result)
+    return found
 
 
 def results_of_experiments(root: str | Path) -> list[dict[str, Any]]:
@@ -141,7 +165,7 @@ def merge_ledger(
     with _locked(path):
         old = path.read_text() if path.exists() else ""
         rows, more_columns = _parse(old, path)
-        for result in results:
+        for result in with_zero_shot(results):
             row = _row(result, code_version)
             if replace or _key(row) not in rows:
                 rows[_key(row)] = row
@@ -279,7 +303,8 @@ def costs(ledger: pd.DataFrame) -> pd.DataFrame:
     fine-tuning of the same model, data, preset, training settings and seed; NaN without it.
     """
     # What changes only the ISP part of the settings has the unchanged dense run as its equal.
-    table = ledger.assign(shared=ledger["variant"].map(_without_isp_part))
+    trained = ledger[ledger["method"] != "zero_shot"]
+    table = trained.assign(shared=trained["variant"].map(_without_isp_part))
     same = ["model", "dataset", "preset", "shared", "seed"]
     dense = table[table["method"] == "dense"].drop_duplicates(same)
     dense = dense[[*same, "steps", "flops"]]
@@ -329,21 +354,23 @@ def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
 
 def _results_section(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> str:
     factor = scale(section[3])
-    sparse = cells[cells["method"] != "dense"]
+    sparse = cells[~cells["method"].isin(UNPRUNED)]
     columns = sorted(set(sparse["target_sparsity"])) or [0.0]
-    one_n = cells["n"].nunique() == 1
+    trained = cells[cells["method"] != "zero_shot"]  # always one run: nothing is drawn
+    one_n = trained["n"].nunique() == 1
     best = {column: _best(sparse, column, factor) for column in columns}
     rows = []
     for method, variant in _methods(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
         texts = []
         for column in columns:
-            found = own if method == "dense" else own[own["target_sparsity"] == column]
-            text = _value(found.iloc[0], factor, one_n) if len(found) else "–"
+            found = own if method in UNPRUNED else own[own["target_sparsity"] == column]
+            plain = one_n or method == "zero_shot"
+            text = _value(found.iloc[0], factor, plain) if len(found) else "–"
             texts.append(f"**{text}**" if (method, variant) in best[column] else text)
         rows.append([label(method, variant), *texts])
     table = _markdown(["method", *(f"{percent(c)} sparse" for c in columns)], rows)
-    caption = _caption(section, cells, ledger, bold=any(best.values()))
+    caption = _caption(section, trained, ledger, bold=any(best.values()))
     return f"{_heading(section)}\n\n{table}\n\n{caption}"
 
 
@@ -463,7 +490,8 @@ def terminal_table(results: list[dict[str, Any]], folder: str | Path = "reports/
     table.add_column("method", overflow="fold")
     for header in headers:
         table.add_column(header, justify="right")
-    for result in sorted(results, key=lambda r: row_order(r["method"], r["variant"])):
+    rows = with_zero_shot(results)
+    for result in sorted(rows, key=lambda r: row_order(r["method"], r["variant"])):
         cost = result["cost"]
         table.add_row(
             label(result["method"], result["variant"]),

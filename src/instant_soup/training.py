@@ -156,9 +156,10 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def logits_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The classifier's outputs (rows × outputs) for a batch."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    if getattr(model.config, "type_vocab_size", 0) < 2:
+    if "token_type_ids" in inputs and getattr(model.config, "type_vocab_size", 0) < 2:
         del inputs["token_type_ids"]
-    return model(**inputs).logits
+    outputs = model(**inputs)
+    return getattr(outputs, "logits", outputs)
 
 
 def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.ndarray, np.ndarray]:
@@ -193,16 +194,17 @@ def train(
     """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
 
     `settings`: learning_rate, weight_decay, batch_size, clip_norm, warmup (a share of `total`),
-    seed, precision. The rate decays to zero over `total` steps; with total=None it is constant
-    (a look-ahead). The mask's pruned weights must be zero already, moments too; they stay exact
-    zeros, because masked gradients leave AdamW's update of a zero at zero. `after_step(steps
-    done, loss, snapshot)` is called after each step; `snapshot()` is the state at that point.
+    seed, precision; for images crop and flip. The rate decays to zero over `total` steps; with
+    total=None it is constant (a look-ahead). The mask's pruned weights must be zero already,
+    moments too; they stay exact zeros, because masked gradients leave AdamW's update of a zero at
+    zero. `after_step(steps done, loss, snapshot)` is called after each step; `snapshot()` is the
+    state at that point.
     UserError when the loss is no longer finite.
     """
     where = data.labels.device
     precision = resolve_precision(settings["precision"])
     model.to(where).train()
-    if where.type == "cpu":
+    if where.type == "cpu" and hasattr(model, "set_attn_implementation"):
         # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
         model.set_attn_implementation("eager")  # type: ignore[operator]
     parameters = dict(model.named_parameters())
@@ -221,7 +223,7 @@ def train(
     def snapshot() -> State:
         return state_of(model, optimizer, step + 1)
 
-    batches = training_batches(data, settings["batch_size"], settings["seed"], first, last)
+    batches = training_batches(data, settings, first, last)
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
     for step, batch in tqdm(
@@ -241,8 +243,7 @@ def train(
         nn.utils.clip_grad_norm_(trainable, settings["clip_norm"])
         optimizer.step()
         optimizer.zero_grad()
-        rows, length = batch["input_ids"].shape
-        in_prunable, others = models.forward_flops(model.config, prunable, rows, length)
+        in_prunable, others = models.forward_flops(model, prunable, batch)
         cost.flops += 3 * (in_prunable + others)
         cost.sparse_flops += 3 * (in_prunable * kept / prunable + others)
         cost.steps += 1

@@ -1,4 +1,4 @@
-"""Models: what is prunable, what is refused as pre-trained, and what a step costs."""
+"""The BERT family: what is prunable, what is refused as pre-trained, and what a step costs."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import bert_settings, new_classifier
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from instant_soup import models
+from instant_soup import bert, models
 from instant_soup.files import UserError
 
 SOURCES = str(Path(__file__).parent.parent / "src")
@@ -81,7 +82,7 @@ def own_bert(tiny_bert: Path, tmp_path: Path) -> Path:
 def test_the_six_matrices_of_every_layer_are_prunable_and_nothing_else(family) -> None:
     name, folder = family
     prefix, matrices = BLOCK[name]
-    model = models.new_classifier(folder, 2, 0)
+    model = new_classifier(folder, 2, 0)
     found = models.prunable(model)
     assert sorted(found) == sorted(f"{prefix}.{i}.{m}.weight" for i in (0, 1) for m in matrices)
     assert sum(w.numel() for w in found.values()) == 2 * (4 * 32 * 32 + 2 * 32 * 64)
@@ -99,7 +100,7 @@ def test_a_model_without_blocks_has_nothing_prunable() -> None:
 
 def test_every_weight_of_the_checkpoint_arrives_and_only_the_head_is_new(family) -> None:
     _, folder = family
-    model, new = models.load_pretrained(folder, hub=False)
+    model, new = bert.load_pretrained(folder, hub=False)
     stored, loaded = load_file(folder / "model.safetensors"), model.state_dict()
     prefix = f"{model.base_model_prefix}."
     head = {name for name in loaded if not name.startswith(prefix)}
@@ -117,14 +118,14 @@ def test_a_checkpoint_without_a_pooler_is_welcome(own_bert: Path) -> None:
     left = {n: w for n, w in weights.items() if "pooler" not in n}
     assert len(left) == len(weights) - 2
     save_file(left, own_bert / "model.safetensors", metadata={"format": "pt"})
-    _, new = models.load_pretrained(own_bert, hub=False)
+    _, new = bert.load_pretrained(own_bert, hub=False)
     assert {"bert.pooler.dense.weight", "classifier.weight"} <= new
 
 
 def test_a_fine_tuned_classifier_is_welcome_as_a_base(tiny_bert: Path, tmp_path: Path) -> None:
-    fine_tuned = models.new_classifier(tiny_bert, 3, 0)
+    fine_tuned = new_classifier(tiny_bert, 3, 0)
     fine_tuned.save_pretrained(tmp_path)
-    model, new = models.load_pretrained(tmp_path, hub=False)
+    model, new = bert.load_pretrained(tmp_path, hub=False)
     assert new == set()
     assert torch.equal(model.state_dict()["classifier.weight"], fine_tuned.classifier.weight)
 
@@ -143,7 +144,7 @@ def test_a_checkpoint_that_lacks_an_encoder_weight_is_refused(own_bert: Path, pa
     del weights[lost]
     save_file(weights, own_bert / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 weights of its encoder") as caught:
-        models.load_pretrained(own_bert, hub=False)
+        bert.load_pretrained(own_bert, hub=False)
     assert part in str(caught.value)
 
 
@@ -151,7 +152,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(own_bert: P
     config = json.loads((own_bert / "config.json").read_text())
     (own_bert / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     with pytest.raises(UserError, match="own-bert"):
-        models.load_pretrained(own_bert, hub=False)
+        bert.load_pretrained(own_bert, hub=False)
 
 
 @pytest.mark.parametrize("damage", ["no weights", "cut weights", "no folder", "unknown type"])
@@ -166,7 +167,7 @@ def test_a_broken_model_folder_is_refused_in_one_line(own_bert: Path, damage: st
     else:
         (own_bert / "config.json").write_text('{"model_type": "no-such-thing"}')
     with pytest.raises(UserError, match="own-bert cannot be loaded") as caught:
-        models.load_pretrained(own_bert, hub=False)
+        bert.load_pretrained(own_bert, hub=False)
     assert "\n" not in str(caught.value)
 
 
@@ -188,15 +189,15 @@ def test_the_packaged_model_lies_in_its_wheel() -> None:
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from instant_soup import models
+from instant_soup import bert, models
 from instant_soup.files import UserError
 
 os.chdir(sys.argv[1])
-model, new = models.load_pretrained("bert-base-uncased", hub=True)
-models.save_tokenizer("bert-base-uncased", Path("."), hub=True)
+model, new = bert.load_pretrained("bert-base-uncased", hub=True)
+bert.save_tokenizer("bert-base-uncased", Path("."), hub=True)
 print(sorted(new), len(models.prunable(model)), float(model.bert.pooler.dense.weight.sum()))
 try:
-    models.load_pretrained("org/not-in-the-cache", hub=True)
+    bert.load_pretrained("org/not-in-the-cache", hub=True)
 except UserError as error:
     print(error)
 """
@@ -229,10 +230,10 @@ def test_a_hub_model_comes_from_the_hubs_cache_or_is_refused(tiny_bert, tmp_path
 
 
 def test_a_new_classifier_depends_on_the_seed_and_on_nothing_else(tiny_bert: Path) -> None:
-    one = models.new_classifier(tiny_bert, 2, 5).state_dict()
+    one = new_classifier(tiny_bert, 2, 5).state_dict()
     torch.rand(3)
-    again = models.new_classifier(tiny_bert, 2, 5).state_dict()
-    other = models.new_classifier(tiny_bert, 2, 6).state_dict()
+    again = new_classifier(tiny_bert, 2, 5).state_dict()
+    other = new_classifier(tiny_bert, 2, 6).state_dict()
     assert all(torch.equal(one[n], again[n]) for n in one)
     assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
     assert one["classifier.weight"].shape == (2, 32)
@@ -240,14 +241,14 @@ def test_a_new_classifier_depends_on_the_seed_and_on_nothing_else(tiny_bert: Pat
 
 def test_a_classifier_has_exactly_the_weights_it_is_given(family) -> None:
     _, folder = family
-    weights = models.new_classifier(folder, 3, 1).state_dict()
-    model = models.classifier(folder, 3, weights)
+    weights = new_classifier(folder, 3, 1).state_dict()
+    model = bert.classifier(folder, weights, bert_settings(3))
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(w, weights[n]) for n, w in model.state_dict().items())
 
 
 def test_foreign_weights_are_refused_and_the_difference_named(tiny_bert: Path) -> None:
-    weights = models.new_classifier(tiny_bert, 2, 1).state_dict()
+    weights = new_classifier(tiny_bert, 2, 1).state_dict()
     query = "bert.encoder.layer.0.attention.self.query.weight"
     wrong = {
         "classifier.bias": {**weights, "classifier.bias": torch.zeros(3)},
@@ -256,10 +257,10 @@ def test_foreign_weights_are_refused_and_the_difference_named(tiny_bert: Path) -
     }
     for name, given in wrong.items():
         with pytest.raises(UserError, match="weights of another model") as caught:
-            models.classifier(tiny_bert, 2, given)
+            bert.classifier(tiny_bert, given, bert_settings(2))
         assert name in str(caught.value)
     with pytest.raises(UserError, match="weights of another model"):
-        models.classifier(tiny_bert, 3, weights)
+        bert.classifier(tiny_bert, weights, bert_settings(3))
 
 
 def dropouts(model: torch.nn.Module) -> set[float]:
@@ -269,27 +270,27 @@ def dropouts(model: torch.nn.Module) -> set[float]:
 
 def test_dropout_is_the_models_or_the_one_asked_for(family) -> None:
     name, folder = family
-    weights = models.new_classifier(folder, 2, 1).state_dict()
+    weights = new_classifier(folder, 2, 1).state_dict()
     own = {0.1, 0.2} if name == "distilbert" else {0.1}
-    assert dropouts(models.classifier(folder, 2, weights)) == own
-    assert dropouts(models.classifier(folder, 2, weights, 0.0)) == {0.0}
-    assert dropouts(models.classifier(folder, 2, weights, 0.3)) == {0.3}
+    assert dropouts(bert.classifier(folder, weights, bert_settings(2))) == own
+    assert dropouts(bert.classifier(folder, weights, bert_settings(2, 0.0))) == {0.0}
+    assert dropouts(bert.classifier(folder, weights, bert_settings(2, 0.3))) == {0.3}
 
 
 def test_dropout_of_zero_makes_training_deterministic(family) -> None:
     _, folder = family
-    weights = models.new_classifier(folder, 2, 1).state_dict()
+    weights = new_classifier(folder, 2, 1).state_dict()
     ids = torch.arange(5, 17).view(2, 6)
     for dropout, same in ((0.0, True), (0.3, False)):
-        model = models.classifier(folder, 2, weights, dropout).train()
+        model = bert.classifier(folder, weights, bert_settings(2, dropout)).train()
         one, other = model(input_ids=ids).logits, model(input_ids=ids).logits
         assert torch.equal(one, other) == same
 
 
 def test_frozen_embeddings_are_all_tables_and_nothing_else(family) -> None:
     _, folder = family
-    model = models.new_classifier(folder, 2, 1)
-    models.freeze_embeddings(model)
+    model = new_classifier(folder, 2, 1)
+    bert.freeze_embeddings(model)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     tables = {n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")}
     assert frozen == tables and len(tables) >= 2
@@ -312,10 +313,11 @@ def counted(model: torch.nn.Module, sequences: int, length: int, backward: bool)
 @pytest.mark.parametrize(("sequences", "length"), [(1, 8), (5, 8), (3, 24)])
 def test_forward_flops_are_those_that_torch_counts(family, sequences: int, length: int) -> None:
     _, folder = family
-    model = models.new_classifier(folder, 3, 0)
+    model = new_classifier(folder, 3, 0)
     model.set_attn_implementation("eager")  # the counter does not see CPUs' fused attention
     weights = sum(w.numel() for w in models.prunable(model).values())
-    in_prunable, others = models.forward_flops(model.config, weights, sequences, length)
+    batch = {"input_ids": torch.zeros(sequences, length)}
+    in_prunable, others = models.forward_flops(model, weights, batch)
     assert in_prunable == 2 * weights * sequences * length
     assert in_prunable + others == counted(model, sequences, length, backward=False)
 
@@ -323,10 +325,10 @@ def test_forward_flops_are_those_that_torch_counts(family, sequences: int, lengt
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_training_step_costs_three_forward_passes(family, frozen: bool) -> None:
     _, folder = family
-    model = models.new_classifier(folder, 3, 0)
+    model = new_classifier(folder, 3, 0)
     model.set_attn_implementation("eager")
     if frozen:  # saves no matrix product: the embeddings' norm still trains
-        models.freeze_embeddings(model)
+        bert.freeze_embeddings(model)
     weights = sum(w.numel() for w in models.prunable(model).values())
-    forward = sum(models.forward_flops(model.config, weights, 4, 16))
+    forward = sum(models.forward_flops(model, weights, {"input_ids": torch.zeros(4, 16)}))
     assert counted(model, 4, 16, backward=True) == 3 * forward

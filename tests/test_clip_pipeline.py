@@ -1,0 +1,94 @@
+"""The pipeline on images: a tiny CLIP under its frozen head, run by DVC from folder to report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from test_pipeline import make_project, run
+
+from instant_soup import masks, training
+
+CHANGES = {
+    "sparsity": 0.5,
+    "baselines": ["one_shot"],
+    "data": {"validation_rows": 20, "test_rows": 40, "train_rows": "all"},
+    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3},
+    "isp": {"compression_rate": 0.3, "calibration": 0.2, "look_ahead": 2, "denoisers": 1},
+    "rounds": [
+        {"id": 0, "start": "models/start"},
+        {"id": 1, "start": "models/isp/round_0"},
+    ],
+    "weak_seeds": [0],
+}
+NOT_OF_IMAGES = {"max_length", "dropout"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_clip: Path) -> Path:
+    """A project on bright and dark squares in folders, whose pipeline has run once."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for split, rows in (("train", 60), ("test", 20)):
+        for name, level in (("bright", 160), ("dark", 60)):
+            (pictures / split / name).mkdir(parents=True)
+            for i in range(rows):
+                pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(pictures / split / name / f"{i}.png")
+    folder = make_project(
+        tmp_path_factory.mktemp("project") / "soup", tiny_clip, pictures, **CHANGES
+    )
+    output = run(folder, "dvc", "repro")
+    (folder.parent / "repro.txt").write_text(output)
+    return folder
+
+
+def result(project: Path, method: str) -> dict:
+    return json.loads((project / f"reports/results/{method}.json").read_text())
+
+
+def test_every_method_has_its_exact_sparsity_budget_and_zeros(project: Path):
+    prunable = 2 * 12 * 32 * 32
+    for method, sparsity in (("isp", 0.5), ("one_shot", 0.5), ("dense", 0.0)):
+        found = result(project, method)
+        assert (found["prunable_weights"], found["pruned_weights"]) == (
+            prunable,
+            sparsity * prunable,
+        )
+        assert found["cost"]["steps"] == 2 * (100 // 8)
+        weights = training.load_state(project / f"models/retrained/{method}/state", False).weights
+        mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
+        assert sum(int((weights[n] == 0).sum()) for n in mask) == sparsity * prunable
+
+
+def test_all_prunable_matrices_moved_and_the_head_did_not(project: Path):
+    start = training.load_state(project / "models/start/state", False).weights
+    for method in ("isp", "one_shot", "dense"):
+        after = training.load_state(project / f"models/retrained/{method}/state", False).weights
+        mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
+        assert sum("out_proj" in name for name in mask) == 2
+        for name, kept in mask.items():
+            assert (after[name] != start[name])[kept].float().mean() > 0.9, (method, name)
+        assert torch.equal(after["head"], start["head"])
+
+
+def test_zero_shot_accuracy_is_a_row_of_its_own(project: Path):
+    ledger = pd.read_csv(project / "reports/results.csv", keep_default_na=False)
+    row = ledger[(ledger["method"] == "zero_shot") & (ledger["dataset"].str.contains("pictures"))]
+    assert len(row) == 1 and row["steps"].item() == 0
+    assert float(row["value"].item()) == result(project, "dense")["zero_shot"]["accuracy"]
+    table = (project / "reports/tables/results.md").read_text()
+    assert "| Zero-shot (data.validation_rows=20" in table
+    assert "zero_shot" in json.loads((project / "reports/metrics.json").read_text())
+
+
+def test_it_learns_what_zero_shot_cannot_know(project: Path):
+    dense = result(project, "dense")
+    assert dense["test"]["accuracy"] > 0.9 > dense["zero_shot"]["accuracy"]
+
+
+def test_pre_training_passes_by_for_a_model_that_is_there(project: Path):
+    assert [path.name for path in (project / "models/pretrained").iterdir()] == ["idle.txt"]
