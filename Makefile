@@ -48,7 +48,7 @@ test: setup  ## set up and run linters, type checks and tests
 smoke: setup  ## the real pipeline on a handful of real data, in a temporary copy
 	bash tests/smoke.sh
 
-tables: setup  ## tables and figures again, from the ledger and all experiments
+tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000

@@ -11,21 +11,12 @@ prints validation accuracy, the test split is not touched.
 import argparse
 import statistics
 
-import torch
 import yaml
 
 from instant_soup import clip, main_network, masks, metrics, training
 from instant_soup.batches import load_split
-from instant_soup.files import UserError, read_json
+from instant_soup.files import UserError, read_yaml
 from instant_soup.settings import check
-
-
-def random_tower(seed: int) -> training.Weights:
-    """The base's image tower as open_clip initialises it, under the names of a state."""
-    package = clip.open_clip()
-    torch.manual_seed(seed)
-    model = package.CLIP(**read_json(main_network.BASE / clip.CONFIG)["model_cfg"])
-    return {f"visual.{name}": w for name, w in model.visual.state_dict().items()}
 
 
 def final_score(settings: dict, seed: int, pretrained: bool) -> float:
@@ -35,7 +26,8 @@ def final_score(settings: dict, seed: int, pretrained: bool) -> float:
     where = training.device()
     state, mask = main_network.load_start("models/start")
     if not pretrained:
-        state.weights |= random_tower(seed)
+        head = read_yaml("models/plan/start.yaml")
+        state.weights = clip.random_weights(main_network.BASE, {"seed": seed, **head})
     data = load_split(main_network.ENCODED / "train.safetensors", where)
     name = "pre-trained" if pretrained else "random"
     state = training.train(

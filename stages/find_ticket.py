@@ -1,28 +1,50 @@
-"""A baseline's mask, found on the pre-trained weights without training."""
+"""A baseline's ticket: its mask, found on the pre-trained weights or early in training."""
 
 import argparse
 import time
-from pathlib import Path
 
-from instant_soup import masks, models
-from instant_soup.criteria import CRITERIA
+from instant_soup import main_network, models, training
+from instant_soup.batches import load_split, training_batches
+from instant_soup.criteria import CRITERIA, NEEDS_DATA, Probe
+from instant_soup.early_bird import early_bird
 from instant_soup.files import read_yaml, run_stage
+from instant_soup.main_network import Ticket
+from instant_soup.progressive import progressive
 from instant_soup.tracking import stage_run
+
+SEARCHES = {"early_bird": early_bird, "progressive": progressive}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", choices=CRITERIA, required=True)
+    parser.add_argument("--method", choices=[*CRITERIA, *SEARCHES], required=True)
     method = parser.parse_args().method
     settings = read_yaml(f"models/plan/ticket_{method}.yaml")
     with stage_run(f"ticket {method}", settings, {"method": method}) as run:
-        prunable = models.pretrained_prunable(Path("models/base"))
-        started = time.perf_counter()
-        mask = CRITERIA[method](prunable, settings["sparsity"], settings["seed"])
-        cost = {"seconds": time.perf_counter() - started}
-        path = f"models/tickets/{method}/mask.safetensors"
-        masks.save(path, mask, method=method, seed=settings["seed"], cost=cost)
-        run.summary(sparsity=masks.sparsity(mask), **cost)
+        if method in SEARCHES:
+            ticket = SEARCHES[method](settings, run)
+        else:
+            ticket = untrained(method, settings)
+        main_network.save_ticket(f"models/tickets/{method}", ticket, method=method)
+        run.summary(**vars(ticket.cost), **ticket.drawn)
+
+
+def untrained(method: str, settings: dict) -> Ticket:
+    """The ticket of a criterion, which looks at the pre-trained network without training it."""
+    cost, probe = training.Cost(), Probe(settings["seed"], settings)
+    prunable = models.pretrained_prunable(main_network.BASE)
+    if method in NEEDS_DATA:
+        where = training.device()
+        state, _ = main_network.load_start(settings["start"])
+        data = load_split(main_network.ENCODED / "train.safetensors", where)
+        batches = training_batches(data, settings, 0, settings["batches"])
+        probe.model = main_network.build(state, settings).to(where)
+        probe.batches = [batch for _, batch in batches]
+    started = time.perf_counter()
+    mask = CRITERIA[method](prunable, settings["sparsity"], probe)
+    cost.seconds = time.perf_counter() - started
+    cost.peak_memory = training.peak_memory()
+    return Ticket(mask, cost)
 
 
 if __name__ == "__main__":

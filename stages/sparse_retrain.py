@@ -1,14 +1,15 @@
 """The rest of the budget on a ticket: its pruned weights stay zero (Algorithm 1, line 7).
 
-A baseline's ticket starts at step 0 from the pre-trained weights. ISP's goes on from where its
-last round stopped: nothing restarts, neither optimiser nor learning-rate schedule.
+A baseline's ticket starts at step 0 from the pre-trained weights, the control's from random ones.
+ISP's, and that of progressive pruning, goes on from where its last round stopped: nothing
+restarts, neither optimiser nor learning-rate schedule.
 """
 
 import argparse
-from pathlib import Path
 
-from instant_soup import main_network, masks
+from instant_soup import main_network
 from instant_soup.files import UserError, read_yaml, run_stage
+from instant_soup.main_network import Cost
 from instant_soup.tracking import stage_run
 
 
@@ -18,29 +19,32 @@ def main() -> None:
     method = parser.parse_args().method
     settings = read_yaml(f"models/plan/retrain_{method}.yaml")
     with stage_run(f"retrain {method}", settings, {"method": method}) as run:
-        state, mask = main_network.load_start(settings["start"])
+        cost, curve, more = Cost(), [], {}  # type: tuple[Cost, list, dict]
+        if method == "isp":
+            state, mask = main_network.load_start(settings["start"])
+            cost, curve, more["rounds"] = main_network.mask_finding(
+                settings["rounds"], settings["denoisers"]
+            )
+        elif method == "random_init":
+            _, mask = main_network.load_start(settings["start"])
+            state = main_network.random_state(settings)
+            state.prune(mask)
+        else:
+            state, ticket = main_network.load_ticket(settings["ticket"], settings["start"])
+            mask, cost, curve = ticket.mask, ticket.cost, ticket.curve
+            more |= {"drawn": ticket.drawn} if ticket.drawn else {}
         _, total = main_network.budget(settings)
         if state.step >= total:
             raise UserError(
                 f"isp.calibration: mask finding took {state.step} steps of a budget of {total}: "
                 "lower it, or raise training.epochs"
             )
-        if method == "isp":
-            cost, curve, rounds = main_network.mask_finding(
-                settings["rounds"], settings["denoisers"]
-            )
-        else:
-            ticket = Path(settings["ticket"]) / "mask.safetensors"
-            mask = masks.load(ticket, main_network.prunable_shapes())
-            state.prune(mask)
-            cost, curve, rounds = main_network.Cost(), [], []
-            cost.add(masks.describe(ticket)["cost"])
         state, own_cost, own_curve = main_network.advance(
             state, mask, settings, last=total, label=f"retrain {method}", run=run
         )
         cost.add(vars(own_cost))
         folder = f"models/retrained/{method}"
-        main_network.save_result(folder, state, mask, cost, curve + own_curve, rounds)
+        main_network.save_result(folder, state, mask, cost, curve + own_curve, **more)
         run.summary(**vars(cost))
 
 

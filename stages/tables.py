@@ -1,4 +1,4 @@
-"""Results → reports: ledger, tables and figures; then everything recorded goes to MLflow."""
+"""Results → reports: ledger, tables, figures, page; then everything recorded goes to MLflow."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup import figures, tables, tracking
+from instant_soup import figures, ledger, page, paper_tables, tables, tracking
 from instant_soup.files import project_root, read_yaml, run_stage, write_json
 
 REPORTS = Path("reports")
@@ -16,21 +16,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--show", action="store_true", help="only print this run's table")
     show_only = parser.parse_args().show
-    results = tables.read_results(REPORTS / "results", methods_of_this_run())
+    results = ledger.read_results(REPORTS / "results", methods_of_this_run())
     if show_only:
         return tables.terminal_table(results)
 
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
-        experiments = tables.results_of_experiments(project_root())
+        experiments = ledger.results_of_experiments(project_root())
         ledger_csv = REPORTS / "results.csv"
-        tables.merge_ledger(ledger_csv, experiments, "unknown", replace=False)
-        ledger = tables.merge_ledger(ledger_csv, results, "unknown")
-        written = tables.write_tables(REPORTS / "tables", ledger)
-        written += draw_figures(results, ledger)
+        ledger.merge_ledger(ledger_csv, experiments, "unknown", replace=False)
+        runs = ledger.merge_ledger(ledger_csv, results, "unknown")
+        written = tables.write_tables(REPORTS / "tables", runs)
+        written += paper_tables.write_tables(REPORTS / "tables", runs)
+        written += draw_figures(results, runs)
         for path in written:
             run.artifact(path, folder=path.parent.name)
+        run.artifact(page.write_page(REPORTS / "index.html", runs, results, REPORTS / "figures"))
         run.artifact(ledger_csv)
-        reported = tables.with_zero_shot(results)
+        reported = ledger.with_zero_shot(results)
         metrics = {result["method"]: metrics_of(result) for result in reported}
         write_json(REPORTS / "metrics.json", metrics)
         run.summary(**{f"{m}/{k}": v for m, values in metrics.items() for k, v in values.items()})
@@ -55,13 +57,13 @@ def metrics_of(result: dict) -> dict[str, float]:
     return {
         **result["test"],
         "sparsity": result["sparsity"],
-        "steps": cost["steps"] + cost["look_ahead_steps"],
+        "steps": cost["steps"] + cost["search_steps"],
         "tera_flops": cost["flops"] / 1e12,
         "seconds": cost["seconds"],
     }
 
 
-def draw_figures(results: list[dict], ledger: pd.DataFrame) -> list[Path]:
+def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     """All figures of this run and of the ledger, and the data of DVC's own plots."""
     folder = REPORTS / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,20 +73,12 @@ def draw_figures(results: list[dict], ledger: pd.DataFrame) -> list[Path]:
     labelled = [curve.assign(method=method) for method, curve in curves.items()]
     pd.concat(labelled).to_csv(REPORTS / "curves.csv", index=False)
     pd.DataFrame(rounds).to_csv(REPORTS / "isp_rounds.csv", index=False)
-    paths = [folder / name for name in FIGURES]
-    figures.training_curves(curves, metric, paths[0])
-    figures.isp_rounds(rounds, metric, paths[1])
-    figures.layer_sparsity(results, paths[2])
-    figures.accuracy_vs_sparsity(ledger, paths[3])
-    return paths
-
-
-FIGURES = (
-    "training_curves.png",
-    "isp_rounds.png",
-    "layer_sparsity.png",
-    "accuracy_vs_sparsity.png",
-)
+    figures.training_curves(curves, metric, folder / "training_curves.png")
+    figures.isp_rounds(rounds, metric, folder / "isp_rounds.png")
+    figures.layer_sparsity(results, folder / "layer_sparsity.png")
+    figures.accuracy_vs_sparsity(runs, folder / "accuracy_vs_sparsity.png")
+    figures.accuracy_vs_cost(runs, folder / "accuracy_vs_cost.png")
+    return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
         prunable = {name: look_ahead.weights[name] for name in mask}
         weak_mask = criteria.magnitude(prunable, settings["sparsity"])
         cost.seconds += time.perf_counter() - started
-        cost.look_ahead_steps, cost.steps = cost.steps, 0
+        cost.search_steps, cost.steps = cost.steps, 0
         drawn = {key: protocol[key] for key in ("learning_rate", "weight_decay")}
         drawn["subset_rows"] = len(protocol["rows"])
         if any((weak_mask[name] & ~mask[name]).any() for name in mask):

@@ -1,4 +1,4 @@
-"""The pipeline on images: a tiny CLIP under its frozen head, run by DVC from folder to report."""
+"""The pipeline on images, with every kind of row: a tiny CLIP, run by DVC from folder to report."""
 
 import json
 from pathlib import Path
@@ -14,17 +14,20 @@ from instant_soup import masks, training
 
 CHANGES = {
     "sparsity": 0.5,
-    "baselines": ["one_shot"],
+    "baselines": ["one_shot", "snip", "grasp", "early_bird", "progressive"],
+    "lottery": ["lth", "lth_rewind", "lottery_pool"],
+    "controls": ["random_init"],
     "data": {"validation_rows": 20, "test_rows": 40, "train_rows": "all"},
     "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3},
     "isp": {"compression_rate": 0.3, "calibration": 0.2, "look_ahead": 2, "denoisers": 1},
     "rounds": [
-        {"id": 0, "start": "models/start"},
-        {"id": 1, "start": "models/isp/round_0"},
+        {"id": 0, "start": "models/start", "previous": "start"},
+        {"id": 1, "start": "models/isp/round_0", "previous": "round_0"},
     ],
     "weak_seeds": [0],
 }
-NOT_OF_IMAGES = {"max_length", "dropout"}
+SPARSE = [*CHANGES["baselines"], *CHANGES["lottery"], *CHANGES["controls"], "isp"]
+BUDGET = 2 * (100 // 8)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +55,14 @@ def result(project: Path, method: str) -> dict:
 
 def test_every_method_has_its_exact_sparsity_budget_and_zeros(project: Path):
     prunable = 2 * 12 * 32 * 32
-    for method, sparsity in (("isp", 0.5), ("one_shot", 0.5), ("dense", 0.0)):
+    for method in [*SPARSE, "dense"]:
+        sparsity = 0.0 if method == "dense" else 0.5
         found = result(project, method)
         assert (found["prunable_weights"], found["pruned_weights"]) == (
             prunable,
             sparsity * prunable,
         )
-        assert found["cost"]["steps"] == 2 * (100 // 8)
+        assert found["cost"]["steps"] == BUDGET
         weights = training.load_state(project / f"models/retrained/{method}/state", False).weights
         mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
         assert sum(int((weights[n] == 0).sum()) for n in mask) == sparsity * prunable
@@ -66,13 +70,34 @@ def test_every_method_has_its_exact_sparsity_budget_and_zeros(project: Path):
 
 def test_all_prunable_matrices_moved_and_the_head_did_not(project: Path):
     start = training.load_state(project / "models/start/state", False).weights
-    for method in ("isp", "one_shot", "dense"):
+    for method in ("isp", "one_shot", "lth", "progressive", "dense"):
         after = training.load_state(project / f"models/retrained/{method}/state", False).weights
         mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
         assert sum("out_proj" in name for name in mask) == 2
         for name, kept in mask.items():
             assert (after[name] != start[name])[kept].float().mean() > 0.9, (method, name)
         assert torch.equal(after["head"], start["head"])
+
+
+def test_search_steps_are_those_outside_the_run_of_the_budget(project: Path):
+    steps = {method: result(project, method)["cost"]["search_steps"] for method in SPARSE}
+    assert {m: steps[m] for m in ("one_shot", "snip", "grasp", "progressive", "random_init")} == {
+        **dict.fromkeys(("one_shot", "snip", "grasp", "progressive", "random_init"), 0)
+    }
+    assert steps["isp"] == 2 * 1 * 2  # rounds × denoisers × look-ahead
+    # The dense run and the first of two rounds; rewound rounds share a first step.
+    assert steps["lth"] == steps["lottery_pool"] == 2 * BUDGET
+    assert steps["lth_rewind"] == 2 * BUDGET - 1
+    drawn = result(project, "early_bird")["drawn"]
+    assert steps["early_bird"] == drawn["step"] and drawn["settled"] in (True, False)
+
+
+def test_the_control_has_isps_mask_and_other_weights(project: Path):
+    masks_of = {
+        m: masks.load(project / f"models/retrained/{m}/mask.safetensors")
+        for m in ("isp", "random_init")
+    }
+    assert masks.cosine_similarity(masks_of["isp"], masks_of["random_init"]) == pytest.approx(1)
 
 
 def test_zero_shot_accuracy_is_a_row_of_its_own(project: Path):

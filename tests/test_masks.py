@@ -137,6 +137,68 @@ def test_half_a_weight_is_rounded_up(total: int, sparsity: float, pruned: int) -
     assert total - masks.number_kept(total, sparsity) == pruned
 
 
+@LAW
+@given(SHAPES, st.integers(1, 999))
+def test_keep_count_is_over_all_tensors_together(shapes, thousandths: int) -> None:
+    weights = {f"w{i}": torch.zeros(shape) for i, shape in enumerate(shapes)}
+    total = sum(math.prod(shape) for shape in shapes)
+    exact = Fraction(thousandths, 1000) * total
+    assume(exact % 1 != Fraction(1, 2))
+    assert masks.keep_count(weights, thousandths / 1000) == total - round(exact)
+
+
+@LAW
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=8), st.integers(1, 999))
+def test_shares_add_up_and_are_within_one_of_what_is_wanted(sizes, thousandths: int) -> None:
+    """As the criteria have it: a density of each size, all together a rounded total."""
+    density = thousandths / 1000
+    wanted = {f"w{i}": density * size for i, size in enumerate(sizes)}
+    exact = {f"w{i}": Fraction(thousandths, 1000) * size for i, size in enumerate(sizes)}
+    total = masks.number_kept(sum(sizes), 1 - density)
+    shares = masks.share_out(wanted, total)
+    assert list(shares) == list(wanted)
+    assert sum(shares.values()) == total
+    for (name, share), size in zip(shares.items(), sizes, strict=True):
+        assert abs(share - exact[name]) < 1 + Fraction(1, 10**6)
+        assert 0 <= share <= size
+
+
+@pytest.mark.parametrize(
+    ("wanted", "total", "shares"),
+    [
+        ([1.5, 2.2, 3.3], 7, [2, 2, 3]),
+        ([1.2, 2.7, 3.1], 7, [1, 3, 3]),
+        ([0.5, 0.5, 1.0], 2, [1, 0, 1]),  # of equal fractions the first
+        ([0.6, 0.7, 0.7], 2, [0, 1, 1]),
+        ([2.0, 3.0], 5, [2, 3]),
+        ([2.9999999999, 3.0000000001], 6, [3, 3]),
+        ([0.4], 0, [0]),
+        ([0.6], 1, [1]),
+    ],
+)
+def test_the_largest_fractions_are_rounded_up(wanted: list, total: int, shares: list) -> None:
+    found = masks.share_out({f"w{i}": value for i, value in enumerate(wanted)}, total)
+    assert list(found.values()) == shares
+
+
+@LAW
+@given(st.lists(TIED_SCORES, min_size=1, max_size=4), st.data())
+def test_each_tensor_is_ranked_by_itself(scores: list[list[float]], data) -> None:
+    kept = {f"w{i}": data.draw(st.integers(0, len(s))) for i, s in enumerate(scores)}
+    mask = masks.keep_largest_each({f"w{i}": torch.tensor(s) for i, s in enumerate(scores)}, kept)
+    assert list(mask) == list(kept)
+    for (name, k), own in zip(kept.items(), scores, strict=True):
+        expected = kept_by_stable_sort(np.array(own), k)
+        np.testing.assert_array_equal(mask[name].numpy(), expected)
+
+
+def test_tensors_ranked_by_themselves_keep_their_shapes() -> None:
+    scores = {"a": torch.tensor([[1.0, 4.0], [3.0, 2.0]]), "b": torch.full((1, 3), 9.0)}
+    mask = masks.keep_largest_each(scores, {"a": 2, "b": 1})
+    assert mask["a"].tolist() == [[False, True], [True, False]]
+    assert mask["b"].tolist() == [[True, False, False]]
+
+
 def test_count_and_sparsity_of_a_known_mask() -> None:
     mask = {"a": torch.tensor([True, False]), "b": torch.tensor([[False, False]])}
     assert masks.count(mask) == (1, 4)
@@ -176,6 +238,25 @@ def test_cosine_similarity_is_that_of_the_zero_one_vectors(shapes, one: int, oth
     lengths = np.linalg.norm(x) * np.linalg.norm(y)
     expected = x @ y / lengths if lengths else 0.0
     assert masks.cosine_similarity(a, b) == pytest.approx(expected)
+
+
+def test_distance_of_known_masks() -> None:
+    a = {"w": torch.tensor([True, True, False, False]), "v": torch.tensor([[True]])}
+    b = {"w": torch.tensor([True, False, True, False]), "v": torch.tensor([[False]])}
+    other = {name: ~kept for name, kept in a.items()}
+    assert masks.distance(a, a) == 0.0
+    assert masks.distance(a, b) == 3 / 5
+    assert masks.distance(a, other) == 1.0
+
+
+@LAW
+@given(SHAPES, st.tuples(*[st.integers(0, 99)] * 3))
+def test_distance_is_a_metric_and_that_of_the_zero_one_vectors(shapes, seeds) -> None:
+    a, b, c = (random_mask(shapes, seed) for seed in seeds)
+    differing = int((joined(a) != joined(b)).sum())
+    assert masks.distance(a, b) == masks.distance(b, a) == differing / len(joined(a))
+    assert (masks.distance(a, b) == 0) == np.array_equal(joined(a), joined(b))
+    assert masks.distance(a, c) <= masks.distance(a, b) + masks.distance(b, c) + 1e-12
 
 
 def test_sparsity_by_layer_groups_the_weights_of_a_block() -> None:

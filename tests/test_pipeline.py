@@ -40,8 +40,11 @@ PARAMS = {
     },
     "isp": {"compression_rate": 0.3, "calibration": 0.1, "look_ahead": 2, "denoisers": 2},
     "rounds": [
-        {"id": 0, "start": "models/start"},
-        *({"id": i, "start": f"models/isp/round_{i - 1}"} for i in (1, 2, 3)),
+        {"id": 0, "start": "models/start", "previous": "start"},
+        *(
+            {"id": i, "start": f"models/isp/round_{i - 1}", "previous": f"round_{i - 1}"}
+            for i in (1, 2, 3)
+        ),
     ],
     "weak_seeds": [0, 1, 2],
 }
@@ -165,7 +168,7 @@ def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
         pruned = 0 if method == "dense" else int(0.6 * prunable + 0.5)
         assert (result["prunable_weights"], result["pruned_weights"]) == (prunable, pruned)
         assert result["cost"]["steps"] == 20  # one epoch of 160 rows in batches of 8
-        assert result["cost"]["look_ahead_steps"] == (8 if method == "isp" else 0)
+        assert result["cost"]["search_steps"] == (8 if method == "isp" else 0)
         weights = training.load_state(project / f"models/retrained/{method}/state", False).weights
         mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
         assert sum(int((weights[n] == 0).sum()) for n in mask) == pruned
@@ -237,7 +240,7 @@ def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
 def test_experiments_keep_their_own_results(queued: dict[str, str], project: Path):
     assert result_of(project, "sparser", "isp")["target_sparsity"] == 0.8
     assert result_of(project, "seeded", "isp")["seed"] == 1
-    assert result_of(project, "longer", "isp")["cost"]["look_ahead_steps"] == 12
+    assert result_of(project, "longer", "isp")["cost"]["search_steps"] == 12
     run(project, sys.executable, "stages/tables.py")
     ledger = pd.read_csv(project / "reports/results.csv")
     found = ledger[ledger["method"] == "isp"][["target_sparsity", "seed"]].value_counts()

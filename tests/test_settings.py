@@ -18,13 +18,17 @@ from safetensors.numpy import save_file
 from instant_soup import settings
 from instant_soup.files import UserError, read_yaml, write_yaml
 from instant_soup.presets import PRESETS
-from instant_soup.tasks import DATASETS
+from instant_soup.tasks import BASELINES, CONTROLS, DATASETS, LOTTERY
 
 ROOT = Path(__file__).parent.parent
 PARAMS = read_yaml(ROOT / "params.yaml")
 # The file's own rounds and the further ones that it has as comments.
 LADDER = [
-    {"id": i, "start": f"models/isp/round_{i - 1}" if i else "models/start"} for i in range(9)
+    {"id": 0, "start": "models/start", "previous": "start"},
+    *(
+        {"id": i, "start": f"models/isp/round_{i - 1}", "previous": f"round_{i - 1}"}
+        for i in range(1, 9)
+    ),
 ]
 assert LADDER[: len(PARAMS["rounds"])] == PARAMS["rounds"]
 PARAMS["rounds"] = LADDER
@@ -94,10 +98,18 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"model": "hub:"}, ["model: unknown 'hub:'"]),
     ({"preset": "fast"}, ["preset", "paper | quick"]),
-    ({"baselines": ["oneshot"]}, ["baselines", "one_shot | random"]),
+    ({"baselines": ["oneshot"]}, ["baselines", "random | erdos_renyi | one_shot"]),
     ({"baselines": ["random", "random"]}, ["baselines", "at most once"]),
     ({"baselines": "random"}, ["baselines", "a list"]),
     ({"baselines": [["random"]]}, ["baselines", "a list"]),
+    ({"lottery": ["lottery_pool"]}, ["lottery: lottery_pool", "add lth"]),
+    ({"lottery": ["lth", "imp"]}, ["lottery", "lth | lth_rewind | lottery_pool"]),
+    ({"controls": ["random"]}, ["controls", "random_init"]),
+    ({"baselines": ["n_of_m"]}, ["0.7 is no N:4 pattern", "0.25, 0.5, 0.75"]),
+    ({"baselines": ["min_density"], "criteria__min_density": 0.4}, ["less than 0.3"]),
+    ({"lottery": ["lth"], "imp__compression_rate": 0.05}, ["imp.compression_rate", "takes 14"]),
+    ({"imp__coefficients": [0.5, 2]}, ["imp.coefficients", "from 0 to 1"]),
+    ({"early_bird__window": 0}, ["early_bird.window", "from 1"]),
     # numbers
     ({"seed": -1}, ["seed", "from 0 to 2147483647"]),
     ({"seed": 1.5}, ["seed", "whole number"]),
@@ -138,7 +150,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"weak_seeds": []}, ["weak_seeds", "[0, 1, …]"]),
     ({"weak_seeds": [1, 2]}, ["weak_seeds", "[0, 1, …]"]),
     ({"isp__denoisers": 5}, ["isp.denoisers: 5", "weak_seeds lists 4", "[0, …, 4]"]),
-    ({"rounds": []}, ["rounds", "a list of {id, start}"]),
+    ({"rounds": []}, ["rounds", "a list of {id, start, previous}"]),
     ({"rounds": LADDER[:3]}, ["rounds: 3 listed", "takes 4", "id: 3, start: models/isp/round_2"]),
     ({"isp__compression_rate": 0.05}, ["rounds: 9 listed", "takes 14"]),
     ({"rounds": LADDER[1:]}, ["rounds: entry 0", "start: models/start"]),
@@ -553,7 +565,7 @@ def test_another_model_touches_base_head_and_evaluations() -> None:
 
 
 def test_a_list_of_more_rounds_or_denoisers_than_needed_changes_nothing_that_runs() -> None:
-    longer = [*LADDER, {"id": 9, "start": "models/isp/round_8"}]
+    longer = [*LADDER, {"id": 9, "start": "models/isp/round_8", "previous": "round_8"}]
     found = changed(plan(), plan(rounds=longer, weak_seeds=[0, 1, 2, 3, 4]))
     assert all(plan(rounds=longer, weak_seeds=[0, 1, 2, 3, 4])[f] == {"idle": True} for f in found)
 
@@ -657,7 +669,7 @@ def test_the_paper_preset_of_clip_is_table_one() -> None:
             {**GLYPH, "model": "clip-vit-b32", "pretraining__steps": 10},
             ["pretraining.steps: only for model: clip-glyph"],
         ),
-        ({**GLYPH, "pretraining__batch_size": 1}, ["pretraining.batch_size: 1", "from 2"]),
+        ({**GLYPH, "pretraining__batch_size": 100}, ["pretraining.batch_size: 100", "of 32"]),
         ({**GLYPH, "model": "open_clip:ViT-B-32"}, ["open_clip:ARCHITECTURE/TAG"]),
         ({**GLYPH, "model": "open_clip:ViT-B32/openai"}, ["did you mean ViT-B-32"]),
         ({**GLYPH, "data__prompts": "no.yaml"}, ["data.prompts: no file no.yaml"]),
@@ -740,3 +752,63 @@ def test_changed_images_change_the_plan() -> None:
     assert before == plan(**plan_of)["data"]["digest"] and "24 files below" in before
     shutil.copy("own-data/train/dog/3.png", "own-data/train/cat/3.png")
     assert plan(**plan_of)["data"]["digest"] != before
+
+
+# Further rows
+
+
+EVERY_ROW = {
+    "baselines": [name for name in BASELINES if name != "n_of_m"],
+    "lottery": list(LOTTERY),
+    "controls": list(CONTROLS),
+}
+
+
+def test_every_row_is_planned_and_has_what_it_needs() -> None:
+    files = plan(**EVERY_ROW)
+    assert files["tables"]["methods"] == [
+        *("dense", "isp"),
+        *(method for methods in EVERY_ROW.values() for method in methods),
+    ]
+    assert files["ticket_progressive"]["sparsities"] == [0.2, 0.4, 0.6, 0.7]
+    assert files["ticket_snip"]["batches"] == PRESETS["bert"]["quick"]["criteria"]["batches"]
+    assert files["ticket_one_shot"] == {"sparsity": 0.7, "seed": 0}
+    assert files["retrain_random_init"]["start"] == files["retrain_isp"]["start"]
+    rounds = [files[f"imp_lth_{i}"].get("sparsity") for i in range(6)]
+    assert rounds == [0.2, 0.4, 0.6, 0.7, None, None]
+    assert [files[f"imp_lth_rewind_{i}"]["previous"] for i in range(3)] == [
+        *("start", "round_0", "round_1")
+    ]
+    assert (files["imp_lth_start"]["rewind"], files["imp_lth_rewind_start"]["rewind"]) == (0, 0.05)
+    assert all(files[f"imp_lottery_pool_{i}"] == {"idle": True} for i in ("start", *range(6)))
+    assert files["lottery_lottery_pool"]["chain"] == "lth"
+
+
+def test_a_sweep_over_sparsity_pays_each_imp_round_once() -> None:
+    one, other = plan(**EVERY_ROW), plan(**EVERY_ROW, sparsity=0.9)
+    for chain in ("lth", "lth_rewind"):
+        same = {i for i in range(5) if one[f"imp_{chain}_{i}"] == other[f"imp_{chain}_{i}"]}
+        assert same == {0, 1, 2}
+        assert one[f"imp_{chain}_start"] == other[f"imp_{chain}_start"]
+
+
+def test_a_row_of_one_method_leaves_the_others_alone() -> None:
+    few, more = plan(), plan(**EVERY_ROW)
+    assert all(few[name] == more[name] for name in few if name != "tables")
+
+
+def test_settings_of_one_method_mark_only_its_row() -> None:
+    changes = {"early_bird__threshold": 0.3, "imp__rewind": 0.2, "criteria__batches": 2}
+    files = plan(**EVERY_ROW, **changes)
+    variants = {m: files[f"evaluate_{m}"]["variant"] for m in ("isp", "early_bird", "lth", "snip")}
+    assert variants == {
+        "isp": "",
+        "early_bird": "early_bird.threshold=0.3",
+        "lth": "imp.rewind=0.2",
+        "snip": "criteria.batches=2",
+    }
+
+
+def test_two_to_four_is_a_pattern() -> None:
+    files = plan(baselines=["n_of_m"], sparsity=0.5)
+    assert files["ticket_n_of_m"] == {"sparsity": 0.5, "seed": 0, "m": 4}

@@ -474,20 +474,21 @@ def test_the_cost_is_counted_batch_by_batch(tiny_bert, fresh, train, data) -> No
     assert cost.steps == 2 + 7
     assert cost.flops == pytest.approx(1 + dense)
     assert cost.sparse_flops == pytest.approx(sparse)
-    assert cost.look_ahead_steps == 0
+    assert cost.search_steps == 0
     assert 0 < cost.seconds < 60
 
 
 def test_costs_add_up_part_by_part() -> None:
-    cost = Cost(1, 2, 3.0, 4.0, 5.0)
-    cost.add(Cost(10, 20, 30.0, 40.0, 50.0))
+    cost = Cost(1, 2, 3.0, 4.0, 5.0, peak_memory=7)
+    cost.add(Cost(10, 20, 30.0, 40.0, 50.0, peak_memory=6))
     cost.add({"seconds": 0.5, "steps": 100})
     assert asdict(cost) == {
         "steps": 111,
-        "look_ahead_steps": 22,
+        "search_steps": 22,
         "flops": 33.0,
         "sparse_flops": 44.0,
         "seconds": 55.5,
+        "peak_memory": 7,  # the larger, no sum
     }
 
 

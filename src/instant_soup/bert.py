@@ -113,13 +113,17 @@ def configuration(base: str | Path, outputs: int, dropout: float | str = "model"
     return config
 
 
-def start_weights(base: Path, settings: dict) -> Weights:
-    """The base's weights and a task head drawn from the seed (`settings`: outputs, seed)."""
+def random_weights(base: Path, settings: dict) -> Weights:
+    """A whole classifier of the base's architecture, drawn from the seed (outputs, seed)."""
     torch.manual_seed(settings["seed"])
     auto = transformers_auto()
     config = configuration(base, settings["outputs"])
-    fresh = auto.AutoModelForSequenceClassification.from_config(config).state_dict()
-    return {**fresh, **load_file(base / WEIGHTS)}
+    return auto.AutoModelForSequenceClassification.from_config(config).state_dict()
+
+
+def start_weights(base: Path, settings: dict) -> Weights:
+    """The base's weights and a task head drawn from the seed (`settings`: outputs, seed)."""
+    return {**random_weights(base, settings), **load_file(base / WEIGHTS)}
 
 
 def classifier(base: Path, weights: Weights, settings: dict) -> nn.Module:

@@ -170,6 +170,22 @@ def start_weights(base: Path, settings: dict) -> Weights:
     return {**visual, "head": zero_shot_head(base, settings["classes"], settings["templates"])}
 
 
+def random_weights(base: Path, settings: dict) -> Weights:
+    """An image tower as open_clip initialises it, drawn from the seed, under the frozen head.
+
+    `settings`: seed, classes, templates.
+    """
+    config = read_json(base / CONFIG)["model_cfg"]
+    package = open_clip(needs_optional(config))
+    torch.manual_seed(settings["seed"])
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    visual = package.model._build_vision_tower(
+        config["embed_dim"], package.CLIPVisionCfg(**vision), config.get("quick_gelu", False)
+    )
+    weights = {f"visual.{name}": w for name, w in visual.state_dict().items()}
+    return {**weights, "head": zero_shot_head(base, settings["classes"], settings["templates"])}
+
+
 def classifier(base: Path, weights: Weights, settings: dict) -> ImageClassifier:
     """The classifier of a base folder's image tower around given weights (not copied).
 

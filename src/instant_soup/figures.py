@@ -1,5 +1,6 @@
 """Figures of a run and of the ledger, as PNG files that are the same for the same numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,60 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from instant_soup.files import new_file
-from instant_soup.tables import SECTION, label, percent, row_order, scale, summary, unit
+from instant_soup.ledger import SECTION
+from instant_soup.tables import (
+    CELL,
+    costs,
+    heading,
+    label,
+    methods_of,
+    percent,
+    row_order,
+    scale,
+    summary,
+    unit,
+)
 
-# Okabe and Ito's palette: told apart with any colour vision; markers tell apart in print.
+# Okabe and Ito's palette, kin in shades of one colour; each method has a marker of its own.
 STYLES = {
+    "zero_shot": ("#000000", "_"),
     "dense": ("#000000", "s"),
     "random": ("#8C8C8C", "v"),
+    "erdos_renyi": ("#8C8C8C", "1"),
+    "random_init": ("#8C8C8C", "x"),
     "one_shot": ("#0072B2", "^"),
+    "layerwise": ("#56B4E9", "<"),
+    "min_density": ("#56B4E9", ">"),
+    "n_of_m": ("#56B4E9", "d"),
+    "progressive": ("#E69F00", "P"),
+    "early_bird": ("#B8860B", "X"),
+    "snip": ("#CC79A7", "*"),
+    "grasp": ("#882255", "p"),
+    "lth": ("#009E73", "D"),
+    "lth_rewind": ("#44C29B", "h"),
+    "lottery_pool": ("#117733", "8"),
     "isp": ("#D55E00", "o"),
 }
-OTHER_STYLES = [("#009E73", "D"), ("#CC79A7", "P"), ("#E69F00", "X"), ("#56B4E9", "<")]
+OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
+MAIN = ("dense", "one_shot", "lth", "isp")  # drawn strongly; all others are thin and pale
 DPI = 150
+
+# Figure files with their captions; what one shows is in the docstring of the function of its name.
+OF_LEDGER = {
+    "accuracy_vs_sparsity.png": "Test metric over sparsity, mean and sample standard deviation "
+    "over seeds; methods are set a little apart so that ties stay visible. Lines that leave a "
+    "panel below go on; the tables have their values.",
+    "accuracy_vs_cost.png": "Test metric over training FLOPs relative to dense fine-tuning, means "
+    "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
+    "equal cost are set a little apart.",
+}
+OF_RUN = {
+    "training_curves.png": "Training loss (smoothed; faint: each step of the main methods) and "
+    "validation metric over the optimiser steps of the budget.",
+    "isp_rounds.png": "ISP's rounds: sparsity, agreement of the weak masks, and the validation "
+    "metric before and just after each prune.",
+    "layer_sparsity.png": "Sparsity of each layer; methods are set a little apart.",
+}
 BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
 ABOVE: dict[str, Any] = {"loc": "lower center", "fontsize": 8, "frameon": False}
 DASHES = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]  # variants of a method, which share a colour
@@ -37,12 +81,14 @@ def training_curves(curves: dict[str, pd.DataFrame], metric: str, path: str | Pa
         curve, (colour, marker) = curves[method], _style(method, curves)
         loss = curve.dropna(subset="train_loss")
         smooth = loss["train_loss"].rolling(max(1, len(loss) // 25), 1, center=True).mean()
-        left.plot(loss["step"], loss["train_loss"], color=colour, alpha=0.2, lw=0.7)
+        if method in MAIN:
+            left.plot(loss["step"], loss["train_loss"], color=colour, alpha=0.2, lw=0.7)
         in_legend = {"marker": marker, "ms": 4, "markevery": [], "label": label(method)}
-        left.plot(loss["step"], smooth, color=colour, lw=1.6, **in_legend)
+        strength = _strength(method)
+        left.plot(loss["step"], smooth, color=colour, **strength, **in_legend)
         score = curve.dropna(subset="validation")
         values = scale(metric) * score["validation"]
-        right.plot(score["step"], values, color=colour, lw=1.4, marker=marker, ms=4)
+        right.plot(score["step"], values, color=colour, marker=marker, ms=4, **strength)
     if "isp" in curves:
         _mark_pruning(left, right, curves["isp"])
     _finish(left, "optimiser step", "training loss (faint: each step)")
@@ -90,17 +136,18 @@ def layer_sparsity(results: list[dict[str, Any]], path: str | Path) -> None:
     shown = [r for r in results if r["method"] != "dense"] or results
     shown = sorted(shown, key=lambda r: row_order(r["method"], r["variant"]))
     names = list(dict.fromkeys(layer["name"] for r in shown for layer in r["layer_sparsity"]))
-    figure = Figure(figsize=(max(6, 2 + 0.4 * len(names)), 4), layout="constrained")
+    figure = Figure(figsize=(max(7.2, 2 + 0.4 * len(names)), 4.5), layout="constrained")
     axes = figure.subplots()
     methods = [r["method"] for r in shown]
     for number, result in enumerate(shown):
         colour, marker = _style(result["method"], methods)
-        apart = (number - (len(shown) - 1) / 2) * 0.08
+        apart = (number - (len(shown) - 1) / 2) * min(0.08, 0.7 / len(shown))
         own = {layer["name"]: 100 * layer["sparsity"] for layer in result["layer_sparsity"]}
         values = [own.get(name, np.nan) for name in names]
         name = label(result["method"], result["variant"])
         x = np.arange(len(names)) + apart
-        axes.plot(x, values, color=colour, marker=marker, ms=5, lw=1.2, label=name)
+        strength = _strength(result["method"])
+        axes.plot(x, values, color=colour, marker=marker, ms=5, label=name, **strength)
     for overall in sorted({round(100 * r["sparsity"], 2) for r in shown}):
         axes.axhline(overall, color="#555555", lw=0.8, ls=":", label=f"all layers: {overall:g} %")
     axes.set_xticks(range(len(names)), _short(names), rotation=45 if len(names) > 6 else 0,
@@ -118,18 +165,40 @@ def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     """Test metric over sparsity, one panel per section of the ledger.
 
     Error bars and the dense band are one sample standard deviation over seeds (n > 1). Methods
-    are set a little apart horizontally, so that ties stay visible.
+    are set a little apart horizontally, so that ties stay visible. What is far below the MAIN
+    methods leaves the panel.
     """
-    cells = summary(ledger) if len(ledger) else pd.DataFrame(columns=[*SECTION, "method"])
+    _panels(summary(ledger) if len(ledger) else pd.DataFrame(columns=CELL), _sparsity_panel, path)
+
+
+def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Test metric over training FLOPs relative to dense, one panel per section of the ledger.
+
+    A point for each method and sparsity, means over seeds; larger points are sparser. Methods of
+    about equal cost are set a little apart horizontally. What is far below the MAIN methods leaves
+    the panel.
+    """
+    cells = pd.DataFrame(columns=CELL)
+    if len(ledger):
+        cost = costs(ledger)[[*CELL, "flops_vs_dense"]]
+        cells = summary(ledger).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
+    _panels(cells, _cost_panel, path)
+
+
+Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]
+
+
+def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
+    """Save a figure with `draw`'s panel for each section of a summary, and one legend for all."""
     cells = cells[cells["method"] != "zero_shot"]  # far below, it would flatten all others
     sections = list(cells.groupby(SECTION, sort=True))
-    columns = max(1, min(3, len(sections)))
+    columns = max(1, min(2, len(sections)))
     lines = max(1, -(-len(sections) // columns))
-    figure = Figure(figsize=(max(6.4, 4.4 * columns), 3.8 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(7.2, 5.6 * columns), 4.6 * lines + 0.9), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (section, own) in zip(panels, sections, strict=False):
-        _sparsity_panel(axes, own, section[3], list(cells["method"]))
-        axes.set_title(" · ".join(section[:3]), fontsize=9)
+        draw(axes, own, section[3], list(cells["method"]))
+        axes.set_title(heading(section), fontsize=9)
     for axes in panels[len(sections) :]:
         axes.set_axis_off()
     handles: dict[str, Any] = {}
@@ -139,7 +208,7 @@ def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     if not sections:
         panels[0].text(0.5, 0.5, "no results yet", ha="center", va="center")
     longest = max(map(len, handles), default=1)
-    ncols = max(1, min(5, 25 * columns // longest))
+    ncols = max(1, min(6, 60 * columns // longest))
     figure.legend(list(handles.values()), list(handles), **BELOW, ncols=ncols)
     _save(figure, path)
 
@@ -151,31 +220,46 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
     margin = max(4.0, 0.06 * (ticks[-1] - ticks[0]))
     axes.set_xlim(ticks[0] - margin, ticks[-1] + margin)
     axes.set_xticks(ticks)
-    pairs = sorted(
-        set(zip(cells["method"], cells["variant"], strict=True)), key=lambda p: row_order(*p)
-    )
-    lines = [pair for pair in pairs if pair[0] != "dense"]
-    variants = sorted({variant for _, variant in pairs if variant})
-    for method, variant in pairs:
+    lines = [pair for pair in methods_of(cells) if pair[0] != "dense"]
+    for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
         mean, spread = factor * own["mean"], factor * own["std"]
-        colour, marker = _style(method, methods)
-        dash: Any = DASHES[variants.index(variant) % len(DASHES)] if variant else "-"
-        name = label(method, variant)
+        look = _look(method, variant, cells, methods)
         if method == "dense":
-            axes.axhline(mean.iloc[0], color=colour, lw=1.2, ls=dash, label=name)
+            plain = {key: look[key] for key in ("color", "ls", "label")}
+            axes.axhline(mean.iloc[0], lw=1.2, **plain)
             low, high = mean.iloc[0] - spread.iloc[0], mean.iloc[0] + spread.iloc[0]
             if not np.isnan(low):
-                axes.axhspan(low, high, color=colour, alpha=0.1, lw=0)
+                axes.axhspan(low, high, color=look["color"], alpha=0.1, lw=0)
             continue
-        apart = (lines.index((method, variant)) - (len(lines) - 1) / 2) * 0.12 * margin
+        apart = ((lines.index((method, variant)) + 0.5) / len(lines) - 0.5) * 1.2 * margin
         bars = None if spread.isna().all() else spread  # single runs have none
-        axes.errorbar(
-            100 * own["target_sparsity"] + apart, mean, yerr=bars,
-            color=colour, marker=marker, ms=5, lw=1.3, ls=dash, capsize=2, label=name,
-            mfc="white" if variant else colour,
-        )  # fmt: skip
+        x = 100 * own["target_sparsity"] + apart
+        axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)
+    _leave_out_far_below(axes, factor * cells.set_index("method")["mean"])
     _finish(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
+
+
+def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
+    alike = cells.groupby([cells["flops_vs_dense"].round(1), "target_sparsity"])["mean"]
+    apart = 1.012 ** (alike.cumcount() - (alike.transform("size") - 1) / 2)
+    cells = cells.assign(x=apart * cells["flops_vs_dense"])
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        look = _look(method, variant, cells, methods)
+        x, y = own["x"], scale(metric) * own["mean"]
+        sizes = 3 + 6 * own["target_sparsity"]
+        for number, (x_, y_, size) in enumerate(zip(x, y, sizes, strict=True)):
+            axes.plot(x_, y_, **look | {"ms": size, "label": "" if number else look["label"]})
+        axes.plot(x, y, **look | {"marker": "", "lw": 0.7, "label": ""})
+    most = cells["flops_vs_dense"].max()
+    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30) if tick <= max(2, most)]
+    axes.set_xscale("log")
+    axes.set_xlim(0.88 * min(1, cells["flops_vs_dense"].min()), 1.15 * max(2, most))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    _leave_out_far_below(axes, scale(metric) * cells.set_index("method")["mean"])
+    _finish(axes, "training FLOPs ÷ dense (larger points: sparser)", f"test {metric}{unit(metric)}")
 
 
 def _mark_pruning(left: Axes, right: Axes, curve: pd.DataFrame) -> None:
@@ -200,6 +284,33 @@ def _score(value: Any, metric: str) -> float:
     """A number out of a number, a dict of metrics, or None (NaN)."""
     value = value.get(metric) if isinstance(value, dict) else value
     return float("nan") if value is None else float(value)
+
+
+def _leave_out_far_below(axes: Axes, means: pd.Series) -> None:
+    """Let a panel end below its MAIN methods, so that a collapsed one does not flatten the others.
+
+    `means`: by method.
+    """
+    main = means[means.index.isin(MAIN) & (means.index != "dense")]
+    best, worst = means.max(), means.min()
+    gap = max(best - main.min(), 0.15 * (best - worst))
+    if len(main) and worst < main.min() - gap:
+        axes.set_ylim(bottom=main.min() - 0.6 * gap)
+
+
+def _strength(method: str) -> dict[str, Any]:
+    """How strongly a method's line is drawn."""
+    return {"lw": 1.8, "alpha": 1.0} if method in MAIN else {"lw": 0.9, "alpha": 0.75}
+
+
+def _look(method: str, variant: str, cells: pd.DataFrame, methods: list[str]) -> dict[str, Any]:
+    """How a method's line looks in a panel; variants share colour and marker, not dash and fill."""
+    colour, marker = _style(method, methods)
+    variants = sorted(set(cells["variant"]) - {""})
+    dash: Any = DASHES[variants.index(variant) % len(DASHES)] if variant else "-"
+    fill = "white" if variant else colour
+    look = {"color": colour, "marker": marker, "ms": 5, "ls": dash, "mfc": fill}
+    return look | {"label": label(method, variant)} | _strength(method)
 
 
 def _style(method: str, methods: Any) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,19 @@ def budget(settings: dict) -> tuple[int, int]:
     return steps, steps_of(settings["epochs"], steps)
 
 
+@dataclass
+class Ticket:
+    """What a baseline found: a mask, what finding it cost, and, where training goes on from the
+    state that the mask was taken of, that state and its curve."""
+
+    mask: Mask
+    cost: Cost
+    state: State | None = None
+    curve: Curve = field(default_factory=list)
+    drawn: dict[str, Any] = field(default_factory=dict)  # what the result shall tell of the search
+    checkpoints: list[Path] = field(default_factory=list)  # to be removed when the ticket is saved
+
+
 def load_start(folder: str | Path) -> tuple[State, Mask]:
     """A state and the mask that goes with it, already applied."""
     state = training.load_state(Path(folder) / "state")
@@ -63,10 +76,19 @@ def prunable_shapes() -> dict[str, list[int]]:
     return read_json(BASE / "prunable.json")
 
 
+def random_state(settings: dict) -> State:
+    """A state at step 0 with random weights in place of the pre-trained ones; the head as ever."""
+    return State(models.family(BASE).random_weights(BASE, {**settings, **encoded_facts()}))
+
+
+def encoded_facts() -> dict[str, Any]:
+    """What a model must know of the encoded data: how many outputs it has."""
+    return {"outputs": read_json(ENCODED / "info.json")["outputs"]}
+
+
 def build(state: State, settings: dict) -> torch.nn.Module:
     """The classifier around a state's weights; of texts with dropout and freeze_embeddings."""
-    outputs = read_json(ENCODED / "info.json")["outputs"]
-    return models.family(BASE).classifier(BASE, state.weights, {**settings, "outputs": outputs})
+    return models.family(BASE).classifier(BASE, state.weights, {**settings, **encoded_facts()})
 
 
 def advance(
@@ -77,6 +99,7 @@ def advance(
     last: int,
     label: str,
     run: "StageRun",
+    keep: list[Path] | None = None,
 ) -> tuple[State, Cost, Curve]:
     """Train the main network up to step `last` of its budget.
 
@@ -84,7 +107,9 @@ def advance(
     the row before), validation (the task's metric: of a network just pruned, at even distances
     and at the end), sparsity. Its rows go to the tracked `run` as they come. Every two minutes,
     and when interrupted, a checkpoint is kept in DVC's temporary folder; an equal call goes on
-    from there to the same result. Returns the new state, the cost and the curve.
+    from there to the same result. For stages that call this several times, `keep` collects the
+    checkpoints of finished calls instead of having them removed. Returns the new state, the cost
+    and the curve.
     """
     _, total = budget(settings)
     where = training.device()
@@ -128,7 +153,8 @@ def advance(
             mean = float(torch.stack(losses).mean())
             losses.clear()
             record(_row(step, mean, validate() if validating else None, sparsity))
-        if stop_asked.is_set() or time.monotonic() - last_saved > CHECKPOINT_EVERY:
+        due = stop_asked.is_set() or time.monotonic() - last_saved > CHECKPOINT_EVERY
+        if due or (keep is not None and step == last):
             with new_folder(checkpoint) as unfinished:
                 training.write_state(unfinished, snapshot())
                 write_json(unfinished / "cost.json", asdict(cost))
@@ -151,7 +177,10 @@ def advance(
             label=label,
             after_step=after_step,
         )
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if keep is None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    else:
+        keep.append(checkpoint)
     return state, cost, curve
 
 
@@ -221,6 +250,35 @@ def mask_finding(rounds: int, denoisers: int) -> tuple[Cost, Curve, list[dict[st
     return cost, curve, records
 
 
+def save_ticket(folder: str | Path, ticket: Ticket, **description: object) -> None:
+    """Write a ticket: its mask, and state and curve where it has them."""
+    with new_folder(folder) as unfinished:
+        cost = {"cost": asdict(ticket.cost), "drawn": ticket.drawn}
+        masks.save(unfinished / "mask.safetensors", ticket.mask, **cost, **description)
+        if ticket.state is not None:
+            training.save_state(unfinished / "state", ticket.state)
+        save_curve(unfinished / "curve.csv", ticket.curve)
+    for checkpoint in ticket.checkpoints:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def load_ticket(folder: str | Path, start: str | Path) -> tuple[State, Ticket]:
+    """A saved ticket, and the state that its training begins with, the mask applied.
+
+    That is the ticket's own state, or else the one in the folder `start`.
+    """
+    folder = Path(folder)
+    mask = masks.load(folder / "mask.safetensors", prunable_shapes())
+    description = masks.describe(folder / "mask.safetensors")
+    own = folder / "state"
+    state = training.load_state(own if own.exists() else Path(start) / "state")
+    state.prune(mask)
+    cost = Cost()
+    cost.add(description["cost"])
+    curve = load_curve(folder / "curve.csv")
+    return state, Ticket(mask, cost, curve=curve, drawn=description["drawn"])
+
+
 def save_result(
     folder: str | Path,
     state: State,
@@ -228,13 +286,14 @@ def save_result(
     cost: Cost,
     curve: Curve,
     rounds: list[dict[str, Any]] | None = None,
+    **more: Any,
 ) -> None:
-    """Write a finished run: weights, mask, curve, and run.json with its cost and rounds."""
+    """Write a finished run: weights, mask, curve, and run.json with its cost, rounds and `more`."""
     with new_folder(folder) as unfinished:
         training.save_state(unfinished / "state", State(state.weights, step=state.step))
         masks.save(unfinished / "mask.safetensors", mask)
         save_curve(unfinished / "curve.csv", curve)
-        run = {"validation": curve[-1]["validation"], "cost": asdict(cost)}
+        run = {"validation": curve[-1]["validation"], "cost": asdict(cost), **more}
         if rounds:
             # The row that each later stage begins with: the network just after it was pruned.
             after = [row["validation"] for row in curve if row["train_loss"] is None]

@@ -37,6 +37,24 @@ def number_kept(total: int, target_sparsity: float) -> int:
     return total - math.floor(target_sparsity * total + 0.5)
 
 
+def keep_count(weights: dict[str, torch.Tensor], target_sparsity: float) -> int:
+    """How many weights of all tensors together stay at a sparsity."""
+    return number_kept(sum(w.numel() for w in weights.values()), target_sparsity)
+
+
+def share_out(wanted: dict[str, float], total: int) -> dict[str, int]:
+    """Whole numbers that add up to `total`, each within one of what is wanted.
+
+    `wanted` adds up to about `total`. The largest fractions are rounded up; of equal ones the
+    first.
+    """
+    shares = {name: math.floor(value) for name, value in wanted.items()}
+    by_fraction = sorted(wanted, key=lambda name: shares[name] - wanted[name])
+    for name in by_fraction[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
 def full(weights: dict[str, torch.Tensor]) -> Mask:
     """The dense network's mask: everything kept."""
     return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
@@ -82,6 +100,11 @@ def keep_largest(
     return {name: p.view(scores[name].shape) for name, p in zip(scores, pieces, strict=True)}
 
 
+def keep_largest_each(scores: dict[str, torch.Tensor], kept: dict[str, int]) -> Mask:
+    """Mask of the best weights of each tensor by itself: kept[name] of them."""
+    return {name: largest(s.flatten(), kept[name]).view(s.shape) for name, s in scores.items()}
+
+
 def apply(mask: Mask, tensors: dict[str, torch.Tensor]) -> None:
     """Set the pruned entries of `tensors` (by the mask's names) to exact zero, in place."""
     with torch.no_grad():
@@ -93,6 +116,11 @@ def cosine_similarity(a: Mask, b: Mask) -> float:
     """Cosine of two masks as 0/1 vectors (paper, figure 3): |a ∩ b| / sqrt(|a| · |b|)."""
     both = sum(int((a[name] & b[name]).sum()) for name in a)
     return both / math.sqrt(count(a)[0] * count(b)[0]) if both else 0.0
+
+
+def distance(a: Mask, b: Mask) -> float:
+    """Share of all weights that one mask keeps and the other prunes (normalised Hamming)."""
+    return sum(int((a[name] ^ b[name]).sum()) for name in a) / count(a)[1]
 
 
 def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:

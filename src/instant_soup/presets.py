@@ -39,6 +39,14 @@ BERT: dict[str, dict[str, dict[str, Any]]] = {
             "combine": "union",
             "own_mask": False,
         },
+        "criteria": {"batches": 8, "min_density": 0.05, "m": 4},
+        "early_bird": {"every": 1.0, "window": 3, "threshold": 0.1},
+        "imp": {
+            "compression_rate": 0.1,
+            "rate_of": "total",
+            "rewind": 0.05,
+            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
+        },
     },
     "quick": {
         "data": {
@@ -70,6 +78,14 @@ BERT: dict[str, dict[str, dict[str, Any]]] = {
             "weight_decay_range": [0.0, 0.1],
             "combine": "union",
             "own_mask": False,
+        },
+        "criteria": {"batches": 4, "min_density": 0.05, "m": 4},
+        "early_bird": {"every": 0.1, "window": 3, "threshold": 0.02},
+        "imp": {
+            "compression_rate": 0.2,
+            "rate_of": "total",
+            "rewind": 0.05,
+            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
         },
     },
 }
@@ -103,6 +119,14 @@ CLIP: dict[str, dict[str, dict[str, Any]]] = {
             "weight_decay_range": [0.0, 0.2],
             "combine": "union",
             "own_mask": False,
+        },
+        "criteria": {"batches": 8, "min_density": 0.05, "m": 4},
+        "early_bird": {"every": 1.0, "window": 3, "threshold": 0.1},
+        "imp": {
+            "compression_rate": 0.15,
+            "rate_of": "total",
+            "rewind": 0.05,
+            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
         },
         "pretraining": {
             "steps": 20000,
@@ -142,9 +166,17 @@ CLIP: dict[str, dict[str, dict[str, Any]]] = {
             "combine": "union",
             "own_mask": False,
         },
+        "criteria": {"batches": 4, "min_density": 0.05, "m": 4},
+        "early_bird": {"every": 1.0, "window": 3, "threshold": 0.02},
+        "imp": {
+            "compression_rate": 0.2,
+            "rate_of": "total",
+            "rewind": 0.05,
+            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
+        },
         "pretraining": {
-            "steps": 600,
-            "batch_size": 256,
+            "steps": 1000,
+            "batch_size": 128,
             "learning_rate": 1e-3,
             "weight_decay": 0.1,
             "warmup": 0.1,

@@ -1,5 +1,7 @@
 """When to prune, and how much: rounds, calibration steps and the learning rate (Algorithm 1)."""
 
+from instant_soup.files import UserError
+
 
 def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
     """Sparsity after each round, up to exactly `target` (Algorithm 1, line 4).
@@ -15,6 +17,21 @@ def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
         # Rounded, so that 3 * 0.2 is 0.6: a round's settings must not depend on float noise.
         sparsities.append(min(target, round(reached, 10)))
     return sparsities
+
+
+def pattern(sparsity: float, m: int) -> int:
+    """N of the N:M pattern with this sparsity: N non-zero weights of every M.
+
+    UserError when (1 − S) · M is no whole number.
+    """
+    n = round((1 - sparsity) * m)
+    if abs(n - (1 - sparsity) * m) > 1e-9 or not 0 < n < m:
+        allowed = ", ".join(str(i / m) for i in range(1, m))
+        raise UserError(
+            f"params.yaml: sparsity: {sparsity} is no N:{m} pattern; allowed with criteria.m {m}: "
+            f"{allowed}"
+        )
+    return n
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:

@@ -14,9 +14,9 @@ from typing import Any
 
 from instant_soup.files import UserError
 from instant_soup.presets import PRESETS
-from instant_soup.schedules import mask_finding_share, round_sparsities
+from instant_soup.schedules import mask_finding_share, pattern, round_sparsities
 from instant_soup.sources import READS, family_of, is_texts, resolve_data, resolve_model
-from instant_soup.tasks import BASELINES
+from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY
 
 Settings = dict[str, Any]
 Check = tuple[Callable[[Any], bool], str]
@@ -64,6 +64,17 @@ def _range(low: float, low_too: bool) -> Check:
     return test, f"[low, high] with numbers {'from' if low_too else 'above'} {low:g}, low ≤ high"
 
 
+def _some_of(*allowed: str) -> Check:
+    def test(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and all(v in allowed for v in value)
+            and len(set(value)) == len(value)
+        )
+
+    return test, f"a list of {' | '.join(allowed)}, each at most once"
+
+
 _BOOLEAN: Check = (lambda value: isinstance(value, bool), "true | false")
 _TEXT: Check = (lambda value: isinstance(value, str) and value != "", "a text")
 _ROWS: Check = (lambda v: v == "all" or _integer(2)[0](v), "all | a whole number from 2")
@@ -74,15 +85,13 @@ TOP: dict[str, Check] = {
     "model": _TEXT,
     "seed": _integer(0, 2**31 - 1),
     "preset": _one_of(*PRESETS["bert"]),
-    "baselines": (
-        lambda value: (
-            isinstance(value, list)
-            and all(v in BASELINES for v in value)
-            and len(set(value)) == len(value)
-        ),
-        f"a list of {' | '.join(BASELINES)}, each at most once",
+    "baselines": _some_of(*BASELINES),
+    "lottery": _some_of(*LOTTERY),
+    "controls": _some_of(*CONTROLS),
+    "rounds": (
+        lambda value: isinstance(value, list) and len(value) > 0,
+        "a list of {id, start, previous}",
     ),
-    "rounds": (lambda value: isinstance(value, list) and len(value) > 0, "a list of {id, start}"),
     "weak_seeds": (
         lambda value: isinstance(value, list) and value == list(range(len(value))) and value != [],
         "the list [0, 1, …] of denoisers",
@@ -130,9 +139,31 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "combine": _one_of("union", "intersection", "vote"),
         "own_mask": _BOOLEAN,
     },
+    "criteria": {
+        "batches": _integer(1),
+        "min_density": _number(0, 1, high_too=False),
+        "m": _integer(2),
+    },
+    "early_bird": {
+        "every": _number(0, math.inf, low_too=False),
+        "window": _integer(1),
+        "threshold": _number(0, 1, low_too=False),
+    },
+    "imp": {
+        "compression_rate": _number(0.01, 1, high_too=False),
+        "rate_of": _one_of("total", "remaining"),
+        "rewind": _number(0, 1, low_too=False, high_too=False),
+        "coefficients": (
+            lambda v: isinstance(v, list) and v != [] and all(_number(0, 1)[0](x) for x in v),
+            "a list of numbers from 0 to 1",
+        ),
+    },
     "pretraining": {
         "steps": _integer(1),
-        "batch_size": _integer(2),
+        "batch_size": (
+            lambda v: _integer(32)[0](v) and v % 32 == 0,
+            "a multiple of 32, the rows of a group (glyphs.py)",
+        ),
         "learning_rate": _number(0, 1, low_too=False),
         "weight_decay": _number(0, 1),
         "warmup": _number(0, 1, high_too=False),
@@ -149,6 +180,15 @@ FAMILY_KEYS = {
         *("data.image", "data.flip", "data.prompts", "training.crop"),
         *(f"pretraining.{key}" for key in SECTIONS["pretraining"]),
     ],
+}
+# What a row depends on beside data, training and pre-training.
+METHOD_SECTIONS = {
+    "isp": ("isp",),
+    "random_init": ("isp",),
+    "progressive": ("isp",),
+    **dict.fromkeys(("min_density", "n_of_m", "snip", "grasp"), ("criteria",)),
+    "early_bird": ("early_bird",),
+    **dict.fromkeys(LOTTERY, ("imp",)),
 }
 LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
 LOOK_AHEAD_TRAINING = (
@@ -209,14 +249,19 @@ def check(params: Settings) -> Settings:
     return settings
 
 
+def round_entry(index: int) -> Settings:
+    """What params.yaml lists for a round: its number, and where ISP's and IMP's begin."""
+    before = f"round_{index - 1}"
+    start = f"models/isp/{before}" if index else "models/start"
+    return {"id": index, "start": start, "previous": before if index else "start"}
+
+
 def check_rounds(settings: Settings) -> list[float]:
     """The sparsity after each round; UserError when the listed rounds or the budget fall short."""
     for index, entry in enumerate(settings["rounds"]):
-        start = "models/start" if index == 0 else f"models/isp/round_{index - 1}"
-        if entry != {"id": index, "start": start}:
-            raise UserError(
-                f"params.yaml: rounds: entry {index} must be {{id: {index}, start: {start}}}"
-            )
+        if entry != round_entry(index):
+            shown = ", ".join(f"{key}: {value}" for key, value in round_entry(index).items())
+            raise UserError(f"params.yaml: rounds: entry {index} must be {{{shown}}}")
     isp, target = settings["isp"], settings["sparsity"]
     sparsities = round_sparsities(target, isp["compression_rate"], isp["rate_of"])
     listed, needed = len(settings["rounds"]), len(sparsities)
@@ -224,8 +269,8 @@ def check_rounds(settings: Settings) -> list[float]:
         raise UserError(
             f"params.yaml: rounds: {listed} listed, but sparsity {target} at "
             f"isp.compression_rate {isp['compression_rate']} takes {needed}: add entries from "
-            f"{{id: {listed}, start: models/isp/round_{listed - 1}}} to id {needed - 1}, "
-            "or raise the rate"
+            f"{{id: {listed}, start: models/isp/round_{listed - 1}, previous: "
+            f"round_{listed - 1}}} to id {needed - 1}, or raise the rate"
         )
     share = mask_finding_share(needed, isp["calibration"], settings["training"]["epochs"])
     if share >= 1:
@@ -242,10 +287,36 @@ def check_rounds(settings: Settings) -> list[float]:
     return sparsities
 
 
+def check_rows(settings: Settings) -> list[float]:
+    """IMP's sparsity after each round; UserError when a chosen row cannot be had."""
+    target, imp, lottery = settings["sparsity"], settings["imp"], settings["lottery"]
+    if "lottery_pool" in lottery and "lth" not in lottery:
+        raise UserError(
+            "params.yaml: lottery: lottery_pool is mixed from the rounds of lth: add lth"
+        )
+    if "n_of_m" in settings["baselines"]:
+        pattern(target, settings["criteria"]["m"])
+    least = settings["criteria"]["min_density"]
+    if "min_density" in settings["baselines"] and least >= 1 - target - 1e-9:
+        raise UserError(
+            f"params.yaml: criteria.min_density: {least} leaves no room at sparsity {target}; "
+            f"allowed: less than {1 - target:.3g}"
+        )
+    sparsities = round_sparsities(target, imp["compression_rate"], imp["rate_of"])
+    listed = len(settings["rounds"])
+    if lottery and len(sparsities) > listed:
+        raise UserError(
+            f"params.yaml: rounds: {listed} listed, but sparsity {target} at "
+            f"imp.compression_rate {imp['compression_rate']} takes {len(sparsities)}: add entries "
+            f"to id {len(sparsities) - 1}, or raise the rate"
+        )
+    return sparsities
+
+
 def variant(settings: Settings, method: str) -> str:
     """What a method's settings change from the preset, readable: "isp.combine=vote …"."""
     preset = PRESETS[settings["family"]][settings["preset"]]
-    sections = ["data", "training", "pretraining", *(["isp"] if method == "isp" else [])]
+    sections = ["data", "training", "pretraining", *METHOD_SECTIONS.get(method, ())]
     # `path` says where a dataset lies, not what is in it; own datasets are named by their folder.
     return " ".join(
         f"{section}.{key}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
@@ -259,7 +330,7 @@ def plan(params: Settings) -> dict[str, Settings]:
     """Resolve params.yaml into the settings of each stage: file name → contents."""
     settings = check(params)
     data, model = resolve_data(settings), resolve_model(settings)
-    sparsities = check_rounds(settings)
+    sparsities, imp_sparsities = check_rounds(settings), check_rows(settings)
     isp, seed = settings["isp"], settings["seed"]
     identity = {"model": model["name"], "dataset": data["name"], "seed": seed}
     training = {**settings["training"], "seed": seed, "metric": data["metric"]}
@@ -305,15 +376,31 @@ def plan(params: Settings) -> dict[str, Settings]:
     files["retrain_isp"] = {**training, "start": last_round, "rounds": len(sparsities)}
     files["retrain_isp"]["denoisers"] = isp["denoisers"]
     for method in settings["baselines"]:
-        # A mask that no seed enters stays cached when the seed changes.
-        own_seed = seed if method == "random" else 0
-        files[f"ticket_{method}"] = {"sparsity": settings["sparsity"], "seed": own_seed}
-        files[f"retrain_{method}"] = {
-            **training,
-            "start": "models/start",
-            "ticket": f"models/tickets/{method}",
-        }
-    methods = ["dense", "isp", *settings["baselines"]]
+        files[f"ticket_{method}"] = ticket_settings(method, settings, training, sparsities)
+        ticket = f"models/tickets/{method}"
+        files[f"retrain_{method}"] = {**training, "start": "models/start", "ticket": ticket}
+    for method in settings["controls"]:
+        files[f"retrain_{method}"] = {**training, **start, "start": last_round}
+    for method in settings["lottery"]:
+        chain = "lth" if method == "lottery_pool" else method
+        rounds = {"chain": chain, "rounds": len(imp_sparsities), "sparsity": settings["sparsity"]}
+        mixing = {**training, "coefficients": settings["imp"]["coefficients"]}
+        files[f"lottery_{method}"] = {**rounds, **(mixing if method == "lottery_pool" else {})}
+        # The pool has no rounds of its own.
+        idle, rewind = method != chain, settings["imp"]["rewind"] if chain == "lth_rewind" else 0.0
+        files[f"imp_{method}_start"] = (
+            {"idle": True} if idle else {**training, "start": "models/start", "rewind": rewind}
+        )
+        for entry in settings["rounds"]:
+            index, previous = entry["id"], entry["previous"]
+            beyond = idle or index >= len(imp_sparsities)
+            files[f"imp_{method}_{index}"] = (
+                {"idle": True}
+                if beyond
+                else {**training, "previous": previous, "sparsity": imp_sparsities[index]}
+            )
+    rows = [*settings["baselines"], *settings["lottery"], *settings["controls"]]
+    methods = ["dense", "isp", *rows]
     for method in methods:
         files[f"evaluate_{method}"] = {
             **identity,
@@ -327,3 +414,21 @@ def plan(params: Settings) -> dict[str, Settings]:
         }
     files["tables"] = {"methods": methods, "metric": data["metric"]}
     return files
+
+
+def ticket_settings(
+    method: str, settings: Settings, training: Settings, sparsities: list[float]
+) -> Settings:
+    """What a baseline's ticket depends on: seed and training only where they enter."""
+    target, start = {"sparsity": settings["sparsity"]}, {"start": "models/start"}
+    if method == "progressive":
+        schedule = {"sparsities": sparsities, "calibration": settings["isp"]["calibration"]}
+        return {**training, **start, **schedule}
+    if method == "early_bird":
+        return {**training, **start, **target, **settings["early_bird"]}
+    criteria = settings["criteria"]
+    if method in ("snip", "grasp"):
+        return {**training, **start, **target, "batches": criteria["batches"]}
+    own_seed = settings["seed"] if method in ("random", "erdos_renyi") else 0
+    own = {"min_density": ("min_density",), "n_of_m": ("m",)}.get(method, ())
+    return {**target, "seed": own_seed, **{key: criteria[key] for key in own}}

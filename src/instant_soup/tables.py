@@ -1,262 +1,41 @@
-"""Results → ledger and tables, all from DVC's outputs: a laptop rebuilds them without training.
+"""Ledger → tables: numbers over seeds, and the tables of results and of cost."""
 
-A *result* is the dict that the evaluate stage writes for one method. The *ledger* is a CSV with
-one row for each setting that was ever run; tables and figures are views of it. A *section* of a
-table is one (model, dataset, preset, metric).
-"""
-
-import csv
-import fcntl
-import io
-import json
 import math
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from instant_soup.files import UserError, new_file, read_json
+from instant_soup.files import new_file
+from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.ledger import COST, SECTION, with_zero_shot
 
-# Display names, in the order of table rows; methods not named here follow, as they are.
+# Display names, in the order of table rows: the paper's, with others beside their kin. Methods not
+# named here follow, as they are.
 METHOD_NAMES = {
     "zero_shot": "Zero-shot",
-    "dense": "Dense",
+    "dense": "Full (dense)",
     "random": "Random",
-    "one_shot": "One-shot",
+    "erdos_renyi": "Random, Erdős–Rényi",
+    "one_shot": "One-shot magnitude",
+    "layerwise": "Layer-wise magnitude",
+    "min_density": "Magnitude, minimum density",
+    "n_of_m": "N:M magnitude",
+    "progressive": "Progressive magnitude",
+    "early_bird": "EarlyBird",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "lth": "LTH (IMP)",
+    "lth_rewind": "LTH-Rewind",
+    "lottery_pool": "Lottery Pool",
     "isp": "ISP",
+    "random_init": "ISP's ticket, random weights",
 }
 UNPRUNED = ("zero_shot", "dense")  # one value for all sparsities
 PERCENT = {"accuracy", "f1", "matthews", "pearson", "spearman"}  # fractions, shown times 100
 
-KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
-COST = ["steps", "look_ahead_steps", "flops", "sparse_flops", "seconds"]
-NUMBERS = ["target_sparsity", "seed", "value", "sparsity", *COST, "overlap_one_shot"]
-RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "precision", "code_version"]
-COLUMNS = [*KEY, *RESULT]
-SECTION = ["model", "dataset", "preset", "metric"]
 CELL = [*SECTION, "method", "variant", "target_sparsity"]
-
-Row = dict[str, str]
-EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/\S+")  # DVC 3.67
-
-
-# Reading results
-
-
-def check_result(result: Any, source: str) -> dict[str, Any]:
-    """Return `result`; UserError when it lacks what identifies it or its primary test metric."""
-    missing = [k for k in KEY if k not in result] if isinstance(result, dict) else ["everything"]
-    if not missing and result.get("metric") not in result.get("test", {}):
-        missing = ["test metric"]
-    if missing:
-        raise UserError(f"{source}: not a result file ({', '.join(missing)} missing)")
-    return result
-
-
-def read_results(folder: str | Path, methods: list[str]) -> list[dict[str, Any]]:
-    """The results `folder`/METHOD.json, in the order of `methods`; UserError if one is missing."""
-    files = [Path(folder) / f"{method}.json" for method in methods]
-    return [check_result(read_json(file), str(file)) for file in files]
-
-
-def with_zero_shot(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results, and before each that knows how well its network did untrained, that as one.
-
-    A zero-shot result costs nothing and depends neither on seed nor on training settings.
-    """
-    found = []
-    for result in results:
-        if "zero_shot" in result:
-            parts = result["variant"].split(" ")
-            kept = [part for part in parts if part.startswith(("data.", "pretraining."))]
-            same = {"method": "zero_shot", "seed": 0, "variant": " ".join(kept)}
-            cost = {key: type(value)(0) for key, value in result["cost"].items()}
-            found.append({**result, **same, "test": result["zero_shot"], "cost": cost})
-        found.append(result)
-    return found
-
-
-def results_of_experiments(root: str | Path) -> list[dict[str, Any]]:
-    """Results of every DVC experiment of the Git repository at `root`, oldest commit first.
-
-    Each also says under `code_version` which commit its experiment started from. Without a
-    repository or experiments the list is empty; a damaged file is skipped with a warning.
-    """
-    baselines: dict[str, str] = {}  # blob → commit; a blob that several experiments share
-    paths: dict[str, str] = {}  # counts once, as part of the newest
-    for commit, ref in _experiments(root):
-        _, _, start, rest, _ = ref.split("/", 4)
-        for blob, path in _result_files(root, commit):
-            baselines.pop(blob, None)
-            baselines[blob] = (start + rest)[:12]
-            paths[blob] = f"{ref}:{path}"
-    results = []
-    for blob, text in _read_blobs(root, list(baselines)):
-        try:
-            result = check_result(json.loads(text), paths[blob])
-        except ValueError as error:
-            print(f"warning: {paths[blob]}: skipped, not JSON ({error})", file=sys.stderr)
-        except UserError as error:
-            print(f"warning: {error}: skipped", file=sys.stderr)
-        else:
-            results.append({"code_version": baselines[blob], **result})
-    return results
-
-
-def _git(root: str | Path, *arguments: str, stdin: bytes = b"") -> bytes:
-    """A Git command's output; nothing when Git, the repository or the object is missing."""
-    try:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return b""
-
-
-def _experiments(root: str | Path) -> list[tuple[str, str]]:
-    """(commit, ref) of each experiment, oldest first; DVC's stashes and marks left out."""
-    form = "--format=%(objectname) %(refname)"
-    order = ("--sort=refname", "--sort=committerdate")
-    lines = _git(root, "for-each-ref", *order, form, "refs/exps").decode().splitlines()
-    pairs = [line.split(" ", 1) for line in lines]
-    return [(commit, ref) for commit, ref in pairs if EXPERIMENT_REF.fullmatch(ref)]
-
-
-def _result_files(root: str | Path, commit: str) -> list[tuple[str, str]]:
-    """(blob, path) of the result files in a commit."""
-    entries = _git(root, "ls-tree", "-z", commit, "reports/results/").decode().split("\0")
-    found = [(entry.split("\t")[0].split()[2], entry.split("\t")[1]) for entry in entries if entry]
-    return [(blob, path) for blob, path in found if path.endswith(".json")]
-
-
-def _read_blobs(root: str | Path, blobs: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(blob, contents) for each blob, by one Git process."""
-    stream = io.BytesIO(_git(root, "cat-file", "--batch", stdin="\n".join(blobs).encode() + b"\n"))
-    while header := stream.readline().split():
-        if len(header) == 3:  # otherwise "NAME missing"
-            yield header[0].decode(), stream.read(int(header[2]))
-            stream.readline()
-
-
-# The ledger
-
-
-def merge_ledger(
-    ledger_csv: str | Path,
-    results: list[dict[str, Any]],
-    code_version: str,
-    replace: bool = True,
-) -> pd.DataFrame:
-    """Merge results into the ledger file (made if missing) and return the whole ledger.
-
-    A result takes the place of the row with the same KEY, unless `replace` is off; later results
-    win over earlier ones. `code_version` stands for results that bring none of their own. Rows
-    are sorted by KEY and old ones keep their text, so that merging nothing changes no byte.
-    Several processes may merge at once. UserError if the file is no ledger.
-    """
-    path = Path(ledger_csv)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
-        old = path.read_text() if path.exists() else ""
-        rows, more_columns = _parse(old, path)
-        for result in with_zero_shot(results):
-            row = _row(result, code_version)
-            if replace or _key(row) not in rows:
-                rows[_key(row)] = row
-        new = _to_text([rows[key] for key in sorted(rows)], more_columns)
-        if new != old:
-            with new_file(path) as unfinished:
-                unfinished.write_text(new)
-    return _frame(new)
-
-
-def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
-    """The ledger as a table with COLUMNS; UserError if it is missing or no ledger."""
-    try:
-        text = Path(ledger_csv).read_text()
-    except OSError as error:
-        raise UserError(f"{ledger_csv}: cannot be read ({error.strerror})") from None
-    rows, more_columns = _parse(text, Path(ledger_csv))
-    return _frame(_to_text(list(rows.values()), more_columns))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on `path`, by a file beside it that is gone afterwards."""
-    lock = path.with_name(f".{path.name}.lock")
-    while True:
-        file = open(lock, "a")  # noqa: SIM115 - closed at the end of this function
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held the lock before us removed the file; then ours locks nothing: once more.
-        if _same_file(lock, file.fileno()):
-            break
-        file.close()
-    try:
-        yield
-    finally:
-        lock.unlink()
-        file.close()
-
-
-def _same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _row(result: dict[str, Any], code_version: str) -> Row:
-    """A result as a ledger row of text; floats with all their digits, unknown values empty."""
-    values = {
-        **result,
-        **result.get("cost", {}),
-        "value": result["test"][result["metric"]],
-        "target_sparsity": float(result["target_sparsity"]),
-        "code_version": result.get("code_version", code_version),
-    }
-    return {c: "" if values.get(c) is None else str(values[c]) for c in COLUMNS}
-
-
-def _key(row: Row) -> tuple:
-    texts = tuple(row[c] for c in KEY[:5])
-    return (*texts, float(row["target_sparsity"]), int(row["seed"]))
-
-
-def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:
-    """The ledger's rows by key, and names of columns that are not ours (they are kept)."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = list(reader.fieldnames or KEY)
-    try:
-        rows = {_key(row): row for row in reader}
-        whole = all(None not in row and None not in row.values() for row in rows.values())
-    except (KeyError, ValueError, TypeError):
-        whole = False
-    if not whole or not set(KEY) <= set(columns):
-        raise UserError(f"{path}: not a ledger of results (an unfinished Git merge?)")
-    return rows, [c for c in columns if c not in COLUMNS]
-
-
-def _to_text(rows: list[Row], more_columns: list[str]) -> str:
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, [*COLUMNS, *more_columns], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def _frame(text: str) -> pd.DataFrame:
-    """A ledger's text as a table: NUMBERS as numbers (unknown: NaN), all else as text."""
-    ledger = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    for column in NUMBERS:
-        # Python's float() reads every digit back; pandas' faster parsers may miss the last.
-        ledger[column] = [float(text or "nan") for text in ledger[column]]
-    return ledger.astype({"seed": int})
 
 
 # Numbers behind the tables
@@ -297,19 +76,19 @@ def summary(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Mean cost over seeds, per CELL: steps, FLOPs, wall seconds, and relative to dense.
+    """Mean cost over seeds, per CELL: COST (FLOPs, wall seconds, bytes), and relative to dense.
 
-    `steps_vs_dense` (look-ahead steps included) and `flops_vs_dense` compare with dense
+    `steps_vs_dense` (search steps included) and `flops_vs_dense` compare with dense
     fine-tuning of the same model, data, preset, training settings and seed; NaN without it.
     """
-    # What changes only the ISP part of the settings has the unchanged dense run as its equal.
+    # What changes only a method's own settings has the unchanged dense run as its equal.
     trained = ledger[ledger["method"] != "zero_shot"]
-    table = trained.assign(shared=trained["variant"].map(_without_isp_part))
+    table = trained.assign(shared=trained["variant"].map(_training_part))
     same = ["model", "dataset", "preset", "shared", "seed"]
     dense = table[table["method"] == "dense"].drop_duplicates(same)
     dense = dense[[*same, "steps", "flops"]]
     table = table.merge(dense, on=same, how="left", suffixes=("", "_of_dense"))
-    all_steps = table["steps"] + table["look_ahead_steps"]
+    all_steps = table["steps"] + table["search_steps"]
     table["steps_vs_dense"] = all_steps / table["steps_of_dense"]
     table["flops_vs_dense"] = table["flops"] / table["flops_of_dense"]
     columns = [*COST, "steps_vs_dense", "flops_vs_dense"]
@@ -317,129 +96,181 @@ def costs(ledger: pd.DataFrame) -> pd.DataFrame:
     return groups[columns].mean().assign(n=groups.size()).reset_index()
 
 
-def _without_isp_part(variant: str) -> str:
-    return " ".join(part for part in variant.split(" ") if not part.startswith("isp."))
+def _training_part(variant: str) -> str:
+    shared = ("data.", "training.", "pretraining.")
+    return " ".join(part for part in variant.split(" ") if part.startswith(shared))
 
 
 # Tables
 
 
-def results_table(ledger: pd.DataFrame) -> str:
-    """Markdown: per section, methods by sparsities, mean ± std over seeds."""
+def results_chapter(ledger: pd.DataFrame) -> Chapter:
+    """Per section, methods by sparsities: mean ± std over seeds, variants beneath their method."""
     sections = summary(ledger).groupby(SECTION, sort=True) if len(ledger) else []
-    parts = [_results_section(name, cells, ledger) for name, cells in sections]
-    return "\n\n".join(["# Results", *(parts or ["No results yet."])]) + "\n"
+    return Chapter("Results", "", [_results_table(s, cells, ledger) for s, cells in sections])
 
 
-def cost_table(ledger: pd.DataFrame) -> str:
-    """Markdown: per section, what each method cost at each sparsity, means over seeds."""
+def cost_chapter(ledger: pd.DataFrame) -> Chapter:
+    """Per section, what each method cost at each sparsity, means over seeds."""
     sections = costs(ledger).groupby(SECTION, sort=True) if len(ledger) else []
-    parts = [_cost_section(name, cells) for name, cells in sections]
-    return "\n\n".join(["# Cost", *(parts or ["No results yet."])]) + "\n"
+    return Chapter("Cost", COST_TEXT, [_cost_table(s, cells) for s, cells in sections])
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
     """Write results.md, results.csv, cost.md and cost.csv (full precision); their paths."""
     texts = {
-        "results.md": results_table(ledger),
+        "results.md": markdown([results_chapter(ledger)]),
         "results.csv": summary(ledger).to_csv(index=False, lineterminator="\n"),
-        "cost.md": cost_table(ledger),
+        "cost.md": markdown([cost_chapter(ledger)]),
         "cost.csv": costs(ledger).to_csv(index=False, lineterminator="\n"),
     }
+    return write_texts(folder, texts)
+
+
+def write_texts(folder: str | Path, texts: dict[str, str]) -> list[Path]:
+    """Write files of a folder, each atomically; their paths."""
     for name, text in texts.items():
         with new_file(Path(folder) / name) as unfinished:
             unfinished.write_text(text)
     return [Path(folder) / name for name in texts]
 
 
-def _results_section(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> str:
-    factor = scale(section[3])
-    sparse = cells[~cells["method"].isin(UNPRUNED)]
-    columns = sorted(set(sparse["target_sparsity"])) or [0.0]
-    trained = cells[cells["method"] != "zero_shot"]  # always one run: nothing is drawn
-    one_n = trained["n"].nunique() == 1
-    best = {column: _best(sparse, column, factor) for column in columns}
-    rows = []
-    for method, variant in _methods(cells):
-        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
-        texts = []
-        for column in columns:
-            found = own if method in UNPRUNED else own[own["target_sparsity"] == column]
-            plain = one_n or method == "zero_shot"
-            text = _value(found.iloc[0], factor, plain) if len(found) else "–"
-            texts.append(f"**{text}**" if (method, variant) in best[column] else text)
-        rows.append([label(method, variant), *texts])
-    table = _markdown(["method", *(f"{percent(c)} sparse" for c in columns)], rows)
-    caption = _caption(section, trained, ledger, bold=any(best.values()))
-    return f"{_heading(section)}\n\n{table}\n\n{caption}"
+def in_units(cells: pd.DataFrame) -> pd.DataFrame:
+    """A summary with means and deviations as they are shown: percent where the metric is one."""
+    factors = cells["metric"].map(scale).astype(float)
+    return cells.assign(mean=cells["mean"] * factors, std=cells["std"] * factors)
 
 
-def _methods(cells: pd.DataFrame) -> list[tuple[str, str]]:
-    """(method, variant) of the rows of a section's table, in their order."""
+def methods_of(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """(method, variant) of a summary, in the order of table rows."""
     pairs = set(zip(cells["method"], cells["variant"], strict=True))
     return sorted(pairs, key=lambda pair: row_order(*pair))
 
 
-def _best(sparse: pd.DataFrame, column: float, factor: float) -> set[tuple[str, str]]:
+def one_count(cells: pd.DataFrame) -> int | None:
+    """How many seeds each cell of a summary has; None where they differ."""
+    trained = cells[cells["method"] != "zero_shot"]  # always one run: nothing is drawn
+    return int(trained["n"].iloc[0]) if trained["n"].nunique() == 1 else None
+
+
+def column_of(
+    cells: pd.DataFrame, methods: list[tuple[str, str]], sparsity: float, count: int | None
+) -> list[Cell]:
+    """One column of a table: each method's value at a sparsity, the best sparse one bold.
+
+    `cells` are a section's, in_units; a column `mark` may come with them. Where the table has no
+    one `count` of seeds, each value says its own.
+    """
+    best = _best(cells, sparsity)
+    column = []
+    for method, variant in methods:
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        found = own if method in UNPRUNED else own[own["target_sparsity"] == sparsity]
+        if len(found):
+            text = _value(found.iloc[0], plain=count is not None or method == "zero_shot")
+            mark = found.iloc[0].get("mark", "")
+            column.append(Cell(text, bold=(method, variant) in best, mark=mark))
+        else:
+            column.append(Cell(MISSING))
+    return column
+
+
+def sparse_columns(cells: pd.DataFrame) -> list[float]:
+    """The sparsities that a summary's table has columns of; [0.0] if nothing in it is sparse."""
+    sparse = cells[~cells["method"].isin(UNPRUNED)]
+    return sorted(set(sparse["target_sparsity"])) or [0.0]
+
+
+def rows_of(
+    methods: list[tuple[str, str]], columns: list[list[Cell]]
+) -> list[tuple[str, list[Cell]]]:
+    """A table's rows out of its columns."""
+    cells = zip(*columns, strict=True)
+    return [(label(*method), list(own)) for method, own in zip(methods, cells, strict=True)]
+
+
+def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
     """(method, variant) with the best mean of a column, as shown; none without a competitor."""
-    cells = sparse[(sparse["target_sparsity"] == column) & sparse["mean"].notna()]
-    if cells["method"].nunique() < 2:
+    sparse = cells[~cells["method"].isin(UNPRUNED) & (cells["target_sparsity"] == sparsity)]
+    sparse = sparse[sparse["mean"].notna()]
+    if sparse["method"].nunique() < 2:
         return set()
-    shown = (cells["mean"] * factor).round(2)  # equal as printed is equal
-    top = cells[shown == shown.max()]
+    shown = sparse["mean"].round(2)  # equal as printed is equal
+    top = sparse[shown == shown.max()]
     return set(zip(top["method"], top["variant"], strict=True))
 
 
-def _value(cell: pd.Series, factor: float, one_n: bool) -> str:
-    """ "81.00 ± 0.35", without ± for a single run, with n where the cells of a table differ."""
-    text = f"{factor * cell['mean']:.2f}"
+def _value(cell: pd.Series, plain: bool) -> str:
+    """ "81.00 ± 0.35", without ± for a single run, with n unless `plain`."""
+    text = f"{cell['mean']:.2f}"
     if cell["n"] > 1:
-        text += f" ± {factor * cell['std']:.2f}"
-    return text if one_n else f"{text} (n = {cell['n']})"
+        text += f" ± {cell['std']:.2f}"
+    return text if plain else f"{text} (n = {cell['n']})"
 
 
-def _caption(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame, bold: bool) -> str:
+def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
     model, dataset, preset, metric = section
+    cells, methods, count = in_units(cells), methods_of(cells), one_count(cells)
+    sparsities = sparse_columns(cells)
+    columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
     mine = (ledger[SECTION] == list(section)).all(axis=1)
     precision = ", ".join(sorted(set(ledger.loc[mine, "precision"]) - {""})) or "not recorded"
-    counts = f" (n = {cells['n'].iloc[0]})" if cells["n"].nunique() == 1 else ""
-    single = " Single runs (n = 1) carry no error bar." if (cells["n"] == 1).any() else ""
-    best = " Bold: the best sparse method at that sparsity." if bold else ""
-    return (
-        f"Test {metric}{unit(metric)}, mean ± sample standard deviation over seeds{counts}.{single}"
-        f"{best} Model {model}, data {dataset}, preset {preset}, precision {precision}."
+    caption = (
+        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)} Model {model}, "
+        f"data {dataset}, preset {preset}, precision {precision}."
     )
+    header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
+    return Table(heading(section), header, rows_of(methods, columns), caption)
 
 
-def _cost_section(section: tuple, cells: pd.DataFrame) -> str:
+def spread_words(cells: pd.DataFrame) -> str:
+    """What a caption says of means, deviations and seeds."""
+    count = one_count(cells)
+    counts = f" (n = {count})" if count is not None else ""
+    trained = cells[cells["method"] != "zero_shot"]
+    single = " Single runs (n = 1) carry no error bar." if (trained["n"] == 1).any() else ""
+    return f"mean ± sample standard deviation over seeds{counts}.{single}"
+
+
+def bold_words(columns: list[list[Cell]]) -> str:
+    """What a caption says of bold cells, if there are any."""
+    bold = any(cell.bold for column in columns for cell in column)
+    return " Bold: the best sparse method at that sparsity." if bold else ""
+
+
+COST_TEXT = (
+    "Means over n seeds. Training FLOPs are dense-equivalent; sparsity-aware FLOPs leave out the "
+    "pruned weights' multiply-adds. Search steps are those outside the run of the budget T: ISP's "
+    "look-ahead, EarlyBird's search, the earlier rounds of iterative pruning; FLOPs, wall time and "
+    "both ratios include them. Ratios are to dense fine-tuning with the same data, preset and "
+    "seed. Peak memory is that of a method's most demanding stage, of the GPU where there is one. "
+    "Wall time and memory depend on the machine. –: not recorded, or no dense run to compare with."
+)
+
+
+def _cost_table(section: tuple, cells: pd.DataFrame) -> Table:
     per_unit, flop = _flop_unit(cells[["flops", "sparse_flops"]].max(axis=None))
-    header = ["method", "sparsity", "training steps", "look-ahead steps"]
-    header += [f"training FLOPs ({flop})", f"sparsity-aware FLOPs ({flop})", "wall time (s)"]
-    header += ["steps ÷ dense", "FLOPs ÷ dense", "n"]
+    columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
+    columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
+    columns += ["steps ÷ dense", "FLOPs ÷ dense", "n"]
     order = [row_order(m, v) for m, v in zip(cells["method"], cells["variant"], strict=True)]
     cells = cells.assign(order=order).sort_values(["order", "target_sparsity"])
-    rows = [
-        [
-            label(cell["method"], cell["variant"]),
+    rows = []
+    for cell in cells.to_dict("records"):
+        texts = [
             percent(cell["target_sparsity"]),
             number(cell["steps"], ".0f"),
-            number(cell["look_ahead_steps"], ".0f"),
+            number(cell["search_steps"], ".0f"),
             number(cell["flops"] / per_unit, "#.3g"),
             number(cell["sparse_flops"] / per_unit, "#.3g"),
             number(cell["seconds"], ".1f"),
+            number(cell["peak_memory"] / 2**30, ".2f"),
             number(cell["steps_vs_dense"], ".2f"),
             number(cell["flops_vs_dense"], ".2f"),
             str(cell["n"]),
         ]
-        for cell in cells.to_dict("records")
-    ]
-    caption = (
-        "Means over n seeds. Training FLOPs are dense-equivalent and include look-ahead training; "
-        "sparsity-aware FLOPs leave out the pruned weights' multiply-adds. Relative to dense "
-        "fine-tuning with the same data, preset and seed; steps include look-ahead steps. "
-        "Wall time depends on the machine."
-    )
-    return f"{_heading(section)}\n\n{_markdown(header, rows)}\n\n{caption}"
+        rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
+    return Table(heading(section), [("", name) for name in columns], rows, "")
 
 
 def _flop_unit(largest: float) -> tuple[float, str]:
@@ -455,26 +286,21 @@ def percent(fraction: float) -> str:
 
 def number(value: float | None, form: str) -> str:
     """A formatted number, "–" where there is none."""
-    return "–" if value is None or math.isnan(value) else format(value, form)
+    return MISSING if value is None or math.isnan(value) else format(value, form)
 
 
-def _heading(section: tuple) -> str:
-    return f"## {section[0]} · {section[1]} · {section[2]}"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def heading(section: tuple) -> str:
+    """A section's model, data and preset."""
+    return " · ".join(section[:3])
 
 
 # The end of a run
 
 
-def terminal_table(results: list[dict[str, Any]], folder: str | Path = "reports/tables") -> None:
+def terminal_table(results: list[dict[str, Any]]) -> None:
     """Print one line per method of this workspace's run, and where the tables are.
 
-    Steps include look-ahead steps; FLOPs are relative to this run's dense fine-tuning. Plain text
+    Steps include search steps; FLOPs are relative to this run's dense fine-tuning. Plain text
     of 100 columns when the output is no terminal.
     """
     from rich.console import Console
@@ -497,12 +323,13 @@ def terminal_table(results: list[dict[str, Any]], folder: str | Path = "reports/
             label(result["method"], result["variant"]),
             f"{100 * result['sparsity']:.2f} %",
             f"{scale(metric) * result['test'][result['metric']]:.2f}",
-            str(cost["steps"] + cost["look_ahead_steps"]),
+            str(cost["steps"] + cost["search_steps"]),
             number(cost["flops"] / dense if dense else np.nan, ".2f"),
             f"{cost['seconds']:.1f}",
         )
     console.print(table, markup=False)
-    console.print(f"Tables: {folder}/results.md, {folder}/cost.md", highlight=False)
+    files = "reports/tables/results.md, reports/tables/cost.md; as a page: reports/index.html"
+    console.print(f"Tables: {files}", highlight=False)
 
 
 def _run_title(results: list[dict[str, Any]]) -> str:

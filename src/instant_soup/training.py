@@ -6,6 +6,7 @@ same steps as one uninterrupted run.
 """
 
 import contextlib
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from instant_soup import masks, models
@@ -53,16 +55,26 @@ class State:
 class Cost:
     """What training cost: counted by the engine while it trains (docs/method.md, Cost)."""
 
-    steps: int = 0
-    look_ahead_steps: int = 0
+    steps: int = 0  # of the run of T that made the network
+    search_steps: int = 0  # all others: look-ahead, EarlyBird's search, IMP's earlier rounds
     flops: float = 0.0  # dense-equivalent training FLOPs, look-ahead included
     sparse_flops: float = 0.0  # the same without the pruned weights' multiply-adds
     seconds: float = 0.0  # wall seconds of training steps and mask work, validation excluded
+    peak_memory: int = 0  # bytes: of the GPU where there is one, else the process's resident set
 
     def add(self, other: "Cost | dict") -> None:
-        """Add another cost to this one."""
+        """Add another cost to this one; of memory the larger."""
         for name, value in (other if isinstance(other, dict) else asdict(other)).items():
-            setattr(self, name, getattr(self, name) + value)
+            own = getattr(self, name)
+            setattr(self, name, max(own, value) if name == "peak_memory" else own + value)
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has used so far (see Cost)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def save_state(folder: str | Path, state: State) -> None:
@@ -204,8 +216,9 @@ def train(
     where = data.labels.device
     precision = resolve_precision(settings["precision"])
     model.to(where).train()
-    if where.type == "cpu" and hasattr(model, "set_attn_implementation"):
-        # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
+    # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
+    unfused = where.type == "cpu"
+    if unfused and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # type: ignore[operator]
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, state, settings["weight_decay"])
@@ -234,7 +247,8 @@ def train(
         rate = rate if total is None else learning_rate(step, total, rate, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with autocast(precision, where):
+        attention = sdpa_kernel(SDPBackend.MATH) if unfused else contextlib.nullcontext()
+        with autocast(precision, where), attention:
             logits = logits_of(model, batch)
         loss = loss_of(logits, batch["labels"])
         loss.backward()
@@ -254,4 +268,5 @@ def train(
     if not torch.isfinite(loss):
         raise UserError(f"{label}: the loss is {loss.item()}: try a smaller learning rate")
     cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
+    cost.peak_memory = max(cost.peak_memory, peak_memory())
     return snapshot()

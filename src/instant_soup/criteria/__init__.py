@@ -1,0 +1,39 @@
+"""Pruning criteria: which weights of a network to keep, found without training it.
+
+Each is a function `criterion(weights, sparsity, probe) -> Mask` in a file of its own: `weights` are
+the prunable weights (name → tensor), `sparsity` is a fraction, `probe` is whatever else it may look
+at: a seed, settings, and for those in NEEDS_DATA the network and some batches. It prunes exactly
+round(S · total) weights. To add one, write such a file and name it below and in `tasks.BASELINES`
+(docs/method.md, "Adding a criterion").
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from instant_soup.criteria.erdos_renyi import erdos_renyi
+from instant_soup.criteria.grasp import grasp
+from instant_soup.criteria.layerwise import layerwise
+from instant_soup.criteria.min_density import min_density
+from instant_soup.criteria.n_of_m import n_of_m
+from instant_soup.criteria.one_shot import magnitude, one_shot
+from instant_soup.criteria.probe import Probe
+from instant_soup.criteria.random import random
+from instant_soup.criteria.snip import snip
+from instant_soup.masks import Mask
+
+Criterion = Callable[[dict[str, torch.Tensor], float, Probe], Mask]
+
+CRITERIA: dict[str, Criterion] = {
+    "random": random,
+    "erdos_renyi": erdos_renyi,
+    "one_shot": one_shot,
+    "layerwise": layerwise,
+    "min_density": min_density,
+    "n_of_m": n_of_m,
+    "snip": snip,
+    "grasp": grasp,
+}
+NEEDS_DATA = ("snip", "grasp")
+
+__all__ = ["CRITERIA", "NEEDS_DATA", "Criterion", "Probe", "magnitude"]

@@ -1,0 +1,147 @@
+"""A table as data, and its Markdown, LaTeX and HTML: one set of rows behind all three."""
+
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+
+MISSING = "–"
+MARKS = {"better": ("▲", r"$^{\uparrow}$"), "worse": ("▼", r"$^{\downarrow}$")}
+NOTHING = "No results yet."
+
+# What LaTeX reads as a command, and what its old fonts lack.
+TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "_": r"\_",
+    "#": r"\#", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "|": r"\textbar{}", "±": r"$\pm$", "·": r"$\cdot$", "÷": r"$\div$",
+    "–": "--", "−": "$-$", "▲": MARKS["better"][1], "▼": MARKS["worse"][1],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell; `mark` is one of MARKS or nothing."""
+
+    text: str
+    bold: bool = False
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of (method, cells). A column is (group, name); neighbours of a group share a header."""
+
+    heading: str
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[Cell]]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A title, how to read the tables that follow, and these."""
+
+    title: str
+    text: str
+    tables: list[Table]
+
+
+def markdown(chapters: list[Chapter]) -> str:
+    """A Markdown file of chapters. Groups of columns become part of the columns' names."""
+    parts = []
+    for chapter in chapters:
+        parts += [f"# {chapter.title}", chapter.text, "" if chapter.tables else NOTHING]
+        for table in chapter.tables:
+            header = [f"{group}: {name}" if group else name for group, name in table.columns]
+            lines = [["method", *header], ["---", *["---:"] * len(header)]]
+            lines += [[name, *map(_markdown_cell, cells)] for name, cells in table.rows]
+            escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+            rows = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+            parts += [f"## {table.heading}", rows, table.caption]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def tex(chapters: list[Chapter]) -> str:
+    """LaTeX to \\input, a floating table for each table; it wants \\usepackage{booktabs}."""
+    parts = ["% Wants \\usepackage{booktabs}."]
+    for chapter in chapters:
+        text = chapter.text if chapter.tables else f"{chapter.text} {NOTHING}"
+        parts += [f"\\paragraph{{{_tex(chapter.title)}.}} {_tex(text)}"]
+        parts += [_tex_table(table) for table in chapter.tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def html(chapter: Chapter) -> str:
+    """A chapter's text and tables as HTML, its title left to the page; wide tables scroll."""
+    text = f"<p>{escape(chapter.text)}</p>\n" if chapter.text else ""
+    tables = "\n".join(map(_html_table, chapter.tables)) or f"<p>{NOTHING}</p>"
+    return f'{text}<div class="tables">\n{tables}\n</div>'
+
+
+def _groups(table: Table) -> list[tuple[str, int]]:
+    """The groups of a table's columns and how many columns each spans; none if all are unnamed."""
+    groups = [(group, len(list(own))) for group, own in groupby(g for g, _ in table.columns)]
+    return groups if any(group for group, _ in groups) else []
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"{cell.text} {MARKS[cell.mark][0]}" if cell.mark else cell.text
+    return f"**{text}**" if cell.bold else text
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(character, character) for character in text)
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = f"\\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+    return text + (MARKS[cell.mark][1] if cell.mark else "")
+
+
+def _tex_table(table: Table) -> str:
+    lines = [["method", *(_tex(name) for _, name in table.columns)]]
+    lines += [[_tex(name), *map(_tex_cell, cells)] for name, cells in table.rows]
+    header, *rows = [f"{' & '.join(line)} \\\\" for line in lines]
+    spans, rules, first = [""], [], 2
+    for group, width in _groups(table):
+        spans.append(f"\\multicolumn{{{width}}}{{c}}{{{_tex(group)}}}")
+        rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
+        first += width
+    groups = [f"{' & '.join(spans)} \\\\", "".join(rules)] if rules else []
+    return "\n".join(
+        [
+            "\\begin{table}[htbp]\n\\centering\\small",
+            f"\\caption{{{_tex(table.heading)}. {_tex(table.caption)}}}",
+            f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            *["\\toprule", *groups, header, "\\midrule", *rows, "\\bottomrule"],
+            "\\end{tabular}\n\\end{table}",
+        ]
+    )
+
+
+def _html_cell(cell: Cell) -> str:
+    text = f"<strong>{escape(cell.text)}</strong>" if cell.bold else escape(cell.text)
+    mark = f'<sup class="{cell.mark}">{MARKS[cell.mark][0]}</sup>' if cell.mark else ""
+    kind = ' class="missing"' if cell.text == MISSING else ""
+    return f"<td{kind}>{text}{mark}</td>"
+
+
+def _html_table(table: Table) -> str:
+    groups = _groups(table)
+    names = "".join(f'<th scope="col">{escape(name)}</th>' for _, name in table.columns)
+    spans = [f'<th scope="colgroup" colspan="{n}">{escape(g)}</th>' for g, n in groups]
+    method = f'<th scope="col" rowspan="{2 if groups else 1}">method</th>'
+    head = [method + "".join(spans), names] if groups else [method + names]
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_html_cell, cells))}</tr>'
+        for name, cells in table.rows
+    ]
+    return "\n".join(
+        [
+            f"<figure>\n<h3>{escape(table.heading)}</h3>",
+            '<div class="scroll"><table>\n<thead>',
+            *[f"<tr>{row}</tr>" for row in head],
+            "</thead>\n<tbody>",
+            *rows,
+            f"</tbody>\n</table></div>\n<figcaption>{escape(table.caption)}</figcaption>\n</figure>",
+        ]
+    )

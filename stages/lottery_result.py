@@ -1,0 +1,76 @@
+"""LTH, LTH-Rewind: the last IMP round's network. Lottery Pool: mixed with those of other rounds."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instant_soup import criteria, main_network, masks, metrics, training
+from instant_soup.batches import load_split
+from instant_soup.files import read_json, read_yaml, run_stage
+from instant_soup.lottery_pool import lottery_pool
+from instant_soup.tracking import stage_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", required=True)
+    method = parser.parse_args().method
+    settings = read_yaml(f"models/plan/lottery_{method}.yaml")
+    chain, rounds = Path(f"models/imp/{settings['chain']}"), settings["rounds"]
+    last = chain / f"round_{rounds - 1}"
+    with stage_run(f"lottery {method}", settings, {"method": method}) as run:
+        state = training.load_state(last / "state", moments=False)
+        mask = masks.load(last / "mask.safetensors", main_network.prunable_shapes())
+        cost = cost_of(chain, rounds)
+        curve = main_network.load_curve(last / "curve.csv")
+        more: dict[str, Any] = {}
+        if method == "lottery_pool":
+            earlier = [chain / "start", *(chain / f"round_{i}" for i in range(rounds - 1))]
+            others = [training.load_state(f / "state", False).weights for f in reversed(earlier)]
+            score = validation_score(settings)
+            started = time.perf_counter()
+            state.weights, more["coefficients"] = lottery_pool(
+                state.weights,
+                others,
+                list(mask),
+                settings["sparsity"],
+                settings["coefficients"],
+                score,
+            )
+            mask = criteria.magnitude({n: state.weights[n] for n in mask}, settings["sparsity"])
+            cost.seconds += time.perf_counter() - started
+            curve.append({**curve[-1], "train_loss": None, "validation": score(state.weights)})
+        folder = f"models/retrained/{method}"
+        main_network.save_result(folder, state, mask, cost, curve, **more)
+        run.summary(**vars(cost))
+
+
+def cost_of(chain: Path, rounds: int) -> training.Cost:
+    """The last round's cost, with all that came before it as search: dense, rewind, rounds."""
+    cost = training.Cost()
+    for folder in [chain / "start", *(chain / f"round_{i}" for i in range(rounds - 1))]:
+        cost.add(read_json(folder / "run.json")["cost"])
+    cost.search_steps, cost.steps = cost.search_steps + cost.steps, 0
+    cost.add(read_json(chain / f"round_{rounds - 1}/run.json")["cost"])
+    cost.add(read_json(chain / "reset/cost.json"))
+    return cost
+
+
+def validation_score(settings: dict) -> Callable[[training.Weights], float]:
+    """A function that scores weights on the validation split."""
+    where = training.device()
+    validation = load_split(main_network.ENCODED / "validation.safetensors", where)
+    precision = training.resolve_precision(settings["precision"])
+
+    def score(weights: training.Weights) -> float:
+        network = main_network.build(training.State(weights), settings).to(where)
+        predictions = training.predict(network, validation, precision)
+        return metrics.score(settings["metric"], *predictions)
+
+    return score
+
+
+if __name__ == "__main__":
+    run_stage(main)

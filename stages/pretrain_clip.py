@@ -1,0 +1,25 @@
+"""A small CLIP model of our own, pre-trained on rendered characters (`model: clip-glyph`)."""
+
+from pathlib import Path
+
+from instant_soup.files import pass_by, read_json, read_yaml, run_stage
+from instant_soup.tracking import stage_run
+
+
+def main() -> None:
+    settings = read_yaml("models/plan/pretrain.yaml")
+    out = Path("models/pretrained")
+    if settings.get("idle"):
+        return pass_by(out)
+
+    from instant_soup import contrastive  # late: an idle stage need not wait for torch
+
+    with stage_run("pretrain clip", settings, {}) as run:
+        model_config = read_json(contrastive.MODEL_CONFIG)
+        state, curve = contrastive.pretrain(model_config, settings, run)
+        contrastive.save_model(out, model_config, state, curve)
+        run.summary(**curve[-1])
+
+
+if __name__ == "__main__":
+    run_stage(main)

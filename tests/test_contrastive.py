@@ -1,0 +1,260 @@
+"""Contrastive pre-training: resume equals one run, it learns, and open_clip loads what comes out."""
+
+import csv
+import math
+import runpy
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_CLIP
+from PIL import Image
+from torch.nn import functional
+
+from instant_soup import contrastive, glyphs, training
+from instant_soup.clip import open_clip
+from instant_soup.files import UserError, read_json, write_json, write_yaml
+from instant_soup.glyphs import Atlas
+from instant_soup.main_network import Curve
+from instant_soup.training import State
+
+STAGE = Path(__file__).parent.parent / "stages/pretrain_clip.py"
+CPU = torch.device("cpu")
+CONFIG = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "context_length": 20}}
+SETTINGS = {
+    "steps": 6,
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.1,
+    "warmup": 0.2,
+    "seed": 3,
+    "precision": "fp32",
+}
+
+
+class Rows:
+    """A tracked run that keeps the curve's rows, and asks for a stop at one step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.steps: list[int] = []
+        self.stop_at = stop_at
+
+    def curve(self, step: int, **metrics: Any) -> None:
+        self.steps.append(step)
+        if step == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def live(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small are quickest on one thread, above all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Atlas:
+    return glyphs.make_atlas()
+
+
+@pytest.fixture(autouse=True)
+def small(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project folder of its own, one atlas for all tests, a short text warm-up; on the CPU."""
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "device", lambda: CPU)
+    monkeypatch.setattr(glyphs, "make_atlas", lambda: Atlas(**vars(atlas)))
+    monkeypatch.setattr(contrastive, "TEXT_STEPS", 2)
+    monkeypatch.setattr(contrastive, "VALIDATION_ROWS", 2 * glyphs.GROUP)
+
+
+def pretrain(stop_at: int | None = None, **changes: Any) -> tuple[State, Curve]:
+    return contrastive.pretrain(CONFIG, {**SETTINGS, **changes}, Rows(stop_at))  # type: ignore
+
+
+def same(one: State, other: State) -> bool:
+    pairs = zip(
+        (one.weights, one.first_moments, one.second_moments),
+        (other.weights, other.first_moments, other.second_moments),
+        strict=True,
+    )
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs
+    )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list((folder / ".dvc/tmp/instant-soup/checkpoints").glob("*/progress.json"))
+
+
+def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole, curve = pretrain()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(stop_at=4)
+    assert [read_json(file)["step"] for file in checkpoints(tmp_path)] == [4]
+    rows = Rows()
+    resumed, resumed_curve = contrastive.pretrain(CONFIG, SETTINGS, rows)  # type: ignore
+    assert same(resumed, whole) and resumed.step == SETTINGS["steps"]
+    assert resumed_curve == curve
+    assert rows.steps == [row["step"] for row in curve]
+    assert checkpoints(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
+    whole, _ = pretrain(seed=4)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(stop_at=4)
+    other, _ = pretrain(seed=4)
+    assert same(other, whole)
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_weights_depend_on_the_seed() -> None:
+    one, again, other = (contrastive.build(CONFIG, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    assert not torch.equal(one[name], other[name])
+
+
+def test_it_learns() -> None:
+    _, curve = pretrain(steps=120, learning_rate=5e-3)
+    print(curve)
+    guessing = math.log(glyphs.GROUP)
+    assert curve[-1]["train_loss"] < guessing - 0.3 < curve[0]["train_loss"]
+    measured = [row["validation"] for row in curve if row["validation"] is not None]
+    assert len(measured) == contrastive.EVALUATIONS and curve[-1]["validation"] is not None
+    assert all(0 <= score <= 1 for score in measured)
+
+
+def test_text_warm_up_tells_the_classes_apart(
+    atlas: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive, "TEXT_STEPS", 40)
+    model = contrastive.build(CONFIG, seed=0)
+    tokenizer = open_clip().get_tokenizer("", context_length=20)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+
+    def matched() -> float:
+        """Share of captions whose most similar counterpart is of their class."""
+        with torch.inference_mode():
+            one, other = (
+                model.encode_text(tokenizer(captions), normalize=True)
+                for captions in glyphs.caption_pairs(atlas, (9, 9))
+            )
+        return float(((one @ other.T).argmax(1) == torch.arange(len(one))).float().mean())
+
+    untrained = matched()
+    contrastive.warm_up_text_tower(model, atlas, seed=0)
+    assert matched() > untrained + 0.2
+    untouched = [name for name in before if name.startswith(("visual.", "logit_scale"))]
+    assert untouched and all(torch.equal(before[n], model.state_dict()[n]) for n in untouched)
+
+
+def test_loss_compares_within_groups_only() -> None:
+    draws = torch.Generator().manual_seed(0)
+    image, text = (
+        functional.normalize(torch.randn(2 * glyphs.GROUP, 8, generator=draws), dim=-1)
+        for _ in range(2)
+    )
+    scale = torch.tensor(5.0)
+
+    def reference(i: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        logits, right = scale * i @ t.T, torch.arange(len(i))
+        both = (functional.cross_entropy(m, right) for m in (logits, logits.T))
+        return sum(both) / 2  # type: ignore
+
+    found = contrastive.group_loss(open_clip().ClipLoss(), image, text, scale)
+    halves = [reference(i, t) for i, t in zip(image.chunk(2), text.chunk(2), strict=True)]
+    torch.testing.assert_close(found, sum(halves) / 2)
+    assert not torch.isclose(found, reference(image, text))
+
+
+def test_logit_scale_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "LARGEST_SCALE", 2.0)
+    assert contrastive.build(CONFIG, 0).logit_scale.item() > 2.0
+    state, _ = pretrain(steps=2)
+    assert float(state.weights["logit_scale"]) <= 2.0
+
+
+def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    with pytest.raises(UserError, match="try a smaller learning rate"):
+        pretrain(learning_rate=1e30)
+
+
+def test_zero_shot_accuracy_is_the_share_of_right_answers(
+    atlas: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that sees the answer is always right, one that looks elsewhere never."""
+    model = contrastive.build(CONFIG, seed=0)
+    package, key = open_clip(), (1, 2)
+    _, _, classes = glyphs.draw(atlas, contrastive.VALIDATION_ROWS, key, CPU)
+    head = torch.eye(len(atlas.names))
+    monkeypatch.setattr(package, "build_zero_shot_classifier", lambda *_, **__: head)
+    for answers, score in ((classes, 1.0), ((classes + 1) % len(head), 0.0)):
+        monkeypatch.setattr(model, "encode_image", lambda _, a=answers: head[a])
+        assert contrastive.zero_shot_accuracy(model, atlas, key, CPU) == score
+    assert model.training
+
+
+def test_open_clip_loads_the_folder_as_it_is(tmp_path: Path) -> None:
+    state, curve = pretrain()
+    contrastive.save_model(tmp_path / "out", CONFIG, state, curve)
+    package, where = open_clip(), f"local-dir:{tmp_path / 'out'}"
+    model, _, preprocess = package.create_model_and_transforms(where)
+    loaded = model.state_dict()
+    assert loaded.keys() == state.weights.keys()
+    assert all(torch.equal(loaded[name], w) for name, w in state.weights.items())
+    assert package.get_tokenizer(where)(["the digit seven."]).shape == (1, 20)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("RGB")
+    seen = torch.from_numpy(np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).copy())
+    torch.testing.assert_close(preprocess(image), contrastive.normalised(seen.permute(2, 0, 1)))
+
+    with open(tmp_path / "out/curve.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train_loss"]) for row in rows] == [row["train_loss"] for row in curve]
+
+
+def run_the_stage(settings: dict) -> None:
+    write_yaml("models/plan/pretrain.yaml", settings)
+    runpy.run_path(str(STAGE), run_name="__main__")
+
+
+def test_an_idle_stage_leaves_a_note() -> None:
+    run_the_stage({"idle": True})
+    assert [path.name for path in Path("models/pretrained").iterdir()] == ["idle.txt"]
+
+
+def test_the_stage_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "small.json", CONFIG)
+    monkeypatch.setattr(contrastive, "MODEL_CONFIG", tmp_path / "small.json")
+    run_the_stage({**SETTINGS, "steps": 2})
+    files = sorted(path.name for path in Path("models/pretrained").iterdir())
+    assert files == ["curve.csv", "open_clip_config.json", "open_clip_model.safetensors"]
+    expected, _ = pretrain(steps=2)
+    model = open_clip().create_model("local-dir:models/pretrained")
+    assert torch.equal(model.state_dict()["visual.proj"], expected.weights["visual.proj"])
+
+
+def test_the_model_that_comes_with_the_package_fits_its_data() -> None:
+    config = read_json(contrastive.MODEL_CONFIG)
+    model = contrastive.build(config, seed=0)
+    assert config["vision_cfg"]["image_size"] == glyphs.SIDE
+    blocks = model.visual.transformer.resblocks
+    matrices = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
+    assert 0.8e6 <= matrices <= 3e6
+    longest = max((name for both in glyphs.CHARACTERS.values() for name in both), key=len)
+    caption = f"a photo of the bold purple {longest} on a purple background."
+    tokens = open_clip().get_tokenizer("", context_length=77)([caption])
+    assert int((tokens != 0).sum()) <= config["text_cfg"]["context_length"]

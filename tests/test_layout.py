@@ -1,0 +1,100 @@
+"""A table's Markdown, LaTeX and HTML: the same rows, nothing read as markup."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from instant_soup.layout import Cell, Chapter, Table, html, markdown, tex
+
+NASTY = r"a_b & 50 % #1 {x} $y ~ ^ \z <b> | ± “é”"
+TABLE = Table(
+    "Grouped",
+    [("Cars 30 %", "ours"), ("Cars 30 %", "paper"), ("MNIST 70 %", "ours")],
+    [
+        ("ISP", [Cell("1.00 ± 0.10", bold=True, mark="better"), Cell("2.0"), Cell("–")]),
+        (NASTY, [Cell("3", mark="worse"), Cell(NASTY), Cell("5", bold=True)]),
+    ],
+    "Of cars & digits.",
+)
+PLAIN = Table("Plain", [("", "a"), ("", "b")], [("ISP", [Cell("1"), Cell("2")])], "")
+CHAPTER = Chapter("Title & more", "Some <text>.", [TABLE, PLAIN])
+
+
+class Reader(HTMLParser):
+    """Checks that elements close in order; keeps tables as rows of (text, span) cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[tuple[str, int]]] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append(("", int(dict(attrs).get("colspan", 1))))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            text, span = self.rows[-1][-1]
+            self.rows[-1][-1] = (text + data, span)
+
+
+def test_markdown():
+    lines = markdown([CHAPTER]).splitlines()
+    assert lines[:3] == ["# Title & more", "", "Some <text>."]
+    assert "| method | Cars 30 %: ours | Cars 30 %: paper | MNIST 70 %: ours |" in lines
+    assert "| ISP | **1.00 ± 0.10 ▲** | 2.0 | – |" in lines
+    rows = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("|")]
+    assert [len(row) - 2 for row in rows] == [4] * 4 + [3] * 3
+    assert rows[3][1].strip().replace("\\|", "|") == NASTY
+
+
+def test_tex_escapes_what_latex_would_read_as_commands():
+    text = tex([CHAPTER])
+    assert (
+        r"a\_b \& 50 \% \#1 \{x\} \$y \textasciitilde{} \textasciicircum{} \textbackslash{}z "
+        r"$<$b$>$ \textbar{} $\pm$ “é”" in text
+    )
+    assert r"\textbf{1.00 $\pm$ 0.10}$^{\uparrow}$" in text
+    assert r"Title \& more" in text and "Of cars \\& digits." in text
+    for line in text.replace("% Wants", "").splitlines():
+        assert not re.search(r"(?<!\\)[%#]", line), line
+
+
+def test_tex_rows_and_rules_have_the_table_s_width():
+    text = tex([CHAPTER])
+    specs = re.findall(r"\\begin\{tabular\}\{(l(r+))\}", text)
+    bodies = re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.S)
+    assert [len(spec) for spec, _ in specs] == [4, 3] and len(bodies) == 2
+    for (spec, _), body in zip(specs, bodies, strict=True):
+        for row in re.findall(r"^(.*) \\\\$", body, flags=re.M):
+            spans = [int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", row)]
+            assert len(re.split(r"(?<!\\)&", row)) + sum(spans) == len(spec), row
+    assert re.findall(r"\\cmidrule\(lr\)\{(\d+-\d+)\}", text) == ["2-3", "4-4"]
+    assert text.count("{") == text.count("}") and "multicolumn" not in bodies[1]
+
+
+def test_html_is_well_formed_and_shows_text_as_text():
+    reader = Reader()
+    reader.feed(html(CHAPTER))
+    assert reader.open == [] and "b" not in reader.tags
+    assert [sum(span for _, span in row) for row in reader.rows] == [4, 3, 4, 4, 3, 3]
+    assert [text for text, _ in reader.rows[0]] == ["method", "Cars 30 %", "MNIST 70 %"]
+    assert [text for text, _ in reader.rows[1]] == ["ours", "paper", "ours"]
+    assert [text for text, _ in reader.rows[3]] == [NASTY, "3▼", NASTY, "5"]
+    assert '<td><strong>1.00 ± 0.10</strong><sup class="better">▲</sup></td>' in html(CHAPTER)
+    assert html(CHAPTER).count('<td class="missing">–</td>') == 1
+
+
+@pytest.mark.parametrize("show", [lambda c: markdown([c]), lambda c: tex([c]), html])
+def test_a_chapter_without_tables_says_so(show):
+    assert "No results yet." in show(Chapter("T", "Text.", []))
+    assert "No results yet." not in show(CHAPTER)
