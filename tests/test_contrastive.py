@@ -1,4 +1,4 @@
-"""Contrastive pre-training: resume equals one run, it learns, and open_clip loads what comes out."""
+"""Contrastive pre-training: resume equals one run, it learns, and open_clip loads the result."""
 
 import csv
 import math
@@ -126,14 +126,16 @@ def test_weights_depend_on_the_seed() -> None:
     assert not torch.equal(one[name], other[name])
 
 
-def test_it_learns() -> None:
-    _, curve = pretrain(steps=120, learning_rate=5e-3)
-    print(curve)
-    guessing = math.log(glyphs.GROUP)
-    assert curve[-1]["train_loss"] < guessing - 0.3 < curve[0]["train_loss"]
+def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch by heart; validation has the same images, but prompts that are no captions."""
+    draw = glyphs.draw
+    monkeypatch.setattr(glyphs, "draw", lambda a, rows, _, where: draw(a, rows, (0, 0), where))
+    _, curve = pretrain(steps=60, learning_rate=5e-3)
+    assert curve[0]["train_loss"] > math.log(glyphs.GROUP)  # no better than guessing
+    assert curve[-1]["train_loss"] < 0.5 and curve[-1]["retrieval"] > 0.7
     measured = [row["validation"] for row in curve if row["validation"] is not None]
-    assert len(measured) == contrastive.EVALUATIONS and curve[-1]["validation"] is not None
-    assert all(0 <= score <= 1 for score in measured)
+    assert len(measured) == contrastive.EVALUATIONS
+    assert measured[-1] == curve[-1]["validation"] > 10 / len(glyphs.CHARACTERS)
 
 
 def test_text_warm_up_tells_the_classes_apart(

@@ -32,7 +32,6 @@ from instant_soup.files import (
     sha256,
     write_json,
 )
-from instant_soup.glyphs import GROUP
 from instant_soup.main_network import CHECKPOINT_EVERY, Curve, _stop_between_steps
 from instant_soup.schedules import learning_rate
 from instant_soup.training import State
