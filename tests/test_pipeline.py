@@ -205,9 +205,9 @@ def test_higher_sparsity_reruns_only_what_comes_after_the_last_round(queued: dic
     }
 
 
-def test_seed_leaves_data_base_model_and_the_one_shot_mask(queued: dict[str, str], project: Path):
+def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
     listed = set(run(project, "dvc", "stage", "list", "--name-only").split())
-    untouched = {"prepare_data", "prepare_model", "encode_data", "find_ticket@one_shot"}
+    untouched = {"prepare_data", "pretrain_clip", "prepare_model", "encode_data"}
     done = ran(queued["seeded"])
     assert done & untouched == set()
     not_needed = stages("calibrate@2", "weak_mask@round2", "mask_soup@2", of=listed)
@@ -234,7 +234,7 @@ def test_look_ahead_touches_only_isp(queued: dict[str, str]):
 def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
     done = ran(queued["other-data"])
     assert {"prepare_data", "encode_data", "dense_finetune", "calibrate@0", "tables"} <= done
-    assert not stages("prepare_model", "find_ticket", of=done)
+    assert not stages("pretrain_clip", "prepare_model", of=done)
 
 
 def test_experiments_keep_their_own_results(queued: dict[str, str], project: Path):
