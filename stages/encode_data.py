@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from instant_soup.images import decode
 
 from instant_soup import clip
 from instant_soup.batches import Images, Texts, encode, save_split
 from instant_soup.files import new_folder, read_json, read_yaml, run_stage, write_json
+from instant_soup.images import decode
 
 BASE = Path("models/base")
 
