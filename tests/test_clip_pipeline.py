@@ -20,6 +20,7 @@ CHANGES = {
     "data": {"validation_rows": 20, "test_rows": 40, "train_rows": "all"},
     "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3},
     "isp": {"compression_rate": 0.3, "calibration": 0.2, "look_ahead": 2, "denoisers": 1},
+    "imp": {"compression_rate": 0.3},
     "rounds": [
         {"id": 0, "start": "models/start", "previous": "start"},
         {"id": 1, "start": "models/isp/round_0", "previous": "round_0"},

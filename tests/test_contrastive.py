@@ -37,16 +37,13 @@ SETTINGS = {
 
 
 class Rows:
-    """A tracked run that keeps the curve's rows, and asks for a stop at one step."""
+    """A tracked run that keeps the steps of the curve's rows."""
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self) -> None:
         self.steps: list[int] = []
-        self.stop_at = stop_at
 
     def curve(self, step: int, **metrics: Any) -> None:
         self.steps.append(step)
-        if step == self.stop_at:
-            signal.raise_signal(signal.SIGINT)
 
     def live(self) -> None:
         pass
@@ -77,8 +74,22 @@ def small(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(contrastive, "VALIDATION_ROWS", 2 * glyphs.GROUP)
 
 
-def pretrain(stop_at: int | None = None, **changes: Any) -> tuple[State, Curve]:
-    return contrastive.pretrain(CONFIG, {**SETTINGS, **changes}, Rows(stop_at))  # type: ignore
+def pretrain(**changes: Any) -> tuple[State, Curve]:
+    return contrastive.pretrain(CONFIG, {**SETTINGS, **changes}, Rows())  # type: ignore
+
+
+def interrupt_pretraining(at: int) -> None:
+    """Ctrl-C while step `at` (counted from 1) draws its batch."""
+    draw = glyphs.draw
+
+    def drawn(atlas: Atlas, rows: int, key: tuple[int, ...], where: torch.device) -> Any:
+        if key == (SETTINGS["seed"], at - 1):
+            signal.raise_signal(signal.SIGINT)
+        return draw(atlas, rows, key, where)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(glyphs, "draw", drawn)
+        pretrain()
 
 
 def same(one: State, other: State) -> bool:
@@ -96,24 +107,27 @@ def checkpoints(folder: Path) -> list[Path]:
     return list((folder / ".dvc/tmp/instant-soup/checkpoints").glob("*/progress.json"))
 
 
-def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_interrupted_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A row every third step: the fourth step's loss must outlive the stop.
+    monkeypatch.setattr(contrastive, "ROWS", 2)
+    monkeypatch.setattr(contrastive, "EVALUATIONS", 1)
     whole, curve = pretrain()
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(stop_at=4)
+    interrupt_pretraining(at=4)
     assert [read_json(file)["step"] for file in checkpoints(tmp_path)] == [4]
     rows = Rows()
     resumed, resumed_curve = contrastive.pretrain(CONFIG, SETTINGS, rows)  # type: ignore
     assert same(resumed, whole) and resumed.step == SETTINGS["steps"]
     assert resumed_curve == curve
-    assert rows.steps == [row["step"] for row in curve]
+    assert rows.steps == [row["step"] for row in curve] == [3, 6]
     assert checkpoints(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
     whole, _ = pretrain(seed=4)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(stop_at=4)
+    interrupt_pretraining(at=4)
     other, _ = pretrain(seed=4)
     assert same(other, whole)
     assert len(checkpoints(tmp_path)) == 1

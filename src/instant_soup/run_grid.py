@@ -63,6 +63,8 @@ class Runner:
         for cell in lane:
             if self.stopped:
                 break
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.log(cell).write_text("")
             self.events.put((cell, "running", ""))
             try:
                 self.run_cell(copy, cell)
@@ -77,8 +79,7 @@ class Runner:
 
     def run_cell(self, copy: Path, cell: Cell) -> None:
         """Run one cell; then it is an experiment, and in the ledger."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with open(self.log(cell), "w") as log:
+        with open(self.log(cell), "a") as log:
             if not copy.exists():
                 self.make_copy(copy)
             write_params(copy / "params.yaml", self.params, cell)
@@ -112,7 +113,7 @@ class Runner:
         git(self.root, "clone", "-q", "--shared", "--no-checkout", ".", str(unfinished))
         git(unfinished, "checkout", "-q", "--detach", self.head)
         git(unfinished, "read-tree", "--reset", "-u", self.state)
-        for key in ("user.name", "user.email"):  # DVC commits, and a clone lacks them
+        for key in ("user.name", "user.email"):  # of the commits; a clone lacks them
             if value := git(self.root, "config", "--default", "", key):
                 git(unfinished, "config", key, value)
         local = self.root / ".dvc/config.local"
@@ -308,6 +309,8 @@ class Board:
 
     def refresh(self) -> None:
         """Show which stage each cell is at."""
+        if not self.console.is_terminal:
+            return
         for cell, bar, _ in self.running.values():
             stages = STAGE.findall(self.runner.log(cell).read_text(errors="replace"))
             self.bars.update(bar, description=f"{cell.name} {stages[-1] if stages else ''}")
