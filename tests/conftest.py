@@ -1,6 +1,8 @@
 """Small real things for tests: a BERT of two narrow layers, and texts with a learnable label."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ declare_missing_operators()
 # A nested DVC or a finished experiment must not lend its root or name to what a test starts.
 for name in [n for n in os.environ if n.startswith("DVC_")]:
     del os.environ[name]
+
+# A shell's background job ignores Ctrl-C, and so would what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOOD, BAD = ["fine", "great", "lovely", "bright"], ["poor", "awful", "dull", "weak"]
 FILLERS = ["the", "film", "plot", "is", "was", "and", "a", "very", "quite", "cast"]
@@ -32,6 +37,29 @@ def make_table(rows: int, seed: int = 0) -> pd.DataFrame:
         sentences.append(" ".join(words) + f" {len(sentences)}")
         labels.append(label)
     return pd.DataFrame({"sentence": sentences, "label": labels})
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small are quickest on one thread, above all beside other work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu() -> Iterator[None]:
+    """For tests that compare bits: on the CPU wherever they run."""
+    import torch
+
+    from instant_soup import training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "device", lambda: torch.device("cpu"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import csv
 import math
 import runpy
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from conftest import TINY_CLIP
 from PIL import Image
 from torch.nn import functional
 
-from instant_soup import contrastive, glyphs, training
+from instant_soup import contrastive, glyphs
 from instant_soup.clip import open_clip
+from instant_soup.contrastive import Curve
 from instant_soup.files import UserError, read_json, write_json, write_yaml
 from instant_soup.glyphs import Atlas
-from instant_soup.main_network import Curve
 from instant_soup.training import State
 
 STAGE = Path(__file__).parent.parent / "stages/pretrain_clip.py"
@@ -35,6 +34,8 @@ SETTINGS = {
     "precision": "fp32",
 }
 
+pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
+
 
 class Rows:
     """A tracked run that keeps the steps of the curve's rows."""
@@ -49,15 +50,6 @@ class Rows:
         pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are quickest on one thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def atlas() -> Atlas:
     return glyphs.make_atlas()
@@ -68,7 +60,6 @@ def small(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """A project folder of its own, one atlas for all tests, a short text warm-up; on the CPU."""
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "device", lambda: CPU)
     monkeypatch.setattr(glyphs, "make_atlas", lambda: Atlas(**vars(atlas)))
     monkeypatch.setattr(contrastive, "TEXT_STEPS", 2)
     monkeypatch.setattr(contrastive, "VALIDATION_ROWS", 2 * glyphs.GROUP)

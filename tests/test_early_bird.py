@@ -5,7 +5,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from instant_soup.training import Cost, State
 
 ROOT = Path(__file__).parent.parent
 Search = Callable[..., Ticket]
+
+pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 # Ten steps an epoch: T = 20; EarlyBird looks every 2 steps; rounds of 1, 2 and 3 steps.
 PARAMS: dict[str, Any] = {
@@ -90,21 +92,6 @@ def trained(state: State, mask: Mask, plan: dict, last: int, cost: Cost | None =
 def same(one: Mask, other: Mask) -> bool:
     """Whether two masks are one."""
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are quickest on one thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests compare bits: on the CPU wherever they run."""
-    monkeypatch.setattr(training, "device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,8 @@ PARAMS: dict[str, Any] = {
     },
     "imp": {"compression_rate": 0.25, "rewind": 0.34, "coefficients": COEFFICIENTS},
 }
+
+pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 
 # The pool by itself
@@ -156,25 +157,8 @@ def test_a_pool_is_greedy_exact_and_never_below_its_ticket(seeds, own, coefficie
 # The stages
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are quickest on one thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """These tests compare bits: on the CPU wherever they run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "device", lambda: torch.device("cpu"))
-        yield
-
-
 @pytest.fixture(scope="module")
-def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory, on_the_cpu) -> Path:
+def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     """A project in which all lottery rows have run."""
     folder = make_project(tmp_path_factory.mktemp("project"), tiny_bert, tiny_data, **PARAMS)
     with pytest.MonkeyPatch.context() as patch:

@@ -4,7 +4,7 @@ import os
 import runpy
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional
 from instant_soup import (
     batches,
     bert,
+    checkpoints,
     criteria,
     main_network,
     masks,
@@ -44,20 +45,7 @@ SETTINGS = {
 }
 TOTAL = 12
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are quickest on one thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests compare bits: on the CPU wherever they run."""
-    monkeypatch.setattr(training, "device", lambda: torch.device("cpu"))
+pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 
 @pytest.fixture(scope="module")
@@ -624,7 +612,7 @@ def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
-        patch.setattr(main_network, "CHECKPOINT_EVERY", 0.0)
+        patch.setattr(checkpoints, "EVERY", 0.0)
         interrupt_at(6, patch, crash)
         main_network.advance(copied(start), mask, plan, last=12, label="test", run=FakeRun())
     (checkpoint,) = inside.iterdir()

@@ -6,8 +6,6 @@ the data of glyphs.py. Every batch is a function of seed and step, as in trainin
 
 import contextlib
 import csv
-import hashlib
-import json
 import math
 import shutil
 import sys
@@ -21,23 +19,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from instant_soup import glyphs, training
+from instant_soup import checkpoints, glyphs, training
 from instant_soup.clip import CONFIG, WEIGHTS, open_clip
-from instant_soup.files import (
-    UserError,
-    new_file,
-    new_folder,
-    project_root,
-    read_json,
-    sha256,
-    write_json,
-)
-from instant_soup.main_network import CHECKPOINT_EVERY, Curve, _stop_between_steps
+from instant_soup.files import UserError, new_file, new_folder, read_json, write_json
 from instant_soup.schedules import learning_rate
 from instant_soup.training import State
 
 if TYPE_CHECKING:
     from instant_soup.tracking import StageRun
+
+Curve = list[dict[str, Any]]
 
 MODEL_CONFIG = Path(__file__).with_name("clip_glyph.json")
 PREPROCESS_CONFIG = {
@@ -148,7 +139,7 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
     model, state = build(model_config, seed), State({})
     curve: Curve = []
     losses: list[torch.Tensor] = []  # of the steps since the curve's last row
-    checkpoint = _checkpoint_folder(model_config, settings)
+    checkpoint = checkpoints.folder([model_config, settings])
     if (checkpoint / "progress.json").exists():
         state = training.load_state(checkpoint)
         model.load_state_dict(state.weights)
@@ -168,7 +159,7 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
     on_cpu = where.type == "cpu"
     attention = sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext()
     interval = 0.2 if sys.stderr.isatty() else 30.0
-    with _stop_between_steps() as stop_asked, attention:
+    with checkpoints.stop_between_steps() as stop_asked, attention:
         for step in tqdm(
             range(state.step, total), "pre-training", unit="step", mininterval=interval
         ):
@@ -202,7 +193,7 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
                 curve.append(dict(zip(COLUMNS, (done, mean, retrieval, score), strict=True)))
                 run.curve(**curve[-1])
                 run.live()
-            if stop_asked.is_set() or time.monotonic() - last_saved > CHECKPOINT_EVERY:
+            if stop_asked.is_set() or time.monotonic() - last_saved > checkpoints.EVERY:
                 with new_folder(checkpoint) as unfinished:
                     training.write_state(unfinished, training.state_of(model, optimizer, done))
                     write_json(unfinished / "curve.json", curve)
@@ -212,14 +203,6 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
                 raise KeyboardInterrupt
     shutil.rmtree(checkpoint, ignore_errors=True)
     return training.state_of(model, optimizer, total), curve
-
-
-def _checkpoint_folder(model_config: dict, settings: dict) -> Path:
-    """A folder named after everything that the training depends on, its own code included."""
-    digest = hashlib.sha256(json.dumps([model_config, settings], sort_keys=True).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(sha256(file).encode())
-    return project_root() / ".dvc/tmp/instant-soup/checkpoints" / digest.hexdigest()[:16]
 
 
 def save_model(folder: str | Path, model_config: dict, state: State, curve: Curve) -> None:

@@ -5,30 +5,18 @@ a crash leaves behind and the next start takes up.
 """
 
 import csv
-import hashlib
-import json
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instant_soup import masks, metrics, models, training
+from instant_soup import checkpoints, masks, metrics, models, training
 from instant_soup.batches import load_split, steps_per_epoch
-from instant_soup.files import (
-    new_file,
-    new_folder,
-    project_root,
-    read_json,
-    sha256,
-    write_json,
-)
+from instant_soup.files import new_file, new_folder, read_json, write_json
 from instant_soup.masks import Mask
 from instant_soup.schedules import steps_of
 from instant_soup.training import Cost, State
@@ -38,7 +26,6 @@ if TYPE_CHECKING:
 
 BASE = Path("models/base")
 ENCODED = Path("data/encoded")
-CHECKPOINT_EVERY = 120.0  # seconds
 
 Curve = list[dict[str, Any]]
 
@@ -116,7 +103,11 @@ def advance(
     train_data = load_split(ENCODED / "train.safetensors", where)
     validation = load_split(ENCODED / "validation.safetensors", where)
     sparsity = round(masks.sparsity(mask), 6)
-    checkpoint = _checkpoint_folder(state, mask, settings, last)
+    checkpoint = checkpoints.folder(
+        [settings, state.step, last],
+        (state.weights, state.first_moments, state.second_moments, mask),
+        ENCODED.iterdir(),
+    )
     cost, curve = Cost(), []  # type: tuple[Cost, Curve]
     losses: list[torch.Tensor] = []  # of the steps since the curve's last row
     if (checkpoint / "progress.json").exists():
@@ -153,7 +144,7 @@ def advance(
             mean = float(torch.stack(losses).mean())
             losses.clear()
             record(_row(step, mean, validate() if validating else None, sparsity))
-        due = stop_asked.is_set() or time.monotonic() - last_saved > CHECKPOINT_EVERY
+        due = stop_asked.is_set() or time.monotonic() - last_saved > checkpoints.EVERY
         if due or (keep is not None and step == last):
             with new_folder(checkpoint) as unfinished:
                 training.write_state(unfinished, snapshot())
@@ -164,7 +155,7 @@ def advance(
         if stop_asked.is_set():
             raise KeyboardInterrupt
 
-    with _stop_between_steps() as stop_asked:
+    with checkpoints.stop_between_steps() as stop_asked:
         state = training.train(
             model,
             state,
@@ -184,32 +175,8 @@ def advance(
     return state, cost, curve
 
 
-@contextmanager
-def _stop_between_steps() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and termination into an event, so that no step is left half done."""
-    stop_asked = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(s, lambda *_: stop_asked.set()) for s in signals]
-    try:
-        yield stop_asked
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
 def _row(step: int, loss: float | None, score: float | None, sparsity: float) -> dict[str, Any]:
     return {"step": step, "train_loss": loss, "validation": score, "sparsity": sparsity}
-
-
-def _checkpoint_folder(state: State, mask: Mask, settings: dict, last: int) -> Path:
-    """A folder named after everything that the training depends on, its own code included."""
-    digest = hashlib.sha256(json.dumps([settings, state.step, last], sort_keys=True).encode())
-    for tensors in (state.weights, state.first_moments, state.second_moments, mask):
-        for name in sorted(tensors):
-            digest.update(tensors[name].numpy().tobytes())
-    for file in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(ENCODED.iterdir())]:
-        digest.update(sha256(file).encode())
-    return project_root() / ".dvc/tmp/instant-soup/checkpoints" / digest.hexdigest()[:16]
 
 
 def save_curve(path: str | Path, curve: Curve) -> None:

@@ -7,128 +7,98 @@ of a section, means nothing to that family.
 
 from typing import Any
 
-BERT: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {
-        "data": {
-            "train_rows": "all",
-            "validation_rows": 2000,
-            "test_rows": 2000,
-            "max_length": 128,
-        },
-        "training": {
+Preset = dict[str, dict[str, Any]]
+
+# What all four presets have in common, by section.
+COMMON: Preset = {
+    "training": {"warmup": 0.0, "clip_norm": 1.0, "precision": "auto"},
+    "isp": {
+        "rate_of": "total",
+        "subset": 0.1,
+        "learning_rate_range": [0.5, 5.0],
+        "combine": "union",
+        "own_mask": False,
+    },
+    "criteria": {"min_density": 0.05, "m": 4},
+    "early_bird": {"window": 3},
+    "imp": {"rate_of": "total", "rewind": 0.05, "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9]},
+}
+
+
+def preset(**sections: dict[str, Any]) -> Preset:
+    """A preset's sections, with COMMON's values added."""
+    return {name: COMMON.get(name, {}) | section for name, section in sections.items()}
+
+
+BERT = {
+    "paper": preset(
+        data={"train_rows": "all", "validation_rows": 2000, "test_rows": 2000, "max_length": 128},
+        training={
             "epochs": 10,
             "learning_rate": 2e-5,
             "weight_decay": 0.0,
             "batch_size": 32,
-            "warmup": 0.0,
-            "clip_norm": 1.0,
             "dropout": "model",
             "freeze_embeddings": False,
-            "precision": "auto",
             "evaluations": 20,
         },
-        "isp": {
+        isp={
             "compression_rate": 0.1,
-            "rate_of": "total",
             "calibration": 0.1,
             "look_ahead": 30,
             "denoisers": 4,
-            "subset": 0.1,
-            "learning_rate_range": [0.5, 5.0],
             "weight_decay_range": [0.0, 0.1],
-            "combine": "union",
-            "own_mask": False,
         },
-        "criteria": {"batches": 8, "min_density": 0.05, "m": 4},
-        "early_bird": {"every": 1.0, "window": 3, "threshold": 0.1},
-        "imp": {
-            "compression_rate": 0.1,
-            "rate_of": "total",
-            "rewind": 0.05,
-            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
-        },
-    },
-    "quick": {
-        "data": {
-            "train_rows": "all",
-            "validation_rows": 500,
-            "test_rows": 2000,
-            "max_length": 64,
-        },
-        "training": {
+        criteria={"batches": 8},
+        early_bird={"every": 1.0, "threshold": 0.1},
+        imp={"compression_rate": 0.1},
+    ),
+    "quick": preset(
+        data={"train_rows": "all", "validation_rows": 500, "test_rows": 2000, "max_length": 64},
+        training={
             "epochs": 0.6,
             "learning_rate": 1e-4,
             "weight_decay": 0.0,
             "batch_size": 32,
-            "warmup": 0.0,
-            "clip_norm": 1.0,
             "dropout": 0.0,
             "freeze_embeddings": True,
-            "precision": "auto",
             "evaluations": 4,
         },
-        "isp": {
+        isp={
             "compression_rate": 0.2,
-            "rate_of": "total",
             "calibration": 0.02,
             "look_ahead": 10,
             "denoisers": 3,
-            "subset": 0.1,
-            "learning_rate_range": [0.5, 5.0],
             "weight_decay_range": [0.0, 0.1],
-            "combine": "union",
-            "own_mask": False,
         },
-        "criteria": {"batches": 4, "min_density": 0.05, "m": 4},
-        "early_bird": {"every": 0.1, "window": 3, "threshold": 0.02},
-        "imp": {
-            "compression_rate": 0.2,
-            "rate_of": "total",
-            "rewind": 0.05,
-            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
-        },
-    },
+        criteria={"batches": 4},
+        early_bird={"every": 0.1, "threshold": 0.02},
+        imp={"compression_rate": 0.2},
+    ),
 }
 
-CLIP: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {
-        "data": {
-            "train_rows": "all",
-            "validation_rows": 2000,
-            "test_rows": 2000,
-        },
-        "training": {
+CLIP = {
+    "paper": preset(
+        data={"train_rows": "all", "validation_rows": 2000, "test_rows": 2000},
+        training={
             "epochs": 22,
             "learning_rate": 1e-5,
             "weight_decay": 0.1,
             "batch_size": 128,
-            "warmup": 0.0,
-            "clip_norm": 1.0,
             "crop": 0.125,
-            "precision": "auto",
             "evaluations": 20,
         },
-        "isp": {
+        isp={
             "compression_rate": 0.15,
-            "rate_of": "total",
             "calibration": 0.1,
             "look_ahead": 50,
             "denoisers": 5,
-            "subset": 0.1,
-            "learning_rate_range": [0.5, 5.0],
             "weight_decay_range": [0.0, 0.2],
-            "combine": "union",
-            "own_mask": False,
         },
-        "criteria": {"batches": 8, "min_density": 0.05, "m": 4},
-        "early_bird": {"every": 1.0, "window": 3, "threshold": 0.1},
-        "imp": {
-            "compression_rate": 0.15,
-            "rate_of": "total",
-            "rewind": 0.05,
-            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
-        },
-        "pretraining": {
+        criteria={"batches": 8},
+        early_bird={"every": 1.0, "threshold": 0.1},
+        imp={"compression_rate": 0.15},
+        pretraining={
             "steps": 20000,
             "batch_size": 1024,
             "learning_rate": 1e-3,
@@ -136,45 +106,28 @@ CLIP: dict[str, dict[str, dict[str, Any]]] = {
             "warmup": 0.05,
             "seed": 0,
         },
-    },
-    "quick": {
-        "data": {
-            "train_rows": "all",
-            "validation_rows": 500,
-            "test_rows": 2000,
-        },
-        "training": {
+    ),
+    "quick": preset(
+        data={"train_rows": "all", "validation_rows": 500, "test_rows": 2000},
+        training={
             "epochs": 6,
             "learning_rate": 5e-4,
             "weight_decay": 0.1,
             "batch_size": 128,
-            "warmup": 0.0,
-            "clip_norm": 1.0,
             "crop": 0.0625,
-            "precision": "auto",
             "evaluations": 4,
         },
-        "isp": {
+        isp={
             "compression_rate": 0.2,
-            "rate_of": "total",
             "calibration": 0.2,
             "look_ahead": 10,
             "denoisers": 3,
-            "subset": 0.1,
-            "learning_rate_range": [0.5, 5.0],
             "weight_decay_range": [0.0, 0.2],
-            "combine": "union",
-            "own_mask": False,
         },
-        "criteria": {"batches": 4, "min_density": 0.05, "m": 4},
-        "early_bird": {"every": 1.0, "window": 3, "threshold": 0.02},
-        "imp": {
-            "compression_rate": 0.2,
-            "rate_of": "total",
-            "rewind": 0.05,
-            "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
-        },
-        "pretraining": {
+        criteria={"batches": 4},
+        early_bird={"every": 1.0, "threshold": 0.02},
+        imp={"compression_rate": 0.2},
+        pretraining={
             "steps": 1000,
             "batch_size": 128,
             "learning_rate": 1e-3,
@@ -182,7 +135,7 @@ CLIP: dict[str, dict[str, dict[str, Any]]] = {
             "warmup": 0.1,
             "seed": 0,
         },
-    },
+    ),
 }
 
 PRESETS = {"bert": BERT, "clip": CLIP}
