@@ -43,6 +43,10 @@ def untrained(method: str, settings: dict) -> Ticket:
     started = time.perf_counter()
     mask = CRITERIA[method](prunable, settings["sparsity"], probe)
     cost.seconds = time.perf_counter() - started
+    if probe.model is not None:
+        weights = sum(w.numel() for w in prunable.values())
+        passes = [models.forward_flops(probe.model, weights, batch) for batch in probe.batches]
+        cost.flops = cost.sparse_flops = NEEDS_DATA[method] * sum(map(sum, passes))
     cost.peak_memory = training.peak_memory()
     return Ticket(mask, cost)
 

@@ -34,6 +34,8 @@ CRITERIA: dict[str, Criterion] = {
     "snip": snip,
     "grasp": grasp,
 }
-NEEDS_DATA = ("snip", "grasp")
+# Those that look at batches, and what a batch costs them, in forward passes. A gradient is three.
+# GraSP takes the gradient, then a forward pass, its gradient and the derivative of both (2 · 3).
+NEEDS_DATA = {"snip": 3, "grasp": 3 + 9}
 
 __all__ = ["CRITERIA", "NEEDS_DATA", "Criterion", "Probe", "magnitude"]
