@@ -83,12 +83,39 @@ def test_nan_is_refused_under_a_priority_too() -> None:
 
 
 @LAW
-@given(TIED_SCORES, st.data())
-def test_the_ranking_is_global_across_tensors(scores: list[float], data) -> None:
+@given(TIED_SCORES, st.integers(1, 64), st.data())
+def test_the_ranking_is_global_across_tensors(scores: list[float], sample: int, data) -> None:
+    """Also where a sample, however small, misses the threshold."""
     cut = data.draw(st.integers(0, len(scores)))
     k = data.draw(st.integers(0, len(scores)))
-    mask = masks.keep_largest(in_pieces(torch.tensor(scores), [cut, len(scores) - cut]), k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "SAMPLE", sample)
+        mask = masks.keep_largest(in_pieces(torch.tensor(scores), [cut, len(scores) - cut]), k)
     np.testing.assert_array_equal(joined(mask), kept_by_stable_sort(np.array(scores), k))
+
+
+@pytest.mark.parametrize("sparsity", [0.001, 0.3, 0.7, 0.999])
+@pytest.mark.parametrize("kind", ["normal", "pruned before", "in rising order", "few values"])
+def test_of_many_scores_exactly_the_k_largest_are_kept(kind: str, sparsity: float) -> None:
+    """Enough of them that the threshold is bracketed by a sample."""
+    draws = torch.Generator().manual_seed(1)
+    scores = torch.randn(3 * masks.SAMPLE, generator=draws).abs()
+    if kind == "pruned before":
+        scores *= torch.rand(len(scores), generator=draws) < 0.3
+    elif kind == "in rising order":
+        scores = scores.sort().values
+    elif kind == "few values":
+        scores = (4 * scores).floor()
+    k = masks.number_kept(len(scores), sparsity)
+    mask = masks.keep_largest(in_pieces(scores, [masks.SAMPLE // 2, 5 * masks.SAMPLE // 2]), k)
+    np.testing.assert_array_equal(joined(mask), kept_by_stable_sort(scores.numpy(), k))
+
+
+def test_nan_is_found_among_many_scores() -> None:
+    scores = torch.rand(2 * masks.SAMPLE)
+    scores[12345] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        masks.keep_largest({"w": scores}, masks.SAMPLE)
 
 
 def test_a_layer_of_small_weights_can_lose_everything() -> None:
