@@ -1,0 +1,112 @@
+"""Our engine and our stages against ISP written the usual way (reference_style.py).
+
+Same model, data, steps, batch size and sparsities (the quick preset of texts); about ten minutes
+on two cores.
+
+    python benchmarks/against_reference.py
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import reference_style
+from common import ROOT, prepare, record, run_stage, synchronise
+
+from instant_soup import criteria, main_network, training
+from instant_soup.batches import load_split
+from instant_soup.files import read_json
+from instant_soup.schedules import round_sparsities
+from instant_soup.settings import check
+
+
+def our_step(settings: dict, precision: str, steps: int) -> float:
+    """Mean wall seconds of a step of a pruned network, as the engine counts them."""
+    plan = {**settings["training"], "seed": 0, "precision": precision}
+    state, mask = main_network.load_start("models/start")
+    mask = criteria.magnitude({name: state.weights[name] for name in mask}, settings["sparsity"])
+    state.prune(mask)
+    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    times = []
+
+    def after_step(*_: Any) -> None:
+        synchronise()
+        times.append(time.perf_counter())
+
+    training.train(
+        main_network.build(state, plan), state, mask, data, plan, training.Cost(),
+        last=3 + steps, total=None, label=precision, after_step=after_step,
+    )  # fmt: skip
+    return (times[-1] - times[2]) / steps
+
+
+def our_isp(folder: Path, settings: dict) -> dict[str, float]:
+    """All of ISP by the stages' own processes, one after another; wall and engine seconds."""
+    isp = settings["isp"]
+    rounds = len(round_sparsities(settings["sparsity"], isp["compression_rate"], isp["rate_of"]))
+    wall = 0.0
+    for i in range(rounds):
+        wall += run_stage(folder, "calibrate", "--round", i)
+        for n in range(isp["denoisers"]):
+            wall += run_stage(folder, "weak_mask", "--round", i, "--denoiser", n)
+        wall += run_stage(folder, "mask_soup", "--round", i)
+    wall += run_stage(folder, "sparse_retrain", "--method", "isp")
+    cost = read_json(folder / "models/retrained/isp/run.json")["cost"]
+    return {
+        "seconds": wall,
+        "engine_seconds": cost["seconds"],
+        "steps": cost["steps"],
+        "search_steps": cost["search_steps"],
+    }
+
+
+def their_isp(folder: Path) -> dict[str, float]:
+    """The reference in a process of its own; wall seconds with its start."""
+    command = [sys.executable, str(ROOT / "benchmarks/reference_style.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    started = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=True, text=True, stdout=subprocess.PIPE
+    )
+    wall = time.perf_counter() - started
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "engine_seconds": found["seconds"], "seconds": wall}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = check(prepare(folder))
+        os.chdir(folder)
+        kinds = {
+            "reference style": lambda: reference_style.steps(folder, arguments.steps),
+            "ours, fp32": lambda: our_step(settings, "fp32", arguments.steps),
+            "ours": lambda: our_step(settings, "auto", arguments.steps),
+        }
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(arguments.repeats):  # by turns: the machine's moods hit all alike
+            for kind, measure in kinds.items():
+                times[kind].append(measure())
+        rows: list[dict[str, Any]] = [
+            {"what": "training step", "kind": kind, "seconds": statistics.median(own)}
+            for kind, own in times.items()
+        ]
+        rows.append({"what": "whole ISP", "kind": "reference style", **their_isp(folder)})
+        rows.append({"what": "whole ISP", "kind": "ours", **our_isp(folder, settings)})
+        os.chdir(ROOT)
+    record("against_reference", rows, repeats=arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

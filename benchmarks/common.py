@@ -1,0 +1,81 @@
+"""What the benchmarks share: a prepared project, timing, the machine, and their records."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from instant_soup.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "reports/benchmarks"
+PREPARE = ("plan", "prepare_data", "prepare_model", "encode_data", "attach_head")
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was taken on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
+
+
+def record(name: str, rows: list[dict[str, Any]], **about: Any) -> None:
+    """Keep a benchmark's figures in reports/benchmarks/, where report.py finds them."""
+    write_json(RECORDS / f"{name}.json", {"machine": machine(), **about, "rows": rows})
+    for row in rows:
+        print(json.dumps(row), flush=True)
+
+
+def seconds(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall seconds of a call, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronise()
+        started = time.perf_counter()
+        function()
+        synchronise()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Data, base model and start of params.yaml with changes, in a folder; the parameters.
+
+    Everything that the pipeline has before its first training step, made by its own stages.
+    """
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in changes.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for stage in PREPARE:
+        run_stage(folder, stage)
+    return params
+
+
+def run_stage(folder: Path, stage: str, *arguments: object) -> float:
+    """Run a stage's script in a prepared folder, as DVC does; its wall seconds."""
+    command = [sys.executable, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(folder)}
+    started = time.perf_counter()
+    subprocess.run(command, cwd=folder, env=environment, check=True, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started

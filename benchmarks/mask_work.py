@@ -1,0 +1,131 @@
+"""Mask work on many weights, beside a version that sorts, and beside the speed of copying.
+
+Shapes of BERT-base (85 M prunable weights), and a network of a thousand million. For each
+operation: seconds, those of the version with sorting and float masks, the share of the machine's
+copying speed (bytes that have to be read and written, over the time), and the most memory that
+it takes beside its inputs.
+
+    python benchmarks/mask_work.py
+"""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import record, seconds
+
+from instant_soup import criteria, masks, soup
+
+SPARSITY, DENOISERS = 0.7, 4
+NETWORKS = {"86 M": (12, 768), "1 B": (20, 2048)}  # layers, width
+SORTED = ("86 M",)  # the sorting version of a thousand million weights takes more than 24 GB
+
+
+def weights_of(layers: int, width: int) -> dict[str, torch.Tensor]:
+    """Random weights of a transformer's encoder: four square matrices and the MLP's two."""
+    draws = torch.Generator().manual_seed(0)
+    shapes = [(width, width)] * 4 + [(4 * width, width), (width, 4 * width)]
+    return {
+        f"layer.{i}.{j}": torch.empty(shape).normal_(0, 0.02, generator=draws)
+        for i in range(layers)
+        for j, shape in enumerate(shapes)
+    }
+
+
+def peak_extra(function: Callable[[], Any]) -> float | None:
+    """GiB that a call takes at most beside what is there before it (Linux, CPU)."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return None
+
+    def field(name: str) -> int:
+        line = next(x for x in status.read_text().splitlines() if x.startswith(name))
+        return int(line.split()[1])
+
+    clear.write_text("5")  # the peak starts anew
+    before = field("VmRSS")
+    function()
+    return max(0, field("VmHWM") - before) / 2**20
+
+
+def sorted_magnitude(weights: dict[str, torch.Tensor], within: dict | None = None) -> dict:
+    """Float masks by sorting all magnitudes."""
+    sizes = {n: w.abs() if within is None else w.abs() * within[n] for n, w in weights.items()}
+    every = torch.cat([s.flatten() for s in sizes.values()]).sort().values
+    threshold = every[math.floor(SPARSITY * len(every))]
+    return {n: (s >= threshold).float() for n, s in sizes.items()}
+
+
+def flipped(mask: masks.Mask, share: float, seed: int) -> masks.Mask:
+    """A weak mask: some of the weights decided otherwise."""
+    draws = torch.Generator().manual_seed(seed)
+    return {n: m ^ (torch.rand(m.shape, generator=draws) < share) for n, m in mask.items()}
+
+
+def measure(name: str, folder: Path, copy_speed: float) -> list[dict[str, Any]]:
+    """One row for each operation."""
+    weights = weights_of(*NETWORKS[name])
+    total = sum(w.numel() for w in weights.values())
+    k = masks.keep_count(weights, SPARSITY)
+    mask = criteria.magnitude(weights, SPARSITY)
+    weak = [flipped(mask, 0.01, seed) for seed in range(DENOISERS)]
+    union = soup.combine(weak, "union")
+    file = folder / "mask.safetensors"
+    sort = name in SORTED
+    floats = [{n: m.float() for n, m in each.items()} for each in weak] if sort else []
+    joined = {n: (sum(m[n] for m in floats) > 0).float() for n in weights} if sort else {}
+
+    def float_cosine() -> float:
+        one, other = (torch.cat([m.flatten() for m in each.values()]) for each in floats[:2])
+        return float(torch.nn.functional.cosine_similarity(one, other, 0))
+
+    n = DENOISERS
+    # Operation, ours, the sorting version, bytes a weight that must be read or written.
+    work: list[tuple[str, Callable, Callable | None, float]] = [
+        ("threshold", lambda: criteria.magnitude(weights, SPARSITY),
+         lambda: sorted_magnitude(weights), 4 + 1),
+        ("union", lambda: soup.combine(weak, "union"),
+         lambda: {x: (sum(m[x] for m in floats) > 0).float() for x in weights}, n + 1),
+        ("vote", lambda: soup.combine(weak, "vote"),
+         lambda: {x: sum(m[x] for m in floats) for x in weights}, n + 1),
+        ("adjust", lambda: soup.adjust(union, weights, k),
+         lambda: sorted_magnitude(weights, joined), 4 + 1 + 1),
+        ("compare", lambda: masks.cosine_similarity(weak[0], weak[1]), float_cosine, 2),
+        ("apply", lambda: masks.apply(mask, weights),
+         lambda: {x: weights[x] * floats[0][x] for x in weights}, 4 + 1),
+        ("pack and save", lambda: masks.save(file, mask),
+         lambda: torch.save(floats[0], folder / "mask.pt"), 1 + 1 / 8),
+        ("load and unpack", lambda: masks.load(file),
+         lambda: torch.load(folder / "mask.pt", weights_only=True), 1 + 1 / 8),
+    ]  # fmt: skip
+    rows = []
+    for operation, ours, theirs, size in work:
+        own = seconds(ours)
+        rows.append({
+            "weights": name, "operation": operation, "seconds": own,
+            "sorting_seconds": seconds(theirs, 3) if theirs and sort else None,
+            "share_of_copy": size * total / own / copy_speed,
+            "extra_gib": peak_extra(ours),
+            "file_mib": file.stat().st_size / 2**20 if operation == "pack and save" else None,
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    chosen = parser.parse_args().networks
+    source = torch.rand(2**26)
+    target = torch.empty_like(source)
+    copy_speed = 2 * 4 * len(source) / seconds(lambda: target.copy_(source))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row for name in chosen for row in measure(name, Path(folder), copy_speed)]
+    record("mask_work", rows, copy_gb_per_second=copy_speed / 1e9)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Time against model size, batch size and number of denoisers: figures and a plot.
+
+Random weights but for the packaged model; about five minutes on two cores.
+
+    python benchmarks/scaling.py
+"""
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import shapes
+from common import RECORDS, ROOT, prepare, record, run_stage, synchronise
+
+from instant_soup import main_network, masks, training
+from instant_soup.batches import load_split
+from instant_soup.settings import check
+
+NETWORKS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
+BATCH_SIZES = (8, 16, 32, 64, 128)
+DENOISERS = 4
+
+
+def step_seconds(settings: dict, steps: int) -> tuple[int, float]:
+    """Number of prunable weights, and median wall seconds of a training step, here."""
+    plan = {**settings["training"], "seed": 0}
+    state, mask = main_network.load_start("models/start")
+    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    times = []
+
+    def after_step(*_: Any) -> None:
+        synchronise()
+        times.append(time.perf_counter())
+
+    training.train(
+        main_network.build(state, plan), state, mask, data, plan, training.Cost(),
+        last=steps + 1, total=None, label="scaling", after_step=after_step,
+    )  # fmt: skip
+    own = statistics.median(later - earlier for earlier, later in itertools.pairwise(times))
+    return masks.count(mask)[1], own
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """One panel for each kind of row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {
+        "model size": ("prunable weights (M), 32 texts a step", "seconds a step", True),
+        "batch size": ("rows a batch, MiniLM", "rows a second", True),
+        "denoisers": ("denoisers N of a round, MiniLM, C = 10", "seconds of a round", False),
+    }
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for axis, (what, (x_label, y_label, logarithmic)) in zip(axes, panels.items(), strict=True):
+        own = [row for row in rows if row["what"] == what]
+        x, y = [row["x"] for row in own], [row["y"] for row in own]
+        axis.plot(x, y, marker="o", color="#b04a00")
+        axis.set(xlabel=x_label, ylabel=y_label, ylim=None if logarithmic else (0, 1.1 * max(y)))
+        if logarithmic:
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(x, [f"{value:.3g}" for value in x])
+            axis.minorticks_off()
+        else:
+            axis.set_xticks(x)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    rows: list[dict[str, Any]] = []
+    for layers, width in NETWORKS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            model = shapes.bert_folder(folder / "model", layers, width)
+            settings = check(prepare(folder, model=f"local:{model}"))
+            os.chdir(folder)
+            weights, own = step_seconds(settings, 8)
+            os.chdir(ROOT)
+        rows.append({"what": "model size", "x": weights / 1e6, "y": own})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = check(prepare(folder))
+        os.chdir(folder)
+        for batch_size in BATCH_SIZES:
+            settings["training"]["batch_size"] = batch_size
+            _, own = step_seconds(settings, 16)
+            rows.append({"what": "batch size", "x": batch_size, "y": batch_size / own})
+        os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, isp={"denoisers": DENOISERS})
+        wall = run_stage(folder, "calibrate", "--round", 0)
+        for n in range(DENOISERS):
+            wall += run_stage(folder, "weak_mask", "--round", 0, "--denoiser", n)
+            rows.append({"what": "denoisers", "x": n + 1, "y": wall})
+    record("scaling", rows)
+    plot(rows, RECORDS / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How much of the machine's own matrix speed the training engine uses, for well-known shapes.
+
+The peak is that of one large matrix product of the same type, measured in the same run. Random
+weights: the figures are speeds, not results. About four minutes on two cores.
+
+    python benchmarks/throughput.py
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import shapes
+import torch
+from common import ROOT, record, seconds, synchronise
+
+from instant_soup import main_network, masks, models, training
+from instant_soup.batches import load_split
+from instant_soup.settings import check
+
+
+def matmul_peak(precision: str) -> float:
+    """FLOP/s of a large square matrix product, the best of several."""
+    where = training.device()
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    side = 8192 if where.type == "cuda" else 2048
+    one, other = (torch.randn(side, side, device=where).to(kind) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: one @ other, 5) for _ in range(5))
+
+
+def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
+    """Seconds a training step, and the engine's FLOP/s beside the peak."""
+    with tempfile.TemporaryDirectory() as name:
+        settings = check(shapes.project(Path(name), shape, steps + 2))
+        os.chdir(name)
+        plan = {**settings["training"], "seed": 0, "precision": precision, "flip": False}
+        state, mask = main_network.load_start("models/start")
+        data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+        model = main_network.build(state, plan)
+        prunable = masks.count(mask)[1]
+        times, cost = [], training.Cost()
+
+        def after_step(*_: Any) -> None:
+            synchronise()
+            times.append(time.perf_counter())
+
+        training.train(
+            model, state, mask, data, plan, cost,
+            last=steps + 2, total=None, label=f"{shape}, {precision}", after_step=after_step,
+        )  # fmt: skip
+        batch = data.rows(torch.arange(plan["batch_size"], device=data.labels.device))
+        flops = 3 * sum(models.forward_flops(model, prunable, batch))
+        os.chdir(ROOT)
+    own = statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
+    peak = matmul_peak(precision)
+    return {
+        "shape": shape,
+        "precision": precision,
+        "step_seconds": own,
+        "rows_per_second": plan["batch_size"] / own,
+        "tflops": flops / own / 1e12,
+        "peak_tflops": peak / 1e12,
+        "share_of_peak": flops / own / peak,
+        "peak_memory_gib": cost.peak_memory / 2**30,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=shapes.SHAPES, default=shapes.SHAPES)
+    parser.add_argument("--precisions", nargs="+", default=None)
+    parser.add_argument("--steps", type=int, default=100 if torch.cuda.is_available() else 5)
+    arguments = parser.parse_args()
+    precisions = arguments.precisions or sorted({"fp32", training.resolve_precision("auto")})
+    rows = [measure(s, p, arguments.steps) for s in arguments.shapes for p in precisions]
+    record("throughput", rows, steps=arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
