@@ -10,13 +10,18 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
 # params.yaml as it is, or changed to one family's packaged model and data.
-REPRO = dvc repro
 ifeq ($(FAMILY),clip)
-REPRO = dvc exp run -S model=clip-glyph -S dataset=mnist-sample
+SETTINGS = -S model=clip-glyph -S dataset=mnist-sample
 else ifeq ($(FAMILY),bert)
-REPRO = dvc exp run -S model=minilm -S dataset=reviews-sentiment
+SETTINGS = -S model=minilm -S dataset=reviews-sentiment
 else ifneq ($(FAMILY),)
 $(error FAMILY=$(FAMILY): allowed: bert, clip)
+endif
+
+# One stage after another, or JOBS of them at once.
+REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS),dvc repro)
+ifneq ($(JOBS),)
+REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.run_jobs --jobs $(JOBS)
 endif
 
 .PHONY: help setup repro test lint smoke tables ui
@@ -35,7 +40,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLflow's database
 	@python -m instant_soup.tracking init
 
-repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert
+repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert; JOBS=n
 	$(REPRO)
 	@python stages/tables.py --show
 
