@@ -2,6 +2,7 @@
 
 import argparse
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_soup import criteria, main_network, masks, metrics, models, training
@@ -47,6 +48,7 @@ def main() -> None:
                 **{k: v for k, v in settings.items() if k not in ("precision", "zero_shot")},
                 "precision": precision,
                 "code_version": code_version(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "test": scores,
                 **zero_shot,
                 "sparsity": masks.sparsity(mask),
@@ -67,9 +69,14 @@ def main() -> None:
 
 
 def code_version() -> str:
-    """The short Git commit, or "unknown" outside a repository."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return git.stdout.strip() or "unknown"
+    """The short Git commit, with a + where code differs from it; "unknown" without a repository."""
+    commit = git("rev-parse", "--short", "HEAD").strip() or "unknown"
+    changed = git("status", "--porcelain", "--", "src", "stages", "dvc.yaml", "requirements.txt")
+    return commit + ("+" if changed else "")
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

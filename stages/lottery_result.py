@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from instant_soup import criteria, main_network, masks, metrics, training
-from instant_soup.batches import load_split
+from instant_soup import criteria, main_network, masks, metrics, models, training
+from instant_soup.batches import evaluation_batches, load_split
 from instant_soup.files import read_json, read_yaml, run_stage
 from instant_soup.lottery_pool import lottery_pool
 from instant_soup.tracking import stage_run
@@ -27,9 +27,9 @@ def main() -> None:
         curve = main_network.load_curve(last / "curve.csv")
         more: dict[str, Any] = {}
         if method == "lottery_pool":
-            earlier = [chain / "start", *(chain / f"round_{i}" for i in range(rounds - 1))]
-            others = [training.load_state(f / "state", False).weights for f in reversed(earlier)]
-            score = validation_score(settings)
+            earlier = [chain / f"round_{i}" for i in reversed(range(rounds - 1))]
+            others = [training.load_state(f / "state", False).weights for f in earlier]
+            score = validation_score(settings, mask, cost)
             started = time.perf_counter()
             state.weights, more["coefficients"] = lottery_pool(
                 state.weights,
@@ -41,31 +41,42 @@ def main() -> None:
             )
             mask = criteria.magnitude({n: state.weights[n] for n in mask}, settings["sparsity"])
             cost.seconds += time.perf_counter() - started
-            curve.append({**curve[-1], "train_loss": None, "validation": score(state.weights)})
+            chosen = validation_score(settings, mask, training.Cost())(state.weights)
+            curve.append({**curve[-1], "train_loss": None, "validation": chosen})
         folder = f"models/retrained/{method}"
         main_network.save_result(folder, state, mask, cost, curve, **more)
         run.summary(**vars(cost))
 
 
 def cost_of(chain: Path, rounds: int) -> training.Cost:
-    """The last round's cost, with all that came before it as search: dense, rewind, rounds."""
+    """The last round's cost, with all that came before it as search: dense and earlier rounds.
+
+    The steps up to the state that is rewound to are the dense run's own first ones.
+    """
     cost = training.Cost()
     for folder in [chain / "start", *(chain / f"round_{i}" for i in range(rounds - 1))]:
         cost.add(read_json(folder / "run.json")["cost"])
     cost.search_steps, cost.steps = cost.search_steps + cost.steps, 0
     cost.add(read_json(chain / f"round_{rounds - 1}/run.json")["cost"])
-    cost.add(read_json(chain / "reset/cost.json"))
     return cost
 
 
-def validation_score(settings: dict) -> Callable[[training.Weights], float]:
-    """A function that scores weights on the validation split."""
+def validation_score(
+    settings: dict, mask: masks.Mask, cost: training.Cost
+) -> Callable[[training.Weights], float]:
+    """A function that scores weights as sparse as `mask` on validation data, adding to `cost`."""
     where = training.device()
     validation = load_split(main_network.ENCODED / "validation.safetensors", where)
     precision = training.resolve_precision(settings["precision"])
+    kept, prunable = masks.count(mask)
 
     def score(weights: training.Weights) -> float:
         network = main_network.build(training.State(weights), settings).to(where)
+        for index in evaluation_batches(validation):
+            batch = validation.rows(index)
+            in_prunable, others = models.forward_flops(network, prunable, batch)
+            cost.flops += in_prunable + others
+            cost.sparse_flops += in_prunable * kept / prunable + others
         predictions = training.predict(network, validation, precision)
         return metrics.score(settings["metric"], *predictions)
 

@@ -23,8 +23,7 @@ def main() -> None:
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
         experiments = ledger.results_of_experiments(project_root())
         ledger_csv = REPORTS / "results.csv"
-        ledger.merge_ledger(ledger_csv, experiments, "unknown", replace=False)
-        runs = ledger.merge_ledger(ledger_csv, results, "unknown")
+        runs = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
         written = tables.write_tables(REPORTS / "tables", runs)
         written += paper_tables.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)
@@ -46,9 +45,13 @@ def main() -> None:
 def methods_of_this_run() -> list[str]:
     """The plan's methods; in a clone that has run nothing, those of the committed results."""
     plan = Path("models/plan/tables.yaml")
-    if plan.exists():
-        return read_yaml(plan)["methods"]
-    return sorted(path.stem for path in (REPORTS / "results").glob("*.json"))
+    finished = sorted(path.stem for path in (REPORTS / "results").glob("*.json"))
+    if not plan.exists():
+        return finished
+    methods = read_yaml(plan)["methods"]
+    for method in set(methods) - set(finished):
+        print(f"warning: no result of {method} yet: `dvc repro`", file=sys.stderr)
+    return [method for method in methods if method in finished]
 
 
 def metrics_of(result: dict) -> dict[str, float]:

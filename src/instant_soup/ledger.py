@@ -25,8 +25,9 @@ from instant_soup.files import UserError, new_file, read_json
 KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
 COST = ["steps", "search_steps", "flops", "sparse_flops", "seconds", "peak_memory"]
 NUMBERS = ["target_sparsity", "seed", "value", "sparsity", *COST, "overlap_one_shot"]
-RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "precision", "code_version"]
-COLUMNS = [*KEY, *RESULT]
+RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "precision"]
+ORIGIN = ["family", "code_version", "finished"]
+COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
 FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in ledgers and results of before
 
@@ -143,13 +144,13 @@ def merge_ledger(
     ledger_csv: str | Path,
     results: list[dict[str, Any]],
     code_version: str,
-    replace: bool = True,
 ) -> pd.DataFrame:
     """Merge results into the ledger file (made if missing) and return the whole ledger.
 
-    A result takes the place of the row with the same KEY, unless `replace` is off; later results
-    win over earlier ones. `code_version` stands for results that bring none of their own. Rows
-    are sorted by KEY and old ones keep their text, so that merging nothing changes no byte.
+    A result takes the place of the row with the same KEY unless that one finished later. Results
+    that do not say when they finished are the oldest; of equally old ones the last wins.
+    `code_version` stands for results that bring none of their own. Rows are sorted by KEY and old
+    ones keep their text, so that merging nothing changes no byte.
     Several processes may merge at once. UserError if the file is no ledger.
     """
     path = Path(ledger_csv)
@@ -159,7 +160,7 @@ def merge_ledger(
         rows, more_columns = _parse(old, path)
         for result in with_zero_shot(results):
             row = _row(result, code_version)
-            if replace or _key(row) not in rows:
+            if row["finished"] >= rows.get(_key(row), row)["finished"]:
                 rows[_key(row)] = row
         new = _to_text([rows[key] for key in sorted(rows)], more_columns)
         if new != old:
@@ -212,6 +213,8 @@ def _row(result: dict[str, Any], code_version: str) -> Row:
         "target_sparsity": float(result["target_sparsity"]),
         "code_version": result.get("code_version", code_version),
     }
+    if drawn := result.get("drawn"):
+        values["drawn"] = f"{drawn['epoch']:g}" + ("" if drawn["settled"] else " (not settled)")
     return {c: "" if values.get(c) is None else str(values[c]) for c in COLUMNS}
 
 
@@ -226,7 +229,7 @@ def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:
     columns = [FORMER_NAMES.get(name, name) for name in reader.fieldnames or KEY]
     reader.fieldnames = columns
     try:
-        rows = {_key(row): row for row in reader}
+        rows = {_key(row): {**dict.fromkeys(COLUMNS, ""), **row} for row in reader}
         whole = all(None not in row and None not in row.values() for row in rows.values())
     except (KeyError, ValueError, TypeError):
         whole = False

@@ -34,7 +34,6 @@ from instant_soup.tables import (
     unit,
     write_texts,
 )
-from instant_soup.tasks import DATASETS, MODELS
 
 PAPER = "paper"  # the preset that has the paper's settings
 SIGNIFICANT = 0.05
@@ -95,15 +94,6 @@ def paper_numbers(table: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=CELL).assign(paper=pd.Series(stripped, dtype=str))
 
 
-def family_of(model: str, dataset: str) -> str:
-    """The family of a ledger's row: by its data, or by its model where the data are one's own."""
-    if dataset in DATASETS:
-        return "clip" if DATASETS[dataset].image else "bert"
-    if model in MODELS:
-        return MODELS[model]["family"]
-    return "clip" if model.startswith("open_clip:") else "bert"
-
-
 def comparison(table: dict[str, Any], ledger: pd.DataFrame) -> pd.DataFrame:
     """Ours and the paper's, a row for each CELL that either has.
 
@@ -111,9 +101,7 @@ def comparison(table: dict[str, Any], ledger: pd.DataFrame) -> pd.DataFrame:
     mark (against_lth); paper (text, NaN where there is none). What the paper lacks comes first,
     then its columns in its order; methods in the order of table rows.
     """
-    pairs = zip(ledger["model"], ledger["dataset"], strict=True)
-    mine = np.array([family_of(*pair) == table["family"] for pair in pairs], dtype=bool)
-    own = ledger[(ledger["variant"] == "") & mine]
+    own = ledger[(ledger["variant"] == "") & (ledger["family"] == table["family"])]
     ours = in_units(summary(own)).merge(against_lth(own), on=CELL, how="left")
     both = ours.merge(paper_numbers(table), on=CELL, how="outer")
     both = both.assign(n=both["n"].fillna(0).astype(int), mark=both["mark"].fillna(""))

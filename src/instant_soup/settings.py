@@ -181,14 +181,19 @@ FAMILY_KEYS = {
         *(f"pretraining.{key}" for key in SECTIONS["pretraining"]),
     ],
 }
-# What a row depends on beside data, training and pre-training.
-METHOD_SECTIONS = {
+# What a row depends on beside data, training and pre-training: sections, or keys of them.
+METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
     "isp": ("isp",),
     "random_init": ("isp",),
-    "progressive": ("isp",),
-    **dict.fromkeys(("min_density", "n_of_m", "snip", "grasp"), ("criteria",)),
+    "progressive": ("isp.compression_rate", "isp.rate_of", "isp.calibration"),
+    "min_density": ("criteria.min_density",),
+    "n_of_m": ("criteria.m",),
+    "snip": ("criteria.batches",),
+    "grasp": ("criteria.batches",),
     "early_bird": ("early_bird",),
-    **dict.fromkeys(LOTTERY, ("imp",)),
+    "lth": ("imp.compression_rate", "imp.rate_of"),
+    "lth_rewind": ("imp.compression_rate", "imp.rate_of", "imp.rewind"),
+    "lottery_pool": ("imp.compression_rate", "imp.rate_of", "imp.coefficients"),
 }
 LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
 LOOK_AHEAD_TRAINING = (
@@ -296,6 +301,12 @@ def check_rows(settings: Settings) -> list[float]:
         )
     if "n_of_m" in settings["baselines"]:
         pattern(target, settings["criteria"]["m"])
+    every, epochs = settings["early_bird"]["every"], settings["training"]["epochs"]
+    if "early_bird" in settings["baselines"] and every * 2 > epochs:
+        raise UserError(
+            f"params.yaml: early_bird.every: {every} epochs between two masks, of a budget of "
+            f"{epochs}; allowed: at most half of it"
+        )
     least = settings["criteria"]["min_density"]
     if "min_density" in settings["baselines"] and least >= 1 - target - 1e-9:
         raise UserError(
@@ -316,13 +327,15 @@ def check_rows(settings: Settings) -> list[float]:
 def variant(settings: Settings, method: str) -> str:
     """What a method's settings change from the preset, readable: "isp.combine=vote …"."""
     preset = PRESETS[settings["family"]][settings["preset"]]
-    sections = ["data", "training", "pretraining", *METHOD_SECTIONS.get(method, ())]
+    concerned = ["data", "training", "pretraining", *METHOD_SETTINGS.get(method, ())]
     # `path` says where a dataset lies, not what is in it; own datasets are named by their folder.
     return " ".join(
         f"{section}.{key}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
-        for section in sections
+        for section in dict.fromkeys(name.partition(".")[0] for name in concerned)
         for key, value in settings[section].items()
-        if key != "path" and preset[section].get(key) != value
+        if {section, f"{section}.{key}"} & set(concerned)
+        and key != "path"
+        and preset[section].get(key) != value
     )
 
 
@@ -380,7 +393,10 @@ def plan(params: Settings) -> dict[str, Settings]:
         ticket = f"models/tickets/{method}"
         files[f"retrain_{method}"] = {**training, "start": "models/start", "ticket": ticket}
     for method in settings["controls"]:
-        files[f"retrain_{method}"] = {**training, **start, "start": last_round}
+        # Embeddings drawn at random must be able to train.
+        thawed = {} if images else {"freeze_embeddings": False}
+        found = {key: files["retrain_isp"][key] for key in ("start", "rounds", "denoisers")}
+        files[f"retrain_{method}"] = {**training, **thawed, **start, **found}
     for method in settings["lottery"]:
         chain = "lth" if method == "lottery_pool" else method
         rounds = {"chain": chain, "rounds": len(imp_sparsities), "sparsity": settings["sparsity"]}
@@ -404,6 +420,7 @@ def plan(params: Settings) -> dict[str, Settings]:
     for method in methods:
         files[f"evaluate_{method}"] = {
             **identity,
+            "family": settings["family"],
             "method": method,
             "target_sparsity": 0.0 if method == "dense" else settings["sparsity"],
             "preset": settings["preset"],

@@ -80,7 +80,7 @@ def resolve_model(settings: Settings) -> Settings:
     if kind == "open_clip":
         architecture, tag = _check_open_clip(rest)
         located = {"architecture": architecture, "tag": tag}
-        return {"name": f"{architecture}/{tag}", "family": family, "source": kind, **located}
+        return {"name": name, "family": family, "source": kind, **located}
     folder = resolve_path(rest, "model")
     needed = ("open_clip_config.json",) if family == "clip" else ("config.json", "tokenizer.json")
     for file in needed:
@@ -91,7 +91,8 @@ def resolve_model(settings: Settings) -> Settings:
         raise UserError(f"params.yaml: model: {rest} has no .safetensors weights")
     _check_prunable(rest, weights)
     located = {"source": "local", "path": str(folder), "digest": digest(folder)}
-    return {"name": folder.name, "family": family, **located}
+    # A folder may be called anything, also bert-base: what is local says so in every table.
+    return {"name": f"local:{folder.name}", "family": family, **located}
 
 
 def _check_open_clip(text: str) -> tuple[str, str]:
@@ -177,6 +178,7 @@ def resolve_data(settings: Settings) -> Settings:
             folder = resolve_path(data["path"], "data.path")
             facts |= {"source": "local", "path": str(folder), "digest": digest(folder)}
             _check_local_data(folder, facts)
+            name = f"{name}@local"  # perhaps a sample, so its results are not the dataset's
         return {"name": name, **facts, **numbers}
     kind, _, rest = name.partition(":")
     if kind != "local" or not rest:
@@ -193,7 +195,7 @@ def resolve_data(settings: Settings) -> Settings:
     facts |= {"test": "test", "source": "local", "path": str(folder)}
     facts |= {"metric": "pearson" if facts["kind"] == "regression" else "accuracy"}
     _check_local_data(folder, facts)
-    return {"name": folder.name, **facts, "digest": digest(folder), **numbers}
+    return {"name": f"local:{folder.name}", **facts, "digest": digest(folder), **numbers}
 
 
 def _check_readable(settings: Settings, images: bool) -> None:
