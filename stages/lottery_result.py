@@ -51,12 +51,15 @@ def main() -> None:
 def cost_of(chain: Path, rounds: int) -> training.Cost:
     """The last round's cost, with all that came before it as search: dense and earlier rounds.
 
-    The steps up to the state that is rewound to are the dense run's own first ones.
+    The steps up to the state that is rewound to are the dense run's first ones: once is enough.
     """
     cost = training.Cost()
     for folder in [chain / "start", *(chain / f"round_{i}" for i in range(rounds - 1))]:
         cost.add(read_json(folder / "run.json")["cost"])
+    rewound = read_json(chain / "reset/cost.json")
+    cost.add({name: -value for name, value in rewound.items()})
     cost.search_steps, cost.steps = cost.search_steps + cost.steps, 0
+    cost.add(rewound)
     cost.add(read_json(chain / f"round_{rounds - 1}/run.json")["cost"])
     return cost
 
