@@ -5,7 +5,7 @@ import time
 
 from instant_soup import main_network, models, training
 from instant_soup.batches import load_split, training_batches
-from instant_soup.criteria import CRITERIA, NEEDS_DATA, Probe
+from instant_soup.criteria import CRITERIA, PASSES, Probe
 from instant_soup.early_bird import early_bird
 from instant_soup.files import read_yaml, run_stage
 from instant_soup.main_network import Ticket
@@ -33,7 +33,7 @@ def untrained(method: str, settings: dict) -> Ticket:
     """The ticket of a criterion, which looks at the pre-trained network without training it."""
     cost, probe = training.Cost(), Probe(settings["seed"], settings)
     prunable = models.pretrained_prunable(main_network.BASE)
-    if method in NEEDS_DATA:
+    if method in PASSES:
         where = training.device()
         state, _ = main_network.load_start(settings["start"])
         data = load_split(main_network.ENCODED / "train.safetensors", where)
@@ -46,7 +46,7 @@ def untrained(method: str, settings: dict) -> Ticket:
     if probe.model is not None:
         weights = sum(w.numel() for w in prunable.values())
         passes = [models.forward_flops(probe.model, weights, batch) for batch in probe.batches]
-        cost.flops = cost.sparse_flops = NEEDS_DATA[method] * sum(map(sum, passes))
+        cost.flops = cost.sparse_flops = PASSES[method] * sum(map(sum, passes))
     cost.peak_memory = training.peak_memory()
     return Ticket(mask, cost)
 

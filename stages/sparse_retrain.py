@@ -8,7 +8,7 @@ restarts, neither optimiser nor learning-rate schedule.
 import argparse
 
 from instant_soup import main_network
-from instant_soup.files import UserError, read_yaml, run_stage
+from instant_soup.files import read_yaml, run_stage
 from instant_soup.main_network import Cost
 from instant_soup.tracking import stage_run
 
@@ -27,6 +27,8 @@ def main() -> None:
             )
         elif method == "random_init":
             _, mask = main_network.load_start(settings["start"])
+            cost, _, _ = main_network.mask_finding(settings["rounds"], settings["denoisers"])
+            cost.search_steps, cost.steps = cost.search_steps + cost.steps, 0
             state = main_network.random_state(settings)
             state.prune(mask)
         else:
@@ -34,11 +36,7 @@ def main() -> None:
             mask, cost, curve = ticket.mask, ticket.cost, ticket.curve
             more |= {"drawn": ticket.drawn} if ticket.drawn else {}
         _, total = main_network.budget(settings)
-        if state.step >= total:
-            raise UserError(
-                f"isp.calibration: mask finding took {state.step} steps of a budget of {total}: "
-                "lower it, or raise training.epochs"
-            )
+        main_network.check_budget(state.step + 1, total)
         state, own_cost, own_curve = main_network.advance(
             state, mask, settings, last=total, label=f"retrain {method}", run=run
         )

@@ -18,6 +18,7 @@ def result(method: str = "isp", value: float = 0.8, **changes: Any) -> dict[str,
     cost |= {"flops": 1.2e13 if method != "isp" else 1.8e13, "sparse_flops": 9e12, "seconds": 88.2}
     cost |= {"peak_memory": 3 * 2**29}
     return {
+        "family": "bert",
         "model": "minilm",
         "dataset": "reviews",
         "method": method,

@@ -19,14 +19,15 @@ from instant_soup.files import UserError
 
 RESULTS = st.lists(
     st.builds(
-        lambda method, value, seed, sparsity, variant: result(
-            method, value, seed=seed, target_sparsity=sparsity, variant=variant
+        lambda method, value, seed, sparsity, variant, finished: result(
+            method, value, seed=seed, target_sparsity=sparsity, variant=variant, finished=finished
         ),
         st.sampled_from(["dense", "random", "isp"]),
         st.floats(0, 1),
         st.integers(0, 2),
         st.sampled_from([0.5, 0.29, 0.7]),
         st.sampled_from(["", "isp.combine=vote", 'data.rows=[1,2] "a", b']),
+        st.sampled_from(["", "2026-11-21T09:30:00+00:00", "2026-11-21T10:00:00+00:00"]),
     ),
     max_size=12,
 )
@@ -42,7 +43,9 @@ def test_merging_loses_nothing_and_repeats_nothing(tmp_path_factory, first, seco
     path = tmp_path_factory.mktemp("ledger") / "results.csv"
     ledger.merge_ledger(path, first, "v1")
     merged = ledger.merge_ledger(path, second, "v2")
-    wanted = {key_of(r): r["test"]["accuracy"] for r in first + second}
+    # The latest stays; of those that finished together, the last one.
+    by_time = sorted(first + second, key=lambda r: r["finished"])
+    wanted = {key_of(r): r["test"]["accuracy"] for r in by_time}
     found = {tuple(row[k] for k in ledger.KEY): row["value"] for row in merged.to_dict("records")}
     assert found == wanted and len(merged) == len(wanted)  # every digit of the values, too
     before = path.read_bytes()
@@ -61,12 +64,12 @@ def test_ledger_order_does_not_depend_on_arrival(tmp_path):
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
-def test_ledger_keeps_old_rows_on_request_and_columns_it_does_not_know(tmp_path):
+def test_ledger_keeps_later_rows_and_columns_it_does_not_know(tmp_path):
     path = tmp_path / "results.csv"
-    ledger.merge_ledger(path, [result(value=0.5)], "v1")
+    ledger.merge_ledger(path, [result(value=0.5, finished="2026-11-21T10:00:00+00:00")], "v1")
     header, row = path.read_text().splitlines()
     path.write_text(f"{header},remark\n{row},by hand\n")
-    kept = ledger.merge_ledger(path, [result(value=0.6), result(seed=1)], "v2", replace=False)
+    kept = ledger.merge_ledger(path, [result(value=0.6), result(seed=1)], "v2")
     assert list(kept["value"]) == [0.5, 0.8]
     assert list(kept["remark"]) == ["by hand", ""]
     assert list(kept["code_version"]) == ["v1", "v2"]

@@ -31,7 +31,9 @@ RUNS = [
     *of_seeds("isp", 0.81, 0.82, 0.83),
     *of_seeds("lth", 0.71, 0.73, 0.72),
     *of_seeds("dense", 0.9, 0.91, 0.92),
-    result("early_bird", 0.79, drawn={"epoch": 0.25, "step": 55, "distance": 0.01234}),
+    result(
+        "early_bird", 0.79, drawn={"epoch": 0.25, "step": 55, "distance": 0.01234, "settled": True}
+    ),
     result("isp", 0.5, model="clip-glyph", dataset="mnist-sample"),
 ]
 

@@ -206,7 +206,7 @@ def own_model(tiny_bert: Path, tmp_path: Path) -> Path:
 
 def test_a_model_of_ones_own_is_planned(own_model: Path) -> None:
     base = plan(model="local:own-model")["base"]
-    assert base["name"] == "own-model"
+    assert base["name"] == "local:own-model"
     assert base["source"] == "local"
     assert base["path"] == str(own_model)
     assert plan(model=f"local:{own_model}")["base"] == base
@@ -261,7 +261,7 @@ def own_data(tables: dict[str, pd.DataFrame]) -> None:
 
 def test_data_of_ones_own_is_planned_by_its_columns_and_types(tiny_data: Path) -> None:
     data = plan(dataset=f"local:{tiny_data}")["data"]
-    assert data["name"] == tiny_data.name
+    assert data["name"] == f"local:{tiny_data.name}"
     assert (data["source"], data["kind"], data["metric"]) == ("local", "classification", "accuracy")
     assert (data["text"], data["label"], data["labels"]) == (["sentence"], "label", ["0", "1"])
 
@@ -342,7 +342,8 @@ def test_a_local_copy_of_a_known_dataset_is_planned_like_the_dataset(tiny_data: 
     local = plan(dataset="sst2", data__path=str(tiny_data))["data"]
     assert (remote["source"], remote["hub"]) == ("hub", ["nyu-mll/glue", "sst2"])
     assert (local["source"], local["path"]) == ("local", str(tiny_data))
-    for key in ("name", "text", "kind", "labels", "metric", "test", "label"):
+    assert (remote["name"], local["name"]) == ("sst2", "sst2@local")
+    for key in ("text", "kind", "labels", "metric", "test", "label"):
         assert local[key] == remote[key]
 
 
@@ -800,13 +801,27 @@ def test_a_row_of_one_method_leaves_the_others_alone() -> None:
 def test_settings_of_one_method_mark_only_its_row() -> None:
     changes = {"early_bird__threshold": 0.3, "imp__rewind": 0.2, "criteria__batches": 2}
     files = plan(**EVERY_ROW, **changes)
-    variants = {m: files[f"evaluate_{m}"]["variant"] for m in ("isp", "early_bird", "lth", "snip")}
+    rows = ("isp", "progressive", "early_bird", "lth", "lth_rewind", "snip", "n_of_m")
+    variants = {m: files[f"evaluate_{m}"]["variant"] for m in rows if f"evaluate_{m}" in files}
     assert variants == {
         "isp": "",
+        "progressive": "",
         "early_bird": "early_bird.threshold=0.3",
-        "lth": "imp.rewind=0.2",
+        "lth": "",
+        "lth_rewind": "imp.rewind=0.2",
         "snip": "criteria.batches=2",
     }
+
+
+def test_denoisers_do_not_mark_plain_progressive_pruning() -> None:
+    files = plan(**EVERY_ROW, isp__denoisers=1, isp__calibration=0.01)
+    assert files["evaluate_isp"]["variant"] == "isp.calibration=0.01 isp.denoisers=1"
+    assert files["evaluate_progressive"]["variant"] == "isp.calibration=0.01"
+
+
+def test_a_search_that_could_compare_no_masks_is_refused() -> None:
+    message = refusal(baselines=["early_bird"], early_bird__every=5)
+    assert "early_bird.every: 5 epochs" in message and "half" in message
 
 
 def test_two_to_four_is_a_pattern() -> None:

@@ -19,9 +19,9 @@ WEIGHTS = "model.safetensors"
 def transformers_auto() -> Any:
     """transformers' module of auto classes, without network chatter.
 
-    Without scikit-learn and torchvision, too: transformers imports them (over two seconds) for
-    assisted generation and for images, which no text classifier needs; every stage process would
-    pay for it.
+    Without scikit-learn, scipy and torchvision, too: transformers imports them (over two seconds)
+    for assisted generation, object detection and images, which no text classifier needs; every
+    stage process would pay for it.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     declare_missing_operators()
@@ -30,6 +30,7 @@ def transformers_auto() -> Any:
     from transformers.utils import logging
 
     for module in (transformers.utils, transformers.utils.import_utils):
+        module.is_scipy_available = lambda: False  # type: ignore[attr-defined]
         module.is_sklearn_available = lambda: False  # type: ignore[attr-defined]
         module.is_torchvision_available = lambda: False  # type: ignore[attr-defined]
     logging.set_verbosity_error()

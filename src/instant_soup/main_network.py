@@ -16,7 +16,7 @@ import torch
 
 from instant_soup import checkpoints, masks, metrics, models, training
 from instant_soup.batches import load_split, steps_per_epoch
-from instant_soup.files import new_file, new_folder, read_json, write_json
+from instant_soup.files import UserError, new_file, new_folder, read_json, write_json
 from instant_soup.masks import Mask
 from instant_soup.schedules import steps_of
 from instant_soup.training import Cost, State
@@ -35,6 +35,15 @@ def budget(settings: dict) -> tuple[int, int]:
     rows = read_json(ENCODED / "info.json")["rows"]["train"]
     steps = steps_per_epoch(rows, settings["batch_size"])
     return steps, steps_of(settings["epochs"], steps)
+
+
+def check_budget(last: int, total: int) -> None:
+    """UserError when training up to step `last` goes beyond a budget of `total` steps."""
+    if last > total:
+        raise UserError(
+            f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, or "
+            "raise training.epochs"
+        )
 
 
 @dataclass
@@ -99,6 +108,7 @@ def advance(
     and the curve.
     """
     _, total = budget(settings)
+    check_budget(last, total)
     where = training.device()
     train_data = load_split(ENCODED / "train.safetensors", where)
     validation = load_split(ENCODED / "validation.safetensors", where)

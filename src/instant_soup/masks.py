@@ -19,6 +19,8 @@ from instant_soup.files import UserError, new_file
 Mask = dict[str, torch.Tensor]
 
 FORMAT = "instant-soup-mask-1"
+NAN = "scores hold NaN: the training diverged"
+SAMPLE = 2**17  # scores that a threshold is estimated from
 
 
 def count(mask: Mask) -> tuple[int, int]:
@@ -67,7 +69,7 @@ def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     machine. ValueError for NaN, which has no place in an order.
     """
     if scores.isnan().any():
-        raise ValueError("scores hold NaN: the training diverged")
+        raise ValueError(NAN)
     if k <= 0 or k >= scores.numel():
         return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
     threshold = scores.kthvalue(scores.numel() - k + 1).values
@@ -82,27 +84,70 @@ def keep_largest(
 ) -> Mask:
     """Mask of the k best weights of all tensors together: by priority first, then by score.
 
-    `scores` are floats, `priority` small non-negative integers (or booleans), both shaped like
-    the weights. One global ranking, as in the paper: layers get the density they earn.
+    `scores` are floats of one type, `priority` small non-negative integers (or booleans), both
+    shaped like the weights. One global ranking, as in the paper: layers get the density they earn.
     """
-    flat_scores = torch.cat([s.flatten() for s in scores.values()])
     if priority is None:
-        kept = largest(flat_scores, k)
-    else:
-        flat_priority = torch.cat([priority[name].flatten() for name in scores]).to(torch.int16)
-        kept = torch.zeros_like(flat_scores, dtype=torch.bool)
-        room = k
-        for level in flat_priority.unique().flip(0):
-            members = (flat_priority == level).nonzero().flatten()
-            kept[members[largest(flat_scores[members], room)]] = True
-            room = max(0, room - members.numel())
-    pieces = kept.split([s.numel() for s in scores.values()])
-    return {name: p.view(scores[name].shape) for name, p in zip(scores, pieces, strict=True)}
+        return _largest_of_all(scores, k)
+    if any(s.isnan().any() for s in scores.values()):
+        raise ValueError(NAN)
+    mask = {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
+    best = max(int(p.max()) for p in priority.values() if p.numel())
+    for level in range(best, -1, -1):
+        members = {name: priority[name] == level for name in scores}
+        chosen = _largest_of_all({name: s[members[name]] for name, s in scores.items()}, k)
+        for name, kept in chosen.items():
+            mask[name][members[name]] = kept
+            k -= kept.numel()
+        if k <= 0:
+            break
+    return mask
 
 
 def keep_largest_each(scores: dict[str, torch.Tensor], kept: dict[str, int]) -> Mask:
     """Mask of the best weights of each tensor by itself: kept[name] of them."""
-    return {name: largest(s.flatten(), kept[name]).view(s.shape) for name, s in scores.items()}
+    return {name: _largest_of_all({name: s}, kept[name])[name] for name, s in scores.items()}
+
+
+def _largest_of_all(scores: dict[str, torch.Tensor], k: int) -> Mask:
+    """Mask of exactly the k largest of all tensors together, as if `largest` saw them joined.
+
+    A sample brackets the k-th largest; only what lies in the bracket is ranked. So the scores are
+    read twice, and neither sorted nor copied.
+    """
+    for low, high in (_bracket(scores, k), (-math.inf, math.inf)):
+        mask = {name: s > high for name, s in scores.items()}
+        # Not `s >= low`: so that NaN lies in the bracket, where it is found.
+        within = {
+            name: (s < low).logical_not_().logical_xor_(mask[name]) for name, s in scores.items()
+        }
+        above = sum(int(m.count_nonzero()) for m in mask.values())
+        values = torch.cat([s[within[name]] for name, s in scores.items()])
+        if above < k <= above + values.numel():
+            break
+    counts = [int(w.count_nonzero()) for w in within.values()]
+    for name, kept in zip(mask, largest(values, k - above).split(counts), strict=True):
+        mask[name][within[name]] = kept
+    return mask
+
+
+def _bracket(scores: dict[str, torch.Tensor], k: int) -> tuple[float, float]:
+    """Two bounds between which the k-th largest score lies almost surely, out of a sample."""
+    total = sum(s.numel() for s in scores.values())
+    if total <= SAMPLE:
+        return -math.inf, math.inf
+    draws = torch.Generator().manual_seed(0)
+    sample = []
+    for s in scores.values():
+        wanted = math.ceil(SAMPLE * s.numel() / total)
+        index = torch.randint(max(1, s.numel()), (wanted,), generator=draws)
+        sample.append(s.flatten()[index.to(s.device)])
+    ordered = torch.cat(sample).sort(descending=True).values
+    rank, slack = k / total * len(ordered), 2 * math.sqrt(len(ordered))  # four deviations
+    first, last = math.floor(rank - slack), math.ceil(rank + slack)
+    high = float(ordered[first]) if first >= 0 else math.inf
+    low = float(ordered[last]) if last < len(ordered) else -math.inf
+    return low, high
 
 
 def apply(mask: Mask, tensors: dict[str, torch.Tensor]) -> None:

@@ -21,8 +21,8 @@ INTRODUCTION = (
     "paper printed."
 )
 LEDGER_TEXT = (
-    "Everything is made by make tables from the ledger, reports/results.csv, which has a row for "
-    "each of {rows} runs; the last figures are of the latest run of this workspace."
+    "Everything is made by `make tables` from the ledger, `reports/results.csv`, which has a row "
+    "for each of {rows} runs; the last figures are of the latest run of this workspace."
 )
 
 
@@ -47,7 +47,7 @@ def write_page(
     sections = [first, over_all, *others, of_run]
     template = Template(Path(__file__).with_name("page.html").read_text())
     page = template.substitute(
-        introduction="\n".join(f"<p>{escape(text)}</p>" for text in about),
+        introduction="\n".join(f"<p>{_with_code(text)}</p>" for text in about),
         navigation="\n".join(
             f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in sections
         ),
@@ -59,6 +59,11 @@ def write_page(
     with new_file(path) as unfinished:
         unfinished.write_text(page)
     return Path(path)
+
+
+def _with_code(text: str) -> str:
+    """A text as HTML, what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _anchor(title: str) -> str:
@@ -90,6 +95,7 @@ def _about_run(results: list[dict[str, Any]]) -> str:
         if drawn := result.get("drawn"):
             text += (
                 f" {tables.label(result['method'])} drew its ticket after {drawn['epoch']:g} "
-                f"epochs (step {drawn['step']}, mask distance {drawn['distance']:.3g})."
+                f"epochs (step {drawn['step']}, mask distance {drawn['distance']:.3g}"
+                f"{'' if drawn['settled'] else ', not settled'})."
             )
     return text

@@ -113,7 +113,7 @@ def results_chapter(ledger: pd.DataFrame) -> Chapter:
 def cost_chapter(ledger: pd.DataFrame) -> Chapter:
     """Per section, what each method cost at each sparsity, means over seeds."""
     sections = costs(ledger).groupby(SECTION, sort=True) if len(ledger) else []
-    return Chapter("Cost", COST_TEXT, [_cost_table(s, cells) for s, cells in sections])
+    return Chapter("Cost", COST_TEXT, [_cost_table(s, cells, ledger) for s, cells in sections])
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
@@ -248,7 +248,7 @@ COST_TEXT = (
 )
 
 
-def _cost_table(section: tuple, cells: pd.DataFrame) -> Table:
+def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
     per_unit, flop = _flop_unit(cells[["flops", "sparse_flops"]].max(axis=None))
     columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
     columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
@@ -270,7 +270,19 @@ def _cost_table(section: tuple, cells: pd.DataFrame) -> Table:
             str(cell["n"]),
         ]
         rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
-    return Table(heading(section), [("", name) for name in columns], rows, "")
+    mine = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
+    caption = _drawing_words(mine.sort_values(["target_sparsity", "seed"]))
+    return Table(heading(section), [("", name) for name in columns], rows, caption)
+
+
+def _drawing_words(runs: pd.DataFrame) -> str:
+    """When searches drew their tickets, run by run: " EarlyBird drew … 50 %: 0.3, 0.4; …"."""
+    words = []
+    for (method, variant), own in runs.groupby(["method", "variant"]):
+        epochs = own.groupby("target_sparsity")["drawn"].agg(", ".join)
+        listed = "; ".join(f"{percent(sparsity)}: {text}" for sparsity, text in epochs.items())
+        words.append(f"{label(method, variant)} drew its tickets after epoch {listed}.")
+    return " ".join(words)
 
 
 def _flop_unit(largest: float) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 Each is a function `criterion(weights, sparsity, probe) -> Mask` in a file of its own: `weights` are
 the prunable weights (name → tensor), `sparsity` is a fraction, `probe` is whatever else it may look
-at: a seed, settings, and for those in NEEDS_DATA the network and some batches. It prunes exactly
+at: a seed, settings, and for those in PASSES the network and some batches. It prunes exactly
 round(S · total) weights. To add one, write such a file and name it below and in `tasks.BASELINES`
 (docs/method.md, "Adding a criterion").
 """
@@ -36,6 +36,6 @@ CRITERIA: dict[str, Criterion] = {
 }
 # Those that look at batches, and what a batch costs them, in forward passes. A gradient is three.
 # GraSP takes the gradient, then a forward pass, its gradient and the derivative of both (2 · 3).
-NEEDS_DATA = {"snip": 3, "grasp": 3 + 9}
+PASSES = {"snip": 3, "grasp": 3 + 9}
 
-__all__ = ["CRITERIA", "NEEDS_DATA", "Criterion", "Probe", "magnitude"]
+__all__ = ["CRITERIA", "PASSES", "Criterion", "Probe", "magnitude"]
