@@ -168,14 +168,39 @@ def distance(a: Mask, b: Mask) -> float:
     return sum(int((a[name] ^ b[name]).sum()) for name in a) / count(a)[1]
 
 
-def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
-    """Name and sparsity of each block: the part of a weight's name up to its first number."""
+def layer_of(name: str) -> str:
+    """The block that a weight belongs to: its name up to the first number."""
+    parts = name.split(".")
+    end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[:end])
+
+
+def by_layer(mask: Mask) -> dict[str, Mask]:
+    """The parts of a mask by block, in the mask's order."""
     layers: dict[str, Mask] = {}
     for name, kept in mask.items():
-        parts = name.split(".")
-        end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts))
-        layers.setdefault(".".join(parts[:end]), {})[name] = kept
-    return [{"name": layer, "sparsity": sparsity(part)} for layer, part in layers.items()]
+        layers.setdefault(layer_of(name), {})[name] = kept
+    return layers
+
+
+def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
+    """Name and sparsity of each block."""
+    return [{"name": layer, "sparsity": sparsity(part)} for layer, part in by_layer(mask).items()]
+
+
+def pack(kept: torch.Tensor) -> np.ndarray:
+    """One tensor of a mask as bits, eight a byte, row by row; the last byte filled up with zeros."""
+    return np.packbits(kept.cpu().numpy().reshape(-1))
+
+
+def unpack(bits: np.ndarray | None, name: str, shape: list[int]) -> torch.Tensor:
+    """One tensor of a mask out of its bits. ValueError, naming it, if these are not its bits."""
+    size = math.prod(shape)
+    if bits is None or bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
+        raise ValueError(f"tensor {name}")
+    if np.unpackbits(bits[-1:])[(size - 1) % 8 + 1 :].any():
+        raise ValueError(f"stray bits after {name}")
+    return torch.from_numpy(np.unpackbits(bits, count=size).view(np.bool_)).view(shape)
 
 
 def save(path: str | Path, mask: Mask, **description: object) -> None:
@@ -185,7 +210,7 @@ def save(path: str | Path, mask: Mask, **description: object) -> None:
         "shapes": json.dumps({name: list(m.shape) for name, m in mask.items()}),
         "description": json.dumps({"sparsity": sparsity(mask), **description}),
     }
-    packed = {name: np.packbits(m.cpu().numpy().reshape(-1)) for name, m in mask.items()}
+    packed = {name: pack(kept) for name, kept in mask.items()}
     with new_file(path) as unfinished:
         save_file(packed, unfinished, metadata=header)
 
@@ -207,17 +232,10 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
     if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
         odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
         raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
-    mask = {}
-    for name, shape in stored.items():
-        size = math.prod(shape)
-        bits = packed.get(name)
-        if bits is None or bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
-            raise UserError(f"{path}: damaged mask (tensor {name})")
-        if np.unpackbits(bits[-1:])[(size - 1) % 8 + 1 :].any():
-            raise UserError(f"{path}: damaged mask (stray bits after {name})")
-        unpacked = np.unpackbits(bits, count=size).view(np.bool_)
-        mask[name] = torch.from_numpy(unpacked).view(shape)
-    return mask
+    try:
+        return {name: unpack(packed.get(name), name, shape) for name, shape in stored.items()}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged mask ({error})") from None
 
 
 def describe(path: str | Path) -> dict:
