@@ -161,6 +161,28 @@ def layer_sparsity(results: list[dict[str, Any]], path: str | Path) -> None:
     _save(figure, path)
 
 
+def matrix_sparsity(statistics: dict[str, Any], path: str | Path) -> None:
+    """Sparsity of each weight matrix of a mask: layers by matrix types (inspection.statistics)."""
+    layers, types = ([entry["name"] for entry in statistics[key]] for key in ("layers", "types"))
+    grid = np.full((len(layers), len(types)), np.nan)
+    for matrix in statistics["matrices"]:
+        place = layers.index(matrix["layer"]), types.index(matrix["type"])
+        grid[place] = 100 * matrix["sparsity"]
+    size = (2.5 + 1.1 * len(types), 2.2 + 0.32 * len(layers))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(grid, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(grid)):
+        value = grid[row, column]
+        colour = "black" if value > 60 else "white"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_yticks(range(len(layers)), _short(layers), fontsize=8)
+    axes.set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)
+    axes.set_title(f"all: {100 * statistics['sparsity']:.2f} % sparse", fontsize=9)
+    figure.colorbar(picture, ax=axes, label="sparsity (%)")
+    _save(figure, path)
+
+
 def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     """Test metric over sparsity, one panel per section of the ledger.
 

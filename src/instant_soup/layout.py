@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from typing import Any
 
 MISSING = "–"
 MARKS = {"better": ("▲", r"$^{\uparrow}$"), "worse": ("▼", r"$^{\downarrow}$")}
@@ -43,6 +44,14 @@ class Chapter:
     title: str
     text: str
     tables: list[Table]
+
+
+def terminal() -> Any:
+    """Where tables are printed: rich's console, or plain text of 100 columns."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=100, color_system=None)
 
 
 def markdown(chapters: list[Chapter]) -> str:

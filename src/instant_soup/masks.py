@@ -189,7 +189,7 @@ def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
 
 
 def pack(kept: torch.Tensor) -> np.ndarray:
-    """One tensor of a mask as bits, eight a byte, row by row; the last byte filled up with zeros."""
+    """One tensor of a mask as bits, row by row; the last byte is filled up with zeros."""
     return np.packbits(kept.cpu().numpy().reshape(-1))
 
 

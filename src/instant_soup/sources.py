@@ -111,16 +111,20 @@ def _check_open_clip(text: str) -> tuple[str, str]:
     return architecture, tag
 
 
+def in_block(name: str, shape: list[int]) -> bool:
+    """Whether a checkpoint's tensor is, by name and shape, a weight matrix of a numbered block."""
+    return len(shape) == 2 and any(part.isdigit() for part in name.split("."))
+
+
 def _check_prunable(name: str, files: list[Path]) -> None:
     from safetensors import SafetensorError, safe_open
 
     for file in files:
         try:
             with safe_open(file, framework="numpy") as opened:
-                for key in opened.keys():  # noqa: SIM118
-                    in_block = any(part.isdigit() for part in key.split("."))
-                    if in_block and len(opened.get_slice(key).get_shape()) == 2:
-                        return
+                keys = opened.keys()
+                if any(in_block(key, opened.get_slice(key).get_shape()) for key in keys):
+                    return
         except (OSError, SafetensorError) as error:
             raise UserError(f"params.yaml: model: {file} cannot be read ({error})") from None
     raise UserError(f"params.yaml: model: {name} has nothing prunable (no layers' weight matrices)")

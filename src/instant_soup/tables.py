@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from instant_soup.files import new_file
-from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown, terminal
 from instant_soup.ledger import COST, SECTION, with_zero_shot
 
 # Display names, in the order of table rows: the paper's, with others beside their kin. Methods not
@@ -315,12 +315,9 @@ def terminal_table(results: list[dict[str, Any]]) -> None:
     Steps include search steps; FLOPs are relative to this run's dense fine-tuning. Plain text
     of 100 columns when the output is no terminal.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100, color_system=None)
+    console = terminal()
     metric = results[0]["metric"] if results else "metric"
     dense = next((r["cost"]["flops"] for r in results if r["method"] == "dense"), None)
     table = Table(title=_run_title(results), title_justify="left")
