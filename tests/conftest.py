@@ -111,6 +111,52 @@ def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = F
     return {"outputs": outputs, "dropout": dropout, "freeze_embeddings": frozen}
 
 
+RUN = {
+    "sparsity": 0.6,
+    "baselines": ["one_shot"],
+    "training": {"epochs": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 3e-3},
+}
+
+
+def finish_run(folder: Path, model: Path, dataset: Path, **changes: Any) -> Path:
+    """A project folder with one finished method, one_shot, made by the stages' own scripts."""
+    from test_early_bird import make_project, run_script
+
+    make_project(folder, model, dataset, **RUN, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("find_ticket", "sparse_retrain", "evaluate"):
+            run_script(stage, "--method", "one_shot")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    """A project of the tiny BERT, pruned and fine-tuned on sentences with named classes."""
+    data = tmp_path_factory.mktemp("sentences")
+    for split, rows, seed in (("train", 200, 0), ("test", 60, 1)):
+        table = make_table(rows, seed)
+        table["label"] = table["label"].map({0: "bad", 1: "good"})
+        table.to_csv(data / f"{split}.csv", index=False)
+    return finish_run(tmp_path_factory.mktemp("text-run"), tiny_bert, data, data={"max_length": 12})
+
+
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """A project of the tiny CLIP, pruned and fine-tuned on bright and dark oblong pictures."""
+    import numpy as np
+    from PIL import Image
+
+    data, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, rows in (("train", 60), ("test", 20)):
+        for name, level in (("bright", 160), ("dark", 60)):
+            (data / split / name).mkdir(parents=True)
+            for i in range(rows):
+                pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(data / split / name / f"{i}.png")
+    return finish_run(tmp_path_factory.mktemp("image-run"), tiny_clip, data)
+
+
 TINY_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 8, "layers": 2},

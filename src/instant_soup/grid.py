@@ -25,7 +25,7 @@ Identity = tuple[Any, ...]  # a result's values of KEY
 # The lists of params.yaml that choose a run's rows beside dense and isp.
 ROWS = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS}
 OF_GRID, OF_TASK = ("preset", "methods", "tasks", "seeds"), ("model", "dataset", "sparsities")
-OWN = ("sparsity", "dataset", "model", "seed", "preset", *ROWS, "rounds", "weak_seeds")
+OWN = ("sparsity", "dataset", "model", "seed", "preset", *ROWS, "exports", "rounds", "weak_seeds")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def _cell(
         **{key: task[key] for key in ("model", "dataset")},
         **{"sparsity": sparsity, "seed": seed, "preset": grid["preset"]},
         **{key: [m for m in grid["methods"] if m in rows] for key, rows in ROWS.items()},
+        "exports": [],
         **grid["settings"],
         **task["settings"],
     }

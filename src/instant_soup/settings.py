@@ -88,6 +88,7 @@ TOP: dict[str, Check] = {
     "baselines": _some_of(*BASELINES),
     "lottery": _some_of(*LOTTERY),
     "controls": _some_of(*CONTROLS),
+    "exports": _some_of("dense", "isp", *BASELINES, *LOTTERY, *CONTROLS),
     "rounds": (
         lambda value: isinstance(value, list) and len(value) > 0,
         "a list of {id, start, previous}",
@@ -292,6 +293,12 @@ def check_rounds(settings: Settings) -> list[float]:
     return sparsities
 
 
+def methods_of(settings: Settings) -> list[str]:
+    """The rows of a run."""
+    rows = (settings[key] for key in ("baselines", "lottery", "controls"))
+    return ["dense", "isp", *(method for methods in rows for method in methods)]
+
+
 def check_rows(settings: Settings) -> list[float]:
     """IMP's sparsity after each round; UserError when a chosen row cannot be had."""
     target, imp, lottery = settings["sparsity"], settings["imp"], settings["lottery"]
@@ -299,6 +306,12 @@ def check_rows(settings: Settings) -> list[float]:
         raise UserError(
             "params.yaml: lottery: lottery_pool is mixed from the rounds of lth: add lth"
         )
+    for method in settings["exports"]:
+        if method not in methods_of(settings):
+            raise UserError(
+                f"params.yaml: exports: {method} is no row of this run; allowed: "
+                f"{' | '.join(methods_of(settings))}"
+            )
     if "n_of_m" in settings["baselines"]:
         pattern(target, settings["criteria"]["m"])
     every, epochs = settings["early_bird"]["every"], settings["training"]["epochs"]
@@ -415,8 +428,7 @@ def plan(params: Settings) -> dict[str, Settings]:
                 if beyond
                 else {**training, "previous": previous, "sparsity": imp_sparsities[index]}
             )
-    rows = [*settings["baselines"], *settings["lottery"], *settings["controls"]]
-    methods = ["dense", "isp", *rows]
+    methods = methods_of(settings)
     for method in methods:
         files[f"evaluate_{method}"] = {
             **identity,

@@ -1,0 +1,117 @@
+"""An exported ticket on the test split of a dataset, with the pipeline's own data and metrics."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from instant_soup import bert, clip, encoding, metrics, models, sources, training
+from instant_soup.batches import Split
+from instant_soup.data import read_splits
+from instant_soup.export import FORMAT
+from instant_soup.files import UserError, read_json
+from instant_soup.layout import terminal
+from instant_soup.weight_files import TICKET, header
+
+
+def evaluate(
+    folder: str | Path,
+    dataset: str,
+    columns: list[str] | None = None,
+    label: str | None = None,
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """A ticket's metrics on a dataset of tasks.py or `local:FOLDER`.
+
+    `columns`, `label`: the text or image columns, and the label column, of a folder whose names
+    tell nothing. UserError when dataset and ticket do not go together.
+    """
+    folder = Path(folder)
+    ticket = read_ticket(folder)
+    facts = _facts(folder, ticket, dataset, columns, label)
+    table = read_splits(facts)["test"]
+    classes = facts["labels"]
+    if ticket["family"] == "clip":
+        model = _image_classifier(folder, classes, facts["templates"])
+        split: Split = encoding.encode_images(folder, table, "test")
+    else:
+        model = _text_classifier(folder, max(1, len(classes)))
+        split = encoding.encode_texts(folder, table, facts["text"], ticket["max_length"])
+    where, precision = training.device(), training.resolve_precision(precision)
+    split = type(split)(**{name: values.to(where) for name, values in vars(split).items()})
+    scores = metrics.scores(*training.predict(model.to(where), split, precision))
+    described = {"ticket": str(folder), "method": ticket["method"], "dataset": facts["name"]}
+    return {**described, "rows": len(split), "precision": precision, "metrics": scores}
+
+
+def read_ticket(folder: Path) -> dict[str, Any]:
+    """What an exported folder says of itself; UserError when it is none."""
+    if not (folder / TICKET).exists():
+        raise UserError(f"{folder}: not an exported ticket (no {TICKET} in it)")
+    ticket = read_json(folder / TICKET)
+    if not isinstance(ticket, dict) or ticket.get("format") != FORMAT:
+        raise UserError(f"{folder / TICKET}: not of the format {FORMAT!r}")
+    header(folder / models.family(folder).WEIGHTS)  # which says what is wrong with it
+    return ticket
+
+
+def _facts(
+    folder: Path,
+    ticket: dict[str, Any],
+    dataset: str,
+    columns: list[str] | None,
+    label: str | None,
+) -> dict[str, Any]:
+    """The data settings of a dataset, as `plan` resolves them, with the ticket's class names.
+
+    An image classifier on another known dataset takes that one's classes and prompts: zero-shot.
+    """
+    images, local = ticket["family"] == "clip", dataset.startswith("local:")
+    if local:
+        dataset = f"local:{Path(dataset.removeprefix('local:')).expanduser().resolve()}"
+    if local and ticket["dataset"].startswith("local:"):
+        label = label or ticket["label"]
+        columns = columns or (None if images else ticket["columns"])
+    own: dict[str, Any] = {"label": label}
+    if images:
+        own["image"] = columns[0] if columns else None
+    else:
+        own["text"] = columns
+        own["kind"] = "regression" if local and ticket["kind"] == "regression" else None
+    # The test split is cut as for the ticket; the others are not used.
+    rows = {"train_rows": 1, "validation_rows": 1, "test_rows": ticket["test_rows"]}
+    settings = {"dataset": dataset, "family": ticket["family"], "model": folder}
+    facts = sources.resolve_data({**settings, "data": {**own, **rows}})
+    if facts["kind"] != ticket["kind"]:
+        raise UserError(f"dataset: {dataset} is {facts['kind']}, the ticket's is {ticket['kind']}")
+    same = local or facts["name"] == ticket["dataset"].removesuffix("@local")
+    if images and not same:
+        return facts
+    if not local and facts["labels"] != ticket["classes"]:
+        theirs, ours = (", ".join(names[:5]) for names in (facts["labels"], ticket["classes"]))
+        raise UserError(f"dataset: {dataset} has the classes {theirs}; the ticket's are {ours}")
+    prompts = {"templates": ticket["templates"]} if images else {}
+    return {**facts, "labels": ticket["classes"], **prompts}
+
+
+def _text_classifier(folder: Path, outputs: int) -> nn.Module:
+    settings = {"outputs": outputs, "dropout": "model", "freeze_embeddings": True}
+    return bert.classifier(folder, models.base_weights(folder), settings).float()
+
+
+def _image_classifier(folder: Path, classes: list[str], templates: list[str]) -> nn.Module:
+    weights = clip.start_weights(folder, {"classes": classes, "templates": templates})
+    return clip.classifier(folder, weights, {}).float()
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a ticket's metrics."""
+    from rich.table import Table
+
+    title = f"{found['ticket']} on {found['dataset']}, {found['rows']:,} test rows"
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in found["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    terminal().print(table, markup=False)

@@ -1,0 +1,177 @@
+"""The model card of an exported ticket: README.md with the front matter that the hub reads."""
+
+import shlex
+from typing import Any
+
+import yaml
+
+from instant_soup import bert, clip, masks
+from instant_soup.masks import Mask
+from instant_soup.tables import label, percent
+from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, MODELS
+
+# What the hub calls our metrics and libraries.
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+LIBRARY = {"bert": "transformers", "clip": "open_clip"}
+PIPELINE = {"bert": "text-classification", "clip": "zero-shot-image-classification"}
+
+USE_TEXTS = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+batch = tokenizer({inputs}, truncation=True, padding=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**batch).logits
+print({answer})"""
+USE_IMAGES = """\
+import json
+
+import open_clip
+import torch
+from PIL import Image
+
+folder = "."  # this folder
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+ticket = json.load(open(f"{folder}/ticket.json"))
+head = open_clip.build_zero_shot_classifier(
+    model.eval(), tokenizer, ticket["classes"], ticket["templates"]
+)
+image = preprocess(Image.open("image.png")).unsqueeze(0)
+with torch.no_grad():
+    logits = model.logit_scale.exp() * model.encode_image(image, normalize=True) @ head
+print(ticket["classes"][logits.argmax().item()])"""
+FILES = [
+    ("mask.safetensors", "the mask, one bit for every prunable weight"),
+    ("compact.safetensors", "the same weights without their zeros (`instant_soup.compact.load`)"),
+    ("ticket.json", "class names, prompts, and what a test needs to know"),
+]
+
+
+def card(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mask: Mask) -> str:
+    """The text of a model card.
+
+    `result`: as the evaluate stage writes it; `data`, `base`: the plan's settings of dataset and
+    base model.
+    """
+    family, model, dataset = result["family"], result["model"], result["dataset"]
+    kept, total = masks.count(mask)
+    pruned = f"pruned to {percent(round(masks.sparsity(mask), 6))} sparsity and " * (kept < total)
+    layers = [(e["name"], f"{1 - e['sparsity']:.4f}") for e in masks.sparsity_by_layer(mask)]
+    scores = [(name, f"{value:.4f}") for name, value in result["test"].items()]
+    weights = {"bert": bert.WEIGHTS, "clip": clip.WEIGHTS}[family]
+    files = [(weights, "the weights under their usual names, with exact zeros"), *FILES]
+    parts = [
+        f"---\n{yaml.safe_dump(front_matter(result, data, base), sort_keys=False)}---",
+        f"# {label(result['method'], result['variant'])}: {model} on {dataset}",
+        f"{model}, {pruned}fine-tuned on {dataset}, out of a reproduction of [Instant Soup Pruning]"
+        "(https://arxiv.org/abs/2306.10460).",
+        f"## Use\n\n```python\n{_use(family, data)}\n```",
+        f"## Test\n\n{_table('metric', 'value', scores)}",
+        f"One run, seed {result['seed']}, precision {result['precision']}, at the end of training.",
+        f"## Sparsity\n\n{total - kept:,} of {total:,} prunable weights, the linear maps of "
+        f"the encoder's blocks, are zero.\n\n{_table('layer', 'density', layers)}",
+        f"## Cost\n\n{_table('what', 'value', _cost(result['cost']))}",
+        f"## Files\n\n{_table('file', 'what', files)}",
+        f"## Regenerate\n\n{regenerate(result, base)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]
+) -> dict[str, Any]:
+    """What the hub reads of a card; base and dataset are named where they are on the hub."""
+    task, dataset = PIPELINE[result["family"]], result["dataset"]
+    tested, facts = {"type": dataset, "name": dataset}, {}
+    if base["source"] == "hub":
+        facts["base_model"] = base["repo"]
+    if data["source"] == "hub":
+        repository, configuration = data["hub"]
+        facts["datasets"] = [repository]
+        tested |= {"type": repository, "config": configuration or "default", "split": data["test"]}
+    scores = [{"type": METRICS[name], "value": value} for name, value in result["test"].items()]
+    entry = {"task": {"type": task}, "dataset": tested, "metrics": scores}
+    name = "-".join([result["method"], result["model"], dataset]).replace("/", "-")
+    return {
+        "library_name": LIBRARY[result["family"]],
+        "pipeline_tag": task,
+        **facts,
+        "metrics": [METRICS[result["metric"]]],
+        "tags": ["pruning", "sparse", "lottery-ticket", "instant-soup"],
+        "model-index": [{"name": name, "results": [entry]}],
+    }
+
+
+def regenerate(result: dict[str, Any], base: dict[str, Any]) -> str:
+    """The commands that make this ticket again, and what they cannot say."""
+    commit = result["code_version"]
+    known = [] if commit == "unknown" else [f"git checkout {commit.rstrip('+')}"]
+    words = [f"-S {shlex.quote(f'{k}={v}')}" for k, v in changes(result, base).items()]
+    lines = "\n".join([*known, " \\\n  ".join(["dvc exp run", *words])])
+    parts = [f"In the repository of the code:\n\n```bash\n{lines}\n```"]
+    if not known:
+        parts.append("The code's commit is not known.")
+    elif commit.endswith("+"):
+        parts.append("The code differed from that commit when this ran.")
+    own = [
+        n for n in (result["model"], result["dataset"]) if "local" in n.replace("@", ":").split(":")
+    ]
+    if own:
+        parts.append(f"{' and '.join(own)}: not in the repository; give the folder's path.")
+    if result["preset"] == "paper":
+        parts.append("The paper's preset takes more `rounds` and `weak_seeds` in params.yaml.")
+    return "\n\n".join(parts)
+
+
+def changes(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The keys of params.yaml that make this ticket, with the texts of their values."""
+    method, model, dataset = result["method"], result["model"], result["dataset"]
+    if base["source"] == "hub" and model not in MODELS:
+        model = f"hub:{model}"
+    found = {"model": model, "dataset": dataset.removesuffix("@local")}
+    if dataset.endswith("@local"):
+        found["data.path"] = "FOLDER"
+    found |= {"preset": result["preset"], "seed": result["seed"]}
+    if method != "dense":
+        found["sparsity"] = result["target_sparsity"]
+    for key, rows in {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS}.items():
+        if method in rows:
+            needed = ["lth", method] if method == "lottery_pool" else [method]
+            found[key] = f"[{','.join(needed)}]"
+    own = (part.partition("=") for part in result["variant"].split(" ") if part)
+    return found | {key: value for key, _, value in own} | {"exports": f"[{method}]"}
+
+
+def _use(family: str, data: dict[str, Any]) -> str:
+    """A snippet that runs the ticket with the stock library."""
+    if family == "clip":
+        return USE_IMAGES
+    inputs = ", ".join(f'["{text} …"]' for text in data["text"])
+    answer = "model.config.id2label[logits.argmax().item()]"
+    regression = data["kind"] == "regression"
+    return USE_TEXTS.format(inputs=inputs, answer="logits.item()" if regression else answer)
+
+
+def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("training steps", f"{cost['steps']:,}"),
+        ("search steps beside them", f"{cost['search_steps']:,}"),
+        ("training FLOPs, dense-equivalent, search included", f"{cost['flops']:.3g}"),
+        ("the same without pruned weights' multiply-adds", f"{cost['sparse_flops']:.3g}"),
+        ("wall seconds", f"{cost['seconds']:.1f}"),
+    ]
+
+
+def _table(left: str, right: str, rows: list[tuple[str, str]]) -> str:
+    lines = [(left, right), ("---", "---"), *rows]
+    return "\n".join(f"| {a} | {b} |" for a, b in lines)

@@ -1,0 +1,20 @@
+"""A finished network → models/exported: a folder that transformers or open_clip loads as it is."""
+
+import argparse
+
+from instant_soup.export import EXPORTED, export
+from instant_soup.files import run_stage
+from instant_soup.tracking import stage_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", required=True)
+    method = parser.parse_args().method
+    with stage_run(f"export {method}", {}, {"method": method}) as run:
+        export(method, EXPORTED / method)
+        run.artifact(EXPORTED / method / "README.md")
+
+
+if __name__ == "__main__":
+    run_stage(main)
