@@ -111,18 +111,13 @@ def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = F
     return {"outputs": outputs, "dropout": dropout, "freeze_embeddings": frozen}
 
 
-RUN = {
-    "sparsity": 0.6,
-    "baselines": ["one_shot"],
-    "training": {"epochs": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 3e-3},
-}
-
-
-def finish_run(folder: Path, model: Path, dataset: Path, **changes: Any) -> Path:
+def finish_run(folder: Path, model: Path, dataset: Path, data: dict, training: dict) -> Path:
     """A project folder with one finished method, one_shot, made by the stages' own scripts."""
     from test_early_bird import make_project, run_script
 
-    make_project(folder, model, dataset, **RUN, **changes)
+    enough = {"epochs": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3}
+    rows = {"sparsity": 0.6, "baselines": ["one_shot"]}
+    make_project(folder, model, dataset, **rows, data=data, training={**enough, **training})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in ("find_ticket", "sparse_retrain", "evaluate"):
@@ -138,7 +133,8 @@ def text_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
         table = make_table(rows, seed)
         table["label"] = table["label"].map({0: "bad", 1: "good"})
         table.to_csv(data / f"{split}.csv", index=False)
-    return finish_run(tmp_path_factory.mktemp("text-run"), tiny_bert, data, data={"max_length": 12})
+    folder = tmp_path_factory.mktemp("text-run")
+    return finish_run(folder, tiny_bert, data, {"max_length": 12}, {"freeze_embeddings": False})
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +150,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path
             for i in range(rows):
                 pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(data / split / name / f"{i}.png")
-    return finish_run(tmp_path_factory.mktemp("image-run"), tiny_clip, data)
+    return finish_run(tmp_path_factory.mktemp("image-run"), tiny_clip, data, {}, {})
 
 
 TINY_CLIP = {

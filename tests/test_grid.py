@@ -119,6 +119,7 @@ def test_a_tasks_settings_win(tmp_path: Path, params):
 def test_methods_go_into_their_lists(tmp_path: Path, params):
     methods = ["lth", "random_init", "snip", "lottery_pool", "random"]
     (cell,) = cells_of(tmp_path, params, methods=methods)
+    assert cell.changes["exports"] == []
     lists = [cell.changes[key] for key in ("baselines", "lottery", "controls")]
     assert lists == [["snip", "random"], ["lth", "lottery_pool"], ["random_init"]]
     assert set(cell.methods) == {"dense", "isp", *methods}

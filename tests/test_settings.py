@@ -105,6 +105,9 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"lottery": ["lottery_pool"]}, ["lottery: lottery_pool", "add lth"]),
     ({"lottery": ["lth", "imp"]}, ["lottery", "lth | lth_rewind | lottery_pool"]),
     ({"controls": ["random"]}, ["controls", "random_init"]),
+    ({"exports": ["magnitude"]}, ["exports", "dense | isp | random | "]),
+    ({"exports": ["snip"]}, ["exports: snip is no row", "dense | isp | one_shot | random"]),
+    ({"exports": "isp"}, ["exports", "a list"]),
     ({"baselines": ["n_of_m"]}, ["0.7 is no N:4 pattern", "0.25, 0.5, 0.75"]),
     ({"baselines": ["min_density"], "criteria__min_density": 0.4}, ["less than 0.3"]),
     ({"lottery": ["lth"], "imp__compression_rate": 0.05}, ["imp.compression_rate", "takes 14"]),
@@ -817,6 +820,11 @@ def test_denoisers_do_not_mark_plain_progressive_pruning() -> None:
     files = plan(**EVERY_ROW, isp__denoisers=1, isp__calibration=0.01)
     assert files["evaluate_isp"]["variant"] == "isp.calibration=0.01 isp.denoisers=1"
     assert files["evaluate_progressive"]["variant"] == "isp.calibration=0.01"
+
+
+def test_any_row_of_the_run_may_be_exported_and_nothing_else_changes() -> None:
+    rows = ["dense", "isp", *(row for rows in EVERY_ROW.values() for row in rows)]
+    assert plan(**EVERY_ROW, exports=rows) == plan(**EVERY_ROW)
 
 
 def test_a_search_that_could_compare_no_masks_is_refused() -> None:

@@ -97,9 +97,8 @@ def apply(options: argparse.Namespace) -> None:
 
     check_free(options.to)
     mask = weight_files.apply(options.mask, options.model, options.to)
-    print(
-        f"{options.to}: {100 * masks.sparsity(mask):.2f} % of {masks.count(mask)[1]:,} weights zero"
-    )
+    share, weights = 100 * masks.sparsity(mask), masks.count(mask)[1]
+    print(f"{options.to}: {share:.2f} % of {weights:,} prunable weights are zero")
 
 
 def evaluate(options: argparse.Namespace) -> None:

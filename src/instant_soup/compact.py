@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from instant_soup import masks
-from instant_soup.files import UserError, new_file
+from instant_soup.files import UserError, new_file, order_header
 from instant_soup.masks import Mask
 
 Weights = dict[str, torch.Tensor]
@@ -48,6 +48,7 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") ->
     header = {"format": FORMAT, "dtype": dtype, "shapes": shapes}
     with new_file(path) as unfinished:
         save_file(tensors, unfinished, metadata=header)
+        order_header(unfinished)
 
 
 def load(path: str | Path) -> Weights:

@@ -282,6 +282,19 @@ def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame
     return table.iloc[rest].reset_index(drop=True), table.iloc[taken].reset_index(drop=True)
 
 
+def read_train_and_test(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """Rows to train on, and the test split: the official one, or one cut from all rows.
+
+    `settings`: as of `read_splits`; images in files of their own stay there.
+    """
+    from instant_soup import images  # which reads its tables with this module
+
+    train, test = (images.read_images if settings.get("image") else read_texts)(settings)
+    if test is None:
+        train, test = cut(train, settings["test_rows"])
+    return train, test
+
+
 def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
     """Train, validation and test tables of the plan's data settings.
 
@@ -289,11 +302,9 @@ def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
     numbers train_rows ("all" or a number), validation_rows, test_rows (for data without a test
     split).
     """
-    from instant_soup import images  # which reads its tables with this module
+    from instant_soup import images
 
-    train, test = (images.read_images if settings.get("image") else read_texts)(settings)
-    if test is None:
-        train, test = cut(train, settings["test_rows"])
+    train, test = read_train_and_test(settings)
     train, validation = cut(train, settings["validation_rows"])
     if settings["train_rows"] != "all":
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))

@@ -7,10 +7,10 @@ from torch import nn
 
 from instant_soup import bert, clip, encoding, metrics, models, sources, training
 from instant_soup.batches import Split
-from instant_soup.data import read_splits
+from instant_soup.data import read_train_and_test
 from instant_soup.export import FORMAT
 from instant_soup.files import UserError, read_json
-from instant_soup.layout import terminal
+from instant_soup.images import load_files
 from instant_soup.weight_files import TICKET, header
 
 
@@ -29,11 +29,13 @@ def evaluate(
     folder = Path(folder)
     ticket = read_ticket(folder)
     facts = _facts(folder, ticket, dataset, columns, label)
-    table = read_splits(facts)["test"]
+    _, table = read_train_and_test(facts)
+    if not len(table):
+        raise UserError(f"dataset: {dataset}: too few rows to cut a test split from")
     classes = facts["labels"]
     if ticket["family"] == "clip":
         model = _image_classifier(folder, classes, facts["templates"])
-        split: Split = encoding.encode_images(folder, table, "test")
+        split: Split = encoding.encode_images(folder, load_files(table), "test")
     else:
         model = _text_classifier(folder, max(1, len(classes)))
         split = encoding.encode_texts(folder, table, facts["text"], ticket["max_length"])
@@ -78,8 +80,8 @@ def _facts(
     else:
         own["text"] = columns
         own["kind"] = "regression" if local and ticket["kind"] == "regression" else None
-    # The test split is cut as for the ticket; the others are not used.
-    rows = {"train_rows": 1, "validation_rows": 1, "test_rows": ticket["test_rows"]}
+    # Where the test split is cut from other rows, it is cut as for the ticket.
+    rows = dict.fromkeys(("train_rows", "validation_rows", "test_rows"), ticket["test_rows"])
     settings = {"dataset": dataset, "family": ticket["family"], "model": folder}
     facts = sources.resolve_data({**settings, "data": {**own, **rows}})
     if facts["kind"] != ticket["kind"]:
@@ -106,12 +108,6 @@ def _image_classifier(folder: Path, classes: list[str], templates: list[str]) ->
 
 def show(found: dict[str, Any]) -> None:
     """Print a ticket's metrics."""
-    from rich.table import Table
-
-    title = f"{found['ticket']} on {found['dataset']}, {found['rows']:,} test rows"
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
+    print(f"{found['ticket']} on {found['dataset']}, {found['rows']:,} test rows")
     for name, value in found["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
-    terminal().print(table, markup=False)
+        print(f"{name:<10}{value:.4f}")

@@ -74,6 +74,21 @@ def read_yaml(path: str | Path) -> Any:
         raise UserError(f"{path}: cannot be read as YAML ({reason})") from None
 
 
+def order_header(path: str | Path) -> None:
+    """Order the description in a safetensors file, whose writer leaves its order to chance.
+
+    So equal contents are equal bytes, and DVC reruns nothing for them.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the same text in another order; blanks fill up a header
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

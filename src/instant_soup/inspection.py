@@ -175,7 +175,7 @@ def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
 
     types = [entry["name"] for entry in numbers["types"]]
     cells = {(m["layer"], m["type"]): _percent(m["sparsity"]) for m in numbers["matrices"]}
-    table = Table(title=f"{title}: sparsity (%)", title_justify="left")
+    console, table = terminal(), Table()
     table.add_column("layer", overflow="fold")
     for name in [*types, "all"]:
         table.add_column(name, justify="right", overflow="fold")
@@ -184,7 +184,7 @@ def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
         table.add_row(entry["name"], *own, _percent(entry["sparsity"]))
     own = [_percent(entry["sparsity"]) for entry in numbers["types"]]
     table.add_row("all", *own, _percent(numbers["sparsity"]), end_section=True)
-    console = terminal()
+    console.print(f"{title}: sparsity (%)", markup=False, highlight=False, soft_wrap=True)
     console.print(table, markup=False)
     pruned = numbers["weights"] - numbers["kept"]
     console.print(f"{pruned:,} of {numbers['weights']:,} weights are zero", highlight=False)
@@ -201,14 +201,15 @@ def show_comparison(numbers: dict[str, Any], title: str) -> None:
     from rich.table import Table
 
     columns = ("overlap", "cosine", "jaccard", "hamming")
-    table = Table(title=title, title_justify="left")
+    console, table = terminal(), Table()
     table.add_column("layer", overflow="fold")
     for name in columns:
         table.add_column("Hamming" if name == "hamming" else name, justify="right")
     for entry in [*numbers["layers"], {"name": "all", **numbers}]:
         values = [entry[name] for name in columns]
         table.add_row(entry["name"], *("–" if v is None else f"{v:.4f}" for v in values))
-    terminal().print(table, markup=False)
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(table, markup=False)
 
 
 def _percent(share: float) -> str:

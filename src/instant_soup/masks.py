@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from instant_soup.files import UserError, new_file
+from instant_soup.files import UserError, new_file, order_header
 
 Mask = dict[str, torch.Tensor]
 
@@ -213,6 +213,7 @@ def save(path: str | Path, mask: Mask, **description: object) -> None:
     packed = {name: pack(kept) for name, kept in mask.items()}
     with new_file(path) as unfinished:
         save_file(packed, unfinished, metadata=header)
+        order_header(unfinished)
 
 
 def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
