@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -206,9 +207,10 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture):
 def test_examples_are_right_usage():
     parser = command_line.parser()
     examples = [getattr(command_line, command.upper()) for command in COMMANDS]
+    examples.append((Path(SOURCES).parent / "docs/export.md").read_text())
     lines = [line.strip().split(" | ")[0] for text in examples for line in text.splitlines()]
-    calls = [line.split()[1:] for line in lines if line.startswith("instant-soup ")]
-    assert len(calls) >= 12
+    calls = [shlex.split(line, True)[1:] for line in lines if line.startswith("instant-soup ")]
+    assert len(calls) >= 20
     for arguments in calls:
         parser.parse_args(arguments)
 

@@ -30,16 +30,22 @@ from instant_soup.files import UserError, read_json, read_yaml, write_json
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
-# A clean process: our package cannot be imported in it. Of it one file is run, by its path, that
-# makes torchvision's import work beside a CPU build of torch.
-CLEAN = """
+ROOT = Path(__file__).parent.parent
+SOURCES = str(ROOT / "src")
+
+# One file of ours runs, by its path: it lets torchvision be imported beside a CPU build of torch.
+DECLARE = """
 import json, runpy, sys
-sys.modules["instant_soup"] = None
-torchvision_cpu = runpy.run_path(sys.argv[2])
+torchvision_cpu = runpy.run_path(sys.argv[1])
 torchvision_cpu["declare_missing_operators"]()
+"""
+# A clean process: our package cannot be imported in it.
+CLEAN = f"""
+{DECLARE}
+sys.modules["instant_soup"] = None
 import torch
-folder, out = sys.argv[1], {}
 torch.set_num_threads(1)
+folder, out = sys.argv[2], {{}}
 """
 TEXTS = """
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -80,7 +86,7 @@ def in_a_clean_process(script: str, folder: Path, inputs: list[str], tmp_path: P
     """What a script finds of an exported folder and some inputs, without our package."""
     (tmp_path / "inputs.json").write_text(json.dumps(inputs))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    arguments = [str(folder), torchvision_cpu.__file__, str(tmp_path / "inputs.json")]
+    arguments = [torchvision_cpu.__file__, str(folder), str(tmp_path / "inputs.json")]
     done = subprocess.run(
         [sys.executable, "-c", CLEAN + script + LAST, *arguments],
         env={**environment, "HF_HUB_OFFLINE": "1"},
@@ -174,24 +180,45 @@ def test_a_bf16_ticket_loads_as_bf16_and_is_near(text_run: Path, tmp_path: Path)
     assert {w.dtype for w in weights_of(folder).values()} == {torch.bfloat16}
 
 
-def test_the_cards_snippet_runs(family, tmp_path: Path):
-    """As it stands, in the exported folder."""
-    run, folder = family
-    text = (folder / "README.md").read_text()
-    snippet = text.split("```python\n")[1].split("```")[0]
-    copy = Path(shutil.copytree(folder, tmp_path / "ticket"))
-    if (copy / "open_clip_config.json").exists():
-        pictures = Path(read_yaml(run / "models/plan/data.yaml")["path"])
-        shutil.copyfile(pictures / "test/dark/0.png", copy / "image.png")
-    script = CLEAN.split("folder, out")[0] + snippet
+def as_it_stands(snippets: list[str], folder: Path) -> str:
+    """What snippets of text print, one after another, in a process of their own in a folder."""
+    environment = {**os.environ, "PYTHONPATH": SOURCES, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script, "-", torchvision_cpu.__file__],
-        cwd=copy,
+        [sys.executable, "-c", "\n".join([DECLARE, *snippets]), torchvision_cpu.__file__],
+        env=environment,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("bad", "good", "bright", "dark")
+    return done.stdout
+
+
+def python_blocks(text: str) -> list[str]:
+    """The Python code in a Markdown text."""
+    return [part.split("```")[0] for part in text.split("```python\n")[1:]]
+
+
+def test_the_snippets_of_cards_and_docs_run(family, tmp_path: Path):
+    """As they stand: a card's in the exported folder, those of docs/export.md beside models/."""
+    run, folder = family
+    images = (folder / "open_clip_config.json").exists()
+    ticket = Path(shutil.copytree(folder, tmp_path / "models/exported/isp"))
+    if images:
+        pictures = Path(read_yaml(run / "models/plan/data.yaml")["path"])
+        for place in (ticket, tmp_path):
+            shutil.copyfile(pictures / "test/dark/0.png", place / "image.png")
+    answers = ("bright", "dark") if images else ("bad", "good")
+    card = python_blocks((folder / "README.md").read_text())
+    assert as_it_stands(card, ticket).strip() in answers
+    blocks = python_blocks((ROOT / "docs/export.md").read_text())
+    mine = [block for block in blocks if ("open_clip" in block) == images]
+    printed = as_it_stands(mine, tmp_path).splitlines()
+    assert printed[0] in answers
+    if not images:
+        mask = masks.load(folder / "mask.safetensors")
+        assert int(printed[1]) == masks.count(mask)[1] - masks.count(mask)[0]
+        assert printed[2].startswith(f"{masks.sparsity(mask)} {{'name': 'bert.encoder.layer.0'")
 
 
 # What is in the folder
@@ -229,6 +256,13 @@ def test_nothing_tells_of_the_machine_that_made_it(family):
         content = file.read_bytes()
         assert str(run).encode() not in content, file.name
         assert b"pytest-of" not in content and os.fsencode(Path.home()) not in content, file.name
+        assert b"local_files_only" not in content, file.name
+
+
+def test_all_may_read_what_one_may_read(family):
+    """The umask decides, not the library that wrote a file."""
+    _, folder = family
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
 def test_the_ticket_says_what_it_is(text_run: Path, texts: Path, images: Path):

@@ -26,7 +26,7 @@ from instant_soup import (
 from instant_soup.files import UserError, new_folder, read_json, read_yaml, write_json
 from instant_soup.main_network import BASE
 from instant_soup.training import Weights
-from instant_soup.weight_files import MASK, TICKET
+from instant_soup.weight_files import MASK, TICKET, open_to_others
 
 FORMAT = "instant-soup-ticket-1"
 PLAN, RETRAINED, RESULTS = Path("models/plan"), Path("models/retrained"), Path("reports/results")
@@ -58,6 +58,7 @@ def export(method: str, folder: str | Path, dtype: str = "fp32") -> dict[str, An
         ticket = {**_identity(result, data), **task, "dtype": dtype}
         write_json(unfinished / TICKET, ticket)
         (unfinished / "README.md").write_text(model_card.card(result, data, base, mask))
+        open_to_others(unfinished)
     return ticket
 
 
@@ -107,6 +108,8 @@ def _write_texts(
     # So that truncation=True cuts where training and test did.
     length = encoding.longest(BASE, read_yaml(PLAN / "encode.yaml")["max_length"])
     tokenizer.model_max_length = length
+    for how_it_was_read in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(how_it_was_read, None)
     tokenizer.save_pretrained(folder)
     return trained, {"max_length": length}
 

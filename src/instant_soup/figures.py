@@ -171,10 +171,10 @@ def matrix_sparsity(statistics: dict[str, Any], path: str | Path) -> None:
     size = (2.5 + 1.1 * len(types), 2.2 + 0.32 * len(layers))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(grid, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    picture = axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, column in np.argwhere(~np.isnan(grid)):
         value = grid[row, column]
-        colour = "black" if value > 60 else "white"
+        colour = "white" if value > 60 else "black"
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_yticks(range(len(layers)), _short(layers), fontsize=8)
     axes.set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)

@@ -176,9 +176,9 @@ def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
     types = [entry["name"] for entry in numbers["types"]]
     cells = {(m["layer"], m["type"]): _percent(m["sparsity"]) for m in numbers["matrices"]}
     console, table = terminal(), Table()
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", no_wrap=True)
     for name in [*types, "all"]:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
     for entry in numbers["layers"]:
         own = [cells.get((entry["name"], name), "") for name in types]
         table.add_row(entry["name"], *own, _percent(entry["sparsity"]))
@@ -200,11 +200,11 @@ def show_comparison(numbers: dict[str, Any], title: str) -> None:
     """Print how two masks agree, by layer and over all."""
     from rich.table import Table
 
-    columns = ("overlap", "cosine", "jaccard", "hamming")
+    columns = {"overlap": "overlap", "cosine": "cosine", "jaccard": "Jaccard", "hamming": "Hamming"}
     console, table = terminal(), Table()
     table.add_column("layer", overflow="fold")
-    for name in columns:
-        table.add_column("Hamming" if name == "hamming" else name, justify="right")
+    for header in columns.values():
+        table.add_column(header, justify="right")
     for entry in [*numbers["layers"], {"name": "all", **numbers}]:
         values = [entry[name] for name in columns]
         table.add_row(entry["name"], *("–" if v is None else f"{v:.4f}" for v in values))

@@ -19,6 +19,7 @@ METRICS = {
     "spearman": "spearmanr",
 }
 LIBRARY = {"bert": "transformers", "clip": "open_clip"}
+BLOCKS = {"bert": "encoder's", "clip": "image tower's"}
 PIPELINE = {"bert": "text-classification", "clip": "zero-shot-image-classification"}
 
 USE_TEXTS = """\
@@ -72,14 +73,14 @@ def card(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mas
     files = [(weights, "the weights under their usual names, with exact zeros"), *FILES]
     parts = [
         f"---\n{yaml.safe_dump(front_matter(result, data, base), sort_keys=False)}---",
-        f"# {label(result['method'], result['variant'])}: {model} on {dataset}",
+        f"# {label(result['method'])}: {model} on {dataset}",
         f"{model}, {pruned}fine-tuned on {dataset}, out of a reproduction of [Instant Soup Pruning]"
         "(https://arxiv.org/abs/2306.10460).",
         f"## Use\n\n```python\n{_use(family, data)}\n```",
         f"## Test\n\n{_table('metric', 'value', scores)}",
         f"One run, seed {result['seed']}, precision {result['precision']}, at the end of training.",
         f"## Sparsity\n\n{total - kept:,} of {total:,} prunable weights, the linear maps of "
-        f"the encoder's blocks, are zero.\n\n{_table('layer', 'density', layers)}",
+        f"the {BLOCKS[family]} blocks, are zero.\n\n{_table('layer', 'density', layers)}",
         f"## Cost\n\n{_table('what', 'value', _cost(result['cost']))}",
         f"## Files\n\n{_table('file', 'what', files)}",
         f"## Regenerate\n\n{regenerate(result, base)}",

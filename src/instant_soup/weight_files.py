@@ -105,4 +105,14 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
             masks.apply({name: kept for name, kept in mask.items() if name in weights}, weights)
             save_file(weights, unfinished / file.name, metadata=header(file) or {"format": "pt"})
         masks.save(unfinished / MASK, mask)
+        open_to_others(unfinished)
     return mask
+
+
+def open_to_others(folder: Path) -> None:
+    """Give a folder's files the usual permissions: safetensors writes for the owner alone."""
+    usual = folder / ".usual"
+    usual.touch()
+    for file in folder.iterdir():
+        shutil.copymode(usual, file)
+    usual.unlink()
