@@ -369,6 +369,8 @@ def test_columns_can_be_named(texts: Path, tmp_path: Path):
     assert found["rows"] == 2
     with pytest.raises(UserError, match=r"no column 'sentence'; the data has \['words', 'stars'\]"):
         evaluation.evaluate(texts, f"local:{tmp_path}")
+    with pytest.raises(UserError, match="columns: a b c: too many; allowed: one or two, of texts"):
+        evaluation.evaluate(texts, f"local:{tmp_path}", ["a", "b", "c"])
 
 
 def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Path, tmp_path: Path):
@@ -386,6 +388,7 @@ def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Pat
         (texts, f"local:{tmp_path}/floats", "is regression, the ticket's is classification"),
         (texts, f"local:{tmp_path}/others", "label 'no' in row . does not fit|label 'yes' in row"),
         (texts, f"local:{tmp_path}/nowhere", "no folder"),
+        (texts, "local:", "unknown 'local:'"),
         (tmp_path, "sst2", "not an exported ticket"),
     ]
     for folder, dataset, words in cases:
@@ -409,6 +412,18 @@ def test_an_image_ticket_takes_on_another_datasets_classes(images: Path):
     found = evaluation.evaluate(images, "mnist-sample")
     assert (found["dataset"], found["rows"]) == ("mnist-sample", 1000)
     assert set(found["metrics"]) == {"accuracy", "f1", "matthews"}
+
+
+def test_prompts_of_ones_own_stay_the_tickets(images: Path, tmp_path: Path):
+    """On the dataset that it was trained on, whatever names the dataset has by default."""
+    folder = Path(shutil.copytree(images, tmp_path / "ticket"))
+    ticket = read_json(folder / "ticket.json") | {"dataset": "mnist-sample", "templates": ["{}"]}
+    names = [f"a {word}" for word in "abcdefghij"]
+    write_json(folder / "ticket.json", {**ticket, "classes": names})
+    own = evaluation.evaluate(folder, "mnist-sample")
+    write_json(folder / "ticket.json", {**ticket, "classes": names[::-1]})
+    turned = evaluation.evaluate(folder, "mnist-sample")
+    assert own["metrics"] != turned["metrics"]
 
 
 # The model card

@@ -239,6 +239,7 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
         kept = own.get(name, torch.ones(w.shape) > 0)
         assert torch.equal(after[name], torch.where(kept, w, 0.0))
     files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
     assert {"config.json", "tokenizer.json", "mask.safetensors"} <= files
     assert "pytorch_model.bin" not in files
     assert torch.equal(load_file(source / "model.safetensors")[names[0]], before[names[0]])

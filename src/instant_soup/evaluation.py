@@ -68,32 +68,49 @@ def _facts(
 
     An image classifier on another known dataset takes that one's classes and prompts: zero-shot.
     """
-    images, local = ticket["family"] == "clip", dataset.startswith("local:")
-    if local:
-        dataset = f"local:{Path(dataset.removeprefix('local:')).expanduser().resolve()}"
+    images, rest = ticket["family"] == "clip", dataset.removeprefix("local:")
+    if local := rest not in ("", dataset):
+        dataset = f"local:{Path(rest).expanduser().resolve()}"  # from here, not from a repository
+    facts = sources.resolve_data(
+        {
+            "dataset": dataset,
+            "family": ticket["family"],
+            "model": folder,
+            "data": _data_section(ticket, local, columns, label),
+        }
+    )
+    if facts["kind"] != ticket["kind"]:
+        raise UserError(f"dataset: {dataset} is {facts['kind']}, the ticket's is {ticket['kind']}")
+    if not images and not local and facts["labels"] != ticket["classes"]:
+        theirs, ours = (", ".join(names[:5]) for names in (facts["labels"], ticket["classes"]))
+        raise UserError(f"dataset: {dataset} has the classes {theirs}; the ticket's are {ours}")
+    own = local or facts["name"] == ticket["dataset"].removesuffix("@local")
+    if images and not own:
+        return facts
+    prompts = {"templates": ticket["templates"]} if images else {}
+    return {**facts, "labels": ticket["classes"], **prompts}
+
+
+def _data_section(
+    ticket: dict[str, Any], local: bool, columns: list[str] | None, label: str | None
+) -> dict[str, Any]:
+    """The section `data` that params.yaml would have; a folder's columns are first the ticket's."""
+    images = ticket["family"] == "clip"
+    if columns and len(columns) > (1 if images else 2):
+        allowed = "one, of images" if images else "one or two, of texts"
+        raise UserError(f"columns: {' '.join(columns)}: too many; allowed: {allowed}")
     if local and ticket["dataset"].startswith("local:"):
         label = label or ticket["label"]
         columns = columns or (None if images else ticket["columns"])
-    own: dict[str, Any] = {"label": label}
+    section: dict[str, Any] = {"label": label}
     if images:
-        own["image"] = columns[0] if columns else None
+        section["image"] = columns[0] if columns else None
     else:
-        own["text"] = columns
-        own["kind"] = "regression" if local and ticket["kind"] == "regression" else None
+        section["text"] = columns
+        section["kind"] = "regression" if local and ticket["kind"] == "regression" else None
     # Where the test split is cut from other rows, it is cut as for the ticket.
     rows = dict.fromkeys(("train_rows", "validation_rows", "test_rows"), ticket["test_rows"])
-    settings = {"dataset": dataset, "family": ticket["family"], "model": folder}
-    facts = sources.resolve_data({**settings, "data": {**own, **rows}})
-    if facts["kind"] != ticket["kind"]:
-        raise UserError(f"dataset: {dataset} is {facts['kind']}, the ticket's is {ticket['kind']}")
-    same = local or facts["name"] == ticket["dataset"].removesuffix("@local")
-    if images and not same:
-        return facts
-    if not local and facts["labels"] != ticket["classes"]:
-        theirs, ours = (", ".join(names[:5]) for names in (facts["labels"], ticket["classes"]))
-        raise UserError(f"dataset: {dataset} has the classes {theirs}; the ticket's are {ours}")
-    prompts = {"templates": ticket["templates"]} if images else {}
-    return {**facts, "labels": ticket["classes"], **prompts}
+    return section | rows
 
 
 def _text_classifier(folder: Path, outputs: int) -> nn.Module:
