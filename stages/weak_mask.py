@@ -41,7 +41,7 @@ def main() -> None:
             main_network.build(look_ahead, settings),
             look_ahead,
             mask,
-            data.subset(protocol["rows"].to(data.labels.device)),
+            data.subset(protocol["rows"]),
             {**settings, **protocol},
             cost,
             last=settings["look_ahead"],

@@ -1,7 +1,7 @@
 """The presets of each family: what a `null` in params.yaml stands for.
 
 `paper` is Table 1 of the paper. `quick` is the same algorithm scaled to minutes on two CPU cores;
-docs/method.md tells how those of texts were chosen. A section that a family's preset lacks, or a key
+docs/method.md tells how those of texts were chosen. A section that a preset lacks, or a key
 of a section, means nothing to that family.
 """
 

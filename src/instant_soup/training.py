@@ -183,7 +183,7 @@ def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.nda
             order.append(index)
             outputs.append(logits_of(model, split.rows(index)).float())
     model.train()
-    labels = split.labels[torch.cat(order)].cpu().numpy()
+    labels = split.labels.cpu()[torch.cat(order)].numpy()
     logits = torch.cat(outputs).cpu().numpy()
     if split.labels.is_floating_point():
         return "regression", logits[:, 0], labels
