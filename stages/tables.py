@@ -79,6 +79,8 @@ def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     figures.training_curves(curves, metric, folder / "training_curves.png")
     figures.isp_rounds(rounds, metric, folder / "isp_rounds.png")
     figures.layer_sparsity(results, folder / "layer_sparsity.png")
+    figures.matrix_density(results, folder / "matrix_density.png")
+    figures.mask_similarity(runs, folder / "mask_similarity.png")
     figures.accuracy_vs_sparsity(runs, folder / "accuracy_vs_sparsity.png")
     figures.accuracy_vs_cost(runs, folder / "accuracy_vs_cost.png")
     return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]

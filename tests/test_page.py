@@ -53,7 +53,7 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
     names = [*figures.OF_LEDGER, *figures.OF_RUN]
     files = [(pictures / name).read_bytes() for name in names]
     assert [base64.b64decode(data) for _, data in images] == files
-    assert [width for width, _ in images] == ["100", "110", "120", "130", "140"]
+    assert [width for width, _ in images] == [str(100 + 10 * i) for i in range(len(names))]
     assert "EarlyBird drew its ticket after 0.25 epochs (step 55, mask distance 0.0123)." in text
     assert "minilm · reviews · quick, 70 % sparse, seed 0." in text and "of 11 runs" in text
 

@@ -178,6 +178,11 @@ def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
     return [{"name": layer, "sparsity": sparsity(part)} for layer, part in layers.items()]
 
 
+def sparsity_by_matrix(mask: Mask) -> list[dict[str, Any]]:
+    """Name and sparsity of each weight."""
+    return [{"name": name, "sparsity": sparsity({name: kept})} for name, kept in mask.items()]
+
+
 def save(path: str | Path, mask: Mask, **description: object) -> None:
     """Write a mask, bit-packed, with a JSON description (sparsity, method, round, seed, …)."""
     header = {
