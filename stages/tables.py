@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup import figures, ledger, page, paper_tables, tables, tracking
+from instant_soup import ablations, figures, ledger, page, paper_tables, tables, tracking
 from instant_soup.files import project_root, read_yaml, run_stage, write_json
 
 REPORTS = Path("reports")
@@ -26,6 +26,7 @@ def main() -> None:
         runs = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
         written = tables.write_tables(REPORTS / "tables", runs)
         written += paper_tables.write_tables(REPORTS / "tables", runs)
+        written += ablations.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)
         for path in written:
             run.artifact(path, folder=path.parent.name)
