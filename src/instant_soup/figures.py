@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from instant_soup.essential_sparsity import TOLERANCE, curves_of, knee_over_seeds
 from instant_soup.files import new_file
 from instant_soup.ledger import SECTION
 from instant_soup.tables import (
@@ -60,6 +61,8 @@ OF_LEDGER = {
     "accuracy_vs_cost.png": "Test metric over training FLOPs relative to dense fine-tuning, means "
     "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
     "equal cost are set a little apart.",
+    "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
+    "where its mean leaves the tolerance of one point below dense, with a 90 % interval over seeds.",
     "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
     "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
     "the density as theirs (dotted).",
@@ -232,6 +235,33 @@ def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
         cost = costs(ledger)[[*CELL, "flops_vs_dense"]]
         cells = summary(ledger).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
     _panels(cells, _cost_panel, path)
+
+
+def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """One-shot's curve of each section with its knee: the last sparsity within ε of dense."""
+    curves = curves_of(ledger)
+    figure = Figure(figsize=(max(7.2, 4.2 * len(curves)), 3.8), layout="constrained")
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False).ravel()
+    for axes, (section, (sparsities, values, dense)) in zip(panels, curves.items(), strict=False):
+        factor, colour = scale(section[3]), STYLES["one_shot"][0]
+        x = 100 * np.array([0.0, *sparsities])
+        every = factor * np.concatenate([dense[:, None], values], axis=1)
+        for own in every:
+            axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
+        axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
+        floor = factor * (dense.mean() - TOLERANCE)
+        axes.axhline(floor, color="#555555", lw=0.8, ls=":", label="dense − ε")
+        middle, low, high = knee_over_seeds(sparsities, values, dense)
+        axes.axvline(100 * middle, color="#D55E00", lw=1.2, label=f"knee: {100 * middle:.0f} %")
+        if not np.isnan(low):
+            axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
+        axes.set_title(heading(section), fontsize=9)
+        axes.legend(fontsize=8, frameon=False, loc="lower left")
+        _finish(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
+    if not curves:
+        panels[0].text(0.5, 0.5, "not measured yet", ha="center", va="center")
+        panels[0].set_axis_off()
+    _save(figure, path)
 
 
 def mask_similarity(ledger: pd.DataFrame, path: str | Path) -> None:
