@@ -62,7 +62,7 @@ OF_LEDGER = {
     "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
     "equal cost are set a little apart.",
     "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
-    "where its mean leaves the tolerance of one point below dense, with a 90 % interval over seeds.",
+    "where its mean leaves the tolerance of one point below dense (band: 90 % over seeds).",
     "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
     "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
     "the density as theirs (dotted).",
