@@ -111,6 +111,7 @@ CLIP = {
         imp={"compression_rate": 0.15},
         model_soup={"networks": 8, "denoisers": 8, "steps": 100},
         pretraining={
+            "objective": "contrastive",
             "steps": 20000,
             "batch_size": 1024,
             "learning_rate": 1e-3,
@@ -141,6 +142,7 @@ CLIP = {
         imp={"compression_rate": 0.2},
         model_soup={"networks": 3, "denoisers": 3, "steps": 20},
         pretraining={
+            "objective": "contrastive",
             "steps": 1000,
             "batch_size": 128,
             "learning_rate": 1e-3,

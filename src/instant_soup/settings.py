@@ -180,6 +180,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "coefficients": _SHARES,
     },
     "pretraining": {
+        "objective": _one_of("contrastive", "supervised"),
         "steps": _integer(1),
         "batch_size": (
             lambda v: _integer(32)[0](v) and v % 32 == 0,
