@@ -143,7 +143,8 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
     step, train_loss (mean since the row before), retrieval (share of the last batch's images
     whose nearest caption is of their class), near_zero (of the image tower) and at times
     validation (`zero_shot_accuracy`). Every two minutes, and when interrupted, a checkpoint is
-    kept in DVC's temporary folder; an equal call goes on from there to the same result. UserError when the loss is no longer finite.
+    kept in DVC's temporary folder; an equal call goes on from there to the same result. UserError
+    when the loss is no longer finite.
     """
     where = training.device()
     precision = training.resolve_precision(settings["precision"])
