@@ -53,7 +53,7 @@ def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
             model, state, mask, data, plan, cost,
             last=steps + 2, total=None, label=f"{shape}, {precision}", after_step=after_step,
         )  # fmt: skip
-        batch = data.rows(torch.arange(plan["batch_size"], device=data.labels.device))
+        batch = data.rows(torch.arange(plan["batch_size"]))
         flops = 3 * sum(models.forward_flops(model, prunable, batch))
         os.chdir(ROOT)
     own = statistics.median(b - a for a, b in itertools.pairwise(times[1:]))

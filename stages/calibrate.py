@@ -23,7 +23,7 @@ def main() -> None:
         state, mask = main_network.load_start(settings["start"])
         steps_per_epoch, _ = main_network.budget(settings)
         t = steps_of(settings["calibration"], steps_per_epoch)
-        last = state.step + calibration_steps(i, t)
+        last = state.step + calibration_steps(i, t, settings["growing"])
         state, cost, curve = main_network.advance(
             state, mask, settings, last=last, label=f"calibrate round {i}", run=run
         )

@@ -55,6 +55,7 @@ def main() -> None:
                 "pruned_weights": total - kept,
                 "prunable_weights": total,
                 "layer_sparsity": masks.sparsity_by_layer(mask),
+                "matrix_sparsity": masks.sparsity_by_matrix(mask),
                 "overlap_one_shot": None
                 if method == "dense"
                 else masks.cosine_similarity(mask, one_shot),

@@ -1,13 +1,10 @@
 """LTH, LTH-Rewind: the last IMP round's network. Lottery Pool: mixed with those of other rounds."""
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from instant_soup import criteria, main_network, masks, metrics, models, training
-from instant_soup.batches import evaluation_batches, load_split
+from instant_soup import criteria, main_network, masks, training
 from instant_soup.files import read_json, read_yaml, run_stage
 from instant_soup.lottery_pool import lottery_pool
 from instant_soup.tracking import stage_run
@@ -29,8 +26,7 @@ def main() -> None:
         if method == "lottery_pool":
             earlier = [chain / f"round_{i}" for i in reversed(range(rounds - 1))]
             others = [training.load_state(f / "state", False).weights for f in earlier]
-            score = validation_score(settings, mask, cost)
-            started = time.perf_counter()
+            score = main_network.validation_score(settings, mask, cost)
             state.weights, more["coefficients"] = lottery_pool(
                 state.weights,
                 others,
@@ -40,9 +36,9 @@ def main() -> None:
                 score,
             )
             mask = criteria.magnitude({n: state.weights[n] for n in mask}, settings["sparsity"])
-            cost.seconds += time.perf_counter() - started
-            chosen = validation_score(settings, mask, training.Cost())(state.weights)
-            curve.append({**curve[-1], "train_loss": None, "validation": chosen})
+            uncounted = main_network.validation_score(settings, mask, training.Cost())
+            found = {"train_loss": None, "validation": uncounted(state.weights)}
+            curve.append({**curve[-1], **found})
         folder = f"models/retrained/{method}"
         main_network.save_result(folder, state, mask, cost, curve, **more)
         run.summary(**vars(cost))
@@ -62,28 +58,6 @@ def cost_of(chain: Path, rounds: int) -> training.Cost:
     cost.add(rewound)
     cost.add(read_json(chain / f"round_{rounds - 1}/run.json")["cost"])
     return cost
-
-
-def validation_score(
-    settings: dict, mask: masks.Mask, cost: training.Cost
-) -> Callable[[training.Weights], float]:
-    """A function that scores weights as sparse as `mask` on validation data, adding to `cost`."""
-    where = training.device()
-    validation = load_split(main_network.ENCODED / "validation.safetensors", where)
-    precision = training.resolve_precision(settings["precision"])
-    kept, prunable = masks.count(mask)
-
-    def score(weights: training.Weights) -> float:
-        network = main_network.build(training.State(weights), settings).to(where)
-        for index in evaluation_batches(validation):
-            batch = validation.rows(index)
-            in_prunable, others = models.forward_flops(network, prunable, batch)
-            cost.flops += in_prunable + others
-            cost.sparse_flops += in_prunable * kept / prunable + others
-        predictions = training.predict(network, validation, precision)
-        return metrics.score(settings["metric"], *predictions)
-
-    return score
 
 
 if __name__ == "__main__":

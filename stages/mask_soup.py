@@ -36,7 +36,11 @@ def main() -> None:
             weak_masks.append(own_mask)
         standing = soup.combine(weak_masks, settings["combine"])
         k = masks.number_kept(masks.count(before)[1], settings["sparsity"])
-        mask = soup.adjust(standing, prunable, k)
+        mask = (
+            soup.adjust(standing, prunable, k)
+            if settings["adjust"]
+            else {name: s > 0 for name, s in standing.items()}
+        )
         seconds = time.perf_counter() - started
 
         statistics = {

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup import figures, ledger, page, paper_tables, tables, tracking
+from instant_soup import (
+    ablations,
+    essential_sparsity,
+    figures,
+    ledger,
+    page,
+    paper_tables,
+    tables,
+    tracking,
+)
 from instant_soup.files import project_root, read_yaml, run_stage, write_json
 
 REPORTS = Path("reports")
@@ -26,6 +35,8 @@ def main() -> None:
         runs = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
         written = tables.write_tables(REPORTS / "tables", runs)
         written += paper_tables.write_tables(REPORTS / "tables", runs)
+        written += ablations.write_tables(REPORTS / "tables", runs)
+        written += essential_sparsity.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)
         for path in written:
             run.artifact(path, folder=path.parent.name)
@@ -79,6 +90,9 @@ def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     figures.training_curves(curves, metric, folder / "training_curves.png")
     figures.isp_rounds(rounds, metric, folder / "isp_rounds.png")
     figures.layer_sparsity(results, folder / "layer_sparsity.png")
+    figures.matrix_density(results, folder / "matrix_density.png")
+    figures.essential_sparsity(runs, folder / "essential_sparsity.png")
+    figures.mask_similarity(runs, folder / "mask_similarity.png")
     figures.accuracy_vs_sparsity(runs, folder / "accuracy_vs_sparsity.png")
     figures.accuracy_vs_cost(runs, folder / "accuracy_vs_cost.png")
     return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]

@@ -25,36 +25,24 @@ def main() -> None:
         return pass_by(out)
 
     from instant_soup import criteria, main_network, masks, training  # late: see calibrate.py
-    from instant_soup.batches import load_split
     from instant_soup.denoisers import draw_protocol
 
     tags = {"method": "isp", "round": i, "denoiser": n}
     with stage_run(f"weak mask {i}/{n}", settings, tags) as run:
         network = training.load_state(f"models/isp/round_{i}/state", moments=False)
         mask = masks.load(Path(settings["start"]) / "mask.safetensors")
-        data = load_split("data/encoded/train.safetensors", training.device())
-        protocol = draw_protocol(settings, len(data), key=(settings["seed"], i, n))
-
-        look_ahead = training.State(network.weights)  # a fresh optimiser, step 0
-        cost = training.Cost()
-        look_ahead = training.train(
-            main_network.build(look_ahead, settings),
-            look_ahead,
-            mask,
-            data.subset(protocol["rows"].to(data.labels.device)),
-            {**settings, **protocol},
-            cost,
-            last=settings["look_ahead"],
-            total=None,
+        key = (settings["seed"], i, n)
+        protocol = draw_protocol(settings, main_network.training_rows(), key)
+        drawn = {name: protocol[name] for name in ("learning_rate", "weight_decay", "seed")}
+        copy, cost = main_network.look_ahead(
+            network, mask, {**settings, **drawn}, protocol["rows"], settings["look_ahead"],
             label=f"look-ahead {i}/{n}",
-        )
+        )  # fmt: skip
 
         started = time.perf_counter()
-        prunable = {name: look_ahead.weights[name] for name in mask}
+        prunable = {name: copy.weights[name] for name in mask}
         weak_mask = criteria.magnitude(prunable, settings["sparsity"])
         cost.seconds += time.perf_counter() - started
-        cost.search_steps, cost.steps = cost.steps, 0
-        drawn = {key: protocol[key] for key in ("learning_rate", "weight_decay")}
         drawn["subset_rows"] = len(protocol["rows"])
         if any((weak_mask[name] & ~mask[name]).any() for name in mask):
             raise UserError("a pruned weight came back: the look-ahead lost its mask")

@@ -30,6 +30,11 @@ def result(method: str = "isp", value: float = 0.8, **changes: Any) -> dict[str,
         "test": {metric: value},
         "sparsity": 0.0 if dense else 0.7,
         "layer_sparsity": [{"name": n, "sparsity": 0.0 if dense else 0.7} for n in LAYERS],
+        "matrix_sparsity": [
+            {"name": f"{layer}.{kind}.weight", "sparsity": 0.0 if dense else 0.6 + 0.05 * i}
+            for i, layer in enumerate(LAYERS)
+            for kind in ("attention.self.query", "output.dense")
+        ],
         "overlap_one_shot": None if dense else 0.97,
         "cost": cost,
         "precision": "bf16",

@@ -25,6 +25,7 @@ STAGE = Path(__file__).parent.parent / "stages/pretrain_clip.py"
 CPU = torch.device("cpu")
 CONFIG = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "context_length": 20}}
 SETTINGS = {
+    "objective": "contrastive",
     "steps": 6,
     "batch_size": 64,
     "learning_rate": 3e-3,
@@ -141,6 +142,28 @@ def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = [row["validation"] for row in curve if row["validation"] is not None]
     assert len(measured) == contrastive.EVALUATIONS
     assert measured[-1] == curve[-1]["validation"] > 10 / len(glyphs.CHARACTERS)
+
+
+def test_supervised_training_learns_and_leaves_the_text_tower_alone(tmp_path: Path) -> None:
+    short, _ = pretrain(objective="supervised", steps=1)
+    settings = {"objective": "supervised", "steps": 30, "learning_rate": 3e-3}
+    state, curve = pretrain(**settings)
+    assert curve[-1]["train_loss"] < 0.9 * curve[0]["train_loss"]
+    text = [n for n in state.weights if not n.startswith(contrastive.IMAGE_SIDE)]
+    assert text and all(torch.equal(state.weights[n], short.weights[n]) for n in text)
+    assert not torch.equal(state.weights["visual.proj"], short.weights["visual.proj"])
+
+
+def test_the_share_of_weights_near_zero_is_counted() -> None:
+    model = contrastive.build(CONFIG, 0)
+    weights = contrastive.prunable(model.visual)
+    with torch.no_grad():
+        for w in weights.values():
+            w.fill_(0.5)
+        next(iter(weights.values())).fill_(-0.001)
+    small = next(iter(weights.values())).numel()
+    share = small / sum(w.numel() for w in weights.values())
+    assert contrastive.near_zero(model) == pytest.approx(share)
 
 
 def test_text_warm_up_tells_the_classes_apart(

@@ -493,7 +493,8 @@ def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, n
 
 
 def test_dense_is_made_again_without_a_sparsity():
-    found = model_card.changes({**RESULT, "method": "dense"}, {"source": "packaged"})
+    dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
+    found = model_card.changes(dense, {"source": "packaged"})
     assert "sparsity" not in found and "baselines" not in found and found["exports"] == "[dense]"
 
 

@@ -63,6 +63,21 @@ def test_layer_sparsity(tmp_path, methods):
     assert_picture(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("methods", [["dense"], ["isp"], ["dense", "random", "isp", "new", "lth"]])
+def test_matrix_density(tmp_path, methods):
+    results = [result(m) for m in methods]
+    results[-1].pop("matrix_sparsity")  # as results of before have it
+    figures.matrix_density(results, tmp_path / "a.png")
+    assert_picture(tmp_path / "a.png")
+
+
+def test_densities_stand_at_their_layer_and_type():
+    table = figures._by_layer_and_type(result("isp"))
+    assert list(table.index) == ["attention.self.query", "output.dense"]
+    assert list(table.columns) == list(range(6))
+    assert table.loc["output.dense", 5] == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize("runs", [
     [],
     [result("dense")],
@@ -70,7 +85,9 @@ def test_layer_sparsity(tmp_path, methods):
     [result(m, dataset=f"d{i}", seed=s) for m in ("dense", "isp") for i in range(4) for s in (0, 1)]
     + [result("isp", variant="isp.combine=vote"), result("isp", target_sparsity=0.5)],
 ])  # fmt: skip
-@pytest.mark.parametrize("draw", [figures.accuracy_vs_sparsity, figures.accuracy_vs_cost])
+@pytest.mark.parametrize(
+    "draw", [figures.accuracy_vs_sparsity, figures.accuracy_vs_cost, figures.mask_similarity]
+)
 def test_figures_of_the_ledger(tmp_path, draw, runs):
     ledger = ledger_of(tmp_path, *runs)
     for name in ("a.png", "b.png"):

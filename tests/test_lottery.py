@@ -23,8 +23,9 @@ from instant_soup import (
     training,
 )
 from instant_soup.files import read_json, read_yaml
-from instant_soup.lottery_pool import interpolate, pruned_to
+from instant_soup.lottery_pool import pruned_to
 from instant_soup.masks import Mask
+from instant_soup.model_soup import interpolate
 from instant_soup.training import Cost, State, Weights
 
 LAW = settings(deadline=None, max_examples=100)

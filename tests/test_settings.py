@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from instant_soup import settings
 from instant_soup.files import UserError, read_yaml, write_yaml
 from instant_soup.presets import PRESETS
-from instant_soup.tasks import BASELINES, CONTROLS, DATASETS, LOTTERY
+from instant_soup.tasks import BASELINES, CONTROLS, DATASETS, LOTTERY, SOUPS
 
 ROOT = Path(__file__).parent.parent
-PARAMS = read_yaml(ROOT / "params.yaml")
+PARAMS = {**read_yaml(ROOT / "params.yaml"), "weak_seeds": [0, 1, 2, 3], "soup_members": [0, 1, 2]}
 # The file's own rounds and the further ones that it has as comments.
 LADDER = [
     {"id": 0, "start": "models/start", "previous": "start"},
@@ -152,6 +152,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     # combinations
     ({"weak_seeds": []}, ["weak_seeds", "[0, 1, …]"]),
     ({"weak_seeds": [1, 2]}, ["weak_seeds", "[0, 1, …]"]),
+    ({"soups": ["greedy_soup"], "model_soup__networks": 4}, ["soup_members: 3", "takes 4"]),
+    ({"model_soup__sparsity_range": [0.5, 1]}, ["model_soup.sparsity_range", "high < 1"]),
     ({"isp__denoisers": 5}, ["isp.denoisers: 5", "weak_seeds lists 4", "[0, …, 4]"]),
     ({"rounds": []}, ["rounds", "a list of {id, start, previous}"]),
     ({"rounds": LADDER[:3]}, ["rounds: 3 listed", "takes 4", "id: 3, start: models/isp/round_2"]),
@@ -392,6 +394,9 @@ def test_the_repositorys_own_params_are_planned() -> None:
     expected |= {f"{stage}_{i}" for stage in ("calibrate", "soup") for i in rounds}
     expected |= {f"weak_mask_{i}_{n}" for i in rounds for n in denoisers}
     expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["baselines"]}
+    expected |= {
+        f"soup_member_{kind}_{n}" for kind in settings.MEMBERS for n in PARAMS["soup_members"]
+    }
     expected |= {f"evaluate_{m}" for m in methods}
     assert files.keys() == expected
     assert [files[f"soup_{i}"].get("sparsity") for i in rounds] == [0.2, 0.4, 0.6, 0.7] + [None] * 5
@@ -765,6 +770,7 @@ EVERY_ROW = {
     "baselines": [name for name in BASELINES if name != "n_of_m"],
     "lottery": list(LOTTERY),
     "controls": list(CONTROLS),
+    "soups": list(SOUPS),
 }
 
 
@@ -798,7 +804,8 @@ def test_a_sweep_over_sparsity_pays_each_imp_round_once() -> None:
 
 def test_a_row_of_one_method_leaves_the_others_alone() -> None:
     few, more = plan(), plan(**EVERY_ROW)
-    assert all(few[name] == more[name] for name in few if name != "tables")
+    their_own = {name for name in few if name.startswith("soup_member")}
+    assert all(few[name] == more[name] for name in few.keys() - their_own - {"tables"})
 
 
 def test_settings_of_one_method_mark_only_its_row() -> None:
@@ -830,6 +837,23 @@ def test_any_row_of_the_run_may_be_exported_and_nothing_else_changes() -> None:
 def test_a_search_that_could_compare_no_masks_is_refused() -> None:
     message = refusal(baselines=["early_bird"], early_bird__every=5)
     assert "early_bird.every: 5 epochs" in message and "half" in message
+
+
+def test_only_chosen_soups_train_networks() -> None:
+    idle = {"idle": True}
+    members = [f"soup_member_{kind}_{n}" for kind in ("networks", "denoisers") for n in range(3)]
+    assert all(plan()[name] == idle for name in members)
+    files = plan(soups=["greedy_soup"], model_soup__networks=2)
+    assert [name for name in members if files[name] != idle] == members[:2]
+    assert files["model_soup_greedy_soup"]["members"] == [
+        f"models/members/networks_{n}" for n in range(2)
+    ]
+    assert files["evaluate_greedy_soup"]["target_sparsity"] == 0.0
+
+
+def test_the_last_round_is_adjusted_in_any_case() -> None:
+    files = plan(isp__adjust="last_round")
+    assert [files[f"soup_{i}"]["adjust"] for i in range(4)] == [False, False, False, True]
 
 
 def test_two_to_four_is_a_pattern() -> None:

@@ -1,5 +1,15 @@
 """Instant Soup Pruning (ICML 2023): the ideas of the paper, one file per idea.
 
-Nothing is imported here: the pipeline runs dozens of short processes, and each pays only for
-what it uses.
+`instant_soup.prune` prunes a model of one's own (api.py). Nothing is imported here before it is
+asked for: the pipeline runs dozens of short processes, and each pays only for what it uses.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("prune", "Pruned"):
+        from instant_soup import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'instant_soup' has no attribute {name!r}")

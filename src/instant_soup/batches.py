@@ -19,7 +19,11 @@ SORTED_BATCHES = 50  # batches that are sorted by length together
 
 @dataclass
 class Texts:
-    """Rows of one split: input_ids (rows × longest), token_type_ids, lengths, labels."""
+    """Rows of one split: input_ids (rows × longest), token_type_ids, lengths, labels.
+
+    Lengths are on the CPU, wherever the rest is: a batch's width is then known without waiting
+    for a GPU. Row numbers (`index`) are on the CPU, too.
+    """
 
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor
@@ -33,12 +37,13 @@ class Texts:
         """A batch, cut to its longest row (rounded up to 8 tokens), with its attention mask."""
         lengths = self.lengths[index]
         longest = min(-(-int(lengths.max()) // 8) * 8, self.input_ids.shape[1])
-        positions = torch.arange(longest, device=lengths.device)
+        mask, where = (torch.arange(longest) < lengths[:, None]).long(), self.labels.device
+        on_device = index.to(where, non_blocking=True)
         return {
-            "input_ids": self.input_ids[index, :longest].long(),
-            "token_type_ids": self.token_type_ids[index, :longest].long(),
-            "attention_mask": (positions < lengths[:, None]).long(),
-            "labels": self.labels[index],
+            "input_ids": self.input_ids[on_device, :longest].long(),
+            "token_type_ids": self.token_type_ids[on_device, :longest].long(),
+            "attention_mask": mask.to(where, non_blocking=True),
+            "labels": self.labels[on_device],
         }
 
     def subset(self, index: torch.Tensor) -> "Texts":
@@ -59,11 +64,12 @@ class Images:
     @property
     def lengths(self) -> torch.Tensor:
         """All images are of one size."""
-        return torch.zeros_like(self.labels)
+        return torch.zeros(len(self), dtype=torch.int32)
 
     def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
         """A batch, as it is."""
-        return {"images": self.images[index], "labels": self.labels[index]}
+        on_device = index.to(self.labels.device, non_blocking=True)
+        return {"images": self.images[on_device], "labels": self.labels[on_device]}
 
     def subset(self, index: torch.Tensor) -> "Images":
         """The rows of `index` as a split of their own."""
@@ -123,8 +129,10 @@ def load_split(path: str | Path, device: torch.device) -> Split:
     """Read an encoded split onto a device; UserError if the file is missing or damaged."""
     try:
         tensors = load_file(path, device=str(device))
-        return Images(**tensors) if "images" in tensors else Texts(**tensors)
-    except (OSError, SafetensorError, TypeError) as error:
+        if "images" in tensors:
+            return Images(**tensors)
+        return Texts(**{**tensors, "lengths": tensors["lengths"].cpu()})
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read as encoded data ({error})") from None
 
 
@@ -159,11 +167,10 @@ def training_batches(
     batch_size, seed = settings["batch_size"], settings["seed"]
     augmented = isinstance(split, Images) and (settings["crop"] > 0 or settings["flip"])
     steps = steps_per_epoch(len(split), batch_size)
-    lengths = split.lengths.cpu()
     for step in range(first, last):
         if step == first or step % steps == 0:
-            batches = epoch_batches(lengths, batch_size, seed, step // steps)
-        batch = split.rows(batches[step % steps].to(split.labels.device))
+            batches = epoch_batches(split.lengths, batch_size, seed, step // steps)
+        batch = split.rows(batches[step % steps])
         if augmented:
             draws = generator(seed, step, 1)
             batch["images"] = augment(batch["images"], settings["crop"], settings["flip"], draws)

@@ -1,4 +1,4 @@
-"""Contrastive pre-training of a small CLIP model on rendered characters and their captions.
+"""Pre-training of a small CLIP model on rendered characters and their captions.
 
 A stand-in for the checkpoints that no package ships: open_clip's own model, tokenizer and loss on
 the data of glyphs.py. Every batch is a function of seed and step, as in training.py.
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from instant_soup import checkpoints, glyphs, training
 from instant_soup.clip import CONFIG, WEIGHTS, open_clip
 from instant_soup.files import UserError, new_file, new_folder, read_json, write_json
+from instant_soup.models import prunable
 from instant_soup.schedules import learning_rate
 from instant_soup.training import State
 
@@ -39,12 +41,14 @@ PREPROCESS_CONFIG = {
     "resize_mode": "squash",
 }
 POSITION_SCALE = 4.0
+IMAGE_SIDE = ("visual.", "logit_scale")  # all other parameters are the text tower's
 CLIP_NORM = 1.0
 LARGEST_SCALE = math.log(100)  # of the logits, as in CLIP
 ROWS, EVALUATIONS = 50, 5  # rows of the curve, and how many of them are validated
 VALIDATION_ROWS = 32 * glyphs.GROUP
 TEXT_STEPS, TEXT_LEARNING_RATE, TEXT_SCALE = 60, 2e-3, 20.0
-COLUMNS = ("step", "train_loss", "retrieval", "validation")
+NEAR_ZERO = 0.01
+COLUMNS = ("step", "train_loss", "retrieval", "near_zero", "validation")
 
 
 def build(model_config: dict, seed: int) -> Any:
@@ -71,14 +75,10 @@ def zero_shot_accuracy(
 
     All glyph classes compete; the prompt is "a photo of the …".
     """
-    package = open_clip()
-    tokenizer = package.get_tokenizer("", context_length=model.context_length)
     images, _, classes = glyphs.draw(atlas, VALIDATION_ROWS, key, where)
     model.eval()
     with torch.inference_mode():
-        head = package.build_zero_shot_classifier(
-            model, tokenizer, [names[0] for names in atlas.names], glyphs.TEMPLATES[:1], 100, where
-        )
+        head = class_vectors(model, atlas, where)
         found = (model.encode_image(normalised(images)) @ head).argmax(1)
     model.train()
     return float((found.cpu() == classes).float().mean())
@@ -93,8 +93,7 @@ def warm_up_text_tower(model: Any, atlas: glyphs.Atlas, seed: int) -> None:
     package = open_clip()
     tokenizer = package.get_tokenizer("", context_length=model.context_length)
     loss_of, scale = package.ClipLoss(), torch.tensor(TEXT_SCALE)
-    no_text = ("visual.", "logit_scale")
-    text = [p for name, p in model.named_parameters() if not name.startswith(no_text)]
+    text = [p for name, p in model.named_parameters() if not name.startswith(IMAGE_SIDE)]
     optimizer = torch.optim.AdamW(text, lr=0.0, weight_decay=0.0, fused=True)
     where = text[0].device
     for step in range(TEXT_STEPS):
@@ -110,6 +109,24 @@ def warm_up_text_tower(model: Any, atlas: glyphs.Atlas, seed: int) -> None:
         optimizer.zero_grad()
 
 
+def class_vectors(model: Any, atlas: glyphs.Atlas, where: torch.device) -> torch.Tensor:
+    """The text tower's normalised vectors of all classes: embedding × classes."""
+    package = open_clip()
+    tokenizer = package.get_tokenizer("", context_length=model.context_length)
+    names = [own[0] for own in atlas.names]
+    return package.build_zero_shot_classifier(
+        model, tokenizer, names, glyphs.TEMPLATES[:1], 100, where
+    ).detach()
+
+
+def near_zero(model: Any) -> float:
+    """Share of the image tower's prunable weights with |w| < NEAR_ZERO (paper, section 9)."""
+    weights = list(prunable(model.visual).values())
+    return float(
+        sum((w.abs() < NEAR_ZERO).sum() for w in weights) / sum(w.numel() for w in weights)
+    )
+
+
 def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any) -> torch.Tensor:
     """open_clip's loss within each group of rows, averaged (features in fp32)."""
     groups = [features.float().split(glyphs.GROUP) for features in (image, text)]
@@ -119,12 +136,15 @@ def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any
 def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State, Curve]:
     """Train a CLIP model from random weights; return its state and the curve.
 
-    `settings`: steps, batch_size, learning_rate (peak; linear warm-up, then linear to zero),
+    `settings`: objective (contrastive: images against the batch's captions; supervised: images
+    against all classes, whose vectors stay as the text tower's warm-up left them), steps,
+    batch_size, learning_rate (peak; linear warm-up, then linear to zero),
     weight_decay (of matrices), warmup (a share of the steps), seed, precision. The curve's rows:
     step, train_loss (mean since the row before), retrieval (share of the last batch's images
-    whose nearest caption is of their class) and at times validation (`zero_shot_accuracy`). Every
-    two minutes, and when interrupted, a checkpoint is kept in DVC's temporary folder; an equal
-    call goes on from there to the same result. UserError when the loss is no longer finite.
+    whose nearest caption is of their class), near_zero (of the image tower) and at times
+    validation (`zero_shot_accuracy`). Every two minutes, and when interrupted, a checkpoint is
+    kept in DVC's temporary folder; an equal call goes on from there to the same result. UserError
+    when the loss is no longer finite.
     """
     where = training.device()
     precision = training.resolve_precision(settings["precision"])
@@ -149,6 +169,12 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
     model.to(where).train()
     if state.step == 0:
         warm_up_text_tower(model, atlas, seed)
+    vectors = None
+    if settings["objective"] == "supervised":
+        vectors = class_vectors(model, atlas, where)
+        text_tower = (p for n, p in model.named_parameters() if not n.startswith(IMAGE_SIDE))
+        for parameter in text_tower:
+            parameter.requires_grad_(False)
     optimizer = training.make_optimizer(model, state, settings["weight_decay"])
     for row in curve:
         run.curve(**row)
@@ -168,7 +194,11 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
                 group["lr"] = learning_rate(step, total, settings["learning_rate"], warmup)
             with training.autocast(precision, where):
                 image, text, scale = model(normalised(images), tokenizer(captions).to(where))
-            loss = group_loss(loss_of, image, text, scale)
+            if vectors is None:
+                loss = group_loss(loss_of, image, text, scale)
+            else:
+                logits = scale * image.float() @ vectors
+                loss = functional.cross_entropy(logits, classes.to(where))
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
             optimizer.step()
@@ -190,7 +220,8 @@ def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State
                 retrieval = float((classes[nearest] == classes).float().mean())
                 key = (seed, total)  # the step after the last: never drawn in training
                 score = zero_shot_accuracy(model, atlas, key, where) if validating else None
-                curve.append(dict(zip(COLUMNS, (done, mean, retrieval, score), strict=True)))
+                values = (done, mean, retrieval, near_zero(model), score)
+                curve.append(dict(zip(COLUMNS, values, strict=True)))
                 run.curve(**curve[-1])
                 run.live()
             if stop_asked.is_set() or time.monotonic() - last_saved > checkpoints.EVERY:

@@ -9,8 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from instant_soup.essential_sparsity import TOLERANCE, curves_of, knee_over_seeds
 from instant_soup.files import new_file
 from instant_soup.ledger import SECTION
+from instant_soup.names import in_order, layer_of, type_of
 from instant_soup.tables import (
     CELL,
     costs,
@@ -23,6 +25,7 @@ from instant_soup.tables import (
     summary,
     unit,
 )
+from instant_soup.tasks import SOUPS
 
 # Okabe and Ito's palette, kin in shades of one colour; each method has a marker of its own.
 STYLES = {
@@ -43,6 +46,9 @@ STYLES = {
     "lth_rewind": ("#44C29B", "h"),
     "lottery_pool": ("#117733", "8"),
     "isp": ("#D55E00", "o"),
+    "uniform_soup": ("#332288", "|"),
+    "greedy_soup": ("#6655BB", "H"),
+    "instant_model_soup": ("#9988DD", "."),
 }
 OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
 MAIN = ("dense", "one_shot", "lth", "isp")  # drawn strongly; all others are thin and pale
@@ -56,6 +62,11 @@ OF_LEDGER = {
     "accuracy_vs_cost.png": "Test metric over training FLOPs relative to dense fine-tuning, means "
     "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
     "equal cost are set a little apart.",
+    "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
+    "where its mean leaves the tolerance of one point below dense (band: 90 % over seeds).",
+    "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
+    "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
+    "the density as theirs (dotted).",
 }
 OF_RUN = {
     "training_curves.png": "Training loss (smoothed; faint: each step of the main methods) and "
@@ -63,6 +74,8 @@ OF_RUN = {
     "isp_rounds.png": "ISP's rounds: sparsity, agreement of the weak masks, and the validation "
     "metric before and just after each prune.",
     "layer_sparsity.png": "Sparsity of each layer; methods are set a little apart.",
+    "matrix_density.png": "Share of the weights that each method keeps, by layer and by type of "
+    "matrix.",
 }
 BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
 ABOVE: dict[str, Any] = {"loc": "lower center", "fontsize": 8, "frameon": False}
@@ -183,6 +196,44 @@ def matrix_sparsity(statistics: dict[str, Any], path: str | Path) -> None:
     _save(figure, path)
 
 
+def matrix_density(results: list[dict[str, Any]], path: str | Path) -> None:
+    """Density of each prunable matrix, a panel for each sparse method: types × layers."""
+    sparse = [r for r in results if r["sparsity"] > 0 and r.get("matrix_sparsity")]
+    shown = sorted(sparse, key=lambda r: row_order(r["method"], r["variant"]))
+    columns = max(1, min(4, len(shown)))
+    lines = max(1, -(-len(shown) // columns))
+    tables = [_by_layer_and_type(result) for result in shown]
+    rows, width = tables[0].shape if tables else (6, 6)
+    size = (2.2 + columns * (0.6 + 0.22 * width), lines * (0.6 + 0.28 * rows) + 0.9)
+    figure = Figure(figsize=(max(7.2, size[0]), max(3.0, size[1])), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).ravel()
+    densest = max((table.to_numpy().max() for table in tables), default=1.0)
+    image = None
+    for axes, result, table in zip(panels, shown, tables, strict=False):
+        image = axes.imshow(table, cmap="viridis", vmin=0, vmax=densest, aspect="auto")
+        axes.set_title(label(result["method"], result["variant"]), fontsize=8)
+        axes.set_yticks(range(rows), list(table.index), fontsize=7)
+        ticks = range(0, width, 1 if width <= 6 else 3)
+        axes.set_xticks(ticks, [str(table.columns[i]) for i in ticks], fontsize=7)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    if image is None:
+        panels[0].text(0.5, 0.5, "no sparse results yet", ha="center", va="center")
+    else:
+        figure.colorbar(image, ax=list(panels), label="density", shrink=0.8, pad=0.02)
+        figure.supxlabel("layer", fontsize=9)
+    _save(figure, path)
+
+
+def _by_layer_and_type(result: dict[str, Any]) -> pd.DataFrame:
+    """A result's densities: types of matrices (rows) × layers (columns)."""
+    cells: dict[str, dict[int, float]] = {}
+    for matrix in result["matrix_sparsity"]:
+        _, number = in_order(layer_of(matrix["name"]))
+        cells.setdefault(type_of(matrix["name"]), {})[number] = 1 - matrix["sparsity"]
+    return pd.DataFrame(cells).T.sort_index(axis=1)
+
+
 def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     """Test metric over sparsity, one panel per section of the ledger.
 
@@ -205,6 +256,43 @@ def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
         cost = costs(ledger)[[*CELL, "flops_vs_dense"]]
         cells = summary(ledger).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
     _panels(cells, _cost_panel, path)
+
+
+def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """One-shot's curve of each section with its knee: the last sparsity within ε of dense."""
+    curves = curves_of(ledger)
+    figure = Figure(figsize=(max(7.2, 4.2 * len(curves)), 3.8), layout="constrained")
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False).ravel()
+    for axes, (section, (sparsities, values, dense)) in zip(panels, curves.items(), strict=False):
+        factor, colour = scale(section[3]), STYLES["one_shot"][0]
+        x = 100 * np.array([0.0, *sparsities])
+        every = factor * np.concatenate([dense[:, None], values], axis=1)
+        for own in every:
+            axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
+        axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
+        floor = factor * (dense.mean() - TOLERANCE)
+        axes.axhline(floor, color="#555555", lw=0.8, ls=":", label="dense − ε")
+        middle, low, high = knee_over_seeds(sparsities, values, dense)
+        axes.axvline(100 * middle, color="#D55E00", lw=1.2, label=f"knee: {100 * middle:.0f} %")
+        if not np.isnan(low):
+            axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
+        axes.set_title(heading(section), fontsize=9)
+        axes.legend(fontsize=8, frameon=False, loc="lower left")
+        _finish(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
+    if not curves:
+        panels[0].text(0.5, 0.5, "not measured yet", ha="center", va="center")
+        panels[0].set_axis_off()
+    _save(figure, path)
+
+
+def mask_similarity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Cosine of the masks with the one-shot mask over sparsity, one panel per section (figure 3).
+
+    Means over seeds; the dotted line is what two random masks of that density have.
+    """
+    sparse = ledger[(ledger["target_sparsity"] > 0) & ledger["overlap_one_shot"].notna()]
+    cells = sparse.groupby(CELL, sort=True)["overlap_one_shot"].mean().reset_index(name="mean")
+    _panels(cells, _similarity_panel, path)
 
 
 Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]
@@ -237,6 +325,7 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
 
 def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
     factor = scale(metric)
+    cells = cells[~cells["method"].isin(SOUPS)]
     sparse = cells[cells["method"] != "dense"]
     ticks = sorted(set(100 * sparse["target_sparsity"])) or [0.0]
     margin = max(4.0, 0.06 * (ticks[-1] - ticks[0]))
@@ -260,6 +349,17 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
         axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)
     _leave_out_far_below(axes, factor * cells.set_index("method")["mean"])
     _finish(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
+
+
+def _similarity_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        look = _look(method, variant, cells, methods)
+        axes.plot(100 * own["target_sparsity"], own["mean"], **look)
+    ends = np.array([cells["target_sparsity"].min(), cells["target_sparsity"].max()])
+    axes.plot(100 * ends, 1 - ends, color="#555555", lw=0.8, ls=":")
+    axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
+    _finish(axes, "sparsity (%)", "cosine with the one-shot mask")
 
 
 def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:

@@ -16,16 +16,17 @@ from typing import Any
 from instant_soup.files import UserError, read_yaml
 from instant_soup.ledger import KEY, read_ledger, results_of_experiments
 from instant_soup.schedules import round_sparsities
-from instant_soup.settings import check, plan, round_entry
-from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY
+from instant_soup.settings import check, plan, round_entry, soup_size
+from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, SOUPS
 
 Settings = dict[str, Any]
 Identity = tuple[Any, ...]  # a result's values of KEY
 
 # The lists of params.yaml that choose a run's rows beside dense and isp.
-ROWS = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS}
+ROWS = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS, "soups": SOUPS}
 OF_GRID, OF_TASK = ("preset", "methods", "tasks", "seeds"), ("model", "dataset", "sparsities")
-OWN = ("sparsity", "dataset", "model", "seed", "preset", *ROWS, "exports", "rounds", "weak_seeds")
+OWN = ("sparsity", "dataset", "model", "seed", "preset", *ROWS, "exports")
+OWN += ("rounds", "weak_seeds", "soup_members")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _plain(words: list[str]) -> str:
 
 
 def _needed_lists(params: Settings, changes: Settings) -> Settings:
-    """`rounds` and `weak_seeds` of a cell: what its sparsity takes and no more."""
+    """`rounds`, `weak_seeds` and `soup_members` of a cell: what it takes and no more."""
     least = copy.deepcopy(params)
     change(least, {**changes, "rounds": [round_entry(0)], "weak_seeds": [0]})
     settings = check(least)
@@ -145,6 +146,7 @@ def _needed_lists(params: Settings, changes: Settings) -> Settings:
     return {
         "rounds": [round_entry(index) for index in range(rounds)],
         "weak_seeds": list(range(max(1, settings["isp"]["denoisers"]))),
+        "soup_members": list(range(soup_size(settings))),
     }
 
 

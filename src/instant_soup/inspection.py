@@ -15,7 +15,7 @@ from instant_soup import compact, masks, soup
 from instant_soup.files import UserError
 from instant_soup.layout import terminal
 from instant_soup.masks import Mask
-from instant_soup.sources import in_block
+from instant_soup.names import in_block, in_order, layer_of, type_of
 from instant_soup.weight_files import MASK, files_of, header, shapes_of
 
 NEAR_ZERO = 1e-3
@@ -79,16 +79,11 @@ def statistics(found: Found) -> dict[str, Any]:
         "layers": [_entry(name, members, found) for name, members in layers.items()],
         "types": [_entry(name, members, found) for name, members in types.items()],
         "matrices": [
-            {**_entry(name, [name], found), "layer": masks.layer_of(name), "type": type_of(name)}
+            {**_entry(name, [name], found), "layer": layer_of(name), "type": type_of(name)}
             for name in found.mask
         ],
         "patterns": [_pattern(found.mask, n, m) for n, m in PATTERNS],
     }
-
-
-def type_of(name: str) -> str:
-    """What kind of matrix of its layer a weight is: its name behind the layer's."""
-    return name.removeprefix(f"{masks.layer_of(name)}.").removesuffix(".weight")
 
 
 def _groups(mask: Mask) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -97,13 +92,7 @@ def _groups(mask: Mask) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     types: dict[str, list[str]] = {}
     for name in mask:
         types.setdefault(type_of(name), []).append(name)
-    return dict(sorted(layers.items(), key=lambda item: _in_order(item[0]))), types
-
-
-def _in_order(layer: str) -> tuple[str, int]:
-    """Sort key: layer.2 before layer.10."""
-    stack, _, number = layer.rpartition(".")
-    return (stack, int(number)) if number.isdigit() else (layer, 0)
+    return dict(sorted(layers.items(), key=lambda item: in_order(item[0]))), types
 
 
 def _entry(name: str, members: list[str], found: Found) -> dict[str, Any]:
@@ -144,7 +133,7 @@ def compare(a: Mask, b: Mask) -> dict[str, Any]:
         if name not in a or name not in b or a[name].shape != b[name].shape:
             raise UserError(f"masks of different models (first difference: {name})")
     layers = masks.by_layer(a)
-    ordered = sorted(layers, key=_in_order)
+    ordered = sorted(layers, key=in_order)
     return {
         **_agreement(a, b),
         "layers": [
@@ -203,8 +192,8 @@ def show_comparison(numbers: dict[str, Any], title: str) -> None:
     columns = {"overlap": "overlap", "cosine": "cosine", "jaccard": "Jaccard", "hamming": "Hamming"}
     console, table = terminal(), Table()
     table.add_column("layer", overflow="fold")
-    for header in columns.values():
-        table.add_column(header, justify="right")
+    for shown in columns.values():
+        table.add_column(shown, justify="right")
     for entry in [*numbers["layers"], {"name": "all", **numbers}]:
         values = [entry[name] for name in columns]
         table.add_row(entry["name"], *("–" if v is None else f"{v:.4f}" for v in values))

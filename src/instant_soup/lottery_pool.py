@@ -3,12 +3,8 @@
 from collections.abc import Callable
 
 from instant_soup import criteria
+from instant_soup.model_soup import interpolate
 from instant_soup.training import Weights
-
-
-def interpolate(one: Weights, other: Weights, share: float) -> Weights:
-    """(1 − share) · one + share · other, weight by weight; exact at shares 0 and 1."""
-    return {name: w.lerp(other[name], share) for name, w in one.items()}
 
 
 def lottery_pool(

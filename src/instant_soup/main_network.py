@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from instant_soup import checkpoints, masks, metrics, models, training
-from instant_soup.batches import load_split, steps_per_epoch
+from instant_soup.batches import evaluation_batches, load_split, steps_per_epoch
 from instant_soup.files import UserError, new_file, new_folder, read_json, write_json
 from instant_soup.masks import Mask
 from instant_soup.schedules import steps_of
-from instant_soup.training import Cost, State
+from instant_soup.training import Cost, State, Weights
 
 if TYPE_CHECKING:
     from instant_soup.tracking import StageRun
@@ -30,10 +30,14 @@ ENCODED = Path("data/encoded")
 Curve = list[dict[str, Any]]
 
 
+def training_rows() -> int:
+    """Number of training rows."""
+    return read_json(ENCODED / "info.json")["rows"]["train"]
+
+
 def budget(settings: dict) -> tuple[int, int]:
     """Steps in one epoch of the training data, and T: the steps of the whole budget."""
-    rows = read_json(ENCODED / "info.json")["rows"]["train"]
-    steps = steps_per_epoch(rows, settings["batch_size"])
+    steps = steps_per_epoch(training_rows(), settings["batch_size"])
     return steps, steps_of(settings["epochs"], steps)
 
 
@@ -185,6 +189,46 @@ def advance(
     return state, cost, curve
 
 
+def look_ahead(
+    state: State, mask: Mask, settings: dict, rows: torch.Tensor, steps: int, label: str
+) -> tuple[State, Cost]:
+    """Train a network for some steps beside the main run, on some of the training rows.
+
+    A fresh optimiser at a constant rate (paper, Algorithm 2, line 4); the steps are search steps.
+    The weights of `state` are trained in place, so they must be a copy that nobody else needs.
+    """
+    data, cost = load_split(ENCODED / "train.safetensors", training.device()), Cost()
+    fresh = State(state.weights)
+    model = build(fresh, settings)
+    trained = training.train(
+        model, fresh, mask, data.subset(rows), settings, cost, last=steps, total=None, label=label
+    )
+    cost.search_steps, cost.steps = cost.steps, 0
+    return trained, cost
+
+
+def validation_score(settings: dict, mask: Mask, cost: Cost) -> Callable[[Weights], float]:
+    """A function that scores weights as sparse as `mask` on validation data, adding to `cost`."""
+    where = training.device()
+    validation = load_split(ENCODED / "validation.safetensors", where)
+    precision = training.resolve_precision(settings["precision"])
+    kept, prunable = masks.count(mask)
+
+    def score(weights: Weights) -> float:
+        started = time.perf_counter()
+        network = build(State(weights), settings).to(where)
+        for index in evaluation_batches(validation):
+            batch = validation.rows(index)
+            in_prunable, others = models.forward_flops(network, prunable, batch)
+            cost.flops += in_prunable + others
+            cost.sparse_flops += in_prunable * kept / prunable + others
+        predictions = training.predict(network, validation, precision)
+        cost.seconds += time.perf_counter() - started
+        return metrics.score(settings["metric"], *predictions)
+
+    return score
+
+
 def _row(step: int, loss: float | None, score: float | None, sparsity: float) -> dict[str, Any]:
     return {"step": step, "train_loss": loss, "validation": score, "sparsity": sparsity}
 
@@ -270,7 +314,11 @@ def save_result(
         training.save_state(unfinished / "state", State(state.weights, step=state.step))
         masks.save(unfinished / "mask.safetensors", mask)
         save_curve(unfinished / "curve.csv", curve)
-        run = {"validation": curve[-1]["validation"], "cost": asdict(cost), **more}
+        run = {
+            "validation": curve[-1]["validation"] if curve else None,
+            "cost": asdict(cost),
+            **more,
+        }
         if rounds:
             # The row that each later stage begins with: the network just after it was pruned.
             after = [row["validation"] for row in curve if row["train_loss"] is None]

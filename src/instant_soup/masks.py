@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from instant_soup.files import UserError, new_file, order_header
+from instant_soup.names import layer_of
 
 Mask = dict[str, torch.Tensor]
 
@@ -168,13 +169,6 @@ def distance(a: Mask, b: Mask) -> float:
     return sum(int((a[name] ^ b[name]).sum()) for name in a) / count(a)[1]
 
 
-def layer_of(name: str) -> str:
-    """The block that a weight belongs to: its name up to the first number."""
-    parts = name.split(".")
-    end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts))
-    return ".".join(parts[:end])
-
-
 def by_layer(mask: Mask) -> dict[str, Mask]:
     """The parts of a mask by block, in the mask's order."""
     layers: dict[str, Mask] = {}
@@ -201,6 +195,11 @@ def unpack(bits: np.ndarray | None, name: str, shape: list[int]) -> torch.Tensor
     if np.unpackbits(bits[-1:])[(size - 1) % 8 + 1 :].any():
         raise ValueError(f"stray bits after {name}")
     return torch.from_numpy(np.unpackbits(bits, count=size).view(np.bool_)).view(shape)
+
+
+def sparsity_by_matrix(mask: Mask) -> list[dict[str, Any]]:
+    """Name and sparsity of each weight."""
+    return [{"name": name, "sparsity": sparsity({name: kept})} for name, kept in mask.items()]
 
 
 def save(path: str | Path, mask: Mask, **description: object) -> None:

@@ -8,7 +8,7 @@ import yaml
 from instant_soup import bert, clip, masks
 from instant_soup.masks import Mask
 from instant_soup.tables import label, percent
-from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, MODELS
+from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, MODELS, SOUPS
 
 # What the hub calls our metrics and libraries.
 METRICS = {
@@ -143,9 +143,10 @@ def changes(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     if dataset.endswith("@local"):
         found["data.path"] = "FOLDER"
     found |= {"preset": result["preset"], "seed": result["seed"]}
-    if method != "dense":
+    if result["target_sparsity"]:
         found["sparsity"] = result["target_sparsity"]
-    for key, rows in {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS}.items():
+    lists = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS, "soups": SOUPS}
+    for key, rows in lists.items():
         if method in rows:
             needed = ["lth", method] if method == "lottery_pool" else [method]
             found[key] = f"[{','.join(needed)}]"

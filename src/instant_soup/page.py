@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from instant_soup import figures, paper_tables, tables
+from instant_soup import ablations, essential_sparsity, figures, paper_tables, tables
 from instant_soup.files import new_file
 from instant_soup.layout import html
 from instant_soup.tables import heading, percent
@@ -39,6 +39,8 @@ def write_page(
         for chapter in (
             tables.results_chapter(ledger),
             *paper_tables.chapters_of(ledger),
+            ablations.chapter(ledger),
+            essential_sparsity.chapter(ledger),
             tables.cost_chapter(ledger),
         )
     ]

@@ -1,7 +1,7 @@
 """The presets of each family: what a `null` in params.yaml stands for.
 
 `paper` is Table 1 of the paper. `quick` is the same algorithm scaled to minutes on two CPU cores;
-docs/method.md tells how those of texts were chosen. A section that a family's preset lacks, or a key
+docs/method.md tells how those of texts were chosen. A section that a preset lacks, or a key
 of a section, means nothing to that family.
 """
 
@@ -17,11 +17,20 @@ COMMON: Preset = {
         "subset": 0.1,
         "learning_rate_range": [0.5, 5.0],
         "combine": "union",
+        "adjust": "every_round",
+        "growing": True,
         "own_mask": False,
     },
     "criteria": {"min_density": 0.05, "m": 4},
     "early_bird": {"window": 3},
     "imp": {"rate_of": "total", "rewind": 0.05, "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9]},
+    "model_soup": {
+        "learning_rate_range": [0.5, 2.0],
+        "weight_decay_range": [0.0, 0.1],
+        "sparsity_range": [0.1, 0.5],
+        "subset": 0.1,
+        "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
+    },
 }
 
 
@@ -52,6 +61,7 @@ BERT = {
         criteria={"batches": 8},
         early_bird={"every": 1.0, "threshold": 0.1},
         imp={"compression_rate": 0.1},
+        model_soup={"networks": 8, "denoisers": 8, "steps": 100},
     ),
     "quick": preset(
         data={"train_rows": "all", "validation_rows": 500, "test_rows": 2000, "max_length": 64},
@@ -74,6 +84,7 @@ BERT = {
         criteria={"batches": 4},
         early_bird={"every": 0.1, "threshold": 0.02},
         imp={"compression_rate": 0.2},
+        model_soup={"networks": 3, "denoisers": 3, "steps": 20},
     ),
 }
 
@@ -98,7 +109,9 @@ CLIP = {
         criteria={"batches": 8},
         early_bird={"every": 1.0, "threshold": 0.1},
         imp={"compression_rate": 0.15},
+        model_soup={"networks": 8, "denoisers": 8, "steps": 100},
         pretraining={
+            "objective": "contrastive",
             "steps": 20000,
             "batch_size": 1024,
             "learning_rate": 1e-3,
@@ -127,7 +140,9 @@ CLIP = {
         criteria={"batches": 4},
         early_bird={"every": 1.0, "threshold": 0.02},
         imp={"compression_rate": 0.2},
+        model_soup={"networks": 3, "denoisers": 3, "steps": 20},
         pretraining={
+            "objective": "contrastive",
             "steps": 1000,
             "batch_size": 128,
             "learning_rate": 1e-3,

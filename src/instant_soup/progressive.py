@@ -15,14 +15,15 @@ def progressive(settings: dict, run: "StageRun") -> Ticket:
     """Train t · (i + 1) steps, prune by magnitude to the round's sparsity, go on; as Algorithm 1.
 
     Nothing restarts: the ticket is the last round's mask with the state that it was taken from.
-    `settings` are those of training, the rounds' `sparsities` and `calibration` (t, in epochs).
+    `settings` are those of training, the rounds' `sparsities`, `calibration` (t, in epochs) and
+    `growing` (whether round i trains i + 1 times as long).
     """
     state, mask = main_network.load_start(settings["start"])
     steps_per_epoch, _ = main_network.budget(settings)
     t = steps_of(settings["calibration"], steps_per_epoch)
     cost, curve, kept = Cost(), [], []  # type: tuple[Cost, list, list]
     for i, sparsity in enumerate(settings["sparsities"]):
-        last = state.step + calibration_steps(i, t)
+        last = state.step + calibration_steps(i, t, settings["growing"])
         state, part, rows = advance(
             state, mask, settings, last=last, label=f"calibrate round {i}", run=run, keep=kept
         )

@@ -39,14 +39,19 @@ def steps_of(epochs: float, steps_per_epoch: int) -> int:
     return max(1, round(epochs * steps_per_epoch))
 
 
-def calibration_steps(round_index: int, seed_steps: int) -> int:
-    """Training steps before round i = 0, 1, …'s pruning: t · (i + 1) (Algorithm 1, line 3)."""
-    return seed_steps * (round_index + 1)
+def calibration_steps(round_index: int, seed_steps: int, growing: bool = True) -> int:
+    """Training steps before round i = 0, 1, …'s pruning: t · (i + 1) (Algorithm 1, line 3).
+
+    Not `growing`: t before every round, as in the released research code.
+    """
+    return seed_steps * (round_index + 1 if growing else 1)
 
 
-def mask_finding_share(rounds: int, calibration: float, epochs: float) -> float:
+def mask_finding_share(
+    rounds: int, calibration: float, epochs: float, growing: bool = True
+) -> float:
     """Share of the budget that `rounds` rounds spend on calibration: t(1 + … + R) / T."""
-    return calibration * rounds * (rounds + 1) / 2 / epochs
+    return sum(calibration_steps(i, 1, growing) for i in range(rounds)) * calibration / epochs
 
 
 def learning_rate(step: int, total: int, peak: float, warmup_steps: int = 0) -> float:

@@ -16,7 +16,7 @@ from instant_soup.files import UserError
 from instant_soup.presets import PRESETS
 from instant_soup.schedules import mask_finding_share, pattern, round_sparsities
 from instant_soup.sources import READS, family_of, is_texts, resolve_data, resolve_model
-from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY
+from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, SOUPS
 
 Settings = dict[str, Any]
 Check = tuple[Callable[[Any], bool], str]
@@ -77,6 +77,10 @@ def _some_of(*allowed: str) -> Check:
 
 _BOOLEAN: Check = (lambda value: isinstance(value, bool), "true | false")
 _TEXT: Check = (lambda value: isinstance(value, str) and value != "", "a text")
+_SHARES: Check = (
+    lambda v: isinstance(v, list) and v != [] and all(_number(0, 1)[0](x) for x in v),
+    "a list of numbers from 0 to 1",
+)
 _ROWS: Check = (lambda v: v == "all" or _integer(2)[0](v), "all | a whole number from 2")
 
 TOP: dict[str, Check] = {
@@ -88,7 +92,8 @@ TOP: dict[str, Check] = {
     "baselines": _some_of(*BASELINES),
     "lottery": _some_of(*LOTTERY),
     "controls": _some_of(*CONTROLS),
-    "exports": _some_of("dense", "isp", *BASELINES, *LOTTERY, *CONTROLS),
+    "soups": _some_of(*SOUPS),
+    "exports": _some_of("dense", "isp", *BASELINES, *LOTTERY, *CONTROLS, *SOUPS),
     "rounds": (
         lambda value: isinstance(value, list) and len(value) > 0,
         "a list of {id, start, previous}",
@@ -96,6 +101,10 @@ TOP: dict[str, Check] = {
     "weak_seeds": (
         lambda value: isinstance(value, list) and value == list(range(len(value))) and value != [],
         "the list [0, 1, …] of denoisers",
+    ),
+    "soup_members": (
+        lambda value: isinstance(value, list) and value == list(range(len(value))),
+        "the list [0, 1, …] of networks; [] without soups",
     ),
 }
 SECTIONS: dict[str, dict[str, Check]] = {
@@ -138,6 +147,8 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "learning_rate_range": _range(0, low_too=False),
         "weight_decay_range": _range(0, low_too=True),
         "combine": _one_of("union", "intersection", "vote"),
+        "adjust": _one_of("every_round", "last_round"),
+        "growing": _BOOLEAN,
         "own_mask": _BOOLEAN,
     },
     "criteria": {
@@ -154,12 +165,23 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "compression_rate": _number(0.01, 1, high_too=False),
         "rate_of": _one_of("total", "remaining"),
         "rewind": _number(0, 1, low_too=False, high_too=False),
-        "coefficients": (
-            lambda v: isinstance(v, list) and v != [] and all(_number(0, 1)[0](x) for x in v),
-            "a list of numbers from 0 to 1",
+        "coefficients": _SHARES,
+    },
+    "model_soup": {
+        "networks": _integer(1),
+        "denoisers": _integer(1),
+        "steps": _integer(1),
+        "learning_rate_range": _range(0, low_too=False),
+        "weight_decay_range": _range(0, low_too=True),
+        "sparsity_range": (
+            lambda v: _range(0, low_too=True)[0](v) and v[1] < 1,
+            "[low, high] with numbers from 0, low ≤ high < 1",
         ),
+        "subset": _number(0, 1, low_too=False),
+        "coefficients": _SHARES,
     },
     "pretraining": {
+        "objective": _one_of("contrastive", "supervised"),
         "steps": _integer(1),
         "batch_size": (
             lambda v: _integer(32)[0](v) and v % 32 == 0,
@@ -182,11 +204,18 @@ FAMILY_KEYS = {
         *(f"pretraining.{key}" for key in SECTIONS["pretraining"]),
     ],
 }
+# What the networks of a soup depend on: those trained in full, and the denoisers.
+_PROTOCOL = ("model_soup.learning_rate_range", "model_soup.weight_decay_range")
+FULL_MEMBER = ("model_soup.networks", *_PROTOCOL)
+SPARSE_MEMBER = (
+    *("model_soup.denoisers", "model_soup.steps", "model_soup.sparsity_range"),
+    *("model_soup.subset", *_PROTOCOL),
+)
 # What a row depends on beside data, training and pre-training: sections, or keys of them.
 METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
     "isp": ("isp",),
     "random_init": ("isp",),
-    "progressive": ("isp.compression_rate", "isp.rate_of", "isp.calibration"),
+    "progressive": ("isp.compression_rate", "isp.rate_of", "isp.calibration", "isp.growing"),
     "min_density": ("criteria.min_density",),
     "n_of_m": ("criteria.m",),
     "snip": ("criteria.batches",),
@@ -195,7 +224,11 @@ METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
     "lth": ("imp.compression_rate", "imp.rate_of"),
     "lth_rewind": ("imp.compression_rate", "imp.rate_of", "imp.rewind"),
     "lottery_pool": ("imp.compression_rate", "imp.rate_of", "imp.coefficients"),
+    **dict.fromkeys(("uniform_soup", "greedy_soup"), FULL_MEMBER),
+    "instant_model_soup": (*SPARSE_MEMBER, "model_soup.coefficients"),
 }
+# Number of networks, by its key in model_soup → the soups that are made of them.
+MEMBERS = {"networks": ("uniform_soup", "greedy_soup"), "denoisers": ("instant_model_soup",)}
 LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
 LOOK_AHEAD_TRAINING = (
     *("learning_rate", "batch_size", "clip_norm", "dropout"),
@@ -278,12 +311,13 @@ def check_rounds(settings: Settings) -> list[float]:
             f"{{id: {listed}, start: models/isp/round_{listed - 1}, previous: "
             f"round_{listed - 1}}} to id {needed - 1}, or raise the rate"
         )
-    share = mask_finding_share(needed, isp["calibration"], settings["training"]["epochs"])
+    epochs, growing = settings["training"]["epochs"], isp["growing"]
+    share = mask_finding_share(needed, isp["calibration"], epochs, growing)
     if share >= 1:
         raise UserError(
             f"params.yaml: isp.calibration: {needed} rounds of mask finding would take "
-            f"{share:.0%} of training.epochs {settings['training']['epochs']}; allowed: less than "
-            f"{settings['training']['epochs'] * 2 / needed / (needed + 1):.3g}"
+            f"{share:.0%} of training.epochs {epochs}; allowed: less than "
+            f"{1 / mask_finding_share(needed, 1, epochs, growing):.3g}"
         )
     if isp["denoisers"] > len(settings["weak_seeds"]):
         raise UserError(
@@ -295,7 +329,7 @@ def check_rounds(settings: Settings) -> list[float]:
 
 def methods_of(settings: Settings) -> list[str]:
     """The rows of a run."""
-    rows = (settings[key] for key in ("baselines", "lottery", "controls"))
+    rows = (settings[key] for key in ("baselines", "lottery", "controls", "soups"))
     return ["dense", "isp", *(method for methods in rows for method in methods)]
 
 
@@ -326,6 +360,11 @@ def check_rows(settings: Settings) -> list[float]:
             f"params.yaml: criteria.min_density: {least} leaves no room at sparsity {target}; "
             f"allowed: less than {1 - target:.3g}"
         )
+    if soup_size(settings) > len(settings["soup_members"]):
+        raise UserError(
+            f"params.yaml: soup_members: {len(settings['soup_members'])} listed, but model_soup "
+            f"takes {soup_size(settings)}: extend it to [0, …, {soup_size(settings) - 1}]"
+        )
     sparsities = round_sparsities(target, imp["compression_rate"], imp["rate_of"])
     listed = len(settings["rounds"])
     if lottery and len(sparsities) > listed:
@@ -335,6 +374,12 @@ def check_rows(settings: Settings) -> list[float]:
             f"to id {len(sparsities) - 1}, or raise the rate"
         )
     return sparsities
+
+
+def soup_size(settings: Settings) -> int:
+    """The most networks that one of the chosen dense soups is made of."""
+    chosen = [key for key, soups in MEMBERS.items() if set(soups) & set(settings["soups"])]
+    return max((settings["model_soup"][key] for key in chosen), default=0)
 
 
 def variant(settings: Settings, method: str) -> str:
@@ -386,7 +431,10 @@ def plan(params: Settings) -> dict[str, Settings]:
         files[f"calibrate_{index}"] = (
             {"idle": True}
             if idle
-            else {**training, "start": round_start, "calibration": isp["calibration"]}
+            else {
+                **{**training, "start": round_start},
+                **{key: isp[key] for key in ("calibration", "growing")},
+            }
         )
         look_ahead = {"start": round_start, "sparsity": sparsity}
         look_ahead |= {key: training[key] for key in LOOK_AHEAD_TRAINING if key in training}
@@ -397,6 +445,8 @@ def plan(params: Settings) -> dict[str, Settings]:
             )
         soup = {"start": round_start, "sparsity": sparsity, "denoisers": isp["denoisers"]}
         soup |= {"combine": isp["combine"], "own_mask": isp["own_mask"], "seed": seed}
+        # The last round is adjusted in any case: the target's sparsity is exact.
+        soup["adjust"] = isp["adjust"] == "every_round" or index == len(sparsities) - 1
         files[f"soup_{index}"] = {"idle": True} if idle else soup
     last_round = f"models/isp/round_{len(sparsities) - 1}"
     files["retrain_isp"] = {**training, "start": last_round, "rounds": len(sparsities)}
@@ -428,13 +478,14 @@ def plan(params: Settings) -> dict[str, Settings]:
                 if beyond
                 else {**training, "previous": previous, "sparsity": imp_sparsities[index]}
             )
+    files |= soup_settings(settings, training)
     methods = methods_of(settings)
     for method in methods:
         files[f"evaluate_{method}"] = {
             **identity,
             "family": settings["family"],
             "method": method,
-            "target_sparsity": 0.0 if method == "dense" else settings["sparsity"],
+            "target_sparsity": 0.0 if method in ("dense", *SOUPS) else settings["sparsity"],
             "preset": settings["preset"],
             "variant": variant(settings, method),
             "metric": data["metric"],
@@ -445,14 +496,37 @@ def plan(params: Settings) -> dict[str, Settings]:
     return files
 
 
+def soup_settings(settings: Settings, training: Settings) -> dict[str, Settings]:
+    """The settings of the networks that dense soups are made of, and of the soups."""
+    mixing, soups = settings["model_soup"], settings["soups"]
+    files: dict[str, Settings] = {}
+    for key, methods in MEMBERS.items():
+        wanted = mixing[key] if set(soups) & set(methods) else 0
+        own = ["learning_rate_range", "weight_decay_range", "subset"]
+        own += ["steps", "sparsity_range"] if key == "denoisers" else []
+        for n in settings["soup_members"]:
+            files[f"soup_member_{key}_{n}"] = (
+                {**training, "start": "models/start", **{k: mixing[k] for k in own}, "of": wanted}
+                if n < wanted
+                else {"idle": True}
+            )
+    for method in soups:
+        key = next(key for key, methods in MEMBERS.items() if method in methods)
+        members = [f"models/members/{key}_{n}" for n in range(mixing[key])]
+        files[f"model_soup_{method}"] = {**training, "start": "models/start", "members": members}
+        if method == "instant_model_soup":
+            files[f"model_soup_{method}"]["coefficients"] = mixing["coefficients"]
+    return files
+
+
 def ticket_settings(
     method: str, settings: Settings, training: Settings, sparsities: list[float]
 ) -> Settings:
     """What a baseline's ticket depends on: seed and training only where they enter."""
     target, start = {"sparsity": settings["sparsity"]}, {"start": "models/start"}
     if method == "progressive":
-        schedule = {"sparsities": sparsities, "calibration": settings["isp"]["calibration"]}
-        return {**training, **start, **schedule}
+        schedule = {key: settings["isp"][key] for key in ("calibration", "growing")}
+        return {**training, **start, "sparsities": sparsities, **schedule}
     if method == "early_bird":
         return {**training, **start, **target, **settings["early_bird"]}
     criteria = settings["criteria"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from instant_soup.files import UserError, project_root, read_yaml, sha256
+from instant_soup.names import in_block
 from instant_soup.tasks import DATASETS, MODELS
 
 Settings = dict[str, Any]
@@ -109,11 +110,6 @@ def _check_open_clip(text: str) -> tuple[str, str]:
             "one of open_clip.list_pretrained(), as open_clip:ViT-B-16/openai"
         )
     return architecture, tag
-
-
-def in_block(name: str, shape: list[int]) -> bool:
-    """Whether a checkpoint's tensor is, by name and shape, a weight matrix of a numbered block."""
-    return len(shape) == 2 and any(part.isdigit() for part in name.split("."))
 
 
 def _check_prunable(name: str, files: list[Path]) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from instant_soup.files import new_file
 from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown, terminal
 from instant_soup.ledger import COST, SECTION, with_zero_shot
+from instant_soup.tasks import SOUPS
 
 # Display names, in the order of table rows: the paper's, with others beside their kin. Methods not
 # named here follow, as they are.
@@ -31,8 +32,11 @@ METHOD_NAMES = {
     "lottery_pool": "Lottery Pool",
     "isp": "ISP",
     "random_init": "ISP's ticket, random weights",
+    "uniform_soup": "Uniform soup (dense)",
+    "greedy_soup": "Greedy soup (dense)",
+    "instant_model_soup": "Instant Model Soup (dense)",
 }
-UNPRUNED = ("zero_shot", "dense")  # one value for all sparsities
+UNPRUNED = ("zero_shot", "dense", *SOUPS)  # one value for all sparsities
 PERCENT = {"accuracy", "f1", "matthews", "pearson", "spearman"}  # fractions, shown times 100
 
 CELL = [*SECTION, "method", "variant", "target_sparsity"]

@@ -9,9 +9,10 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from instant_soup.masks import Mask
 from instant_soup.schedules import learning_rate
 
 Weights = dict[str, torch.Tensor]
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -139,8 +141,8 @@ def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch
         {"params": [p for p in trainable.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-    if state.first_moments:
-        for name, parameter in trainable.items():
+    for name, parameter in trainable.items():
+        if name in state.first_moments:
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(state.step), device=parameter.device),
                 "exp_avg": state.first_moments[name].to(parameter.device),
@@ -152,7 +154,8 @@ def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> State:
     """The state of a running training, on the CPU; the tensors are the live ones there."""
     cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
-    trained = {name: optimizer.state[p] for name, p in model.named_parameters() if p.requires_grad}
+    # A parameter that no loss has reached yet has no moments.
+    trained = {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
     first = {name: moments["exp_avg"].cpu() for name, moments in trained.items()}
     second = {name: moments["exp_avg_sq"].cpu() for name, moments in trained.items()}
     return State(cpu, first, second, step)
@@ -183,11 +186,14 @@ def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.nda
             order.append(index)
             outputs.append(logits_of(model, split.rows(index)).float())
     model.train()
-    labels = split.labels[torch.cat(order)].cpu().numpy()
+    labels = split.labels.cpu()[torch.cat(order)].numpy()
     logits = torch.cat(outputs).cpu().numpy()
     if split.labels.is_floating_point():
         return "regression", logits[:, 0], labels
     return "classification", logits, labels
+
+
+AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]
 
 
 def train(
@@ -201,25 +207,60 @@ def train(
     last: int,
     total: int | None,
     label: str,
-    after_step: Callable[[int, torch.Tensor, Callable[[], State]], None] | None = None,
+    after_step: AfterStep | None = None,
+) -> State:
+    """`take_steps` of a classifier over an encoded split, in the split's one data order.
+
+    `settings` are those of `take_steps`, with batch_size and for images crop and flip.
+    """
+    # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
+    if data.labels.device.type == "cpu" and hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+    prunable = masks.count(mask)[1]
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return loss_of(logits_of(model, batch), batch["labels"])
+
+    def flops(batch: Batch) -> tuple[float, float]:
+        return models.forward_flops(model, prunable, batch)
+
+    batches = training_batches(data, settings, state.step, last)
+    model.to(data.labels.device)
+    return take_steps(
+        model, state, mask, batches, loss, flops, settings, cost,
+        last=last, total=total, label=label, after_step=after_step,
+    )  # fmt: skip
+
+
+def take_steps(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    batches: Iterable[tuple[int, Any]],
+    loss_of_batch: Callable[[Any], torch.Tensor],
+    flops_of_batch: Callable[[Any], tuple[float, float]] | None,
+    settings: dict,
+    cost: Cost,
+    *,
+    last: int,
+    total: int | None,
+    label: str,
+    after_step: AfterStep | None = None,
 ) -> State:
     """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
 
-    `settings`: learning_rate, weight_decay, batch_size, clip_norm, warmup (a share of `total`),
-    seed, precision; for images crop and flip. The rate decays to zero over `total` steps; with
-    total=None it is constant (a look-ahead). The mask's pruned weights must be zero already,
-    moments too; they stay exact zeros, because masked gradients leave AdamW's update of a zero at
-    zero. `after_step(steps done, loss, snapshot)` is called after each step; `snapshot()` is the
-    state at that point.
+    `batches` yields (step, batch) for just these steps. `settings`: learning_rate, weight_decay,
+    clip_norm, warmup (a share of `total`), seed, precision. The rate decays to zero over `total`
+    steps; with total=None it is constant (a look-ahead). The model stays on its device. The mask's
+    pruned weights must be zero already, moments too; they stay exact zeros, because masked
+    gradients leave AdamW's update of a zero at zero. `flops_of_batch` gives a forward pass's FLOPs
+    in prunable matrices and elsewhere. `after_step(steps done, loss, snapshot)` is called after
+    each step; `snapshot()` is the state at that point.
     UserError when the loss is no longer finite.
     """
-    where = data.labels.device
+    where = next(model.parameters()).device
     precision = resolve_precision(settings["precision"])
-    model.to(where).train()
-    # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
-    unfused = where.type == "cpu"
-    if unfused and hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("eager")  # type: ignore[operator]
+    model.train()
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, state, settings["weight_decay"])
     trainable = [p for p in parameters.values() if p.requires_grad]
@@ -236,7 +277,6 @@ def train(
     def snapshot() -> State:
         return state_of(model, optimizer, step + 1)
 
-    batches = training_batches(data, settings, first, last)
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
     for step, batch in tqdm(
@@ -247,19 +287,19 @@ def train(
         rate = rate if total is None else learning_rate(step, total, rate, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        attention = sdpa_kernel(SDPBackend.MATH) if unfused else contextlib.nullcontext()
-        with autocast(precision, where), attention:
-            logits = logits_of(model, batch)
-        loss = loss_of(logits, batch["labels"])
+        unfused = sdpa_kernel(SDPBackend.MATH) if where.type == "cpu" else contextlib.nullcontext()
+        with autocast(precision, where), unfused:
+            loss = loss_of_batch(batch)
         loss.backward()
         if sparse:
             torch._foreach_mul_([p.grad for p in pruned], factors)  # type: ignore
         nn.utils.clip_grad_norm_(trainable, settings["clip_norm"])
         optimizer.step()
         optimizer.zero_grad()
-        in_prunable, others = models.forward_flops(model, prunable, batch)
-        cost.flops += 3 * (in_prunable + others)
-        cost.sparse_flops += 3 * (in_prunable * kept / prunable + others)
+        if flops_of_batch is not None:
+            in_prunable, others = flops_of_batch(batch)
+            cost.flops += 3 * (in_prunable + others)
+            cost.sparse_flops += 3 * (in_prunable * kept / prunable + others)
         cost.steps += 1
         cost.seconds += time.perf_counter() - mark
         if after_step is not None:

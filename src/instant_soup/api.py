@@ -1,0 +1,222 @@
+"""Prune any PyTorch model in one training run: the pipeline's own steps, without the pipeline.
+
+pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+                            steps=1000, learning_rate=1e-4, sparsity=0.8)
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from instant_soup import criteria, masks, models, soup, training
+from instant_soup.denoisers import draw_protocol
+from instant_soup.files import UserError, new_folder, read_json, write_json
+from instant_soup.masks import Mask
+from instant_soup.schedules import calibration_steps, round_sparsities
+from instant_soup.training import Cost, State
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+@dataclass
+class Pruned:
+    """What `prune` returns: the model (the one given, trained), its mask, what it cost."""
+
+    model: nn.Module
+    mask: Mask
+    cost: dict[str, float]
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    *,
+    steps: int,
+    learning_rate: float,
+    sparsity: float = 0.8,
+    compression_rate: float = 0.2,
+    mask_finding: float = 0.3,
+    denoisers: int = 3,
+    look_ahead: int = 10,
+    combine: str = "union",
+    learning_rate_range: tuple[float, float] = (0.5, 5.0),
+    weight_decay_range: tuple[float, float] = (0.0, 0.1),
+    weight_decay: float = 0.0,
+    warmup: float = 0.0,
+    clip_norm: float = 1.0,
+    precision: str = "auto",
+    prunable: Callable[[str, torch.Tensor], bool] | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+) -> Pruned:
+    """Train a model for `steps` steps and prune it on the way, by Instant Soup (Algorithm 1).
+
+    `batches` can be iterated again and again, as a DataLoader or a list; tensors in a batch (also
+    in dicts, lists and tuples) are moved to the model's device. `loss(model, batch)` is a scalar.
+    The learning rate falls linearly to zero. A share `mask_finding` of the steps passes before the
+    last prune, in rounds of `compression_rate` that grow longer; each takes `denoisers` times
+    `look_ahead` steps beside the run.
+
+    What is pruned: the matrices of the repeated blocks, `nn.MultiheadAttention` included; in a
+    model without blocks, all linear layers but the last. `prunable(name, parameter)` chooses
+    otherwise. With a folder `checkpoint`, every round is kept there, and an equal call goes on
+    after the last one that was finished.
+
+    UserError for settings that cannot be, before any training.
+    """
+    settings = {
+        **{"learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup},
+        **{"clip_norm": clip_norm, "precision": precision, "seed": seed},
+        **{"learning_rate_range": list(learning_rate_range), "batch_size": 1, "subset": 1.0},
+        "weight_decay_range": list(weight_decay_range),
+    }
+    sparsities = _check(sparsity, compression_rate, mask_finding, steps, denoisers, combine)
+    matrices = choose(model, prunable)
+    names, where = list(matrices), next(model.parameters()).device
+    t = mask_finding * steps / sum(calibration_steps(i, 1) for i in range(len(sparsities)))
+    ends = [round(t * sum(calibration_steps(j, 1) for j in range(i + 1)))
+            for i in range(len(sparsities))]  # fmt: skip
+    mask, cost, state, done = masks.full(matrices), Cost(), State(_weights(model)), 0
+    plan = [settings, steps, sparsities, ends, denoisers, look_ahead, combine, names]
+    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), plan, model)
+    if kept is not None and kept.exists():
+        state, mask, cost, done = kept.load(matrices)
+        model.load_state_dict(state.weights)
+
+    def train(network: nn.Module, start: State, source: Iterator, own: dict, **more: Any) -> State:
+        def loss_of_batch(batch: Any) -> torch.Tensor:
+            return loss(network, to_device(batch, where))
+
+        return training.take_steps(
+            network, start, mask, source, loss_of_batch, None, own, cost, **more
+        )
+
+    for i, target in list(enumerate(sparsities))[done:]:
+        source = _steps(batches, state.step, ends[i], seed)
+        state = train(model, state, source, settings, last=ends[i], total=steps, label=f"round {i}")
+        weak = []
+        for n in range(denoisers):
+            protocol = {**settings, **draw_protocol(settings, 1, key=(seed, i, n))}
+            twin, label = copy.deepcopy(model), f"look-ahead {i}/{n}"
+            source = _steps(batches, 0, look_ahead, protocol["seed"])
+            own = State(_weights(twin))
+            own = train(twin, own, source, protocol, last=look_ahead, total=None, label=label)
+            weak.append(criteria.magnitude({m: own.weights[m] for m in names}, target))
+        weights = {name: state.weights[name] for name in names}
+        own_mask = criteria.magnitude(weights, target)
+        standing = soup.combine(weak or [own_mask], combine)
+        mask = soup.adjust(standing, weights, masks.keep_count(weights, target))
+        state.prune(mask)
+        masks.apply(mask, dict(model.named_parameters()))
+        if kept is not None:
+            kept.save(state, mask, cost, i + 1)
+    source = _steps(batches, state.step, steps, seed)
+    train(model, state, source, settings, last=steps, total=steps, label="the rest")
+    spent = asdict(cost)
+    spent["search_steps"] = spent["steps"] - steps
+    spent["steps"] = steps
+    return Pruned(model.eval(), mask, spent)
+
+
+def choose(
+    model: nn.Module, wanted: Callable[[str, torch.Tensor], bool] | None = None
+) -> dict[str, torch.Tensor]:
+    """Name → weight of what is pruned (see `prune`); UserError where there is nothing."""
+    if wanted is not None:
+        found: dict[str, torch.Tensor] = {n: p for n, p in model.named_parameters() if wanted(n, p)}
+    else:
+        linear = [f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        found = models.prunable(model) or {n: model.get_parameter(n) for n in linear[:-1]}
+    if not found:
+        raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
+    return found
+
+
+def to_device(batch: Any, where: torch.device) -> Any:
+    """A batch with all tensors in it on a device; what is there already is not copied."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(where, non_blocking=True)
+    if hasattr(batch, "items"):
+        return type(batch)({key: to_device(value, where) for key, value in batch.items()})
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, where) for value in batch)
+    return batch
+
+
+def _check(
+    sparsity: float, rate: float, mask_finding: float, steps: int, denoisers: int, combine: str
+) -> Sequence[float]:
+    """The sparsity after each round; UserError naming a setting that cannot be."""
+    for name, value in {"sparsity": sparsity, "compression_rate": rate}.items():
+        if not 0 < value < 1:
+            raise UserError(f"{name}: {value} is not allowed; allowed: between 0 and 1")
+    if not 0 <= mask_finding < 1:
+        raise UserError(f"mask_finding: {mask_finding} is not allowed; allowed: from 0, below 1")
+    if combine not in ("union", "intersection", "vote"):
+        raise UserError(f"combine: {combine!r}; allowed: union | intersection | vote")
+    sparsities = round_sparsities(sparsity, rate, "total")
+    if steps <= len(sparsities) or denoisers < 0:
+        raise UserError(
+            f"steps: {steps}, denoisers: {denoisers}; allowed: more steps than the "
+            f"{len(sparsities)} rounds to sparsity {sparsity}, denoisers from 0"
+        )
+    return sparsities
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: w.detach().cpu() for name, w in model.state_dict().items()}
+
+
+def _steps(batches: Iterable, first: int, last: int, seed: int) -> Iterator[tuple[int, Any]]:
+    """(step, batch) for the steps first … last − 1, pass after pass over the batches.
+
+    A loader's shuffle comes from the seed and the step at which a pass begins. Where the length of
+    a pass is known, a run that goes on takes up its pass where it was.
+    """
+    step = first - first % len(batches) if isinstance(batches, Sized) else first
+    while step < last:
+        began = step
+        torch.manual_seed((seed * 1_000_003 + began) % 2**63)
+        for batch in batches:
+            if step >= first:
+                yield step, batch
+            step += 1
+            if step == last:
+                return
+        if step == began:
+            raise UserError("batches: nothing in them, or they cannot be iterated twice")
+
+
+class _Checkpoint:
+    """A finished round's state, mask and cost, under a digest of everything that led to them."""
+
+    def __init__(self, folder: Path, plan: list, model: nn.Module) -> None:
+        shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
+        text = json.dumps([plan, shapes], sort_keys=True)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def exists(self) -> bool:
+        return (self.folder / "round.json").exists()
+
+    def save(self, state: State, mask: Mask, cost: Cost, rounds: int) -> None:
+        with new_folder(self.folder) as unfinished:
+            training.write_state(unfinished, state)
+            masks.save(unfinished / "mask.safetensors", mask)
+            write_json(unfinished / "round.json", {"rounds": rounds, "cost": asdict(cost)})
+
+    def load(self, shapes: dict[str, torch.Tensor]) -> tuple[State, Mask, Cost, int]:
+        kept = read_json(self.folder / "round.json")
+        mask = masks.load(
+            self.folder / "mask.safetensors", {n: list(w.shape) for n, w in shapes.items()}
+        )
+        cost = Cost()
+        cost.add(kept["cost"])
+        return training.load_state(self.folder), mask, cost, kept["rounds"]

@@ -1,0 +1,237 @@
+"""instant_soup.prune on models of one's own: exact sparsity, zeros that stay, resume, its parts."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import new_classifier
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import instant_soup
+from instant_soup import api, masks
+from instant_soup.files import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS: dict[str, Any] = {
+    "steps": 24,
+    "learning_rate": 3e-3,
+    "sparsity": 0.6,
+    "denoisers": 2,
+    "look_ahead": 3,
+    "precision": "fp32",
+}
+
+
+def perceptron(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(32, 2))
+
+
+def data(rows: int = 96) -> TensorDataset:
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, 8, generator=draws)
+    return TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
+
+
+def loader() -> DataLoader:
+    return DataLoader(data(), batch_size=16, shuffle=True)
+
+
+def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def zeros(model: nn.Module, mask: masks.Mask) -> bool:
+    """Whether every pruned weight is exactly zero, and no other."""
+    parameters = dict(model.named_parameters())
+    return all(torch.equal(parameters[name] != 0, kept) for name, kept in mask.items())
+
+
+def test_a_perceptron_is_pruned_to_the_weight_and_its_zeros_stay() -> None:
+    model = perceptron()
+    before = copy.deepcopy(model.state_dict())
+    pruned = instant_soup.prune(model, loader(), loss, **SETTINGS)
+    assert pruned.model is model and not model.training
+    assert set(pruned.mask) == {"0.weight", "3.weight"}  # all but the last linear layer
+    kept, total = masks.count(pruned.mask)
+    assert total - kept == round(0.6 * total)
+    assert zeros(model, pruned.mask)
+    assert all(not torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    assert (pruned.cost["steps"], pruned.cost["search_steps"]) == (24, 3 * 2 * 3)
+
+
+def test_it_learns() -> None:
+    model = perceptron()
+    instant_soup.prune(model, loader(), loss, **{**SETTINGS, "steps": 300, "learning_rate": 1e-2})
+    x, y = data().tensors
+    assert (model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
+    one, other, third = (
+        instant_soup.prune(perceptron(), loader(), loss, **{**SETTINGS, "seed": seed}).model
+        for seed in (3, 3, 4)
+    )
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name])
+    assert not torch.equal(one.state_dict()["0.weight"], third.state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_a_stopped_call_goes_on_to_the_very_same_result(
+    tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = instant_soup.prune(perceptron(), loader(), loss, **SETTINGS)
+    saved, count = api._Checkpoint.save, 0
+
+    def save_and_stop(self: Any, *what: Any) -> None:
+        nonlocal count
+        saved(self, *what)
+        count += 1
+        if count == rounds:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(api._Checkpoint, "save", save_and_stop)
+        instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name])
+    assert all(torch.equal(kept, resumed.mask[name]) for name, kept in whole.mask.items())
+    assert resumed.cost["steps"] == 24 and resumed.cost["search_steps"] == 18
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
+    instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    changed = {**SETTINGS, "learning_rate": 1e-3}
+    with_it = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **changed)
+    without = instant_soup.prune(perceptron(), loader(), loss, **changed)
+    for name, weight in with_it.model.state_dict().items():
+        assert torch.equal(weight, without.model.state_dict()[name])
+
+
+def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() -> None:
+    model = perceptron()
+    first = {n: p.detach().clone() for n, p in api.choose(model).items()}
+    pruned = instant_soup.prune(
+        model, loader(), loss,
+        **{**SETTINGS, "denoisers": 0, "compression_rate": 0.9, "mask_finding": 0.0},
+    )  # fmt: skip
+    expected = masks.keep_largest(
+        {n: w.abs() for n, w in first.items()}, masks.keep_count(first, 0.6)
+    )
+    assert all(torch.equal(pruned.mask[n], kept) for n, kept in expected.items())
+
+
+def test_a_bert_is_pruned_in_its_blocks(tiny_bert: Path) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    ids = torch.randint(5, 20, (32, 12), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": ids[i : i + 8], "labels": (ids[i : i + 8, 1] > 12).long()}
+               for i in range(0, 32, 8)]  # fmt: skip
+    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **SETTINGS)
+    assert len(pruned.mask) == 12 and all(".layer." in name for name in pruned.mask)
+    assert zeros(model, pruned.mask)
+
+
+def test_multihead_attention_is_pruned_whole() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    x = torch.randn(4, 6, 16)
+
+    def error(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return functional.mse_loss(m(batch), batch)
+
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pruned = instant_soup.prune(model, [x], error, **SETTINGS)
+    kinds = {name.split(".", 2)[2] for name in pruned.mask}
+    assert kinds == {"self_attn.in_proj_weight", "self_attn.out_proj.weight",
+                     "linear1.weight", "linear2.weight"}  # fmt: skip
+    assert zeros(model, pruned.mask)
+    for name, kept in pruned.mask.items():
+        assert (dict(model.named_parameters())[name] != before[name])[kept].any()
+
+
+def test_a_predicate_chooses_what_is_pruned() -> None:
+    model = perceptron()
+    pruned = instant_soup.prune(
+        model, loader(), loss, prunable=lambda name, p: name == "5.weight", **SETTINGS
+    )
+    assert set(pruned.mask) == {"5.weight"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparsity": 1.0}, "sparsity: 1.0"),
+        ({"compression_rate": 0}, "compression_rate: 0"),
+        ({"mask_finding": 1.0}, "mask_finding: 1.0"),
+        ({"combine": "best"}, "union | intersection | vote"),
+        ({"steps": 3}, "steps: 3"),
+        ({"denoisers": -1}, "denoisers: -1"),
+        ({"prunable": lambda name, p: False}, "nothing to prune"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_training(changes: dict, words: str) -> None:
+    def no_step(*_: Any) -> torch.Tensor:
+        raise AssertionError("it trained")
+
+    with pytest.raises(UserError) as caught:
+        instant_soup.prune(perceptron(), loader(), no_step, **{**SETTINGS, **changes})
+    assert words in str(caught.value)
+
+
+def test_batches_that_run_out_are_refused() -> None:
+    with pytest.raises(UserError, match="cannot be iterated twice"):
+        instant_soup.prune(perceptron(), iter(loader()), loss, **SETTINGS)
+
+
+def test_a_parameter_that_no_loss_reaches_stays_as_it_is() -> None:
+    model = perceptron()
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    instant_soup.prune(model, loader(), loss, **SETTINGS)
+    assert torch.equal(model.unused, torch.ones(3))
+
+
+def test_a_name_that_is_not_there_is_refused_as_python_does() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = instant_soup.nothing
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    check = "import sys, instant_soup; sys.exit('torch' in sys.modules)"
+    source = Path(instant_soup.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": str(source)}, check=True)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_vision_transformers_are_pruned_in_their_blocks(kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "timm":
+        import timm
+
+        sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes)
+    else:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
+        config = ViTConfig(num_attention_heads=2, intermediate_size=64, num_labels=3, **sizes)
+        model = ViTForImageClassification(config)
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 3
+
+    def cross_entropy(m: nn.Module, batch: Any) -> torch.Tensor:
+        outputs = m(batch[0])
+        return functional.cross_entropy(getattr(outputs, "logits", outputs), batch[1])
+
+    pruned = instant_soup.prune(model, [(images, labels)], cross_entropy, **SETTINGS)
+    assert len(pruned.mask) == (2 * 4 if kind == "timm" else 2 * 6)
+    assert zeros(model, pruned.mask)
