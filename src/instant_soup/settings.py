@@ -375,12 +375,17 @@ def variant(settings: Settings, method: str) -> str:
     concerned = ["data", "training", "pretraining", *METHOD_SETTINGS.get(method, ())]
     # `path` says where a dataset lies, not what is in it; own datasets are named by their folder.
     return " ".join(
-        f"{section}.{key}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
+        f"{section}.{key}={json.dumps(settings[section][key], separators=(',', ':'))}".replace(
+            '"', ""
+        )
         for section in dict.fromkeys(name.partition(".")[0] for name in concerned)
-        for key, value in settings[section].items()
+        for key in SECTIONS[
+            section
+        ]  # in the order of params.yaml, so that equal changes read alike
         if {section, f"{section}.{key}"} & set(concerned)
         and key != "path"
-        and preset[section].get(key) != value
+        and key in settings[section]
+        and preset[section].get(key) != settings[section][key]
     )
 
 
