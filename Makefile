@@ -24,7 +24,7 @@ ifneq ($(JOBS),)
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.run_jobs --jobs $(JOBS)
 endif
 
-.PHONY: help setup repro test lint smoke tables ui
+.PHONY: help setup repro test smoke tables bench ui
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,6 +55,10 @@ smoke: setup  ## the real pipeline on a handful of real data, in a temporary cop
 
 tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
+
+bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (half an hour)
+	for name in against_reference throughput mask_work startup memory scaling report; do \
+	  python benchmarks/$$name.py || exit 1; done
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000
 	python -m instant_soup.tracking flush

@@ -425,7 +425,8 @@ def logs_name(project: Path) -> str:
     """Model and dataset as the names of cells have them."""
     grid_file = yaml.safe_load((project / "grids/mine.yaml").read_text())
     task = grid_file["tasks"][0]
-    return "-".join(Path(task[key]).name for key in ("model", "dataset")).replace("_", "-")
+    names = [f"local-{Path(task[key]).name}" for key in ("model", "dataset")]
+    return "-".join(names).replace("_", "-")
 
 
 def test_what_cells_share_is_made_once(project: Path, first: tuple[int, str]):
@@ -445,7 +446,7 @@ def test_failed_cells_are_reported_with_their_error_and_log(project, first: tupl
     code, output = first
     assert code == 1
     lines = [line for line in output.splitlines() if line.startswith("failed: ")]
-    assert len(lines) == 2 and all("mine-broken-" in line for line in lines)
+    assert len(lines) == 2 and all("mine-local-broken-" in line for line in lines)
     for line in lines:
         error, log = re.fullmatch(r"failed: \S+: (.*) \(log: (.*)\)", line).groups()
         assert "hidden_size" in error or "size" in error
@@ -464,7 +465,7 @@ def test_workspace_is_as_it_was_but_for_reports(project: Path, first: tuple[int,
 
 def test_changed_but_uncommitted_files_count(project: Path, first: tuple[int, str]):
     ledger = pd.read_csv(project / "reports/results.csv")
-    mine = ledger[ledger["dataset"].str.startswith("tiny-data")]
+    mine = ledger[ledger["dataset"].str.startswith("local:tiny-data")]
     isp = mine[mine["method"] == "isp"]
     assert sorted(zip(isp["target_sparsity"], isp["seed"], strict=True)) == [
         (0.3, 0), (0.3, 1), (0.6, 0), (0.6, 1),

@@ -386,15 +386,16 @@ def variant(settings: Settings, method: str) -> str:
     """What a method's settings change from the preset, readable: "isp.combine=vote …"."""
     preset = PRESETS[settings["family"]][settings["preset"]]
     concerned = ["data", "training", "pretraining", *METHOD_SETTINGS.get(method, ())]
-    # `path` says where a dataset lies, not what is in it; own datasets are named by their folder.
-    return " ".join(
-        f"{section}.{key}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
-        for section in dict.fromkeys(name.partition(".")[0] for name in concerned)
-        for key, value in settings[section].items()
-        if {section, f"{section}.{key}"} & set(concerned)
-        and key != "path"
-        and preset[section].get(key) != value
-    )
+    parts = []
+    for section in dict.fromkeys(name.partition(".")[0] for name in concerned):
+        own = settings[section]
+        for key in [key for key in SECTIONS[section] if key in own]:  # in params.yaml's order
+            # `path` says where a dataset lies, not what is in it; its name says that it is local.
+            matters = {section, f"{section}.{key}"} & set(concerned) and key != "path"
+            if matters and own[key] != preset[section].get(key):
+                value = json.dumps(own[key], separators=(",", ":")).replace('"', "")
+                parts.append(f"{section}.{key}={value}")
+    return " ".join(parts)
 
 
 def plan(params: Settings) -> dict[str, Settings]:
