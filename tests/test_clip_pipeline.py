@@ -85,9 +85,10 @@ def test_search_steps_are_those_outside_the_run_of_the_budget(project: Path):
     assert all(steps[m] == 0 for m in ("one_shot", "snip", "grasp", "progressive"))
     assert steps["isp"] == 2 * 1 * 2  # rounds × denoisers × look-ahead
     assert steps["random_init"] == steps["isp"] + 2 + 4  # ISP's mask, with its calibration
-    # The dense run and the first of two rounds; rewound rounds share a first step.
+    # The dense run and the first of two rounds; rewound, all three runs share their first step,
+    # which counts with the last.
     assert steps["lth"] == steps["lottery_pool"] == 2 * BUDGET
-    assert steps["lth_rewind"] == 2 * BUDGET - 1
+    assert steps["lth_rewind"] == 2 * (BUDGET - 1)
     drawn = result(project, "early_bird")["drawn"]
     assert steps["early_bird"] == drawn["step"] and drawn["settled"] in (True, False)
 
