@@ -10,7 +10,8 @@ git clone --quiet "$root" "$copy/instant-soup"
 cd "$copy/instant-soup"
 
 dvc exp run -S sparsity=0.4 -S training.epochs=1 -S data.train_rows=480 -S data.validation_rows=100 \
-  -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2
+  -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2 -S 'exports=[isp]'
+test -f models/exported/isp/compact.safetensors
 python - <<'PY'
 import json
 
