@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import reference_style
-from common import ROOT, prepare, record, run_stage, synchronise
+from common import ROOT, prepare, record, run_stage, step_times
 
-from instant_soup import criteria, main_network, training
-from instant_soup.batches import load_split
+from instant_soup import criteria, main_network
 from instant_soup.files import read_json
 from instant_soup.schedules import round_sparsities
 from instant_soup.settings import check
@@ -33,18 +32,7 @@ def our_step(settings: dict, precision: str, steps: int) -> float:
     state, mask = main_network.load_start("models/start")
     mask = criteria.magnitude({name: state.weights[name] for name in mask}, settings["sparsity"])
     state.prune(mask)
-    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
-    times = []
-
-    def after_step(*_: Any) -> None:
-        synchronise()
-        times.append(time.perf_counter())
-
-    training.train(
-        main_network.build(state, plan), state, mask, data, plan, training.Cost(),
-        last=3 + steps, total=None, label=precision, after_step=after_step,
-    )  # fmt: skip
-    return (times[-1] - times[2]) / steps
+    return statistics.mean(step_times(plan, state, mask, steps))
 
 
 def our_isp(folder: Path, settings: dict) -> dict[str, float]:

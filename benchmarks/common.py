@@ -1,5 +1,6 @@
 """What the benchmarks share: a prepared project, timing, the machine, and their records."""
 
+import itertools
 import json
 import os
 import platform
@@ -14,10 +15,15 @@ from typing import Any
 import torch
 import yaml
 
+from instant_soup import main_network, training
+from instant_soup.batches import load_split
 from instant_soup.files import write_json
+from instant_soup.masks import Mask
+from instant_soup.training import State
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports/benchmarks"
+WARM_UP = 3  # steps
 PREPARE = ("plan", "prepare_data", "prepare_model", "encode_data", "attach_head")
 
 
@@ -55,6 +61,22 @@ def synchronise() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def step_times(plan: dict, state: State, mask: Mask, steps: int) -> list[float]:
+    """Wall seconds of training steps in the prepared folder here; those before do not count."""
+    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    ends = []
+
+    def after_step(*_: Any) -> None:
+        synchronise()
+        ends.append(time.perf_counter())
+
+    training.train(
+        main_network.build(state, plan), state, mask, data, plan, training.Cost(),
+        last=WARM_UP + steps, total=None, label=plan["precision"], after_step=after_step,
+    )  # fmt: skip
+    return [later - earlier for earlier, later in itertools.pairwise(ends[WARM_UP - 1 :])]
 
 
 def prepare(folder: Path, **changes: Any) -> dict[str, Any]:

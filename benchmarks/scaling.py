@@ -5,19 +5,16 @@ Random weights but for the packaged model; about five minutes on two cores.
     python benchmarks/scaling.py
 """
 
-import itertools
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import shapes
-from common import RECORDS, ROOT, prepare, record, run_stage, synchronise
+from common import RECORDS, ROOT, prepare, record, run_stage, step_times
 
-from instant_soup import main_network, masks, training
-from instant_soup.batches import load_split
+from instant_soup import main_network, masks
 from instant_soup.settings import check
 
 NETWORKS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
@@ -29,19 +26,7 @@ def step_seconds(settings: dict, steps: int) -> tuple[int, float]:
     """Number of prunable weights, and median wall seconds of a training step, here."""
     plan = {**settings["training"], "seed": 0}
     state, mask = main_network.load_start("models/start")
-    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
-    times = []
-
-    def after_step(*_: Any) -> None:
-        synchronise()
-        times.append(time.perf_counter())
-
-    training.train(
-        main_network.build(state, plan), state, mask, data, plan, training.Cost(),
-        last=steps + 1, total=None, label="scaling", after_step=after_step,
-    )  # fmt: skip
-    own = statistics.median(later - earlier for earlier, later in itertools.pairwise(times))
-    return masks.count(mask)[1], own
+    return masks.count(mask)[1], statistics.median(step_times(plan, state, mask, steps))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -7,17 +7,15 @@ weights: the figures are speeds, not results. About four minutes on two cores.
 """
 
 import argparse
-import itertools
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import shapes
 import torch
-from common import ROOT, record, seconds, synchronise
+from common import ROOT, WARM_UP, record, seconds, step_times
 
 from instant_soup import main_network, masks, models, training
 from instant_soup.batches import load_split
@@ -36,27 +34,16 @@ def matmul_peak(precision: str) -> float:
 def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
     """Seconds a training step, and the engine's FLOP/s beside the peak."""
     with tempfile.TemporaryDirectory() as name:
-        settings = check(shapes.project(Path(name), shape, steps + 2))
+        settings = check(shapes.project(Path(name), shape, WARM_UP + steps))
         os.chdir(name)
         plan = {**settings["training"], "seed": 0, "precision": precision, "flip": False}
         state, mask = main_network.load_start("models/start")
+        own = statistics.median(step_times(plan, state, mask, steps))
         data = load_split(main_network.ENCODED / "train.safetensors", training.device())
-        model = main_network.build(state, plan)
-        prunable = masks.count(mask)[1]
-        times, cost = [], training.Cost()
-
-        def after_step(*_: Any) -> None:
-            synchronise()
-            times.append(time.perf_counter())
-
-        training.train(
-            model, state, mask, data, plan, cost,
-            last=steps + 2, total=None, label=f"{shape}, {precision}", after_step=after_step,
-        )  # fmt: skip
         batch = data.rows(torch.arange(plan["batch_size"]))
-        flops = 3 * sum(models.forward_flops(model, prunable, batch))
+        model = main_network.build(state, plan)
+        flops = 3 * sum(models.forward_flops(model, masks.count(mask)[1], batch))
         os.chdir(ROOT)
-    own = statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
     peak = matmul_peak(precision)
     return {
         "shape": shape,
@@ -66,7 +53,7 @@ def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
         "tflops": flops / own / 1e12,
         "peak_tflops": peak / 1e12,
         "share_of_peak": flops / own / peak,
-        "peak_memory_gib": cost.peak_memory / 2**30,
+        "peak_memory_gib": training.peak_memory() / 2**30,
     }
 
 

@@ -201,6 +201,20 @@ def test_a_parameter_that_no_loss_reaches_stays_as_it_is() -> None:
     assert torch.equal(model.unused, torch.ones(3))
 
 
+def test_a_matrix_that_no_loss_reaches_is_pruned_all_the_same() -> None:
+    model = perceptron()
+    model.add_module("spare", nn.Linear(32, 32))
+
+    def through_the_others(m: Any, batch: Any) -> torch.Tensor:
+        return functional.cross_entropy(nn.Sequential(*list(m)[:-1])(batch[0]), batch[1])
+
+    names = ("0.weight", "spare.weight")
+    pruned = instant_soup.prune(
+        model, loader(), through_the_others, prunable=lambda n, _: n in names, **SETTINGS
+    )
+    assert set(pruned.mask) == set(names) and zeros(model, pruned.mask)
+
+
 def test_a_name_that_is_not_there_is_refused_as_python_does() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = instant_soup.nothing

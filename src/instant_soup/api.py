@@ -111,8 +111,7 @@ def prune(
             own = train(twin, own, source, protocol, last=look_ahead, total=None, label=label)
             weak.append(criteria.magnitude({m: own.weights[m] for m in names}, target))
         weights = {name: state.weights[name] for name in names}
-        own_mask = criteria.magnitude(weights, target)
-        standing = soup.combine(weak or [own_mask], combine)
+        standing = soup.combine(weak or [criteria.magnitude(weights, target)], combine)
         mask = soup.adjust(standing, weights, masks.keep_count(weights, target))
         state.prune(mask)
         masks.apply(mask, dict(model.named_parameters()))

@@ -49,8 +49,7 @@ class State:
         """
         masks.apply(mask, self.weights)
         for moments in (self.first_moments, self.second_moments):
-            if moments:
-                masks.apply(mask, moments)
+            masks.apply({name: kept for name, kept in mask.items() if name in moments}, moments)
 
 
 @dataclass
@@ -292,7 +291,11 @@ def take_steps(
             loss = loss_of_batch(batch)
         loss.backward()
         if sparse:
-            torch._foreach_mul_([p.grad for p in pruned], factors)  # type: ignore
+            # A matrix that this loss does not reach has no gradient.
+            pairs = [
+                (p.grad, f) for p, f in zip(pruned, factors, strict=True) if p.grad is not None
+            ]
+            torch._foreach_mul_([g for g, _ in pairs], [f for _, f in pairs])  # type: ignore
         nn.utils.clip_grad_norm_(trainable, settings["clip_norm"])
         optimizer.step()
         optimizer.zero_grad()
