@@ -48,7 +48,7 @@ test: setup  ## set up and run linters, type checks and tests
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 smoke: setup  ## the real pipeline on a handful of real data, in a temporary copy
 	bash tests/smoke.sh

@@ -20,6 +20,14 @@ for name in [n for n in os.environ if n.startswith("DVC_")]:
 # A shell's background job ignores Ctrl-C, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files that take minutes come first, so that no worker is left with one of them at the end.
+LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
+
+
 GOOD, BAD = ["fine", "great", "lovely", "bright"], ["poor", "awful", "dull", "weak"]
 FILLERS = ["the", "film", "plot", "is", "was", "and", "a", "very", "quite", "cast"]
 

@@ -1,6 +1,7 @@
 """Instant Soup Pruning (ICML 2023): the ideas of the paper, one file per idea.
 
-`instant_soup.prune` prunes a model of one's own (api.py). Nothing is imported here before it is
+`instant_soup.prune` prunes a model of one's own (api.py), `instant_soup.InstantSoupCallback` that
+of a `transformers.Trainer` (trainer_callback.py). Nothing is imported here before it is
 asked for: the pipeline runs dozens of short processes, and each pays only for what it uses.
 """
 
@@ -12,4 +13,8 @@ def __getattr__(name: str) -> Any:
         from instant_soup import api
 
         return getattr(api, name)
+    if name == "InstantSoupCallback":
+        from instant_soup.trainer_callback import InstantSoupCallback
+
+        return InstantSoupCallback
     raise AttributeError(f"module 'instant_soup' has no attribute {name!r}")

@@ -34,6 +34,17 @@ class Pruned:
     cost: dict[str, float]
 
 
+@dataclass
+class Rounds:
+    """When to prune, how far, and how a round's mask is found; see `prune`."""
+
+    sparsities: Sequence[float]  # after each round
+    ends: list[int]  # the steps after which the rounds prune
+    denoisers: int
+    look_ahead: int
+    combine: str
+
+
 def prune(
     model: nn.Module,
     batches: Iterable[Any],
@@ -78,51 +89,112 @@ def prune(
         **{"learning_rate_range": list(learning_rate_range), "batch_size": 1, "subset": 1.0},
         "weight_decay_range": list(weight_decay_range),
     }
-    sparsities = _check(sparsity, compression_rate, mask_finding, steps, denoisers, combine)
+    rounds = plan_rounds(
+        steps, sparsity, compression_rate, mask_finding, denoisers, look_ahead, combine
+    )
     matrices = choose(model, prunable)
-    names, where = list(matrices), next(model.parameters()).device
-    t = mask_finding * steps / sum(calibration_steps(i, 1) for i in range(len(sparsities)))
-    ends = [round(t * sum(calibration_steps(j, 1) for j in range(i + 1)))
-            for i in range(len(sparsities))]  # fmt: skip
-    mask, cost, state, done = masks.full(matrices), Cost(), State(_weights(model)), 0
-    plan = [settings, steps, sparsities, ends, denoisers, look_ahead, combine, names]
+    mask, cost, state, done = masks.full(matrices), Cost(), State(weights_of(model)), 0
+    plan = [settings, steps, asdict(rounds), list(matrices)]
     kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), plan, model)
     if kept is not None and kept.exists():
         state, mask, cost, done = kept.load(matrices)
         model.load_state_dict(state.weights)
 
-    def train(network: nn.Module, start: State, source: Iterator, own: dict, **more: Any) -> State:
-        def loss_of_batch(batch: Any) -> torch.Tensor:
-            return loss(network, to_device(batch, where))
-
-        return training.take_steps(
-            network, start, mask, source, loss_of_batch, None, own, cost, **more
-        )
-
-    for i, target in list(enumerate(sparsities))[done:]:
-        source = _steps(batches, state.step, ends[i], seed)
-        state = train(model, state, source, settings, last=ends[i], total=steps, label=f"round {i}")
-        weak = []
-        for n in range(denoisers):
-            protocol = {**settings, **draw_protocol(settings, 1, key=(seed, i, n))}
-            twin, label = copy.deepcopy(model), f"look-ahead {i}/{n}"
-            source = _steps(batches, 0, look_ahead, protocol["seed"])
-            own = State(_weights(twin))
-            own = train(twin, own, source, protocol, last=look_ahead, total=None, label=label)
-            weak.append(criteria.magnitude({m: own.weights[m] for m in names}, target))
-        weights = {name: state.weights[name] for name in names}
-        standing = soup.combine(weak or [criteria.magnitude(weights, target)], combine)
-        mask = soup.adjust(standing, weights, masks.keep_count(weights, target))
+    for i, end in list(enumerate(rounds.ends))[done:]:
+        state = _train(model, state, mask, batches, loss, settings, cost,
+                       last=end, total=steps, label=f"round {i}")  # fmt: skip
+        mask = find_mask(model, mask, batches, loss, rounds, i, settings, cost)
         state.prune(mask)
         masks.apply(mask, dict(model.named_parameters()))
         if kept is not None:
             kept.save(state, mask, cost, i + 1)
-    source = _steps(batches, state.step, steps, seed)
-    train(model, state, source, settings, last=steps, total=steps, label="the rest")
+    _train(model, state, mask, batches, loss, settings, cost,
+           last=steps, total=steps, label="the rest")  # fmt: skip
     spent = asdict(cost)
     spent["search_steps"] = spent["steps"] - steps
     spent["steps"] = steps
     return Pruned(model.eval(), mask, spent)
+
+
+def plan_rounds(
+    steps: int,
+    sparsity: float,
+    compression_rate: float,
+    mask_finding: float,
+    denoisers: int,
+    look_ahead: int,
+    combine: str,
+) -> Rounds:
+    """The rounds of a run of `steps` steps; UserError naming a setting that cannot be."""
+    for name, value in {"sparsity": sparsity, "compression_rate": compression_rate}.items():
+        if not 0 < value < 1:
+            raise UserError(f"{name}: {value} is not allowed; allowed: between 0 and 1")
+    if not 0 <= mask_finding < 1:
+        raise UserError(f"mask_finding: {mask_finding} is not allowed; allowed: from 0, below 1")
+    if combine not in ("union", "intersection", "vote"):
+        raise UserError(f"combine: {combine!r}; allowed: union | intersection | vote")
+    sparsities = round_sparsities(sparsity, compression_rate, "total")
+    if steps <= len(sparsities) or denoisers < 0:
+        raise UserError(
+            f"steps: {steps}, denoisers: {denoisers}; allowed: more steps than the "
+            f"{len(sparsities)} rounds to sparsity {sparsity}, denoisers from 0"
+        )
+    lengths = [calibration_steps(i, 1) for i in range(len(sparsities))]
+    t = mask_finding * steps / sum(lengths)
+    ends = [round(t * sum(lengths[: i + 1])) for i in range(len(lengths))]
+    return Rounds(sparsities, ends, denoisers, look_ahead, combine)
+
+
+def find_mask(
+    model: nn.Module,
+    mask: Mask,
+    batches: Iterable[Any],
+    loss: Loss,
+    rounds: Rounds,
+    i: int,
+    settings: dict,
+    cost: Cost,
+) -> Mask:
+    """Round i's mask of a model in training (Algorithm 2): its denoisers' soup, adjusted.
+
+    The model stays as it is: copies of it are trained, each by a protocol drawn from `settings`
+    (learning_rate_range, weight_decay_range and those of `training.take_steps`).
+    """
+    target, weak = rounds.sparsities[i], []
+    for n in range(rounds.denoisers):
+        protocol = draw_protocol(settings, 1, key=(settings["seed"], i, n))
+        twin = copy.deepcopy(model)
+        state = _train(twin, State(weights_of(twin)), mask, batches, loss, {**settings, **protocol},
+                       cost, last=rounds.look_ahead, total=None,
+                       label=f"look-ahead {i}/{n}")  # fmt: skip
+        weak.append(criteria.magnitude({name: state.weights[name] for name in mask}, target))
+    weights = {name: w for name, w in weights_of(model).items() if name in mask}
+    standing = soup.combine(weak or [criteria.magnitude(weights, target)], rounds.combine)
+    return soup.adjust(standing, weights, masks.keep_count(weights, target))
+
+
+def _train(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    batches: Iterable[Any],
+    loss: Loss,
+    settings: dict,
+    cost: Cost,
+    *,
+    last: int,
+    total: int | None,
+    label: str,
+) -> State:
+    """`training.take_steps` over one's own batches and loss."""
+    where = next(model.parameters()).device
+
+    def loss_of_batch(batch: Any) -> torch.Tensor:
+        return loss(model, to_device(batch, where))
+
+    source = _steps(batches, state.step, last, settings["seed"])
+    return training.take_steps(model, state, mask, source, loss_of_batch, None, settings, cost,
+                               last=last, total=total, label=label)  # fmt: skip
 
 
 def choose(
@@ -150,27 +222,8 @@ def to_device(batch: Any, where: torch.device) -> Any:
     return batch
 
 
-def _check(
-    sparsity: float, rate: float, mask_finding: float, steps: int, denoisers: int, combine: str
-) -> Sequence[float]:
-    """The sparsity after each round; UserError naming a setting that cannot be."""
-    for name, value in {"sparsity": sparsity, "compression_rate": rate}.items():
-        if not 0 < value < 1:
-            raise UserError(f"{name}: {value} is not allowed; allowed: between 0 and 1")
-    if not 0 <= mask_finding < 1:
-        raise UserError(f"mask_finding: {mask_finding} is not allowed; allowed: from 0, below 1")
-    if combine not in ("union", "intersection", "vote"):
-        raise UserError(f"combine: {combine!r}; allowed: union | intersection | vote")
-    sparsities = round_sparsities(sparsity, rate, "total")
-    if steps <= len(sparsities) or denoisers < 0:
-        raise UserError(
-            f"steps: {steps}, denoisers: {denoisers}; allowed: more steps than the "
-            f"{len(sparsities)} rounds to sparsity {sparsity}, denoisers from 0"
-        )
-    return sparsities
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's tensors by name, on the CPU; the live ones there."""
     return {name: w.detach().cpu() for name, w in model.state_dict().items()}
 
 

@@ -1,0 +1,159 @@
+"""Instant Soup within transformers.Trainer: exact sparsity, zeros that stay, resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import new_classifier
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import instant_soup
+from instant_soup import api, masks
+from instant_soup.files import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS: dict[str, Any] = {
+    **{"sparsity": 0.6, "compression_rate": 0.3, "mask_finding": 0.5},
+    **{"denoisers": 2, "look_ahead": 3},
+}
+STEPS = 24  # pruned after the steps 4 and 12: two rounds, the second twice as long
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Rows of token ids; the label is whether the second one is a large number."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(5, 20, (64, 10), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[row], "labels": (self.ids[row, 1] > 12).long()}
+
+
+class Stop(TrainerCallback):
+    """Ends training after some steps, as a crash would, with a checkpoint written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def trainer(folder: Path, model: nn.Module, *callbacks: TrainerCallback, **changes: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-2,
+        weight_decay=0.1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+        **changes,
+    )  # fmt: skip
+    return Trainer(
+        model=model, args=arguments, train_dataset=Sentences(), callbacks=list(callbacks)
+    )
+
+
+def zeros(model: nn.Module, mask: masks.Mask) -> bool:
+    """Whether every pruned weight is exactly zero, and no other."""
+    parameters = dict(model.named_parameters())
+    return all(torch.equal(parameters[name] != 0, kept) for name, kept in mask.items())
+
+
+def test_the_trainers_model_is_pruned_to_the_weight_and_its_zeros_stay(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    callback = instant_soup.InstantSoupCallback(**SETTINGS)
+    run = trainer(tmp_path, model, callback)
+    run.train()
+    assert callback.rounds.ends == [4, 12]
+    kept, total = masks.count(callback.mask)
+    assert len(callback.mask) == 12 and total - kept == round(0.6 * total)
+    assert zeros(model, callback.mask)
+    assert callback.cost.steps == 2 * 2 * 3
+    parameters = dict(model.named_parameters())
+    for name, here in callback.mask.items():
+        assert (parameters[name] != before[name])[here].float().mean() > 0.9
+        moments = run.optimizer.state[parameters[name]]
+        assert not moments["exp_avg"][~here].any() and not moments["exp_avg_sq"][~here].any()
+    assert not any(p._backward_hooks for p in parameters.values())
+
+
+@pytest.mark.parametrize("step", [2, 4, 20])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, tiny_bert: Path, step: int) -> None:
+    whole, resumed = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
+    first = instant_soup.InstantSoupCallback(**SETTINGS)
+    trainer(tmp_path / "whole", whole, first).train()
+    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    trainer(tmp_path / "cut", new_classifier(tiny_bert, 2, 0), soup, Stop(step)).train()
+    again = instant_soup.InstantSoupCallback(**SETTINGS)
+    run = trainer(tmp_path / "cut", resumed, again)
+    run.train(resume_from_checkpoint=str(tmp_path / f"cut/checkpoint-{step}"))
+    assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_a_checkpoint_pruned_otherwise_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
+    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, Stop(20)).train()
+    other = instant_soup.InstantSoupCallback(**{**SETTINGS, "sparsity": 0.5})
+    run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), other)
+    with pytest.raises(UserError, match="at step 20; by these settings"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+
+
+def test_look_aheads_leave_the_trainers_random_numbers_alone(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same masks found with and without drawing: dropout and data order must not change."""
+    found = api.find_mask
+
+    def without_looking(
+        model: nn.Module, mask: Any, batches: Any, loss: Any, rounds: Any, i: int, *rest: Any
+    ) -> masks.Mask:
+        none = api.Rounds(rounds.sparsities, rounds.ends, 0, 0, "union")
+        return found(model, mask, batches, loss, none, i, *rest)
+
+    def looking_in_vain(*arguments: Any) -> masks.Mask:
+        found(*arguments)
+        return without_looking(*arguments)
+
+    ends = []
+    for find in (without_looking, looking_in_vain):
+        monkeypatch.setattr(api, "find_mask", find)
+        model = new_classifier(tiny_bert, 2, 0)
+        trainer(tmp_path, model, instant_soup.InstantSoupCallback(**SETTINGS)).train()
+        ends.append(model.state_dict())
+    assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
+
+
+def test_own_loss_and_batches_are_what_a_look_ahead_takes(tmp_path: Path, tiny_bert: Path) -> None:
+    asked = []
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        asked.append(batch["name"])
+        return model(**batch["rows"]).loss
+
+    rows = torch.utils.data.default_collate([Sentences()[i] for i in range(4)])
+    own = instant_soup.InstantSoupCallback(
+        **SETTINGS, loss=loss, batches=[{"name": "own", "rows": rows}]
+    )
+    trainer(tmp_path, new_classifier(tiny_bert, 2, 0), own).train()
+    assert asked == ["own"] * 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"sparsity": 1.0}, "sparsity: 1.0"), ({"combine": "best"}, "union | intersection | vote")],
+)
+def test_bad_settings_are_refused_at_once(changes: dict, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        instant_soup.InstantSoupCallback(**{**SETTINGS, **changes})
+    assert words in str(caught.value)
