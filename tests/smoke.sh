@@ -25,4 +25,16 @@ dvc repro | tee second.log
 if grep -q "Running stage" second.log; then
   echo "error: a second dvc repro ran something" && exit 1
 fi
-echo "smoke run: every method has its exact sparsity and budget, and a second run does nothing"
+dvc exp run -S model=clip-glyph -S dataset=mnist-sample -S sparsity=0.4 -S pretraining.steps=20 \
+  -S pretraining.batch_size=64 -S training.epochs=2 -S data.train_rows=1024 -S 'exports=[]' \
+  -S data.validation_rows=100 -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=1
+python - <<'PY'
+import json
+
+for method in ("dense", "isp", "one_shot", "random"):
+    result = json.load(open(f"reports/results/{method}.json"))
+    pruned = 0 if method == "dense" else round(0.4 * result["prunable_weights"])
+    assert (result["model"], result["pruned_weights"]) == ("clip-glyph", pruned), result
+    assert result["cost"]["steps"] == 16, result
+PY
+echo "smoke run: both families have their exact sparsities and budgets, and a second run does nothing"

@@ -192,7 +192,9 @@ def test_an_unknown_tag_is_refused():
 SCRIPT = """
 import sys
 from pathlib import Path
-from instant_soup import clip
+import torch
+from instant_soup import clip, criteria, training
+from instant_soup.batches import Images
 from instant_soup.files import UserError, read_json
 
 base = Path(sys.argv[1])
@@ -202,6 +204,21 @@ weights = clip.start_weights(base, {"classes": ["a", "b"], "templates": ["{}"]})
 visual = clip.classifier(base, weights, {}).visual
 print(len(prunable), sum(w.numel() for w in prunable.values()))
 print(type(visual.transformer.resblocks[0].mlp.gelu).__name__, visual.image_size)
+seen = read_json(base / clip.CONFIG)["preprocess_cfg"]
+print(*(round(x, 4) for x in [*seen["mean"], *seen["std"]]), seen["interpolation"])
+state = training.State({name: w.clone() for name, w in weights.items()})
+mask = criteria.magnitude({name: weights[name] for name in prunable}, 0.5)
+state.prune(mask)
+data = Images(torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8), torch.tensor([0, 1] * 2))
+settings_of_a_step = {
+    "learning_rate": 1e-4, "weight_decay": 0.0, "batch_size": 4, "clip_norm": 1.0, "warmup": 0.0,
+    "seed": 0, "precision": "fp32", "crop": 0.0, "flip": False,
+}
+model = clip.classifier(base, state.weights, {})
+after = training.train(model, state, mask, data, settings_of_a_step, training.Cost(), last=1,
+                       total=None, label="step").weights
+print(all((after[n] != weights[n])[kept].any() and not after[n][~kept].any()
+          for n, kept in mask.items()))
 try:
     clip.load_pretrained({**settings, "architecture": "ViT-B-16"})
 except UserError as error:
@@ -228,22 +245,49 @@ def test_vit_b32_comes_from_the_hubs_cache_with_its_own_activation(tmp_path: Pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found, activation, refused = done.stdout.splitlines()
+    found, activation, seen, trained, refused = done.stdout.splitlines()
     assert found == f"48 {12 * 12 * 768 * 768}"
     assert activation == "QuickGELU (224, 224)"
+    assert seen == "0.4815 0.4578 0.4082 0.2686 0.2613 0.2758 bicubic"  # as OpenAI trained
+    assert trained == "True"
     assert refused.startswith("model: ViT-B-16/openai cannot be loaded by open_clip")
 
 
+def timm_clip(folder: Path, name: str, width: int, side: int, pool: str) -> Path:
+    """A CLIP around a small image tower of timm's, with random weights."""
+    vision = {"timm_model_name": name, "timm_proj": "", "image_size": side, "timm_pool": pool}
+    config = {"embed_dim": width, "custom_text": True, "vision_cfg": vision,
+              "text_cfg": TINY_CLIP["text_cfg"]}  # fmt: skip
+    return save_clip(folder, config)
+
+
+def test_a_tower_with_rotary_positions_is_built_whole(tmp_path: Path):
+    """Its rotary table is a buffer that no checkpoint holds."""
+    folder = timm_clip(tmp_path / "eva", "eva02_tiny_patch14_224", 192, 224, "token")
+    (tmp_path / "base").mkdir()
+    assert clip.prepare_base({"source": "local", "path": str(folder)}, tmp_path / "base")
+    weights = clip.start_weights(tmp_path / "base", HEAD)
+    model = clip.classifier(tmp_path / "base", weights, {}).eval()
+    with torch.no_grad():
+        logits = model(torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
+    assert logits.shape == (2, 3) and logits.isfinite().all()
+
+
+def test_a_tower_that_is_no_transformer_is_refused_when_it_is_loaded(tmp_path: Path):
+    folder = timm_clip(tmp_path / "convnext", "test_convnext", 64, 64, "avg")
+    (tmp_path / "base").mkdir()
+    with pytest.raises(UserError, match="no position embeddings; allowed: transformers"):
+        clip.prepare_base({"source": "local", "path": str(folder)}, tmp_path / "base")
+
+
+def test_classes_that_the_text_tower_cannot_tell_apart_are_refused(base: Path):
+    long = "word " * 20
+    with pytest.raises(UserError, match="text tower reads 16 tokens, and some classes are the sa"):
+        clip.zero_shot_head(base, ["zero", "one"], [long + "{}"])
+
+
 def test_a_timm_tower_has_its_prunable_blocks_found_by_structure(tmp_path: Path):
-    config = {
-        "embed_dim": 16,
-        "custom_text": True,
-        "vision_cfg": {"timm_model_name": "test_vit", "timm_proj": "", "image_size": 160,
-                       "timm_pool": "token"},
-        "text_cfg": TINY_CLIP["text_cfg"],
-    }  # fmt: skip
-    config["embed_dim"] = 64
-    folder = save_clip(tmp_path / "timm", config)
+    folder = timm_clip(tmp_path / "timm", "test_vit", 64, 160, "token")
     (tmp_path / "base").mkdir()
     prunable = clip.prepare_base({"source": "local", "path": str(folder)}, tmp_path / "base")
     kinds = {name.split(".", 4)[-1] for name in prunable}

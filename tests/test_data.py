@@ -309,7 +309,7 @@ def test_a_folder_without_a_training_split_says_what_it_has(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0, 1, 2], "label 2 in row 2 .* allowed: 0 … 1"),
+        ([0, 1, 2], "label 2 in row 2 of test .* allowed: 0 … 1"),
         ([0, None, 1], "label nan in row 1 .* allowed: 0 … 1"),
         ([1, 0.5], "label 0.5 in row 1 .* allowed: 0 … 1"),
         (["yes", None], "label (None|nan) in row 1 .* allowed: no, yes"),
@@ -319,7 +319,7 @@ def test_a_folder_without_a_training_split_says_what_it_has(tmp_path: Path) -> N
 def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: str) -> None:
     table = pd.DataFrame({"label": values})
     with pytest.raises(UserError, match=message):
-        data.check_labels(table, "classification", ["no", "yes"], "label")
+        data.check_labels(table, "classification", ["no", "yes"], "label", "test")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The plan: every mistake refused in one line that names it, and who depends on what."""
 
 import copy
+import json
 import math
 import os
 import shutil
@@ -332,7 +333,7 @@ def test_one_class_is_too_few() -> None:
 def test_a_missing_label_is_refused_and_its_row_named(labels: list) -> None:
     own_data({"train.csv": pd.DataFrame({"text": list("abcd"), "label": labels})})
     message = refusal(dataset="local:own-data")
-    assert "row 1 does not fit" in message
+    assert "row 1 of train does not fit" in message
 
 
 def test_a_class_that_training_never_showed_is_refused() -> None:
@@ -428,12 +429,20 @@ def test_a_plan_file_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
 TEN_PERCENT = {"weak_seeds": [0, 1, 2, 3, 4]}
 
 
+CLASSES_OF = {
+    **{"reviews-sentiment": 2, "reviews-rating": 0},
+    **{"cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "qnli": 2, "rte": 2, "wnli": 2, "mnli": 3},
+    **{"stsb": 0, "mnist-sample": 10, "mnist": 10, "cifar10": 10, "cifar100": 100},
+    **{"svhn": 10, "gtsrb": 43, "stanford_cars": 196},
+}
+
+
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_known_dataset_is_planned(name: str) -> None:
     model = "clip-vit-b32" if DATASETS[name].image else "minilm"
     data = plan(dataset=name, model=model, **TEN_PERCENT)["data"]
     assert data["name"] == name
-    assert (len(data["labels"]) == 0) == (data["kind"] == "regression")
+    assert len(data["labels"]) == CLASSES_OF[name]
 
 
 @pytest.mark.parametrize(
@@ -700,6 +709,7 @@ def test_a_mistake_about_images_is_refused_by_name(
         ("classes: [a, b]\ntemplates: ['a photo']", ["'a photo' must have {} just once"]),
         ("classes: [a, b]\ntemplates: ['{} {}']", ["'{} {}' must have {} just once"]),
         ("classes: [a, b]\ntemplates: ['{name}']", ["'{name}' must have {} just once"]),
+        ("classes: [a, b]\ntemplates: ['{}}']", ["'{}}' must have {} just once"]),
     ],
 )
 def test_damaged_prompts_are_refused(text: str, words: list[str]) -> None:
@@ -752,6 +762,36 @@ def test_a_local_clip_is_known_by_its_files(tiny_clip: Path, tiny_bert: Path) ->
     shutil.copy(tiny_clip / "open_clip_config.json", "mine")
     message = refusal(model="local:mine", dataset="mnist-sample")
     assert "model: mine has no .safetensors weights" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_cfg": None}, "must have model_cfg"),
+        ({"preprocess_cfg": []}, "must have model_cfg"),
+        ({"preprocess_cfg": {"size": [32, 48]}}, "takes images of 32 × 48; allowed: squares"),
+    ],
+)
+def test_a_local_clip_that_cannot_be_used_is_refused(
+    tiny_clip: Path, change: dict, words: str
+) -> None:
+    shutil.copytree(tiny_clip, "mine")
+    config = json.loads(Path("mine/open_clip_config.json").read_text())
+    Path("mine/open_clip_config.json").write_text(json.dumps({**config, **change}))
+    assert words in refusal(model="local:mine", dataset="mnist-sample")
+
+
+def test_own_images_with_numbers_for_classes_want_names() -> None:
+    picture_folders("train")
+    files = [path for path in sorted(Path("own-data/train").glob("*/*.png"))]
+    Path("numbered").mkdir()
+    table = pd.DataFrame({"img": [p.read_bytes() for p in files], "label": [0] * 6 + [1] * 6})
+    table.to_parquet("numbered/train.parquet")
+    numbered = {"model": "clip-vit-b32", "dataset": "local:numbered"}
+    assert "data.prompts: column 'label' holds numbers" in refusal(**numbered)
+    Path("prompts.yaml").write_text("classes: [cat, dog]\ntemplates: ['a photo of a {}.']\n")
+    named = plan(**numbered, data__prompts="prompts.yaml")
+    assert named["data"]["labels"] == ["cat", "dog"]
 
 
 def test_changed_images_change_the_plan() -> None:

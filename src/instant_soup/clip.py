@@ -115,7 +115,7 @@ def load_pretrained(settings: dict) -> tuple[Any, dict, Any]:
             weights_only=True,
         )
         tokenizer = package.get_tokenizer(where)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         first = " ".join(str(error).split())[:300]
         name = where if tag is None else f"{where}/{tag}"
         raise UserError(f"model: {name} cannot be loaded by open_clip: {first}") from None
@@ -131,6 +131,8 @@ def prepare_base(settings: dict, folder: Path) -> Weights:
     """
     model, config, tokenizer = load_pretrained(settings)
     side(config)
+    if _positions(model.visual) is None:
+        raise UserError("model: its image tower has no position embeddings; allowed: transformers")
     write_json(folder / CONFIG, config)
     weights = {name: w.contiguous() for name, w in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -161,6 +163,11 @@ def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torc
     vectors = package.build_zero_shot_classifier(
         model, tokenizer, classes, templates, use_tqdm=progress
     )
+    if len(torch.unique(vectors, dim=1).T) < len(classes):
+        raise UserError(
+            f"data.prompts: the text tower reads {model.context_length} tokens, and some classes "
+            "are the same to it: shorten their names or the templates"
+        )
     return (vectors.T * model.logit_scale.exp()).detach().contiguous()
 
 
@@ -195,7 +202,10 @@ def classifier(base: Path, weights: Weights, settings: dict) -> ImageClassifier:
     model_config, preprocess = config["model_cfg"], config["preprocess_cfg"]
     package = open_clip(needs_optional({"vision_cfg": model_config["vision_cfg"]}))
     vision = package.CLIPVisionCfg(**{**model_config["vision_cfg"], "timm_model_pretrained": False})
-    with torch.device("meta"):  # no time goes into random weights that are replaced at once
+    # No time goes into random weights that are replaced at once; but timm's towers also have
+    # buffers that no checkpoint holds.
+    timm = bool(model_config["vision_cfg"].get("timm_model_name"))
+    with contextlib.nullcontext() if timm else torch.device("meta"):
         visual = package.model._build_vision_tower(
             model_config["embed_dim"], vision, model_config.get("quick_gelu", False)
         )
@@ -206,6 +216,11 @@ def classifier(base: Path, weights: Weights, settings: dict) -> ImageClassifier:
     return model
 
 
+def _positions(visual: nn.Module) -> torch.Tensor | None:
+    named = visual.named_parameters()
+    return next((p for n, p in named if n.endswith(("positional_embedding", "pos_embed"))), None)
+
+
 def forward_flops(
     model: ImageClassifier, prunable_weights: int, batch: dict[str, torch.Tensor]
 ) -> tuple[float, float]:
@@ -214,8 +229,8 @@ def forward_flops(
     As in bert.forward_flops, with patch embedding, projection and head among the others.
     """
     images = len(batch["images"])
-    named = model.visual.named_parameters()
-    positions = next(p for n, p in named if n.endswith(("positional_embedding", "pos_embed")))
+    positions = _positions(model.visual)
+    assert positions is not None  # prepare_base saw to it
     tokens, width = positions.shape[-2:]
     patches = next(m for m in model.visual.modules() if isinstance(m, nn.Conv2d))
     layers = len({tuple(name.split(".")[:3]) for name in prunable(model.visual)})

@@ -93,12 +93,24 @@ def read_reviews(kind: str) -> "pd.DataFrame":
     return table.reset_index(drop=True)
 
 
-def check_class_count(names: list[str], labels: list[str]) -> None:
-    """UserError unless the data's own class names are as many as the task's."""
+def check_class_names(names: list[str], labels: list[str]) -> None:
+    """UserError unless the data's own class names are as many as the task's, in their order.
+
+    They may be spelt otherwise, as the hub's "maple_tree" for "maple tree" in a prompt.
+    """
     if len(names) != len(labels):
         raise UserError(
             f"dataset: the data has {len(names)} classes ({', '.join(names[:3])}, …), but "
             f"{len(labels)} are named ({', '.join(labels[:3])}, …); allowed: as many"
+        )
+    theirs, ours = ([n.lower().replace("_", " ") for n in own] for own in (names, labels))
+    if sorted(theirs) == sorted(ours) and theirs != ours:
+        number = next(
+            i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len(set(pair)) == 2
+        )
+        raise UserError(
+            f"dataset: class {number} is {names[number]!r} in the data, but {labels[number]!r} in "
+            "the task; allowed: the task's order"
         )
 
 
@@ -123,7 +135,7 @@ def read_hub(settings: dict) -> list["pd.DataFrame"]:
     for split in splits:
         names = getattr(split.features.get(settings["label"]), "names", None)
         if names:
-            check_class_count(names, settings["labels"])
+            check_class_names(names, settings["labels"])
     return [split.to_pandas() for split in splits]
 
 
@@ -213,8 +225,10 @@ def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dic
     return {"text": text, "kind": "classification", "labels": [str(n) for n in names]}
 
 
-def check_labels(table: "pd.DataFrame", kind: str, labels: list[str], label: str) -> None:
-    """UserError, naming the first bad row, unless the label column fits the task."""
+def check_labels(
+    table: "pd.DataFrame", kind: str, labels: list[str], label: str, split: str
+) -> None:
+    """UserError, naming the first bad row of the split, unless the label column fits the task."""
     import pandas as pd
 
     if label not in table.columns:
@@ -232,15 +246,15 @@ def check_labels(table: "pd.DataFrame", kind: str, labels: list[str], label: str
     if bad.any():
         row = int(np.flatnonzero(bad.to_numpy())[0])
         raise UserError(
-            f"dataset: label {values.tolist()[row]!r} in row {row} does not fit the task "
-            f"({kind}; allowed: {allowed})"
+            f"dataset: label {values.tolist()[row]!r} in row {row} of {split} does not fit the "
+            f"task ({kind}; allowed: {allowed})"
         )
 
 
-def label_numbers(table: "pd.DataFrame", settings: dict) -> "pd.Series":
+def label_numbers(table: "pd.DataFrame", settings: dict, split: str) -> "pd.Series":
     """The label column as class numbers or floats; checked."""
     kind, labels, label = settings["kind"], settings["labels"], settings["label"]
-    check_labels(table, kind, labels, label)
+    check_labels(table, kind, labels, label, split)
     values = table[label]
     if kind == "regression":
         return values.astype("float32")
@@ -249,13 +263,13 @@ def label_numbers(table: "pd.DataFrame", settings: dict) -> "pd.Series":
     return values.astype(str).map({n: i for i, n in enumerate(labels)})
 
 
-def normalise(table: "pd.DataFrame", settings: dict) -> "pd.DataFrame":
+def normalise(table: "pd.DataFrame", settings: dict, split: str) -> "pd.DataFrame":
     """The task's text columns and `label` as class numbers or floats; checked."""
     missing = [c for c in settings["text"] if c not in table.columns]
     if missing:
         raise UserError(f"data.text: no column {missing[0]!r}; the data has {list(table.columns)}")
     clean = table[settings["text"]].fillna("").astype(str)
-    clean["label"] = label_numbers(table, settings)
+    clean["label"] = label_numbers(table, settings, split)
     return clean.reset_index(drop=True)
 
 
@@ -268,7 +282,8 @@ def read_texts(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
         train, test = read_hub(settings)
     else:
         train, test = read_local(Path(settings["path"]), settings["test"])
-    return normalise(train, settings), None if test is None else normalise(test, settings)
+    train = normalise(train, settings, "train")
+    return train, None if test is None else normalise(test, settings, "test")
 
 
 def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -315,6 +330,8 @@ def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
         raise UserError(f"dataset: too few rows: the {empty[0]} split would be empty")
     if settings.get("image"):
         splits = {name: images.load_files(table) for name, table in splits.items()}
+        for name, table in splits.items():
+            images.check_readable(table, name)
     return splits
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def encode_images(base: Path, table: "pd.DataFrame", split: str) -> Images:
     """A split's images (`img`, encoded) at the model's size, as uint8."""
     side = clip.side(read_json(base / clip.CONFIG))
-    return Images(decode(table["img"], side, split), torch.tensor(table["label"].to_numpy()))
+    pixels = decode(table["img"].tolist(), side, table["place"], split)
+    return Images(pixels, torch.tensor(table["label"].to_numpy()))
 
 
 def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length: int) -> Texts:

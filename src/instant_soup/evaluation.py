@@ -105,6 +105,7 @@ def _data_section(
     section: dict[str, Any] = {"label": label}
     if images:
         section["image"] = columns[0] if columns else None
+        section["classes"] = ticket["classes"]
     else:
         section["text"] = columns
         section["kind"] = "regression" if local and ticket["kind"] == "regression" else None

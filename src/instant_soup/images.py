@@ -8,7 +8,7 @@ import importlib.util
 import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,20 +155,19 @@ def check_column(schema: Any, column: str, key: str) -> None:
 
 
 def guess_classes(paths: list[Path], label: str) -> list[str]:
-    """Class names from the labels alone: the distinct texts, or the numbers 0 … n − 1."""
+    """Class names from the labels alone, the distinct texts; UserError where they are numbers."""
     table = data.read_files(paths, [label])
     facts = data.guess_task(table, [], label)
     if facts["kind"] != "classification":
         raise UserError(
             f"data.label: column {label!r} holds floats or gaps; allowed: class numbers or names"
         )
-    names = facts["labels"]
-    if table[label].dtype.kind in "iu" and names != [str(n) for n in range(len(names))]:
+    if table[label].dtype.kind in "iu":
         raise UserError(
-            f"data.label: the numbers in column {label!r} are {', '.join(names[:3])}, …, not 0 … "
-            f"{len(names) - 1}: name the classes of all numbers in data.prompts"
+            f"data.prompts: column {label!r} holds numbers, and nothing names their classes: put "
+            "the names, from that of 0 on, into a file with classes and templates"
         )
-    return names
+    return facts["labels"]
 
 
 def describe_local(
@@ -228,14 +227,14 @@ def check_local(folder: Path, settings: dict) -> None:
                 check_column(schema, image, "image")
                 check_column(schema, label, "label")
                 if names := known_classes(schema, label):
-                    data.check_class_count(names, settings["labels"])
+                    data.check_class_names(names, settings["labels"])
                 table = data.read_files([path], [label])
             if not len(table):
                 raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
-            data.check_labels(table, settings["kind"], settings["labels"], label)
+            data.check_labels(table, settings["kind"], settings["labels"], label, split)
             cell = table[image][0] if path.is_dir() else first_image(path, image)
-            where = f"row 0 of {split}"
-            to_rgb(load(encoded(cell, path.parent, where)), where)
+            image_file = encoded(cell, path.parent, f"row 0 of {split}")
+            to_rgb(load(image_file), place(image_file, 0, split))
 
 
 # Tables
@@ -258,6 +257,11 @@ def encoded(cell: Any, folder: Path, where: str) -> bytes | Path:
             "its path, or {bytes, path}"
         )
     return value
+
+
+def place(image: bytes | Path, row: int, split: str) -> str:
+    """What to call an image in an error: its row among those that came, and its file."""
+    return f"row {row} of {split}" + (f" ({image})" if isinstance(image, Path) else "")
 
 
 def load(image: bytes | Path) -> bytes:
@@ -283,15 +287,19 @@ def read_rows(paths: list[Path], settings: dict) -> "pd.DataFrame":
 
 
 def normalise(table: "pd.DataFrame", settings: dict, folder: Path, split: str) -> "pd.DataFrame":
-    """`img`, the encoded bytes or the path of a file, and `label`, the class number; checked."""
+    """`img`, the encoded bytes or the path of a file, `label`, the class number, and `place`.
+
+    Columns and labels are checked, the images are not (`check_readable`).
+    """
     import pandas as pd
 
     column = settings["image"]
     if column not in table.columns:
         raise UserError(f"data.image: no column {column!r}; the data has {list(table.columns)}")
-    labels = data.label_numbers(table, settings)
+    labels = data.label_numbers(table, settings, split)
     images = [encoded(c, folder, f"row {row} of {split}") for row, c in enumerate(table[column])]
-    return pd.DataFrame({"img": images, "label": labels.to_numpy()})
+    places = [place(image, row, split) for row, image in enumerate(images)]
+    return pd.DataFrame({"img": images, "label": labels.to_numpy(), "place": places})
 
 
 def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
@@ -300,7 +308,8 @@ def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
     Images in files of their own stay there (`load_files`), since not all rows may be wanted.
     """
     if settings["source"] == "packaged":
-        return read_mnist_sample(), None
+        table = read_mnist_sample()
+        return table.assign(place=[f"row {row} of the digits" for row in range(len(table))]), None
     folder, test = Path(settings.get("path") or ""), None
     if settings["source"] == "hub":
         train, test = data.read_hub(settings)
@@ -335,6 +344,31 @@ def to_rgb(content: bytes, where: str) -> Image.Image:
     return image.convert("RGB")
 
 
+def check_readable(table: "pd.DataFrame", split: str) -> None:
+    """UserError, naming its place, if an image (bytes, as of `load_files`) cannot be decoded."""
+    _for_each(table["img"], table["place"], f"checking {split}", lambda row, image, where: None)
+
+
+def _for_each(
+    images: Iterable[bytes],
+    places: Iterable[str],
+    label: str,
+    use: Callable[[int, Image.Image, str], None],
+) -> None:
+    """Decode images in threads (Pillow lets others run while it works), and use each."""
+    rows = list(zip(images, places, strict=True))
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+
+    def one(row: int) -> None:
+        content, where = rows[row]
+        use(row, to_rgb(content, where), where)
+
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(one, range(len(rows)))
+        for _ in tqdm(done, label, total=len(rows), unit="image", mininterval=interval):
+            pass
+
+
 def fit(image: Image.Image, side: int, where: str) -> Image.Image:
     """An image resized to `side` pixels at its shorter side, and the square in its middle.
 
@@ -352,24 +386,18 @@ def fit(image: Image.Image, side: int, where: str) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
-def decode(images: Iterable[bytes], side: int, split: str) -> "torch.Tensor":
+def decode(images: Sequence[bytes], side: int, places: Iterable[str], label: str) -> "torch.Tensor":
     """Encoded images as one tensor, rows × 3 × side × side, uint8, in the order given.
 
-    UserError when one cannot be read, naming its row of the split.
+    `places` is what to call them in an error, `label` what to call all on the progress bar.
+    UserError when one cannot be read, naming its place.
     """
     import torch
 
-    images = list(images)
     pixels = np.empty((len(images), 3, side, side), dtype=np.uint8)
 
-    def decode_row(row: int) -> None:
-        where = f"row {row} of {split}"
-        square = fit(to_rgb(images[row], where), side, where)
-        pixels[row] = np.asarray(square).transpose(2, 0, 1)
+    def put(row: int, image: Image.Image, where: str) -> None:
+        pixels[row] = np.asarray(fit(image, side, where)).transpose(2, 0, 1)
 
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it works
-        done = pool.map(decode_row, range(len(images)))
-        for _ in tqdm(done, split, total=len(images), unit="image", mininterval=interval):
-            pass
+    _for_each(images, places, label, put)
     return torch.from_numpy(pixels)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from instant_soup.files import UserError, project_root, read_yaml, sha256
+from instant_soup.files import UserError, project_root, read_json, read_yaml, sha256
 from instant_soup.names import in_block
 from instant_soup.tasks import DATASETS, MODELS
 
@@ -91,6 +91,8 @@ def resolve_model(settings: Settings) -> Settings:
     if not weights:
         raise UserError(f"params.yaml: model: {rest} has no .safetensors weights")
     _check_prunable(rest, weights)
+    if family == "clip":
+        _check_clip_config(rest, folder / "open_clip_config.json")
     located = {"source": "local", "path": str(folder), "digest": digest(folder)}
     # A folder may be called anything, also bert-base: what is local says so in every table.
     return {"name": f"local:{folder.name}", "family": family, **located}
@@ -126,6 +128,21 @@ def _check_prunable(name: str, files: list[Path]) -> None:
     raise UserError(f"params.yaml: model: {name} has nothing prunable (no layers' weight matrices)")
 
 
+def _check_clip_config(name: str, path: Path) -> None:
+    config = read_json(path)
+    try:
+        vision, preprocess = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
+        size = preprocess.get("size", vision.get("image_size"))
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"params.yaml: model: {name}: {path.name} must have model_cfg, with vision_cfg, and "
+            "preprocess_cfg, as open_clip writes it"
+        ) from None
+    if isinstance(size, list) and len(set(size)) > 1:
+        shape = " × ".join(str(length) for length in size)
+        raise UserError(f"params.yaml: model: {name} takes images of {shape}; allowed: squares")
+
+
 def read_prompts(path: Path, key: str) -> Settings:
     """Class names and prompt templates of a YAML file; UserError naming what is wrong in it."""
     prompts = read_yaml(path)
@@ -134,7 +151,9 @@ def read_prompts(path: Path, key: str) -> Settings:
     for name, entries in prompts.items():
         if not is_texts(entries) or len(set(entries)) < len(entries):
             raise UserError(f"params.yaml: {key}: {path}: {name} must be a list of distinct texts")
-    odd = [t for t in prompts["templates"] if t.replace("{}", "", 1).count("{") or "{}" not in t]
+    odd = [
+        t for t in prompts["templates"] if "{}" not in t or set("{}") & set(t.replace("{}", "", 1))
+    ]
     if odd:
         raise UserError(f"params.yaml: {key}: {path}: template {odd[0]!r} must have {{}} just once")
     return prompts
@@ -234,15 +253,13 @@ def _own_images(folder: Path, settings: Settings) -> Settings:
     from instant_soup import images
 
     own, prompts = settings["data"], resolve_prompts(settings, "")
-    found = images.describe_local(
-        folder, "test", own.get("image"), own.get("label"), prompts.get("classes")
-    )
+    classes = prompts.get("classes", own.get("classes"))  # a ticket's, when it is evaluated
+    found = images.describe_local(folder, "test", own.get("image"), own.get("label"), classes)
     _check_readable(settings, found is not None)
     assert found is not None
-    labels = prompts.get("classes", found["labels"])
     templates = prompts.get("templates", ["a photo of a {}."])
     facts = {"text": [], "kind": "classification", "flip": bool(own.get("flip"))}
-    return {**found, **facts, "labels": labels, "templates": templates}
+    return {**found, **facts, "templates": templates}
 
 
 def _check_local_data(folder: Path, facts: Settings) -> None:
@@ -252,8 +269,9 @@ def _check_local_data(folder: Path, facts: Settings) -> None:
     if facts["image"]:
         images.check_local(folder, facts)
     else:
-        for table in data_module.read_local(folder, facts["test"]):
+        splits = zip(data_module.read_local(folder, facts["test"]), ("train", "test"), strict=True)
+        for table, split in splits:
             if table is not None:
-                data_module.normalise(table, facts)
+                data_module.normalise(table, facts, split)
     if facts["kind"] == "classification" and len(facts["labels"]) < 2:
         raise UserError(f"params.yaml: dataset: {folder} has fewer than two classes")
