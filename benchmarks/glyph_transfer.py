@@ -2,7 +2,8 @@
 
 Both have the same architecture, the same frozen head out of the pre-trained text tower, the same
 budget and data order; one starts from the pre-trained image tower, the other from open_clip's own
-random initialisation. Needs the data, base model and start of a pipeline run with clip-glyph;
+random initialisation (pre-training itself starts from one with position embeddings four times as
+large). Needs the data, base model and start of a pipeline run with clip-glyph;
 prints validation accuracy, the test split is not touched.
 
     python benchmarks/glyph_transfer.py --seeds 3

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 
 from instant_soup import api, masks
 from instant_soup.files import UserError
+from instant_soup.torchvision_cpu import declare_missing_operators
 from instant_soup.training import Cost
+
+declare_missing_operators()  # before Trainer is imported
+from transformers import TrainerCallback  # noqa: E402
 
 
 class InstantSoupCallback(TrainerCallback):
