@@ -57,7 +57,7 @@ tables: setup  ## tables, figures and reports/index.html again, from ledger and 
 	python stages/tables.py
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (half an hour)
-	for name in against_reference throughput mask_work startup memory scaling report; do \
+	for name in against_reference throughput features mask_work startup memory scaling precision report; do \
 	  python benchmarks/$$name.py || exit 1; done
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000

@@ -1,0 +1,43 @@
+"""bf16 against fp32 over seeds, out of the ledger (grids/quick.yaml and grids/precision.yaml).
+
+python benchmarks/precision.py
+"""
+
+import pandas as pd
+from common import ROOT, record
+
+from instant_soup.ledger import KEY
+
+FP32 = "training.precision=fp32"
+CELL = [name for name in KEY if name not in ("variant", "seed")]
+
+
+def compare(ledger: pd.DataFrame) -> list[dict]:
+    """Each cell that was run both ways: means and standard deviations in percent, over seeds."""
+    both = ledger[ledger["variant"] == FP32].merge(
+        ledger[(ledger["variant"] == "") & (ledger["precision"] == "bf16")],
+        on=[*CELL, "seed"], suffixes=("_fp32", "_bf16"),
+    )  # fmt: skip
+    rows = []
+    for cell, found in both.groupby(CELL, sort=False):
+        values = {kind: 100 * found[f"value_{kind}"].astype(float) for kind in ("fp32", "bf16")}
+        gap = values["bf16"] - values["fp32"]
+        rows.append({
+            **dict(zip(CELL, cell, strict=True)), "seeds": len(found),
+            **{kind: f"{v.mean():.2f} ± {v.std():.2f}" for kind, v in values.items()},
+            "gap": f"{gap.mean():+.2f} ± {gap.std():.2f}",
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    ledger = pd.read_csv(ROOT / "reports/results.csv", dtype=str, keep_default_na=False)
+    rows = compare(ledger)
+    if rows:
+        record("precision", rows)
+    else:
+        print("no cell was run both ways: run grids/quick.yaml and grids/precision.yaml first")
+
+
+if __name__ == "__main__":
+    main()
