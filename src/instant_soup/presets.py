@@ -11,7 +11,7 @@ Preset = dict[str, dict[str, Any]]
 
 # What all four presets have in common, by section.
 COMMON: Preset = {
-    "training": {"warmup": 0.0, "clip_norm": 1.0, "precision": "auto"},
+    "training": {"warmup": 0.0, "clip_norm": 1.0, "precision": "auto", "processes": 1},
     "isp": {
         "rate_of": "total",
         "subset": 0.1,

@@ -135,6 +135,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "freeze_embeddings": _BOOLEAN,
         "crop": _number(0, 0.5),
         "precision": _one_of("auto", "fp32", "bf16"),
+        "processes": _integer(1),
         "evaluations": _integer(1),
     },
     "isp": {
@@ -232,7 +233,7 @@ MEMBERS = {"networks": ("uniform_soup", "greedy_soup"), "denoisers": ("instant_m
 LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
 LOOK_AHEAD_TRAINING = (
     *("learning_rate", "batch_size", "clip_norm", "dropout"),
-    *("freeze_embeddings", "crop", "flip", "precision", "seed"),
+    *("freeze_embeddings", "crop", "flip", "precision", "processes", "seed"),
 )
 _EXPONENT = re.compile(r"\d+(\.\d*)?[eE][+-]?\d+")
 

@@ -6,6 +6,7 @@ same steps as one uninterrupted run.
 """
 
 import contextlib
+import copy
 import resource
 import sys
 import time
@@ -23,7 +24,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from instant_soup import masks, models
+from instant_soup import data_parallel, masks, models
 from instant_soup.batches import Split, evaluation_batches, training_batches
 from instant_soup.files import UserError, new_folder, read_json, write_json
 from instant_soup.masks import Mask
@@ -210,8 +211,16 @@ def train(
 ) -> State:
     """`take_steps` of a classifier over an encoded split, in the split's one data order.
 
-    `settings` are those of `take_steps`, with batch_size and for images crop and flip.
+    `settings` are those of `take_steps`, with batch_size, for images crop and flip, and processes
+    where several share each batch (data_parallel.py).
     """
+    processes = settings.get("processes", 1)
+    if processes > 1 and data_parallel.size() == 1 and state.step < last:
+        data_parallel.check(processes, settings["batch_size"])
+        others = (model, state, mask, data, settings, last, total)
+        with data_parallel.together(processes, _train_beside, *others):
+            return train(model, state, mask, data, settings, cost,
+                         last=last, total=total, label=label, after_step=after_step)  # fmt: skip
     # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
     if data.labels.device.type == "cpu" and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # type: ignore[operator]
@@ -221,14 +230,39 @@ def train(
         return loss_of(logits_of(model, batch), batch["labels"])
 
     def flops(batch: Batch) -> tuple[float, float]:
-        return models.forward_flops(model, prunable, batch)
+        of_share = models.forward_flops(model, prunable, batch)
+        return of_share[0] * data_parallel.size(), of_share[1] * data_parallel.size()
 
-    batches = training_batches(data, settings, state.step, last)
+    batches: Iterable[tuple[int, Batch]] = training_batches(data, settings, state.step, last)
+    if data_parallel.size() > 1:
+        batches = ((step, data_parallel.share(batch)) for step, batch in batches)
     model.to(data.labels.device)
     return take_steps(
         model, state, mask, batches, loss, flops, settings, cost,
         last=last, total=total, label=label, after_step=after_step,
     )  # fmt: skip
+
+
+def _train_beside(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    data: Split,
+    settings: dict,
+    last: int,
+    total: int | None,
+) -> None:
+    """The same training in another process of data_parallel.py, on a device of its own.
+
+    Model and state come in memory that the first process trains in, so copies are trained.
+    """
+    model, state = copy.deepcopy((model, state))
+    here = type(data)(**{
+        # Lengths stay on the CPU (batches.py).
+        name: values if name == "lengths" else values.to(device())
+        for name, values in vars(data).items()
+    })  # fmt: skip
+    train(model, state, mask, here, settings, Cost(), last=last, total=total, label="beside")
 
 
 def take_steps(
@@ -279,9 +313,13 @@ def take_steps(
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
     for step, batch in tqdm(
-        batches, desc=label, total=last - first, unit="step", mininterval=interval
-    ):
-        torch.manual_seed((settings["seed"] * 1_000_003 + step) % 2**63)  # this step's dropout
+        batches, desc=label, total=last - first, unit="step", mininterval=interval,
+        disable=data_parallel.rank() > 0,
+    ):  # fmt: skip
+        # This step's dropout, of this process's rows.
+        torch.manual_seed(
+            (settings["seed"] * 1_000_003 + step + 7_919 * data_parallel.rank()) % 2**63
+        )
         rate = settings["learning_rate"]
         rate = rate if total is None else learning_rate(step, total, rate, warmup)
         for group in optimizer.param_groups:
@@ -290,6 +328,9 @@ def take_steps(
         with autocast(precision, where), unfused:
             loss = loss_of_batch(batch)
         loss.backward()
+        if data_parallel.size() > 1:
+            loss = loss.detach()
+            data_parallel.average([loss, *(p.grad for p in trainable if p.grad is not None)])
         if sparse:
             # A matrix that this loss does not reach has no gradient.
             pairs = [

@@ -1,0 +1,128 @@
+"""Data-parallel training: several processes, each with its share of every batch.
+
+A stage's process is the first of them; it starts the others for the time of one training. Gradients
+are averaged before anything is done with them, so all processes take the same steps, and whatever
+calls the engine knows nothing of the others (`training.processes` in params.yaml).
+"""
+
+import contextlib
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from instant_soup.files import UserError
+from instant_soup.torchvision_cpu import declare_missing_operators
+
+Batch = dict[str, torch.Tensor]
+START, STEP = timedelta(minutes=1), timedelta(minutes=30)  # how long one waits for the others
+
+
+class _Importable:
+    """Goes to a fresh process before the model does, whose package must then be importable."""
+
+    def __reduce__(self) -> tuple:
+        return declare_missing_operators, ()
+
+
+def size() -> int:
+    """How many processes are training together; 1 outside of `together`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(batch: Batch) -> Batch:
+    """This process's rows of a batch: every `size()`-th one."""
+    return {name: rows[rank() :: size()] for name, rows in batch.items()}
+
+
+def average(tensors: list[torch.Tensor]) -> None:
+    """Replace tensors by their means over the processes, in place and in one exchange."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+
+
+def check(processes: int, batch_size: int) -> None:
+    """UserError unless a batch has equal shares, and each process a GPU where there are any."""
+    if batch_size % processes:
+        raise UserError(
+            f"training.processes: {processes} do not share training.batch_size {batch_size} "
+            "equally; allowed: a divisor of it"
+        )
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise UserError(f"training.processes: {processes}; allowed: at most {gpus}, one per GPU")
+
+
+@contextlib.contextmanager
+def together(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+    """Inside, `processes` − 1 others run `work(*arguments)` and exchange gradients with this one.
+
+    `work` and its arguments go to fresh processes by pickle, tensors by shared memory. When this
+    process leaves, by an error or Ctrl-C too, the others are ended. Ctrl-C is for the first one
+    alone to answer: it stops between steps.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        context = torch.multiprocessing.get_context("spawn")
+        others = [
+            context.Process(
+                target=_other,
+                args=(_Importable(), number, processes, meeting, work, arguments),
+                daemon=True,
+            )
+            for number in range(1, processes)
+        ]
+        for other in others:
+            other.start()
+        try:
+            _await(others, Path(folder))
+            _meet(0, processes, meeting)
+            yield
+            for other in others:
+                other.join()
+        finally:
+            for other in others:
+                other.kill()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _await(others: list[Any], folder: Path) -> None:
+    """Wait until all are loaded; an error of theirs must not leave this one waiting for them."""
+    while len(list(folder.glob("loaded-*"))) < len(others):
+        if any(not other.is_alive() for other in others):
+            raise RuntimeError("a process that was to share the batches ended; see above")
+        time.sleep(0.02)
+
+
+def _meet(number: int, processes: int, meeting: str) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number)
+    kind = "nccl" if torch.cuda.is_available() else "gloo"
+    store = dist.FileStore(meeting, processes)
+    store.set_timeout(START)
+    dist.init_process_group(kind, store=store, rank=number, world_size=processes, timeout=STEP)
+
+
+def _other(
+    _: None, number: int, processes: int, meeting: str, work: Callable[..., Any], arguments: tuple
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Path(meeting).with_name(f"loaded-{number}").touch()
+    _meet(number, processes, meeting)
+    work(*arguments)
+    dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""Several processes that share each batch train as one process does."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bert_settings, new_classifier
+
+from instant_soup import bert, criteria, data_parallel, masks, models, training
+from instant_soup.batches import Texts
+from instant_soup.files import UserError
+from instant_soup.training import Cost, State
+
+pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
+
+SETTINGS: dict[str, Any] = {
+    **{"learning_rate": 5e-3, "weight_decay": 0.1, "batch_size": 8, "clip_norm": 0.5},
+    **{"warmup": 0.0, "seed": 3, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> Texts:
+    """Forty rows of random tokens; the label is in the second one."""
+    draws = torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
+    ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
+    ids[torch.arange(12) >= lengths[:, None]] = 0
+    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
+
+
+def train(base: Path, data: Texts, processes: int, after_step: Any = None, **changes: Any) -> Any:
+    """Twelve steps of a pruned network: losses, state, mask and cost."""
+    state = State({n: w.clone() for n, w in new_classifier(base, 2, 0).state_dict().items()})
+    model = bert.classifier(base, state.weights, bert_settings(2, 0.0))
+    mask = criteria.magnitude({name: w.detach() for name, w in models.prunable(model).items()}, 0.6)
+    state.prune(mask)
+    losses: list[float] = []
+
+    def note(step: int, loss: torch.Tensor, snapshot: Any) -> None:
+        losses.append(float(loss.detach()))
+        if after_step is not None:
+            after_step(step)
+
+    cost, settings = Cost(), {**SETTINGS, "processes": processes, **changes}
+    state = training.train(model, state, mask, data, settings, cost,
+                           last=12, total=12, label="test", after_step=note)  # fmt: skip
+    return losses, state, mask, cost
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_bert: Path, data: Texts) -> Any:
+    return train(tiny_bert, data, 1)
+
+
+def test_two_processes_have_the_losses_and_weights_of_one(
+    tiny_bert: Path, data: Texts, alone: Any
+) -> None:
+    losses, state, mask, cost = train(tiny_bert, data, 2)
+    assert losses == pytest.approx(alone[0], abs=1e-4) and len(set(losses)) == 12
+    for name, weight in alone[1].weights.items():
+        torch.testing.assert_close(state.weights[name], weight, rtol=1e-3, atol=1e-4)
+    assert all(not state.weights[name][~kept].any() for name, kept in mask.items())
+    assert masks.sparsity(mask) == pytest.approx(0.6, abs=1e-4)
+    # A batch's FLOPs, up to the rows' own widths, whoever computes it.
+    assert (cost.steps, cost.flops) == (12, pytest.approx(alone[3].flops))
+    assert data_parallel.size() == 1 and not multiprocessing.active_children()
+
+
+def test_dropout_differs_between_processes(tiny_bert: Path, data: Texts) -> None:
+    """Equal rows under equal dropout would be one row twice."""
+    same = data.subset(torch.zeros(8, dtype=torch.long))
+    state = State(dict(new_classifier(tiny_bert, 2, 0).state_dict()))
+    model = bert.classifier(tiny_bert, state.weights, bert_settings(2, 0.3))
+    full = masks.full(models.prunable(model))
+    seen: list[float] = []
+    settings = {**SETTINGS, "batch_size": 2, "processes": 2}
+    training.train(model, state, full, same, settings, Cost(), last=1, total=None, label="test",
+                   after_step=lambda step, loss, _: seen.append(float(loss.detach())))  # fmt: skip
+    torch.manual_seed(SETTINGS["seed"] * 1_000_003)
+    model = bert.classifier(
+        tiny_bert, dict(new_classifier(tiny_bert, 2, 0).state_dict()), bert_settings(2, 0.3)
+    )
+    first = same.rows(torch.tensor([0]))
+    torch.manual_seed(SETTINGS["seed"] * 1_000_003)
+    own = training.loss_of(training.logits_of(model.train(), first), first["labels"])
+    assert seen[0] != pytest.approx(float(own.detach()), abs=1e-6)
+
+
+def test_a_stop_between_steps_ends_the_others_too(tiny_bert: Path, data: Texts) -> None:
+    def stop(step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_bert, data, 2, after_step=stop)
+    for child in multiprocessing.active_children():
+        child.join(10)
+    assert not multiprocessing.active_children() and data_parallel.size() == 1
+
+
+def test_batches_that_cannot_be_shared_are_refused(tiny_bert: Path, data: Texts) -> None:
+    with pytest.raises(UserError, match=r"3 do not share training.batch_size 8"):
+        train(tiny_bert, data, 3)
