@@ -50,14 +50,15 @@ test: setup  ## set up and run linters, type checks and tests
 	mypy
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-smoke: setup  ## the real pipeline on a handful of real data, in a temporary copy
+smoke: setup  ## the real pipeline and the tutorial on a handful of real data, in temporary copies
 	bash tests/smoke.sh
+	bash tests/tutorial.sh
 
 tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 
-bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (half an hour)
-	for name in against_reference throughput features mask_work startup memory scaling precision report; do \
+bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (forty minutes)
+	for name in against_reference throughput features mask_work startup memory scaling inference precision report; do \
 	  python benchmarks/$$name.py || exit 1; done
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000

@@ -80,6 +80,14 @@ def memory(rows: list[dict[str, Any]]) -> str:
     return table(wide.reset_index().to_dict("records"), columns)
 
 
+def inference(rows: list[dict[str, Any]]) -> str:
+    """A classifier's forward pass in sparse layouts beside the dense one."""
+    return table(rows, {
+        "layout": "weights", "sparsity": "sparsity", "batch_size": "batch", "milliseconds": "ms",
+        "dense_milliseconds": "dense (ms)", "mib": "MiB", "ratio": "times as fast, or as small",
+    })  # fmt: skip
+
+
 def precision(rows: list[dict[str, Any]]) -> str:
     """Test metric in bf16 and in fp32."""
     return table(rows, {
@@ -118,6 +126,11 @@ SECTIONS = {
     "Start-up": (startup, ""),
     "Memory": (memory, "Peak resident memory of a stage's process, batches of Table 1."),
     "Scaling": (scaling, ""),
+    "Inference": (
+        inference,
+        "The packaged BERT's classifier on texts of 32 tokens, fp32; the file is that of the "
+        "pruned matrices in bf16, beside their dense size.",
+    ),
     "Accuracy guard": (
         precision,
         "Test metric, mean ± sample standard deviation over seeds: the quick grid's runs in bf16 "
