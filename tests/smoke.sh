@@ -1,13 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline with the real packaged model and data, on few rows, in a clone of its own.
-set -euo pipefail
-unset "${!DVC_@}" "${!MLFLOW_@}"
-export MLFLOW_DISABLE_TELEMETRY=true
-root=$(git rev-parse --show-toplevel)
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-git clone --quiet "$root" "$copy/instant-soup"
-cd "$copy/instant-soup"
+source "$(dirname "$0")/clone.sh"
 
 dvc exp run -S sparsity=0.4 -S training.epochs=1 -S data.train_rows=480 -S data.validation_rows=100 \
   -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2 -S 'exports=[isp]'

@@ -1,14 +1,6 @@
 #!/usr/bin/env bash
 # docs/tutorial.md as a newcomer would follow it, in a clone of its own, with smaller budgets.
-set -euo pipefail
-unset "${!DVC_@}" "${!MLFLOW_@}"
-export MLFLOW_DISABLE_TELEMETRY=true
-root=$(git rev-parse --show-toplevel)
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-git clone --quiet "$root" "$copy/instant-soup"
-cd "$copy/instant-soup"
-export PYTHONPATH="$PWD/src"
+source "$(dirname "$0")/clone.sh"
 
 # All blocks marked bash but the first, which sets the environment up.
 python - > tutorial.sh <<'PY'
