@@ -10,6 +10,7 @@ from instant_soup import (
     ablations,
     essential_sparsity,
     figures,
+    head_to_head,
     ledger,
     page,
     paper_tables,
@@ -35,6 +36,7 @@ def main() -> None:
         runs = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
         written = tables.write_tables(REPORTS / "tables", runs)
         written += paper_tables.write_tables(REPORTS / "tables", runs)
+        written += head_to_head.write_tables(REPORTS / "tables", runs)
         written += ablations.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)

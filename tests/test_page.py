@@ -42,7 +42,8 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
     text = write(tmp_path / "a", pictures, *RUNS)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == [
-        "Results", "Accuracy against sparsity and cost", "Table 2, measured here",
+        "Results", "Accuracy against sparsity and cost", "ISP against the others",
+            "Table 2, measured here",
         "Table 2 of the paper: CLIP ViT-B/32", "Table 3, measured here",
         "Table 3 of the paper: BERT-base", "Ablations", "Essential sparsity", "Cost",
         "The latest run",

@@ -9,7 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from instant_soup import ablations, essential_sparsity, figures, paper_tables, tables
+from instant_soup import (
+    ablations,
+    essential_sparsity,
+    figures,
+    head_to_head,
+    paper_tables,
+    tables,
+)
 from instant_soup.files import new_file
 from instant_soup.layout import html
 from instant_soup.tables import heading, percent
@@ -38,6 +45,7 @@ def write_page(
         (chapter.title, html(chapter))
         for chapter in (
             tables.results_chapter(ledger),
+            head_to_head.chapter(ledger),
             *paper_tables.chapters_of(ledger),
             ablations.chapter(ledger),
             essential_sparsity.chapter(ledger),
