@@ -24,9 +24,9 @@ from instant_soup.tables import (
 
 TEXT = (
     "ISP's test metric minus each other method's at the same sparsity (or minus the dense "
-    "network's), mean ± sample standard deviation of the differences over common seeds. ▲ and ▼: ISP "
-    "is better and worse, p < 0.05 in a two-sided paired t-test, not corrected for the number of "
-    "tests. FLOPs: ISP's training FLOPs ÷ theirs, search included. –: not measured."
+    "network's), mean ± sample standard deviation of the differences over common seeds. ▲ and ▼: "
+    "ISP is better and worse, p < 0.05 in a two-sided paired t-test, not corrected for the number "
+    "of tests. FLOPs: ISP's training FLOPs ÷ theirs, search included. –: not measured."
 )
 
 
