@@ -226,6 +226,23 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": str(source)}, check=True)
 
 
+@pytest.mark.parametrize("kind", ["Roberta", "DistilBert"])
+def test_other_text_encoders_are_pruned_in_their_blocks(kind: str) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "num_hidden_layers": 2, "num_attention_heads": 2}
+    widths = {"Roberta": {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 20},
+              "DistilBert": {"dim": 32, "hidden_dim": 64, "max_position_embeddings": 16}}  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**sizes, **widths[kind], num_labels=2)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    ids = torch.randint(5, 20, (8, 12), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": ids, "labels": (ids[:, 1] > 12).long()}]
+    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **SETTINGS)
+    assert len(pruned.mask) == 2 * 6 and all(".layer." in name for name in pruned.mask)
+    assert zeros(model, pruned.mask)
+
+
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
 def test_vision_transformers_are_pruned_in_their_blocks(kind: str) -> None:
     torch.manual_seed(0)
