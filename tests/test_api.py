@@ -232,8 +232,11 @@ def test_other_text_encoders_are_pruned_in_their_blocks(kind: str) -> None:
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "num_hidden_layers": 2, "num_attention_heads": 2}
-    widths = {"Roberta": {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 20},
-              "DistilBert": {"dim": 32, "hidden_dim": 64, "max_position_embeddings": 16}}  # fmt: skip
+    sizes |= {"max_position_embeddings": 20}
+    widths = {
+        "Roberta": {"hidden_size": 32, "intermediate_size": 64},
+        "DistilBert": {"dim": 32, "hidden_dim": 64},
+    }
     config = getattr(transformers, f"{kind}Config")(**sizes, **widths[kind], num_labels=2)
     model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
     ids = torch.randint(5, 20, (8, 12), generator=torch.Generator().manual_seed(0))
