@@ -69,24 +69,31 @@ def test_two_processes_have_the_losses_and_weights_of_one(
     assert data_parallel.size() == 1 and not multiprocessing.active_children()
 
 
-def test_dropout_differs_between_processes(tiny_bert: Path, data: Texts) -> None:
-    """Equal rows under equal dropout would be one row twice."""
-    same = data.subset(torch.zeros(8, dtype=torch.long))
-    state = State(dict(new_classifier(tiny_bert, 2, 0).state_dict()))
-    model = bert.classifier(tiny_bert, state.weights, bert_settings(2, 0.3))
+def test_each_process_draws_dropout_for_its_own_rows(tiny_bert: Path, data: Texts) -> None:
+    """The loss is the mean of what one process would have under either process's seed."""
+    twice = data.subset(torch.zeros(2, dtype=torch.long))
+
+    def classifier() -> Any:
+        weights = dict(new_classifier(tiny_bert, 2, 0).state_dict())
+        model = bert.classifier(tiny_bert, weights, bert_settings(2, 0.3))
+        model.set_attn_implementation("eager")
+        return model.train(), State(weights)
+
+    model, state = classifier()
     full = masks.full(models.prunable(model))
     seen: list[float] = []
     settings = {**SETTINGS, "batch_size": 2, "processes": 2}
-    training.train(model, state, full, same, settings, Cost(), last=1, total=None, label="test",
+    training.train(model, state, full, twice, settings, Cost(), last=1, total=None, label="test",
                    after_step=lambda step, loss, _: seen.append(float(loss.detach())))  # fmt: skip
-    torch.manual_seed(SETTINGS["seed"] * 1_000_003)
-    model = bert.classifier(
-        tiny_bert, dict(new_classifier(tiny_bert, 2, 0).state_dict()), bert_settings(2, 0.3)
-    )
-    first = same.rows(torch.tensor([0]))
-    torch.manual_seed(SETTINGS["seed"] * 1_000_003)
-    own = training.loss_of(training.logits_of(model.train(), first), first["labels"])
-    assert seen[0] != pytest.approx(float(own.detach()), abs=1e-6)
+    expected = []
+    for number in (0, 1):
+        model, _ = classifier()
+        row = twice.rows(torch.tensor([0]))
+        torch.manual_seed(SETTINGS["seed"] * 1_000_003 + 7_919 * number)
+        loss = training.loss_of(training.logits_of(model, row), row["labels"])
+        expected.append(float(loss.detach()))
+    assert abs(expected[0] - expected[1]) > 1e-3
+    assert seen == [pytest.approx(sum(expected) / 2, abs=1e-6)]
 
 
 def test_a_stop_between_steps_ends_the_others_too(tiny_bert: Path, data: Texts) -> None:
@@ -101,6 +108,16 @@ def test_a_stop_between_steps_ends_the_others_too(tiny_bert: Path, data: Texts) 
     assert not multiprocessing.active_children() and data_parallel.size() == 1
 
 
-def test_batches_that_cannot_be_shared_are_refused(tiny_bert: Path, data: Texts) -> None:
-    with pytest.raises(UserError, match=r"3 do not share training.batch_size 8"):
-        train(tiny_bert, data, 3)
+@pytest.mark.parametrize("changes", [{"processes": 3}, {"processes": 2, "batch_size": 64}])
+def test_batches_that_cannot_be_shared_are_refused(
+    tiny_bert: Path, data: Texts, changes: dict
+) -> None:
+    with pytest.raises(UserError, match=r"do not share batches of (8|40) equally"):
+        train(tiny_bert, data, **changes)
+
+
+def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    data_parallel.check(2, 8, 40, "cpu")
+    with pytest.raises(UserError, match=r"processes: 2; allowed: at most 1, one per GPU"):
+        data_parallel.check(2, 8, 40, "cuda")

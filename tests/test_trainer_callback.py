@@ -47,14 +47,19 @@ class Stop(TrainerCallback):
         return control
 
 
-def trainer(folder: Path, model: nn.Module, *callbacks: TrainerCallback, **changes: Any) -> Trainer:
+def trainer(
+    folder: Path, model: nn.Module, *callbacks: TrainerCallback, eval_dataset: Any = None
+) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-2,
         weight_decay=0.1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-        **changes,
     )  # fmt: skip
     return Trainer(
-        model=model, args=arguments, train_dataset=Sentences(), callbacks=list(callbacks)
+        model=model,
+        args=arguments,
+        train_dataset=Sentences(),
+        eval_dataset=eval_dataset,
+        callbacks=list(callbacks),
     )
 
 
@@ -147,6 +152,43 @@ def test_own_loss_and_batches_are_what_a_look_ahead_takes(tmp_path: Path, tiny_b
     )
     trainer(tmp_path, new_classifier(tiny_bert, 2, 0), own).train()
     assert asked == ["own"] * 12
+
+
+def test_frozen_matrices_are_pruned_all_the_same(tmp_path: Path, tiny_bert: Path) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layer.0" not in name)
+    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    trainer(tmp_path, model, soup).train()
+    assert zeros(model, soup.mask) and masks.sparsity(soup.mask) == pytest.approx(0.6, abs=1e-4)
+
+
+def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert: Path) -> None:
+    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, Stop(6))
+    with pytest.warns(UserWarning, match="ended early: pruned to 30% of 60%"):
+        run.train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fp16": True}, "fp16: true is not allowed"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
+            "load_best_model_at_end: true is not allowed",
+        ),
+    ],
+)
+def test_what_would_undo_the_pruning_is_refused(
+    tmp_path: Path, tiny_bert: Path, changes: dict, words: str
+) -> None:
+    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, eval_dataset=Sentences())
+    for name, value in changes.items():
+        setattr(run.args, name, value)
+    with pytest.raises(UserError, match=words):
+        run.train()
 
 
 @pytest.mark.parametrize(

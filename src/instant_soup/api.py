@@ -7,7 +7,7 @@ pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,10 @@ def _steps(batches: Iterable, first: int, last: int, seed: int) -> Iterator[tupl
     A loader's shuffle comes from the seed and the step at which a pass begins. Where the length of
     a pass is known, a run that goes on takes up its pass where it was.
     """
-    step = first - first % len(batches) if isinstance(batches, Sized) else first
+    try:
+        step = first - first % len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a length is not known, or a loader cannot tell it
+        step = first
     while step < last:
         began = step
         torch.manual_seed((seed * 1_000_003 + began) % 2**63)

@@ -79,6 +79,12 @@ class Images:
 Split = Texts | Images
 
 
+def to_device(split: Split, where: torch.device) -> Split:
+    """A split with its tensors on a device; lengths stay on the CPU (see Texts)."""
+    parts = vars(split).items()
+    return type(split)(**{n: v if n == "lengths" else v.to(where) for n, v in parts})
+
+
 def augment(images: torch.Tensor, crop: float, flip: bool, draws: torch.Generator) -> torch.Tensor:
     """Random crops and, with `flip`, mirror images of a batch (rows × 3 × side × side).
 

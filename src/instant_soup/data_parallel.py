@@ -8,6 +8,7 @@ calls the engine knows nothing of the others (`training.processes` in params.yam
 import contextlib
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -22,6 +23,7 @@ from instant_soup.torchvision_cpu import declare_missing_operators
 
 Batch = dict[str, torch.Tensor]
 START, STEP = timedelta(minutes=1), timedelta(minutes=30)  # how long one waits for the others
+_here: dict[str, Any] = {"size": 1, "rank": 0, "device": torch.device("cpu")}
 
 
 class _Importable:
@@ -33,12 +35,17 @@ class _Importable:
 
 def size() -> int:
     """How many processes are training together; 1 outside of `together`."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return _here["size"]
 
 
 def rank() -> int:
     """This process's number among them."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return _here["rank"]
+
+
+def own_device() -> torch.device:
+    """Where this one of several processes trains."""
+    return _here["device"]
 
 
 def share(batch: Batch) -> Batch:
@@ -55,25 +62,27 @@ def average(tensors: list[torch.Tensor]) -> None:
     torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
 
-def check(processes: int, batch_size: int) -> None:
-    """UserError unless a batch has equal shares, and each process a GPU where there are any."""
-    if batch_size % processes:
+def check(processes: int, batch_size: int, rows: int, kind: str) -> None:
+    """UserError unless batches have equal shares, and each process a GPU of its own on `cuda`."""
+    if batch_size % processes or rows < batch_size:
         raise UserError(
-            f"training.processes: {processes} do not share training.batch_size {batch_size} "
-            "equally; allowed: a divisor of it"
+            f"training.processes: {processes} do not share batches of {min(rows, batch_size)} "
+            "equally; allowed: a divisor of training.batch_size, and at least so many rows"
         )
-    gpus = torch.cuda.device_count()
-    if 0 < gpus < processes:
+    if kind == "cuda" and processes > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
         raise UserError(f"training.processes: {processes}; allowed: at most {gpus}, one per GPU")
 
 
 @contextlib.contextmanager
-def together(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+def together(
+    processes: int, kind: str, work: Callable[..., Any], *arguments: Any
+) -> Iterator[None]:
     """Inside, `processes` − 1 others run `work(*arguments)` and exchange gradients with this one.
 
-    `work` and its arguments go to fresh processes by pickle, tensors by shared memory. When this
-    process leaves, by an error or Ctrl-C too, the others are ended. Ctrl-C is for the first one
-    alone to answer: it stops between steps.
+    `kind` of device: cpu or cuda. `work` and its arguments go to fresh processes by pickle, their
+    tensors by shared memory. When this process leaves, by an error or Ctrl-C too, the others are
+    ended. Ctrl-C is for the first one alone to answer: it stops between steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
@@ -81,24 +90,39 @@ def together(processes: int, work: Callable[..., Any], *arguments: Any) -> Itera
         others = [
             context.Process(
                 target=_other,
-                args=(_Importable(), number, processes, meeting, work, arguments),
+                args=(_Importable(), number, processes, kind, meeting, work, arguments),
                 daemon=True,
             )
             for number in range(1, processes)
         ]
-        for other in others:
-            other.start()
         try:
+            with _deaf_to_ctrl_c():  # which is inherited
+                for other in others:
+                    other.start()
             _await(others, Path(folder))
-            _meet(0, processes, meeting)
+            _meet(0, processes, kind, meeting)
             yield
+            _part()
             for other in others:
-                other.join()
+                other.join(START.total_seconds())
         finally:
             for other in others:
-                other.kill()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+                if other.pid is not None:
+                    other.kill()
+            if size() > 1:
+                _part()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _await(others: list[Any], folder: Path) -> None:
@@ -109,20 +133,33 @@ def _await(others: list[Any], folder: Path) -> None:
         time.sleep(0.02)
 
 
-def _meet(number: int, processes: int, meeting: str) -> None:
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number)
-    kind = "nccl" if torch.cuda.is_available() else "gloo"
+def _meet(number: int, processes: int, kind: str, meeting: str) -> None:
+    where = torch.device("cpu")
+    if kind == "cuda":
+        where = torch.device("cuda", number)
+        torch.cuda.set_device(where)
     store = dist.FileStore(meeting, processes)
     store.set_timeout(START)
-    dist.init_process_group(kind, store=store, rank=number, world_size=processes, timeout=STEP)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=STEP)
+    _here.update(size=processes, rank=number, device=where)
+
+
+def _part() -> None:
+    _here.update(size=1, rank=0)
+    dist.destroy_process_group()
 
 
 def _other(
-    _: None, number: int, processes: int, meeting: str, work: Callable[..., Any], arguments: tuple
+    _: None,
+    number: int,
+    processes: int,
+    kind: str,
+    meeting: str,
+    work: Callable[..., Any],
+    arguments: tuple,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Path(meeting).with_name(f"loaded-{number}").touch()
-    _meet(number, processes, meeting)
+    _meet(number, processes, kind, meeting)
     work(*arguments)
-    dist.destroy_process_group()
+    _part()

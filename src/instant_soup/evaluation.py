@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from instant_soup import bert, clip, encoding, metrics, models, sources, training
+from instant_soup import batches, bert, clip, encoding, metrics, models, sources, training
 from instant_soup.batches import Split
 from instant_soup.data import read_train_and_test
 from instant_soup.export import FORMAT
@@ -40,7 +40,7 @@ def evaluate(
         model = _text_classifier(folder, max(1, len(classes)))
         split = encoding.encode_texts(folder, table, facts["text"], ticket["max_length"])
     where, precision = training.device(), training.resolve_precision(precision)
-    split = type(split)(**{name: values.to(where) for name, values in vars(split).items()})
+    split = batches.to_device(split, where)
     scores = metrics.scores(*training.predict(model.to(where), split, precision))
     described = {"ticket": str(folder), "method": ticket["method"], "dataset": facts["name"]}
     return {**described, "rows": len(split), "precision": precision, "metrics": scores}

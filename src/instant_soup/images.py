@@ -170,6 +170,14 @@ def guess_classes(paths: list[Path], label: str) -> list[str]:
     return facts["labels"]
 
 
+def holds_images(folder: Path, test: str) -> bool:
+    """Whether a local folder has images: folders of files, or parquet with a column of bytes."""
+    train, _ = split_paths(folder, test)
+    if train[0].is_dir():
+        return True
+    return train[0].suffix == ".parquet" and bool(image_columns(read_schema(train[0])))
+
+
 def describe_local(
     folder: Path,
     test: str,
@@ -231,10 +239,11 @@ def check_local(folder: Path, settings: dict) -> None:
                 table = data.read_files([path], [label])
             if not len(table):
                 raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
-            data.check_labels(table, settings["kind"], settings["labels"], label, split)
+            rows_of = split if len(paths) == 1 else path.name
+            data.check_labels(table, settings["kind"], settings["labels"], label, rows_of)
             cell = table[image][0] if path.is_dir() else first_image(path, image)
-            image_file = encoded(cell, path.parent, f"row 0 of {split}")
-            to_rgb(load(image_file), place(image_file, 0, split))
+            image_file = encoded(cell, path.parent, f"row 0 of {rows_of}")
+            to_rgb(load(image_file), place(image_file, 0, rows_of))
 
 
 # Tables

@@ -374,6 +374,12 @@ def check_rows(settings: Settings) -> list[float]:
             f"imp.compression_rate {imp['compression_rate']} takes {len(sparsities)}: add entries "
             f"to id {len(sparsities) - 1}, or raise the rate"
         )
+    training = settings["training"]
+    if training["batch_size"] % training["processes"]:
+        raise UserError(
+            f"params.yaml: training.processes: {training['processes']} do not share "
+            f"training.batch_size {training['batch_size']} equally; allowed: a divisor of it"
+        )
     return sparsities
 
 
@@ -391,8 +397,10 @@ def variant(settings: Settings, method: str) -> str:
     for section in dict.fromkeys(name.partition(".")[0] for name in concerned):
         own = settings[section]
         for key in [key for key in SECTIONS[section] if key in own]:  # in params.yaml's order
-            # `path` says where a dataset lies, not what is in it; its name says that it is local.
-            matters = {section, f"{section}.{key}"} & set(concerned) and key != "path"
+            # These say where a dataset lies and what its columns are called, not what is in it; its
+            # name says that it is local.
+            described = section == "data" and key in ("path", "text", "image", "label")
+            matters = {section, f"{section}.{key}"} & set(concerned) and not described
             if matters and own[key] != preset[section].get(key):
                 value = json.dumps(own[key], separators=(",", ":")).replace('"', "")
                 parts.append(f"{section}.{key}={value}")

@@ -234,7 +234,7 @@ def _own_texts(folder: Path, settings: Settings) -> Settings:
     from instant_soup import images
 
     own = settings["data"]
-    _check_readable(settings, images.describe_local(folder, "test") is not None)
+    _check_readable(settings, images.holds_images(folder, "test"))
     table, _ = data_module.read_local(folder, "test")
     label = own.get("label") or "label"
     facts = data_module.guess_task(table, own.get("text"), label)

@@ -4,6 +4,7 @@ soup = InstantSoupCallback(sparsity=0.8)
 Trainer(model=model, args=arguments, train_dataset=data, callbacks=[soup]).train()
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -63,6 +64,9 @@ class InstantSoupCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Choose the matrices, plan the rounds, and hold what a checkpoint has pruned."""
         model, loader = trainer["model"], trainer["train_dataloader"]
+        if args.load_best_model_at_end or args.fp16:
+            name = "fp16" if args.fp16 else "load_best_model_at_end"
+            raise UserError(f"{name}: true is not allowed beside pruning; allowed: false")
         self.cost = Cost()
         self.rounds = api.plan_rounds(state.max_steps, *self.chosen)
         self.settings |= {
@@ -70,7 +74,11 @@ class InstantSoupCallback(TrainerCallback):
             **{"clip_norm": args.max_grad_norm or float("inf")},
             **{"precision": "bf16" if args.bf16 else "fp32"},
         }
-        self.source = self.batches or DataLoader(
+        if self.batches is None and not hasattr(loader.dataset, "__len__"):
+            raise UserError(
+                "batches: give some for look-aheads: the data has no length to draw from"
+            )
+        self.source = self.batches if self.batches is not None else DataLoader(
             loader.dataset, args.per_device_train_batch_size, shuffle=True,
             collate_fn=loader.collate_fn,
         )  # fmt: skip
@@ -93,8 +101,11 @@ class InstantSoupCallback(TrainerCallback):
         self._prune_when_due(state.global_step, trainer["model"], trainer["optimizer"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Leave the model without hooks."""
+        """Leave the model without hooks; say so where training ended before the last prune."""
         self._release()
+        if self.done < len(self.rounds.ends):
+            reached = f"{masks.sparsity(self.mask):.0%} of {self.rounds.sparsities[-1]:.0%}"
+            warnings.warn(f"training ended early: pruned to {reached}", stacklevel=2)
 
     def _hold(self, model: nn.Module) -> None:
         """Let no gradient reach the pruned weights, clipping included."""
@@ -104,6 +115,7 @@ class InstantSoupCallback(TrainerCallback):
         self.hooks = [
             parameters[name].register_hook(lambda g, name=name: g * self.factors[name])
             for name in self.mask
+            if parameters[name].requires_grad
         ]
 
     def _release(self) -> None:

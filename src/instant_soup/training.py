@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from instant_soup import data_parallel, masks, models
-from instant_soup.batches import Split, evaluation_batches, training_batches
+from instant_soup.batches import Split, evaluation_batches, to_device, training_batches
 from instant_soup.files import UserError, new_folder, read_json, write_json
 from instant_soup.masks import Mask
 from instant_soup.schedules import learning_rate
@@ -216,9 +216,11 @@ def train(
     """
     processes = settings.get("processes", 1)
     if processes > 1 and data_parallel.size() == 1 and state.step < last:
-        data_parallel.check(processes, settings["batch_size"])
-        others = (model, state, mask, data, settings, last, total)
-        with data_parallel.together(processes, _train_beside, *others):
+        kind, cpu = data.labels.device.type, torch.device("cpu")
+        data_parallel.check(processes, settings["batch_size"], len(data), kind)
+        beside = copy.deepcopy(model).cpu() if kind == "cuda" else model
+        others = (beside, state, mask, to_device(data, cpu), settings, last, total)
+        with data_parallel.together(processes, kind, _train_beside, *others):
             return train(model, state, mask, data, settings, cost,
                          last=last, total=total, label=label, after_step=after_step)  # fmt: skip
     # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
@@ -257,11 +259,7 @@ def _train_beside(
     Model and state come in memory that the first process trains in, so copies are trained.
     """
     model, state = copy.deepcopy((model, state))
-    here = type(data)(**{
-        # Lengths stay on the CPU (batches.py).
-        name: values if name == "lengths" else values.to(device())
-        for name, values in vars(data).items()
-    })  # fmt: skip
+    here = to_device(data, data_parallel.own_device())
     train(model, state, mask, here, settings, Cost(), last=last, total=total, label="beside")
 
 
