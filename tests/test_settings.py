@@ -33,7 +33,7 @@ LADDER = [
 ]
 assert LADDER[: len(PARAMS["rounds"])] == PARAMS["rounds"]
 PARAMS["rounds"] = LADDER
-REMOVED = object()
+REMOVED = "this key is taken out"
 
 
 @pytest.fixture(autouse=True)
