@@ -899,3 +899,14 @@ def test_the_last_round_is_adjusted_in_any_case() -> None:
 def test_two_to_four_is_a_pattern() -> None:
     files = plan(baselines=["n_of_m"], sparsity=0.5)
     assert files["ticket_n_of_m"] == {"sparsity": 0.5, "seed": 0, "m": 4}
+
+
+@pytest.mark.parametrize("key", ["baselines", "lottery", "controls", "soups", "exports"])
+def test_a_list_that_is_emptied_again_leaves_the_file_whole(tmp_path: Path, key: str) -> None:
+    """`dvc exp run -S` writes params.yaml back, and breaks a list with a comment behind it."""
+    from dvc.utils.hydra import apply_overrides
+
+    path = shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    for change in (f"{key}=[x]", f"{key}=[]", f"{key}=[x,y]", f"{key}=[]", "sparsity=0.5"):
+        apply_overrides(str(path), [change])
+    assert read_yaml(path) == {**read_yaml(ROOT / "params.yaml"), key: [], "sparsity": 0.5}
