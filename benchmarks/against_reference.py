@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import reference_style
-from common import ROOT, prepare, record, run_stage, step_times
+from common import ROOT, prepare, pruned_start, record, run_stage, step_times
 
-from instant_soup import criteria, main_network
 from instant_soup.files import read_json
 from instant_soup.schedules import round_sparsities
 from instant_soup.settings import check
@@ -29,9 +28,7 @@ from instant_soup.settings import check
 def our_step(settings: dict, precision: str, steps: int) -> float:
     """Mean wall seconds of a step of a pruned network, as the engine counts them."""
     plan = {**settings["training"], "seed": 0, "precision": precision}
-    state, mask = main_network.load_start("models/start")
-    mask = criteria.magnitude({name: state.weights[name] for name in mask}, settings["sparsity"])
-    state.prune(mask)
+    state, mask = pruned_start(settings["sparsity"])
     return statistics.mean(step_times(plan, state, mask, steps))
 
 

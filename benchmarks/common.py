@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from instant_soup import main_network, training
+from instant_soup import criteria, main_network, training
 from instant_soup.batches import load_split
 from instant_soup.files import write_json
 from instant_soup.masks import Mask
@@ -77,6 +77,14 @@ def step_times(plan: dict, state: State, mask: Mask, steps: int) -> list[float]:
         last=WARM_UP + steps, total=None, label=plan["precision"], after_step=after_step,
     )  # fmt: skip
     return [later - earlier for earlier, later in itertools.pairwise(ends[WARM_UP - 1 :])]
+
+
+def pruned_start(sparsity: float) -> tuple[State, Mask]:
+    """The prepared folder's start, pruned by magnitude, and its mask."""
+    state, mask = main_network.load_start("models/start")
+    mask = criteria.magnitude({name: state.weights[name] for name in mask}, sparsity)
+    state.prune(mask)
+    return state, mask
 
 
 def prepare(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import ROOT, prepare, record, step_times
+from common import ROOT, prepare, pruned_start, record, step_times
 
-from instant_soup import batches, criteria, main_network, training
+from instant_soup import batches, main_network, training
 from instant_soup.settings import check
 
 ADAMW, BUILD = torch.optim.AdamW, main_network.build
@@ -91,9 +91,7 @@ def measure(settings: dict[str, Any], changed: Changed, steps: int) -> tuple[flo
     """Mean seconds of a training step, and of all before the first one that counts."""
     around, changes = changed
     plan = {**settings["training"], "seed": 0, **changes}
-    state, mask = main_network.load_start("models/start")
-    mask = criteria.magnitude({name: state.weights[name] for name in mask}, settings["sparsity"])
-    state.prune(mask)
+    state, mask = pruned_start(settings["sparsity"])
     with around:
         started = time.perf_counter()
         times = step_times(plan, state, mask, steps)

@@ -114,6 +114,19 @@ def new_classifier(folder: Path, outputs: int, seed: int) -> Any:
     return auto.AutoModelForSequenceClassification.from_config(config)
 
 
+def random_texts() -> Any:
+    """Forty rows of random tokens, as encoded; the label is in the second token."""
+    import torch
+
+    from instant_soup.batches import Texts
+
+    draws = torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
+    ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
+    ids[torch.arange(12) >= lengths[:, None]] = 0
+    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
+
+
 def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = False) -> dict:
     """What bert.classifier wants to know beside the weights."""
     return {"outputs": outputs, "dropout": dropout, "freeze_embeddings": frozen}

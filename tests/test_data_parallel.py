@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert_settings, new_classifier
+from conftest import bert_settings, new_classifier, random_texts
 
 from instant_soup import bert, criteria, data_parallel, masks, models, training
 from instant_soup.batches import Texts
@@ -23,12 +23,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data() -> Texts:
-    """Forty rows of random tokens; the label is in the second one."""
-    draws = torch.Generator().manual_seed(0)
-    lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
-    ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
-    ids[torch.arange(12) >= lengths[:, None]] = 0
-    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
+    return random_texts()
 
 
 def train(base: Path, data: Texts, processes: int, after_step: Any = None, **changes: Any) -> Any:

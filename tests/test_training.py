@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert_settings, new_classifier
+from conftest import bert_settings, new_classifier, random_texts
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -50,12 +50,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 @pytest.fixture(scope="module")
 def data() -> Texts:
-    """Forty rows of random tokens (five steps an epoch); the label is in the second token."""
-    draws = torch.Generator().manual_seed(0)
-    lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
-    ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
-    ids[torch.arange(12) >= lengths[:, None]] = 0
-    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
+    """Five steps an epoch."""
+    return random_texts()
 
 
 @pytest.fixture
