@@ -1,5 +1,6 @@
 """What the benchmarks share: a prepared project, timing, the machine, and their records."""
 
+import datetime
 import itertools
 import json
 import os
@@ -25,6 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports/benchmarks"
 WARM_UP = 3  # steps
 PREPARE = ("plan", "prepare_data", "prepare_model", "encode_data", "attach_head")
+# What is measured whatever params.yaml says: the quick preset of texts.
+TEXTS = {
+    "model": "minilm", "dataset": "reviews-sentiment", "preset": "quick", "sparsity": 0.7,
+    "seed": 0, "baselines": ["one_shot"], "exports": [],
+}  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -38,9 +44,16 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
 
 
-def record(name: str, rows: list[dict[str, Any]], **about: Any) -> None:
-    """Keep a benchmark's figures in reports/benchmarks/, where report.py finds them."""
-    write_json(RECORDS / f"{name}.json", {"machine": machine(), **about, "rows": rows})
+def record(name: str, rows: list[dict[str, Any]], *, on_gpu: bool = True, **about: Any) -> None:
+    """Keep a benchmark's figures in reports/benchmarks/, where report.py finds them.
+
+    `on_gpu=False`: taken on the CPU even where there is a GPU.
+    """
+    where = machine() | ({} if on_gpu else {"gpu": None})
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    code = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    taken = {"machine": where, "code": code, "date": datetime.date.today().isoformat()}
+    write_json(RECORDS / f"{name}.json", {**taken, **about, "rows": rows})
     for row in rows:
         print(json.dumps(row), flush=True)
 
@@ -88,12 +101,12 @@ def pruned_start(sparsity: float) -> tuple[State, Mask]:
 
 
 def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Data, base model and start of params.yaml with changes, in a folder; the parameters.
+    """Data, base model and start of TEXTS with changes, in a folder; the parameters.
 
     Everything that the pipeline has before its first training step, made by its own stages.
     """
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in changes.items():
+    for key, value in {**TEXTS, **changes}.items():
         params[key] = {**params[key], **value} if isinstance(value, dict) else value
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -102,10 +115,22 @@ def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
     return params
 
 
-def run_stage(folder: Path, stage: str, *arguments: object) -> float:
-    """Run a stage's script in a prepared folder, as DVC does; its wall seconds."""
-    command = [sys.executable, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
+def stage_command(stage: str, *arguments: object) -> list[str]:
+    """What DVC runs for a stage."""
+    return [sys.executable, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
+
+
+def run(command: list[str], folder: Path) -> str:
+    """A command's output, run in a prepared folder as DVC would; SystemExit if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(command[1:])}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def run_stage(folder: Path, stage: str, *arguments: object) -> float:
+    """Run a stage's script in a prepared folder; its wall seconds."""
     started = time.perf_counter()
-    subprocess.run(command, cwd=folder, env=environment, check=True, stderr=subprocess.DEVNULL)
+    run(stage_command(stage, *arguments), folder)
     return time.perf_counter() - started

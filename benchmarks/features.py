@@ -1,6 +1,7 @@
 """What each speed feature of the engine is worth: a training step without it, beside one with all.
 
-The pruned quick preset of texts; also what was tried and left out. About five minutes on two cores.
+The pruned quick preset of texts; also what was tried and left out. About
+eight minutes on two cores; torch.compile needs a C++ compiler there.
 
     python benchmarks/features.py
 """
@@ -17,12 +18,20 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import ROOT, prepare, pruned_start, record, step_times
+from common import prepare, pruned_start, record, step_times
 
 from instant_soup import batches, main_network, training
+from instant_soup.batches import Texts, load_split
 from instant_soup.settings import check
 
-ADAMW, BUILD = torch.optim.AdamW, main_network.build
+ADAMW, BUILD, ROWS = torch.optim.AdamW, main_network.build, Texts.rows
+COMPILED = "tried: torch.compile"
+# What must not change fp32 results beyond rounding; the others train something else, or in
+# another order.
+NEUTRAL = (
+    *("padded to the longest text", "AdamW not fused", "one core"),
+    "tried: torch's fused attention",
+)
 
 
 def unfused_optimizer(groups: Any, lr: float, **_: Any) -> torch.optim.AdamW:
@@ -32,10 +41,16 @@ def unfused_optimizer(groups: Any, lr: float, **_: Any) -> torch.optim.AdamW:
 
 def with_fused_attention(*arguments: Any) -> Any:
     """A model that keeps torch's fused attention whatever the engine asks for."""
-    model = BUILD(*arguments)
+    model: Any = BUILD(*arguments)
     model.set_attn_implementation("sdpa")
     model.set_attn_implementation = lambda _: None
     return model
+
+
+def padded(texts: Texts, index: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A batch as wide as the longest text of the whole split."""
+    longest = texts.lengths.argmax()[None]
+    return {name: t[:-1] for name, t in ROWS(texts, torch.cat([index, longest])).items()}
 
 
 def compiled(*arguments: Any) -> Any:
@@ -43,6 +58,17 @@ def compiled(*arguments: Any) -> Any:
     model = BUILD(*arguments)
     model.compile(dynamic=True)
     return model
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """torch.compile with an empty cache, as on a machine that has never run this."""
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
+        patch.object(main_network, "build", compiled),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -76,11 +102,12 @@ def variants() -> dict[str, Changed]:
         "all features": (as_it_is, {}),
         "fp32 instead of bf16": (as_it_is, {"precision": "fp32"}),
         "batches not grouped by length": (patch.object(batches, "SORTED_BATCHES", 1), {}),
+        "padded to the longest text": (patch.object(Texts, "rows", padded), {}),
         "embedding tables trained": (as_it_is, {"freeze_embeddings": False}),
         "the model's own dropout": (as_it_is, {"dropout": "model"}),
         "AdamW not fused": (patch.object(torch.optim, "AdamW", unfused_optimizer), {}),
         "one core": (one_thread(), {}),
-        "tried: torch.compile": (patch.object(main_network, "build", compiled), {}),
+        COMPILED: (compiling(), {}),
     }
     if not torch.cuda.is_available():
         found["tried: torch's fused attention"] = (fused_attention(), {})
@@ -98,24 +125,46 @@ def measure(settings: dict[str, Any], changed: Changed, steps: int) -> tuple[flo
         return statistics.mean(times), time.perf_counter() - started - sum(times)
 
 
+def losses(settings: dict[str, Any], changed: Changed) -> list[float]:
+    """The losses of ten fp32 steps without dropout."""
+    plan = {**settings["training"], "seed": 0, "precision": "fp32", "dropout": 0.0}
+    state, mask = pruned_start(settings["sparsity"])
+    found: list[float] = []
+    with changed[0]:
+        data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+        training.train(
+            main_network.build(state, plan), state, mask, data, plan, training.Cost(),
+            last=10, total=None, label="fp32",
+            after_step=lambda _, loss, __: found.append(loss.item()),
+        )  # fmt: skip
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        texts = {"model": "minilm", "dataset": "reviews-sentiment", "preset": "quick"}
-        settings = check(prepare(Path(name), **texts))
-        os.chdir(name)
+        settings = check(prepare(Path(name)))
         found: dict[str, list[tuple[float, float]]] = {}
-        for _ in range(arguments.repeats):  # by turns: the machine's moods hit all alike
-            for what, changed in variants().items():
-                found.setdefault(what, []).append(measure(settings, changed, arguments.steps))
-        os.chdir(ROOT)
+        moved: dict[str, float] = {}
+        with contextlib.chdir(name):
+            for repeat in range(arguments.repeats):  # by turns: the machine's moods hit all alike
+                for what, changed in variants().items():
+                    if not (repeat and what == COMPILED):  # minutes, each time
+                        times = measure(settings, changed, arguments.steps)
+                        found.setdefault(what, []).append(times)
+            as_it_is = losses(settings, variants()["all features"])
+            for what in NEUTRAL:
+                if what in variants():
+                    own = losses(settings, variants()[what])
+                    moved[what] = max(abs(a - b) for a, b in zip(own, as_it_is, strict=True))
     rows: list[dict[str, Any]] = []
     for what, pairs in found.items():
-        own, before = (statistics.median(values) for values in zip(*pairs, strict=True))
-        rows.append({"what": what, "step_seconds": own, "before_seconds": before})
+        step, before = (statistics.median(values) for values in zip(*pairs, strict=True))
+        rows.append({"what": what, "step_seconds": step, "before_seconds": before,
+                     "loss_moves": moved.get(what)})  # fmt: skip
     for row in rows:
         row["ratio"] = row["step_seconds"] / rows[0]["step_seconds"]
     record("features", rows, steps=arguments.steps, repeats=arguments.repeats)

@@ -11,8 +11,8 @@ import argparse
 import copy
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from common import record, seconds
@@ -20,7 +20,7 @@ from shapes import MINILM
 from torch import nn
 
 from instant_soup import bert, compact, criteria, masks, models, training
-from instant_soup.criteria import n_of_m
+from instant_soup.criteria import Probe
 
 TOKENS = 32
 BLOCK = 32  # rows and columns of a block of the BSR layout
@@ -109,9 +109,11 @@ def main() -> None:
         ratio = sum(w.numel() for w in weights.values()) * 2 / 2**20 / size
         sizes.append({"layout": "compact file, bf16", "sparsity": sparsity, "mib": size,
                       "ratio": ratio})  # fmt: skip
+    if where.type == "cpu" and training.resolve_precision("auto") == "bf16":
+        candidates.append(("dense, bf16", 0.0, copy.deepcopy(model).bfloat16(), model))
     if where.type == "cuda":
         half = copy.deepcopy(model).half()
-        mask = n_of_m.n_of_m(weights, 0.5, SimpleNamespace(settings={"m": 4}))
+        mask = criteria.n_of_m(weights, 0.5, Probe(0, {"m": 4}))
         candidates.append(("2:4, fp16", 0.5, sparse(pruned(half, mask), names, "2:4"), half))
     for batch_size in arguments.batch_sizes:
         ids = torch.randint(1000, 20_000, (batch_size, TOKENS), device=where)
@@ -119,8 +121,8 @@ def main() -> None:
         with torch.inference_mode():
             for layout, sparsity, network, dense in candidates:
                 # By turns, as the machine's moods come and go.
-                theirs = seconds(lambda n=dense, batch=batch: n(**batch), 10)
-                own = seconds(lambda n=network, batch=batch: n(**batch), 10)
+                theirs = seconds(partial(dense, **batch), 10)
+                own = seconds(partial(network, **batch), 10)
                 rows.append({"layout": layout, "sparsity": sparsity, "batch_size": batch_size,
                              "milliseconds": 1000 * own, "dense_milliseconds": 1000 * theirs,
                              "ratio": theirs / own})  # fmt: skip

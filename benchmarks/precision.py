@@ -5,6 +5,7 @@ python benchmarks/precision.py
 
 import pandas as pd
 from common import ROOT, record
+from scipy.stats import ttest_rel
 
 from instant_soup.ledger import KEY
 
@@ -13,7 +14,10 @@ CELL = [name for name in KEY if name not in ("variant", "seed")]
 
 
 def compare(ledger: pd.DataFrame) -> list[dict]:
-    """Each cell that was run both ways: means and standard deviations in percent, over seeds."""
+    """Each cell that was run both ways: means and standard deviations in percent, over seeds.
+
+    `p` is that of the paired t-test; None with fewer than three seeds.
+    """
     both = ledger[ledger["variant"] == FP32].merge(
         ledger[(ledger["variant"] == "") & (ledger["precision"] == "bf16")],
         on=[*CELL, "seed"], suffixes=("_fp32", "_bf16"),
@@ -26,6 +30,7 @@ def compare(ledger: pd.DataFrame) -> list[dict]:
             **dict(zip(CELL, cell, strict=True)), "seeds": len(found),
             **{kind: f"{v.mean():.2f} ± {v.std():.2f}" for kind, v in values.items()},
             "gap": f"{gap.mean():+.2f} ± {gap.std():.2f}",
+            "p": float(ttest_rel(*values.values()).pvalue) if len(found) > 2 else None,
         })  # fmt: skip
     return rows
 

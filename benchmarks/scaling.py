@@ -5,14 +5,15 @@ Random weights but for the packaged model; about five minutes on two cores.
     python benchmarks/scaling.py
 """
 
-import os
+import contextlib
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import shapes
-from common import RECORDS, ROOT, prepare, record, run_stage, step_times
+import yaml
+from common import RECORDS, prepare, record, run_stage, step_times
 
 from instant_soup import main_network, masks
 from instant_soup.settings import check
@@ -20,13 +21,32 @@ from instant_soup.settings import check
 NETWORKS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
 BATCH_SIZES = (8, 16, 32, 64, 128)
 DENOISERS = 4
+TOKENS, ROWS = 64, 1024  # of every text, so that batches are alike; trained on for a batch size
+
+
+def prepared(folder: Path, model: str) -> dict[str, Any]:
+    """A folder with texts of one length; its settings."""
+    texts = shapes.long_texts(folder / "texts", 4096)
+    return check(prepare(folder, model=model, dataset=f"local:{texts}", data={
+        "max_length": TOKENS, "train_rows": 3500, "validation_rows": 64, "test_rows": 64,
+    }))  # fmt: skip
 
 
 def step_seconds(settings: dict, steps: int) -> tuple[int, float]:
-    """Number of prunable weights, and median wall seconds of a training step, here."""
+    """Number of prunable weights, and mean wall seconds of a training step, here."""
     plan = {**settings["training"], "seed": 0}
     state, mask = main_network.load_start("models/start")
-    return masks.count(mask)[1], statistics.median(step_times(plan, state, mask, steps))
+    return masks.count(mask)[1], statistics.mean(step_times(plan, state, mask, steps))
+
+
+def round_seconds(folder: Path, denoisers: int) -> tuple[float, float]:
+    """Wall seconds of the round's next denoiser, and of the soup of all so far."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["isp"]["denoisers"] = denoisers
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    run_stage(folder, "plan")
+    look_ahead = run_stage(folder, "weak_mask", "--round", 0, "--denoiser", denoisers - 1)
+    return look_ahead, run_stage(folder, "mask_soup", "--round", 0)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -37,9 +57,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = {
-        "model size": ("prunable weights (M), 32 texts a step", "seconds a step", True),
-        "batch size": ("rows a batch, MiniLM", "rows a second", True),
-        "denoisers": ("denoisers N of a round, MiniLM, C = 10", "seconds of a round", False),
+        "model size": (f"prunable weights (M), 32 × {TOKENS} tokens", "seconds a step", True),
+        "batch size": (f"texts of {TOKENS} tokens a batch, MiniLM", "texts a second", True),
+        "denoisers": ("denoisers N of the first round, MiniLM", "seconds of the round", False),
     }
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for axis, (what, (x_label, y_label, logarithmic)) in zip(axes, panels.items(), strict=True):
@@ -64,27 +84,26 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             model = shapes.bert_folder(folder / "model", layers, width)
-            settings = check(prepare(folder, model=f"local:{model}"))
-            os.chdir(folder)
-            weights, own = step_seconds(settings, 8)
-            os.chdir(ROOT)
+            settings = prepared(folder, f"local:{model}")
+            with contextlib.chdir(folder):
+                weights, own = step_seconds(settings, 8)
         rows.append({"what": "model size", "x": weights / 1e6, "y": own})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = check(prepare(folder))
-        os.chdir(folder)
-        for batch_size in BATCH_SIZES:
-            settings["training"]["batch_size"] = batch_size
-            _, own = step_seconds(settings, 16)
-            rows.append({"what": "batch size", "x": batch_size, "y": batch_size / own})
-        os.chdir(ROOT)
+        settings = prepared(folder, "minilm")
+        with contextlib.chdir(folder):
+            for batch_size in BATCH_SIZES:
+                settings["training"]["batch_size"] = batch_size
+                _, own = step_seconds(settings, ROWS // batch_size)
+                rows.append({"what": "batch size", "x": batch_size, "y": batch_size / own})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, isp={"denoisers": DENOISERS})
+        prepare(folder, isp={"denoisers": 1}, weak_seeds=list(range(DENOISERS)))
         wall = run_stage(folder, "calibrate", "--round", 0)
-        for n in range(DENOISERS):
-            wall += run_stage(folder, "weak_mask", "--round", 0, "--denoiser", n)
-            rows.append({"what": "denoisers", "x": n + 1, "y": wall})
+        for n in range(1, DENOISERS + 1):
+            look_ahead, soup = round_seconds(folder, n)
+            wall += look_ahead
+            rows.append({"what": "denoisers", "x": n, "y": wall + soup})
     record("scaling", rows)
     plot(rows, RECORDS / "scaling.png")
 

@@ -24,7 +24,11 @@ def bert_folder(folder: Path, layers: int = 12, width: int = 768) -> Path:
     from transformers import BertConfig, BertModel
 
     bert.save_tokenizer(MINILM, folder, hub=False)
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "intermediate_size": 4 * width,
+    }
     torch.manual_seed(0)
     model = BertModel(BertConfig(**sizes, num_attention_heads=max(1, width // 64)))
     model.save_pretrained(folder)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import torch
 from common import ROOT, prepare
 
 from instant_soup import criteria, main_network, masks, metrics, soup, training
@@ -124,7 +125,7 @@ def run(settings: dict, variant: str) -> dict[str, Any]:
         if variant in SOUPED_WEIGHTS:
             for name, w in state.weights.items():
                 if w.is_floating_point():
-                    w.copy_(sum(d.weights[name] for d in denoisers) / len(denoisers))
+                    w.copy_(torch.stack([d.weights[name] for d in denoisers]).mean(0))
         prunable = {name: state.weights[name] for name in mask}
         k = masks.keep_count(prunable, sparsity)
         mask = VARIANTS[variant](prunable, denoisers, weak, k)

@@ -620,7 +620,7 @@ GLYPH = {"model": "clip-glyph", "dataset": "mnist-sample"}
 def test_clip_glyph_is_pre_trained_and_starts_from_its_text_towers_head() -> None:
     files = plan(**GLYPH)
     preset = PRESETS["clip"]["quick"]
-    assert files["pretrain"] == {**preset["pretraining"], "precision": "auto"}
+    assert files["pretrain"] == preset["pretraining"]
     assert files["base"]["path"] == "models/pretrained"
     assert files["start"]["classes"][7] == "seven" and len(files["start"]["classes"]) == 10
     assert all(template.count("{}") == 1 for template in files["start"]["templates"])
@@ -650,6 +650,10 @@ def test_pre_training_has_its_own_parameters_and_shows_in_the_ledger() -> None:
     assert {files[f"evaluate_{m}"]["variant"] for m in ("dense", "isp", "random")} == {
         "pretraining.steps=7"
     }
+
+
+def test_the_precision_of_training_leaves_pre_training_as_it_is() -> None:
+    assert plan(**GLYPH, training__precision="fp32")["pretrain"] == plan(**GLYPH)["pretrain"]
 
 
 def test_mirror_images_are_used_where_the_dataset_allows() -> None:

@@ -59,16 +59,20 @@ def read_results(folder: str | Path, methods: list[str]) -> list[dict[str, Any]]
     return [check_result(read_json(file), str(file)) for file in files]
 
 
+# What a zero-shot result depends on beside model and dataset.
+ZERO_SHOT_SETTINGS = ("data.", "pretraining.", "training.precision=")
+
+
 def with_zero_shot(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The results, and before each that knows how well its network did untrained, that as one.
 
-    A zero-shot result costs nothing and depends neither on seed nor on training settings.
+    A zero-shot result costs nothing and depends neither on seed nor on how a network is trained.
     """
     found = []
     for result in results:
         if "zero_shot" in result:
             parts = result["variant"].split(" ")
-            kept = [part for part in parts if part.startswith(("data.", "pretraining."))]
+            kept = [part for part in parts if part.startswith(ZERO_SHOT_SETTINGS)]
             same = {"method": "zero_shot", "seed": 0, "variant": " ".join(kept)}
             cost = {key: type(value)(0) for key, value in result["cost"].items()}
             found.append({**result, **same, "test": result["zero_shot"], "cost": cost})

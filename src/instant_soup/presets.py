@@ -118,6 +118,7 @@ CLIP = {
             "weight_decay": 0.1,
             "warmup": 0.05,
             "seed": 0,
+            "precision": "auto",
         },
     ),
     "quick": preset(
@@ -149,6 +150,7 @@ CLIP = {
             "weight_decay": 0.1,
             "warmup": 0.1,
             "seed": 0,
+            "precision": "auto",
         },
     ),
 }

@@ -192,6 +192,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "weight_decay": _number(0, 1),
         "warmup": _number(0, 1, high_too=False),
         "seed": _integer(0, 2**31 - 1),
+        "precision": _one_of("auto", "fp32", "bf16"),
     },
 }
 # Keys that mean something to one family only.
@@ -431,8 +432,7 @@ def plan(params: Settings) -> dict[str, Settings]:
         "dense": {**training, "start": "models/start", "ticket": None},
     }
     if settings["model"] == "clip-glyph":
-        precision = {"precision": training["precision"]}
-        files["pretrain"] = {**settings["pretraining"], **precision}
+        files["pretrain"] = settings["pretraining"]
     for entry, sparsity in zip(
         settings["rounds"], [*sparsities, *[None] * len(settings["rounds"])], strict=False
     ):
