@@ -8,6 +8,7 @@ import pandas as pd
 
 from instant_soup import (
     ablations,
+    dense_soups_table,
     essential_sparsity,
     figures,
     head_to_head,
@@ -38,6 +39,7 @@ def main() -> None:
         written += paper_tables.write_tables(REPORTS / "tables", runs)
         written += head_to_head.write_tables(REPORTS / "tables", runs)
         written += ablations.write_tables(REPORTS / "tables", runs)
+        written += dense_soups_table.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)
         for path in written:
@@ -97,6 +99,7 @@ def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     figures.mask_similarity(runs, folder / "mask_similarity.png")
     figures.accuracy_vs_sparsity(runs, folder / "accuracy_vs_sparsity.png")
     figures.accuracy_vs_cost(runs, folder / "accuracy_vs_cost.png")
+    figures.cost_vs_sparsity(runs, folder / "cost_vs_sparsity.png")
     return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]
 
 

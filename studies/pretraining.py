@@ -25,6 +25,7 @@ from instant_soup import contrastive, criteria, main_network, masks, metrics, tr
 from instant_soup.batches import load_split
 from instant_soup.essential_sparsity import knee_over_seeds
 from instant_soup.files import new_file, read_json, read_yaml
+from instant_soup.models import NEAR_ZERO
 from instant_soup.presets import PRESETS
 from instant_soup.tracking import stage_run
 
@@ -95,7 +96,7 @@ def plot(path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for (objective, steps), own in pd.read_csv(WEIGHTS).groupby(["objective", "steps_of_run"]):
         left.plot(own["step"], 100 * own["near_zero"], label=f"{objective}, {steps} steps")
-    left.set(xlabel="pre-training step", ylabel=f"weights with |w| < {contrastive.NEAR_ZERO} (%)")
+    left.set(xlabel="pre-training step", ylabel=f"weights with |w| < {NEAR_ZERO} (%)")
     curves = pd.read_csv(CURVES)
     for (objective, steps), own in curves.groupby(["objective", "steps_of_run"]):
         wide = 100 * own.pivot(index="seed", columns="sparsity", values="test")

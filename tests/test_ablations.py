@@ -45,7 +45,6 @@ def test_each_value_of_a_setting_has_its_row_beside_the_papers(tmp_path):
     [
         ("isp.combine", "vote", "Combination of the weak masks"),
         ("isp.adjust", "last_round", "When the soup is adjusted"),
-        ("isp.growing", "false", "Calibration that grows with the rounds"),
         ("isp.own_mask", "true", "The network's own mask in the soup"),
         ("isp.look_ahead", "30", "Look-ahead steps C (Table 7)"),
     ],
@@ -62,12 +61,32 @@ def test_variants_are_found_by_their_name(tmp_path, setting, value, title):
 
 def test_other_sparsities_and_models_are_columns_of_their_own(tmp_path):
     runs = [
-        result("isp", value, variant=variant, **where)
-        for where in ({}, {"target_sparsity": 0.9}, {"model": "clip-glyph", "family": "clip"})
+        result("isp", value + more, variant=variant, **where)
+        for more, where in (
+            (0.00, {}),
+            (0.01, {"target_sparsity": 0.9}),
+            (0.02, {"model": "clip-glyph", "family": "clip"}),
+        )
         for value, variant in ((0.8, ""), (0.7, "isp.combine=vote"))
     ]
     table = tables_of(tmp_path, *runs)["Combination of the weak masks"]
-    assert len(cells_of(table, "vote")) == 3
+    header = next(line for line in table.splitlines() if "clip-glyph" in line)
+    found = dict(zip(header.strip("|").split("|")[1:], cells_of(table, "vote"), strict=True))
+    by_name = {name.strip(): cell.split(" ")[0] for name, cell in found.items()}
+    assert by_name == {
+        "clip-glyph · reviews · quick, 70 % sparse (%)": "72.00",
+        "minilm · reviews · quick, 70 % sparse (%)": "70.00",
+        "minilm · reviews · quick, 90 % sparse (%)": "71.00",
+    }
+
+
+def test_schedules_stand_beside_the_presets_own(tmp_path):
+    both = "isp.calibration=0.05 isp.growing=false"
+    found = tables_of(tmp_path, *of_seeds("isp", *NEAR), *of_seeds("isp", *FAR, variant=both))
+    table = found["Schedules"]
+    assert cells_of(table, "the preset's") == ["81.00 ± 1.00 (n = 3)"]
+    name = f"{both}: the same length, and as many steps in all"
+    assert cells_of(table, name) == ["61.33 ± 1.53 (n = 3) ▼"]
 
 
 def test_nothing_measured_is_said(tmp_path):

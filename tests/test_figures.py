@@ -86,7 +86,11 @@ def test_densities_stand_at_their_layer_and_type():
     + [result("isp", variant="isp.combine=vote"), result("isp", target_sparsity=0.5)],
 ])  # fmt: skip
 @pytest.mark.parametrize(
-    "draw", [figures.accuracy_vs_sparsity, figures.accuracy_vs_cost, figures.mask_similarity]
+    "draw",
+    [
+        *(figures.accuracy_vs_sparsity, figures.accuracy_vs_cost, figures.cost_vs_sparsity),
+        *(figures.mask_similarity, figures.essential_sparsity),
+    ],
 )
 def test_figures_of_the_ledger(tmp_path, draw, runs):
     ledger = ledger_of(tmp_path, *runs)

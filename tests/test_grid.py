@@ -73,6 +73,14 @@ def test_grids_of_the_paper_have_its_columns_rows_and_three_seeds(name: str, par
     assert all(set(cell.methods) == ALL_METHODS for cell in cells)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "grids").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_grid_can_be_run(path: Path, params):
+    cells = grid.read_cells(path, params)
+    assert len({cell.name for cell in cells}) == len({cell.results for cell in cells}) == len(cells)
+
+
 # Cells
 
 

@@ -5,7 +5,16 @@ import re
 import pandas as pd
 from invented import cells_of, ledger_of, of_seeds, result
 
-from instant_soup import ledger, tables
+from instant_soup import (
+    ablations,
+    dense_soups_table,
+    essential_sparsity,
+    figures,
+    head_to_head,
+    ledger,
+    paper_tables,
+    tables,
+)
 from instant_soup.layout import markdown
 from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY
 
@@ -132,3 +141,40 @@ def test_terminal_table_without_terminal(capsys):
     assert max(map(len, shown.splitlines())) <= 100 and "\x1b" not in shown
     assert re.search(r"ISP +│ +70\.00 % │ +80\.00 │ +330 │ +1\.50 │ +88\.2", shown)
     assert shown.index("Full (dense)") < shown.index("ISP") and "reports/tables/results.md" in shown
+
+
+def test_figures_and_bold_are_of_the_presets_own_settings_where_there_are_any(tmp_path):
+    """The best of many variants is so by chance; but a study of one's own has nothing else."""
+    ledger = ledger_of(
+        tmp_path,
+        result("dense", 0.9), result("isp", 0.7), result("one_shot", 0.6),
+        result("isp", 0.8, variant="isp.combine=vote"),
+        result("isp", 0.5, variant="training.epochs=9", dataset="mine"),
+    )  # fmt: skip
+    shown = tables.preset_rows(ledger)
+    assert sorted(shown["value"]) == [0.5, 0.6, 0.7, 0.9]
+    text = markdown([tables.results_chapter(ledger)])
+    assert cells_of(text, "ISP") == ["**70.00**"]
+    assert cells_of(text, "ISP (isp.combine=vote)") == ["80.00"]
+
+
+def test_every_kind_of_row_can_be_shown(tmp_path):
+    """A row that no table or figure could take would fail a grid's cell at its very end."""
+    variants = ["", *ablations.SCHEDULES, "isp.denoisers=0", "data.train_rows=9 isp.combine=vote"]
+    unpruned = {"target_sparsity": 0.0, "sparsity": 0.0}
+    rows = [
+        result(method, 0.5 + 0.1 * seed, seed=seed, variant=variant, family=family, model=family,
+               **(unpruned if method in tables.UNPRUNED else {"target_sparsity": sparsity}))
+        for method in [*tables.METHOD_NAMES, "their_own"]
+        for variant in variants
+        for family in ("bert", "clip")
+        for seed in (0, 1)
+        for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]  # fmt: skip
+    ledger = ledger_of(tmp_path, *rows)
+    for module in (tables, paper_tables, head_to_head, ablations, dense_soups_table,
+                   essential_sparsity):  # fmt: skip
+        for path in module.write_tables(tmp_path, ledger):
+            assert path.stat().st_size, path
+    for name in figures.OF_LEDGER:
+        getattr(figures, name.removesuffix(".png"))(ledger, tmp_path / name)

@@ -34,13 +34,6 @@ ABLATIONS: list[tuple[str, str, str, dict[Any, str], str]] = [
     ("Combination of the weak masks", "isp.combine", "", {}, ""),
     ("When the soup is adjusted", "isp.adjust", "", {}, ""),
     (
-        "Calibration that grows with the rounds",
-        "isp.growing",
-        "False: equal, as in the released code",
-        {},
-        "",
-    ),
-    (
         "The network's own mask in the soup",
         "isp.own_mask",
         "True: Algorithm 2 to the letter",
@@ -48,6 +41,13 @@ ABLATIONS: list[tuple[str, str, str, dict[Any, str], str]] = [
         "",
     ),
 ]
+# Other schedules: a variant as the ledger names it → what it means.
+SCHEDULES = {
+    "isp.growing=false": "calibration of the same length in all rounds, as in the released code",
+    "isp.calibration=0.05 isp.growing=false": "the same length, and as many steps in all",
+    "isp.rate_of=remaining": "20 % of what remains at each prune, as in iterative pruning",
+    "isp.learning_rate_range=[0.1,10.0]": "denoisers' rates from a tenth to ten times the main one",
+}
 # Denoisers off → on (Table 4).
 PAPER_ON_OFF = {
     "CLIP SVHN": ("96.11", "96.46"),
@@ -72,6 +72,7 @@ def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """All ablations that something was measured for."""
     tables = [_on_off(ledger), *(_one_setting(ledger, *ablation) for ablation in ABLATIONS)]
+    tables.append(_schedules(ledger))
     return Chapter("Ablations", TEXT, [table for table in tables if table is not None])
 
 
@@ -131,6 +132,26 @@ def _one_setting(
     named = ", ".join(sorted({str(preset) for preset, _ in found.values()}))
     caption = f"{setting}; the preset has {named}." + (f" {meaning}." if meaning else "")
     return Table(title, columns, rows, caption)
+
+
+def _schedules(ledger: pd.DataFrame) -> Table | None:
+    """The preset's schedule and others, in every column where another was measured."""
+    rows = ledger[(ledger["method"] == "isp") & ledger["variant"].isin(["", *SCHEDULES])]
+    found: dict[Column, dict[str, pd.Series]] = {}
+    for column, runs in rows.groupby([*SECTION, "target_sparsity"]):
+        by_variant = {v: own.set_index("seed")["value"] for v, own in runs.groupby("variant")}
+        if set(by_variant) - {""}:
+            found[column] = by_variant
+    if not found:
+        return None
+    lines = []
+    for variant in ("", *SCHEDULES):
+        cells = [
+            _cell(values.get(variant), values.get(""), column) for column, values in found.items()
+        ]
+        name = f"{variant}: {SCHEDULES[variant]}" if variant else "the preset's"
+        lines.append((name, cells))
+    return Table("Schedules", [("", _column_name(column)) for column in found], lines, "")
 
 
 def _on_off(ledger: pd.DataFrame) -> Table | None:

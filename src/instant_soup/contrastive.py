@@ -23,7 +23,7 @@ from tqdm import tqdm
 from instant_soup import checkpoints, glyphs, training
 from instant_soup.clip import CONFIG, WEIGHTS, open_clip
 from instant_soup.files import UserError, new_file, new_folder, read_json, write_json
-from instant_soup.models import prunable
+from instant_soup.models import NEAR_ZERO, prunable
 from instant_soup.schedules import learning_rate
 from instant_soup.training import State
 
@@ -47,7 +47,6 @@ LARGEST_SCALE = math.log(100)  # of the logits, as in CLIP
 ROWS, EVALUATIONS = 50, 5  # rows of the curve, and how many of them are validated
 VALIDATION_ROWS = 32 * glyphs.GROUP
 TEXT_STEPS, TEXT_LEARNING_RATE, TEXT_SCALE = 60, 2e-3, 20.0
-NEAR_ZERO = 0.01
 COLUMNS = ("step", "train_loss", "retrieval", "near_zero", "validation")
 
 

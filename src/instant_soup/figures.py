@@ -20,6 +20,7 @@ from instant_soup.tables import (
     label,
     methods_of,
     percent,
+    preset_rows,
     row_order,
     scale,
     summary,
@@ -58,12 +59,15 @@ DPI = 150
 OF_LEDGER = {
     "accuracy_vs_sparsity.png": "Test metric over sparsity, mean and sample standard deviation "
     "over seeds; methods are set a little apart so that ties stay visible. Lines that leave a "
-    "panel below go on; the tables have their values.",
+    "panel below go on; the tables have their values, and those of changed settings.",
     "accuracy_vs_cost.png": "Test metric over training FLOPs relative to dense fine-tuning, means "
     "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
     "equal cost are set a little apart.",
+    "cost_vs_sparsity.png": "Training FLOPs relative to dense fine-tuning over sparsity, means "
+    "over seeds, search included.",
     "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
-    "where its mean leaves the tolerance of one point below dense (band: 90 % over seeds).",
+    "where its mean leaves the tolerance of one point below dense (band: where the single seeds "
+    "leave it).",
     "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
     "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
     "the density as theirs (dotted).",
@@ -241,7 +245,8 @@ def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     are set a little apart horizontally, so that ties stay visible. What is far below the MAIN
     methods leaves the panel.
     """
-    _panels(summary(ledger) if len(ledger) else pd.DataFrame(columns=CELL), _sparsity_panel, path)
+    rows = preset_rows(ledger)
+    _panels(summary(rows) if len(rows) else pd.DataFrame(columns=CELL), _sparsity_panel, path)
 
 
 def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
@@ -251,11 +256,25 @@ def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
     about equal cost are set a little apart horizontally. What is far below the MAIN methods leaves
     the panel.
     """
-    cells = pd.DataFrame(columns=CELL)
-    if len(ledger):
-        cost = costs(ledger)[[*CELL, "flops_vs_dense"]]
-        cells = summary(ledger).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
-    _panels(cells, _cost_panel, path)
+    _panels(_with_cost(ledger), _cost_panel, path)
+
+
+def cost_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Training FLOPs relative to dense over sparsity, one panel per section (figure 1).
+
+    Means over seeds, of the sparse methods; of the dense soups nothing depends on sparsity.
+    """
+    cells = _with_cost(ledger)
+    _panels(cells[~cells["method"].isin(("dense", *SOUPS))], _flops_panel, path)
+
+
+def _with_cost(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The summary of what a figure shows, with FLOPs relative to dense."""
+    rows = preset_rows(ledger)
+    if not len(rows):
+        return pd.DataFrame(columns=CELL)
+    cost = costs(rows)[[*CELL, "flops_vs_dense"]]
+    return summary(rows).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
 
 
 def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
@@ -290,7 +309,8 @@ def mask_similarity(ledger: pd.DataFrame, path: str | Path) -> None:
 
     Means over seeds; the dotted line is what two random masks of that density have.
     """
-    sparse = ledger[(ledger["target_sparsity"] > 0) & ledger["overlap_one_shot"].notna()]
+    rows = preset_rows(ledger)
+    sparse = rows[(rows["target_sparsity"] > 0) & rows["overlap_one_shot"].notna()]
     cells = sparse.groupby(CELL, sort=True)["overlap_one_shot"].mean().reset_index(name="mean")
     _panels(cells, _similarity_panel, path)
 
@@ -382,6 +402,16 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
     axes.set_xticks([], minor=True)
     _leave_out_far_below(axes, scale(metric) * cells.set_index("method")["mean"])
     _finish(axes, "training FLOPs ÷ dense (larger points: sparser)", f"test {metric}{unit(metric)}")
+
+
+def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        look = _look(method, variant, cells, methods)
+        axes.plot(100 * own["target_sparsity"], own["flops_vs_dense"], **look)
+    axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
+    axes.set_ylim(bottom=0)
+    _finish(axes, "sparsity (%)", "training FLOPs ÷ dense")
 
 
 def _mark_pruning(left: Axes, right: Axes, curve: pd.DataFrame) -> None:

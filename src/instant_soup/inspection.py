@@ -15,10 +15,10 @@ from instant_soup import compact, masks, soup
 from instant_soup.files import UserError
 from instant_soup.layout import terminal
 from instant_soup.masks import Mask
+from instant_soup.models import NEAR_ZERO
 from instant_soup.names import in_block, in_order, layer_of, type_of
 from instant_soup.weight_files import MASK, files_of, header, shapes_of
 
-NEAR_ZERO = 1e-3
 PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
 
@@ -158,6 +158,11 @@ def _agreement(a: Mask, b: Mask) -> dict[str, Any]:
 # In a terminal
 
 
+def _near_share(entry: dict[str, Any]) -> list[str]:
+    """The near-zero column's cell, where there are weights."""
+    return [_percent(entry["near_zero"] / entry["weights"])] if "near_zero" in entry else []
+
+
 def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
     """Print statistics: sparsity by layer and matrix type, near-zero weights, N:M patterns."""
     from rich.table import Table
@@ -168,17 +173,22 @@ def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
     table.add_column("layer", no_wrap=True)
     for name in [*types, "all"]:
         table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
+    near = "near_zero" in numbers
+    if near:
+        table.add_column("near\nzero", justify="right")
     for entry in numbers["layers"]:
         own = [cells.get((entry["name"], name), "") for name in types]
-        table.add_row(entry["name"], *own, _percent(entry["sparsity"]))
+        table.add_row(entry["name"], *own, _percent(entry["sparsity"]), *_near_share(entry))
     own = [_percent(entry["sparsity"]) for entry in numbers["types"]]
-    table.add_row("all", *own, _percent(numbers["sparsity"]), end_section=True)
+    all_of_it = [*own, _percent(numbers["sparsity"]), *_near_share(numbers)]
+    table.add_row("all", *all_of_it, end_section=True)
     console.print(f"{title}: sparsity (%)", markup=False, highlight=False, soft_wrap=True)
     console.print(table, markup=False)
     pruned = numbers["weights"] - numbers["kept"]
     console.print(f"{pruned:,} of {numbers['weights']:,} weights are zero", highlight=False)
-    if "near_zero" in numbers:
-        console.print(f"{numbers['near_zero']:,} more have |w| < {near_zero:g}", highlight=False)
+    if near:
+        count = f"{numbers['near_zero']:,} more have |w| < {near_zero:g}: near zero (% of all)"
+        console.print(count, highlight=False)
     for entry in numbers["patterns"]:
         share = "no group" if entry["share"] is None else f"{_percent(entry['share'])} % of groups"
         matrices = f"{entry['matrices']} of {len(numbers['matrices'])} matrices throughout"

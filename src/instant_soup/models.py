@@ -19,6 +19,8 @@ from instant_soup.files import UserError, read_json
 
 Weights = dict[str, torch.Tensor]
 
+NEAR_ZERO = 1e-2  # |w| below it counts as near zero (the paper's section 9 names no number)
+
 
 def family(base: Path) -> Any:
     """The module that knows a base folder's models: instant_soup.clip or instant_soup.bert."""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from instant_soup import (
     ablations,
+    dense_soups_table,
     essential_sparsity,
     figures,
     head_to_head,
@@ -48,6 +49,7 @@ def write_page(
             head_to_head.chapter(ledger),
             *paper_tables.chapters_of(ledger),
             ablations.chapter(ledger),
+            dense_soups_table.chapter(ledger),
             essential_sparsity.chapter(ledger),
             tables.cost_chapter(ledger),
         )

@@ -67,6 +67,15 @@ def row_order(method: str, variant: str = "") -> tuple:
     return (known.index(method) if method in known else len(known), method, variant)
 
 
+def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the preset's own settings; all rows of a section that has none such."""
+    if not len(rows):
+        return rows
+    own = rows["variant"] == ""
+    has_own = own.groupby([rows[name] for name in SECTION]).transform("any")
+    return rows[own | ~has_own]
+
+
 def summary(ledger: pd.DataFrame) -> pd.DataFrame:
     """Over seeds: n, mean and sample standard deviation (NaN for n = 1) of `value`, per CELL."""
     groups = ledger.groupby(CELL, sort=True)["value"]
@@ -195,8 +204,9 @@ def rows_of(
 
 def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
     """(method, variant) with the best mean of a column, as shown; none without a competitor."""
-    sparse = cells[~cells["method"].isin(UNPRUNED) & (cells["target_sparsity"] == sparsity)]
-    sparse = sparse[sparse["mean"].notna()]
+    competing = preset_rows(cells)  # the best of many variants would be so by chance
+    sparse = competing[~competing["method"].isin(UNPRUNED) & competing["mean"].notna()]
+    sparse = sparse[sparse["target_sparsity"] == sparsity]
     if sparse["method"].nunique() < 2:
         return set()
     shown = sparse["mean"].round(2)  # equal as printed is equal
