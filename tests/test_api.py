@@ -3,8 +3,10 @@
 import copy
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -85,11 +87,8 @@ def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
     assert not torch.equal(one.state_dict()["0.weight"], third.state_dict()["0.weight"])
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3])
-def test_a_stopped_call_goes_on_to_the_very_same_result(
-    tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = instant_soup.prune(perceptron(), loader(), loss, **SETTINGS)
+def stop_after(rounds: int, model: nn.Module, folder: Path) -> None:
+    """Start a run and interrupt it when so many rounds are kept."""
     saved, count = api._Checkpoint.save, 0
 
     def save_and_stop(self: Any, *what: Any) -> None:
@@ -99,23 +98,69 @@ def test_a_stopped_call_goes_on_to_the_very_same_result(
         if count == rounds:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(api._Checkpoint, "save", save_and_stop)
-        instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    with patch.object(api._Checkpoint, "save", save_and_stop), pytest.raises(KeyboardInterrupt):
+        instant_soup.prune(model, loader(), loss, checkpoint=folder, **SETTINGS)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_a_stopped_call_goes_on_to_the_very_same_result(tmp_path: Path, rounds: int) -> None:
+    whole = instant_soup.prune(perceptron(), loader(), loss, **SETTINGS)
+    stop_after(rounds, perceptron(), tmp_path)
+    assert list(tmp_path.iterdir())
     resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
     assert all(torch.equal(kept, resumed.mask[name]) for name, kept in whole.mask.items())
     assert resumed.cost["steps"] == 24 and resumed.cost["search_steps"] == 18
+    assert not list(tmp_path.iterdir())  # a finished run is not gone on with
 
 
-def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
-    instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
-    changed = {**SETTINGS, "learning_rate": 1e-3}
-    with_it = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **changed)
-    without = instant_soup.prune(perceptron(), loader(), loss, **changed)
+@pytest.mark.parametrize(("seed", "rate"), [(0, 1e-3), (1, 3e-3)])
+def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(
+    tmp_path: Path, seed: int, rate: float
+) -> None:
+    stop_after(2, perceptron(), tmp_path)
+    changed = {**SETTINGS, "learning_rate": rate}
+    with_it = instant_soup.prune(perceptron(seed), loader(), loss, checkpoint=tmp_path, **changed)
+    without = instant_soup.prune(perceptron(seed), loader(), loss, **changed)
     for name, weight in with_it.model.state_dict().items():
         assert torch.equal(weight, without.model.state_dict()[name])
+
+
+def test_a_head_drawn_anew_does_not_keep_a_call_from_going_on(tmp_path: Path) -> None:
+    whole = instant_soup.prune(perceptron(), loader(), loss, **SETTINGS)
+    stop_after(2, perceptron(), tmp_path)
+    model = perceptron()
+    nn.init.zeros_(model.get_parameter("5.weight"))  # the last map is not pruned
+    resumed = instant_soup.prune(model, loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name])
+
+
+def test_tied_and_channels_last_weights_can_be_kept(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        net = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4))
+        net = net.to(memory_format=torch.channels_last)
+        net[3].weight = net[2].weight
+        return net
+
+    torch.manual_seed(0)
+    x, one = torch.randn(6, 2, 2, 2), model()
+
+    def error(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return m(batch).square().mean()
+
+    pruned = instant_soup.prune(one, [x], error, checkpoint=tmp_path, **SETTINGS)
+    assert zeros(one, pruned.mask)
+
+
+def test_gradients_of_before_do_not_enter() -> None:
+    plain, stale = perceptron(), perceptron()
+    loss(stale, next(iter(loader()))).backward()
+    for model in (plain, stale):
+        instant_soup.prune(model, loader(), loss, **SETTINGS)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, stale.state_dict()[name])
 
 
 def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() -> None:
@@ -160,6 +205,33 @@ def test_multihead_attention_is_pruned_whole() -> None:
         assert (dict(model.named_parameters())[name] != before[name])[kept].any()
 
 
+def test_layers_in_a_list_are_no_blocks() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)])
+            self.attend = nn.MultiheadAttention(2, 1, kdim=4, vdim=6)
+            self.head = nn.Linear(2, 2)
+
+    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
+    wanted = {f"layers.{i}.weight" for i in range(3)} | {f"attend.{name}" for name in names}
+    assert set(api.choose(Heads())) == wanted
+
+
+def test_batches_move_as_what_they_are() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        words: str
+
+    tensor = torch.ones(2)
+    batch = {"a": [tensor, Pair(tensor, "b")], "c": defaultdict(list, {"d": (tensor,)})}
+    moved = api.to_device(batch, torch.device("meta"))
+    assert isinstance(moved["a"][1], Pair) and moved["a"][1].words == "b"
+    assert moved["c"]["new"] == [] and moved["c"]["d"][0].device.type == "meta"
+    assert moved["a"][0].device.type == moved["a"][1].x.device.type == "meta"
+    assert tensor.device.type == "cpu" and batch["a"][0] is tensor
+
+
 def test_a_predicate_chooses_what_is_pruned() -> None:
     model = perceptron()
     pruned = instant_soup.prune(
@@ -177,6 +249,10 @@ def test_a_predicate_chooses_what_is_pruned() -> None:
         ({"combine": "best"}, "union | intersection | vote"),
         ({"steps": 3}, "steps: 3"),
         ({"denoisers": -1}, "denoisers: -1"),
+        ({"look_ahead": 0}, "look_ahead: 0"),
+        ({"precision": "fp16"}, "precision: 'fp16' is not allowed; allowed: auto"),
+        ({"learning_rate_range": (0, 1)}, "learning_rate_range: [0, 1]"),
+        ({"clip_norm": 0}, "clip_norm: 0"),
         ({"prunable": lambda name, p: False}, "nothing to prune"),
     ],
 )
@@ -192,6 +268,8 @@ def test_settings_that_cannot_be_are_refused_before_training(changes: dict, word
 def test_batches_that_run_out_are_refused() -> None:
     with pytest.raises(UserError, match="cannot be iterated twice"):
         instant_soup.prune(perceptron(), iter(loader()), loss, **SETTINGS)
+    with pytest.raises(UserError, match="allowed: at least one batch"):
+        instant_soup.prune(perceptron(), [], loss, **SETTINGS)
 
 
 def test_a_parameter_that_no_loss_reaches_stays_as_it_is() -> None:

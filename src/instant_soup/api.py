@@ -7,7 +7,8 @@ pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,14 @@ from instant_soup.denoisers import draw_protocol
 from instant_soup.files import UserError, new_folder, read_json, write_json
 from instant_soup.masks import Mask
 from instant_soup.schedules import calibration_steps, round_sparsities
+from instant_soup.settings import check_values
 from instant_soup.training import Cost, State
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+# What `prune` checks as params.yaml is checked.
+CHECKED = ("learning_rate", "weight_decay", "warmup", "clip_norm", "precision")
+RANGES = ("learning_rate_range", "weight_decay_range")
 
 
 @dataclass
@@ -77,9 +83,10 @@ def prune(
     `look_ahead` steps beside the run.
 
     What is pruned: the matrices of the repeated blocks, `nn.MultiheadAttention` included; in a
-    model without blocks, all linear layers but the last. `prunable(name, parameter)` chooses
-    otherwise. With a folder `checkpoint`, every round is kept there, and an equal call goes on
-    after the last one that was finished.
+    model without blocks, all linear maps but the last. `prunable(name, parameter)` chooses
+    otherwise. With a folder `checkpoint`, every round is kept there until the run is finished, and
+    an equal call goes on after the last one that was. Settings and the pre-trained matrices tell
+    calls apart, data and loss do not: a run with others needs another folder.
 
     UserError for settings that cannot be, before any training.
     """
@@ -89,13 +96,15 @@ def prune(
         **{"learning_rate_range": list(learning_rate_range), "batch_size": 1, "subset": 1.0},
         "weight_decay_range": list(weight_decay_range),
     }
+    check_values("training", {name: settings[name] for name in CHECKED})
+    check_values("isp", {name: settings[name] for name in RANGES})
     rounds = plan_rounds(
         steps, sparsity, compression_rate, mask_finding, denoisers, look_ahead, combine
     )
     matrices = choose(model, prunable)
     mask, cost, state, done = masks.full(matrices), Cost(), State(weights_of(model)), 0
     plan = [settings, steps, asdict(rounds), list(matrices)]
-    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), plan, model)
+    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), plan, model, matrices)
     if kept is not None and kept.exists():
         state, mask, cost, done = kept.load(matrices)
         model.load_state_dict(state.weights)
@@ -110,6 +119,8 @@ def prune(
             kept.save(state, mask, cost, i + 1)
     _train(model, state, mask, batches, loss, settings, cost,
            last=steps, total=steps, label="the rest")  # fmt: skip
+    if kept is not None:
+        kept.remove()
     spent = asdict(cost)
     spent["search_steps"] = spent["steps"] - steps
     spent["steps"] = steps
@@ -126,18 +137,17 @@ def plan_rounds(
     combine: str,
 ) -> Rounds:
     """The rounds of a run of `steps` steps; UserError naming a setting that cannot be."""
-    for name, value in {"sparsity": sparsity, "compression_rate": compression_rate}.items():
-        if not 0 < value < 1:
-            raise UserError(f"{name}: {value} is not allowed; allowed: between 0 and 1")
+    chosen = {"compression_rate": compression_rate, "denoisers": denoisers}
+    check_values("isp", {**chosen, "look_ahead": look_ahead, "combine": combine})
+    if not 0 < sparsity < 1:
+        raise UserError(f"sparsity: {sparsity} is not allowed; allowed: between 0 and 1")
     if not 0 <= mask_finding < 1:
         raise UserError(f"mask_finding: {mask_finding} is not allowed; allowed: from 0, below 1")
-    if combine not in ("union", "intersection", "vote"):
-        raise UserError(f"combine: {combine!r}; allowed: union | intersection | vote")
     sparsities = round_sparsities(sparsity, compression_rate, "total")
-    if steps <= len(sparsities) or denoisers < 0:
+    if steps <= len(sparsities):
         raise UserError(
-            f"steps: {steps}, denoisers: {denoisers}; allowed: more steps than the "
-            f"{len(sparsities)} rounds to sparsity {sparsity}, denoisers from 0"
+            f"steps: {steps} is not allowed; allowed: more than the {len(sparsities)} rounds to "
+            f"sparsity {sparsity}"
         )
     lengths = [calibration_steps(i, 1) for i in range(len(sparsities))]
     t = mask_finding * steps / sum(lengths)
@@ -204,8 +214,8 @@ def choose(
     if wanted is not None:
         found: dict[str, torch.Tensor] = {n: p for n, p in model.named_parameters() if wanted(n, p)}
     else:
-        linear = [f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        found = models.prunable(model) or {n: model.get_parameter(n) for n in linear[:-1]}
+        every = models.matrices(model)
+        found = models.prunable(model) or {name: every[name] for name in list(every)[:-1]}
     if not found:
         raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
     return found
@@ -215,11 +225,16 @@ def to_device(batch: Any, where: torch.device) -> Any:
     """A batch with all tensors in it on a device; what is there already is not copied."""
     if isinstance(batch, torch.Tensor):
         return batch.to(where, non_blocking=True)
-    if hasattr(batch, "items"):
-        return type(batch)({key: to_device(value, where) for key, value in batch.items()})
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # of its own kind: a defaultdict, a BatchEncoding, …
+        for key, value in batch.items():
+            moved[key] = to_device(value, where)
+        return moved
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, where) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, where) for value in batch)
-    return batch
+    return batch.to(where) if hasattr(batch, "to") else batch
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -234,9 +249,12 @@ def _steps(batches: Iterable, first: int, last: int, seed: int) -> Iterator[tupl
     a pass is known, a run that goes on takes up its pass where it was.
     """
     try:
-        step = first - first % len(batches)  # type: ignore[arg-type]
-    except TypeError:  # a length is not known, or a loader cannot tell it
-        step = first
+        length = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # not known, or a loader cannot tell it
+        length = None
+    if length == 0:
+        raise UserError("batches: nothing in them; allowed: at least one batch")
+    step = first - first % length if length else first
     while step < last:
         began = step
         torch.manual_seed((seed * 1_000_003 + began) % 2**63)
@@ -251,15 +269,25 @@ def _steps(batches: Iterable, first: int, last: int, seed: int) -> Iterator[tupl
 
 
 class _Checkpoint:
-    """A finished round's state, mask and cost, under a digest of everything that led to them."""
+    """A finished round's state, mask and cost, under a digest of settings, shapes and matrices.
 
-    def __init__(self, folder: Path, plan: list, model: nn.Module) -> None:
+    A head that is drawn anew at each start of a script is no matrix, so the run goes on.
+    """
+
+    def __init__(
+        self, folder: Path, plan: list, model: nn.Module, matrices: dict[str, torch.Tensor]
+    ) -> None:
         shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
-        text = json.dumps([plan, shapes], sort_keys=True)
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([plan, shapes], sort_keys=True).encode())
+        for weights in matrices.values():
+            digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self.folder = folder / digest.hexdigest()[:16]
 
     def exists(self) -> bool:
         return (self.folder / "round.json").exists()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, state: State, mask: Mask, cost: Cost, rounds: int) -> None:
         with new_folder(self.folder) as unfinished:

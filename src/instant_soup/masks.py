@@ -228,7 +228,10 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
         raise UserError(f"{path}: cannot be read as a mask ({error})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: not a mask file of the format {FORMAT!r}")
-    stored = json.loads(header.get("shapes", "{}"))
+    try:
+        stored = json.loads(header.get("shapes", "{}"))
+    except ValueError:
+        raise UserError(f"{path}: damaged mask (its list of shapes)") from None
     if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
         odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
         raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")

@@ -50,11 +50,15 @@ def packaged_folder(package: str, folder: str) -> Path:
 
 
 def _repeats(module: nn.Module) -> bool:
-    """Whether a module is a stack of equal blocks: a ModuleList, or timm's kind of Sequential."""
+    """Whether a module is a stack of equal blocks: a ModuleList, or timm's kind of Sequential.
+
+    Layers or heads in a list are none: a block has layers of its own.
+    """
     if isinstance(module, nn.ModuleList):
-        return True
+        return not all(isinstance(child, nn.Linear) for child in module)
     kinds = {type(child) for child in module.children()}
-    return isinstance(module, nn.Sequential) and len(module) > 1 and len(kinds) == 1
+    several = isinstance(module, nn.Sequential) and len(module) > 1
+    return several and len(kinds) == 1 and nn.Linear not in kinds
 
 
 def prunable(model: nn.Module) -> Weights:
@@ -74,10 +78,18 @@ def prunable(model: nn.Module) -> Weights:
     }
 
 
+def matrices(model: nn.Module) -> Weights:
+    """Name → weight matrix of every linear map of a model."""
+    return {name.removeprefix("."): weight for name, weight in _matrices(model)}
+
+
 def _matrices(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            yield f"{name}.in_proj_weight", module.in_proj_weight
+        if isinstance(module, nn.MultiheadAttention):
+            # Three where keys or values have a width of their own.
+            for kind in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+                if getattr(module, kind) is not None:
+                    yield f"{name}.{kind}", getattr(module, kind)
         elif isinstance(module, nn.Linear):  # a MultiheadAttention's out_proj is one, too
             yield f"{name}.weight", module.weight
 

@@ -258,6 +258,14 @@ def _check_value(key: str, value: Any, check: Check) -> None:
         raise UserError(f"params.yaml: {key}: {value!r} is not allowed; allowed: {allowed}")
 
 
+def check_values(section: str, values: dict[str, Any]) -> None:
+    """UserError naming the first of a section's values that is not allowed."""
+    for key, value in values.items():
+        test, allowed = SECTIONS[section][key]
+        if not test(value):
+            raise UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+
+
 def check(params: Settings) -> Settings:
     """Check params.yaml and fill every null from the preset; returns the complete settings."""
     if not isinstance(params, dict):

@@ -67,6 +67,11 @@ class InstantSoupCallback(TrainerCallback):
         if args.load_best_model_at_end or args.fp16:
             name = "fp16" if args.fp16 else "load_best_model_at_end"
             raise UserError(f"{name}: true is not allowed beside pruning; allowed: false")
+        if args.world_size > 1:
+            raise UserError(
+                f"processes: {args.world_size} are not allowed beside pruning, as each would find "
+                "a mask of its own; allowed: 1"
+            )
         self.cost = Cost()
         self.rounds = api.plan_rounds(state.max_steps, *self.chosen)
         self.settings |= {
@@ -136,6 +141,6 @@ class InstantSoupCallback(TrainerCallback):
             for name, factor in self.factors.items():
                 # Stale momentum would move pruned weights again at the next step.
                 for moment in optimizer.state.get(parameters[name], {}).values():
-                    if moment.shape == factor.shape:
-                        moment.mul_(factor)
+                    if isinstance(moment, torch.Tensor) and moment.shape == factor.shape:
+                        moment.masked_fill_(factor == 0, 0)
             self.done += 1

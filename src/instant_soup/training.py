@@ -87,11 +87,21 @@ def save_state(folder: str | Path, state: State) -> None:
 
 def write_state(folder: Path, state: State) -> None:
     """Write a state's files into an existing folder."""
-    save_file(state.weights, folder / "weights.safetensors")
+    save_file(_apart(state.weights), folder / "weights.safetensors")
     if state.first_moments:
         save_file(state.first_moments, folder / "first_moments.safetensors")
         save_file(state.second_moments, folder / "second_moments.safetensors")
     write_json(folder / "progress.json", {"step": state.step})
+
+
+def _apart(weights: Weights) -> Weights:
+    """Weights that share no memory, as tied ones do: safetensors refuses these."""
+    seen: set[int] = set()
+    found = {}
+    for name, w in weights.items():
+        found[name] = w.clone() if w.data_ptr() in seen else w
+        seen.add(w.data_ptr())
+    return found
 
 
 def load_state(folder: str | Path, moments: bool = True) -> State:
@@ -113,11 +123,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(wanted: str) -> str:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+def resolve_precision(wanted: str, where: torch.device | None = None) -> str:
+    """`auto` is bf16 where the device (the engine's own, if none) multiplies it natively."""
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available():
+    if (where or device()).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     able = torch.cpu.get_capabilities()
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
@@ -156,8 +166,8 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> S
     cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
     # A parameter that no loss has reached yet has no moments.
     trained = {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
-    first = {name: moments["exp_avg"].cpu() for name, moments in trained.items()}
-    second = {name: moments["exp_avg_sq"].cpu() for name, moments in trained.items()}
+    first = {name: moments["exp_avg"].cpu().contiguous() for name, moments in trained.items()}
+    second = {name: moments["exp_avg_sq"].cpu().contiguous() for name, moments in trained.items()}
     return State(cpu, first, second, step)
 
 
@@ -290,10 +300,11 @@ def take_steps(
     UserError when the loss is no longer finite.
     """
     where = next(model.parameters()).device
-    precision = resolve_precision(settings["precision"])
+    precision = resolve_precision(settings["precision"], where)
     model.train()
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(model, state, settings["weight_decay"])
+    optimizer.zero_grad()  # what a caller's own code may have left
     trainable = [p for p in parameters.values() if p.requires_grad]
     kept, prunable = masks.count(mask)
     sparse = kept < prunable
