@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline import environment
 
+from instant_soup import run_grid
 from instant_soup.run_jobs import affected_stages
 
 # Each toy stage notes when it began and ended, then writes its output.
@@ -115,3 +116,20 @@ def test_a_failure_is_reported_and_what_needs_it_never_starts(project: Path) -> 
     code, said = run_jobs(project)
     assert code == 0, said
     assert "2 of 2" in said and set(times(project)) == {*NEEDS}
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "shares"),
+    [
+        ("", 2, ["", ""]),
+        ("0", 2, ["0", "0"]),
+        ("0,1,2,3", 2, ["0,2", "1,3"]),
+        ("4,5,6", 4, ["4", "5", "6", "4"]),
+    ],
+)
+def test_jobs_share_the_gpus(
+    visible: str, jobs: int, shares: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slots = run_grid.slots_of(jobs)
+    assert [slots.get_nowait() for _ in range(jobs)] == shares

@@ -34,6 +34,29 @@ STAGE = re.compile(r"Running stage '([^']+)'")
 OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
 
 
+def graphics_cards() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    cards = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(cards))]
+
+
+def slots_of(jobs: int) -> queue.Queue[str]:
+    """What each of `jobs` at a time may use: its share of the GPUs; "" where there are none.
+
+    With more jobs than GPUs several take the same one.
+    """
+    cards, slots = graphics_cards(), queue.Queue[str]()
+    for job in range(jobs):
+        own = cards[job::jobs] or cards[job % len(cards) :][:1] if cards else []
+        slots.put(",".join(own))
+    return slots
+
+
 class Stopped(Exception):
     """The grid was interrupted: no cell starts or goes on."""
 
@@ -54,12 +77,14 @@ class Runner:
         self.events: queue.Queue[tuple[Cell, str, str]] = queue.Queue()
         self.processes: set[subprocess.Popen] = set()
         self.prepared: set[str] = set()  # lanes
+        self.slots, self.cards = slots_of(jobs), dict[str, str]()  # lane → its GPUs
         self.stopped = False
         self.starting, self.preparing, self.collecting = (threading.Lock() for _ in range(3))
 
     def run_lane(self, lane: list[Cell]) -> None:
         """Run cells one after another in one copy; a failed one does not hold up the next."""
         copy = self.copies / lane[0].lane
+        self.cards[lane[0].lane] = cards = self.slots.get()
         for cell in lane:
             if self.stopped:
                 break
@@ -74,6 +99,7 @@ class Runner:
             except Exception as error:  # a thread's traceback would show at the very end only
                 reason = str(error) if isinstance(error, UserError) else repr(error)
                 self.events.put((cell, "failed", " ".join(reason.split())))
+        self.slots.put(cards)
         shutil.rmtree(copy, ignore_errors=True)
         self.lock(copy).unlink(missing_ok=True)
 
@@ -128,6 +154,8 @@ class Runner:
         # Its own caches go with the copy.
         own = {"DVC_ROOT": str(self.root), "DVC_EXP_NAME": cell.name}
         own["DVC_SITE_CACHE_DIR"] = str(copy / ".dvc/tmp/site")
+        if cards := self.cards.get(cell.lane):
+            own["CUDA_VISIBLE_DEVICES"] = cards
         with open(self.lock(copy), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with self.starting:

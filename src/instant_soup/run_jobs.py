@@ -8,7 +8,6 @@ side, and the baselines beside ISP's rounds. Logs lie in .dvc/tmp/jobs.
 import argparse
 import os
 import queue
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from instant_soup.files import UserError, project_root, run_stage
-from instant_soup.run_grid import environment, last_error, span
+from instant_soup.run_grid import environment, last_error, slots_of, span
 
 FIRST = "plan"  # writes every stage's settings, so only after it is it known what changed
 
@@ -55,31 +54,21 @@ def changes() -> tuple[dict[str, set[str]], set[str]]:
         return needs, set(repo.status())
 
 
-def graphics_cards() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(i) for i, _ in enumerate(listed.stdout.splitlines())]
-
-
 def repro(stage: str, log: Path, slots: queue.Queue[str], own: dict[str, str]) -> float:
-    """Run one stage by DVC, on a card of its own where there are several; its seconds."""
-    card = slots.get()
+    """Run one stage by DVC, on GPUs of its own where there are several; its seconds."""
+    cards = slots.get()
     try:
         started = time.monotonic()
         with open(log, "w") as file:
             done = subprocess.run(
                 # The lock is held for moments only, never while a stage runs.
                 [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage],
-                env={**own, "CUDA_VISIBLE_DEVICES": card} if card else own,
+                env={**own, "CUDA_VISIBLE_DEVICES": cards} if cards else own,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
     finally:
-        slots.put(card)
+        slots.put(cards)
     if done.returncode:
         raise UserError(f"{stage}: {last_error(log)} (log: {log})")
     return time.monotonic() - started
@@ -87,10 +76,7 @@ def repro(stage: str, log: Path, slots: queue.Queue[str], own: dict[str, str]) -
 
 def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, logs: Path) -> None:
     """Run stages, at most `jobs` at once; at a failure none is started any more."""
-    own, cards = environment(Path.cwd(), jobs), graphics_cards()
-    slots: queue.Queue[str] = queue.Queue()
-    for i in range(jobs):
-        slots.put(cards[i % len(cards)] if cards else "")
+    own, slots = environment(Path.cwd(), jobs), slots_of(jobs)
     waiting = list(order)
     failed: list[str] = []
     running: dict[Future[float], str] = {}
