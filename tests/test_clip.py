@@ -184,6 +184,20 @@ def test_a_folder_without_all_weights_is_refused(tiny_clip: Path, tmp_path: Path
         clip.load_pretrained({"source": "local", "path": str(tmp_path / "clip")})
 
 
+def test_a_folder_that_asks_to_run_its_own_code_is_refused(tiny_clip: Path, tmp_path: Path):
+    folder = tmp_path / "clip"
+    shutil.copytree(tiny_clip, folder)
+    config = read_json(folder / clip.CONFIG)
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    write_json(folder / clip.CONFIG, config)
+    for load in (
+        lambda: clip.load_pretrained({"source": "local", "path": str(folder)}),
+        lambda: clip.zero_shot_head(folder, ["a", "b"], ["{}"]),
+    ):
+        with pytest.raises(UserError, match="trust_remote_code: true; allowed: false"):
+            load()
+
+
 def test_an_unknown_tag_is_refused():
     with pytest.raises(UserError, match=r"ViT-B-32/nonsense cannot be loaded by open_clip"):
         clip.load_pretrained({"source": "open_clip", "architecture": "ViT-B-32", "tag": "nonsense"})

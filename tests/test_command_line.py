@@ -89,6 +89,20 @@ def test_inspect_counts_near_zero_weights_below_the_threshold_given(call: Any, t
         numbers = json.loads(call("inspect", tmp_path / "w.safetensors", "--json", *options))
         assert (numbers["near_zero"], numbers["kept"]) == (expected, 2)
     assert numbers["threshold"] == 0.5
+    negative = ("inspect", tmp_path / "w.safetensors", "--near-zero", -1)
+    assert "--near-zero: -1" in refused(call, *negative)
+
+
+def test_a_checkpoint_file_is_counted_by_the_mask_beside_it(run: Path, call: Any, tmp_path: Path):
+    call("export", "one_shot", "--to", tmp_path / "ticket")
+    mask = masks.load(tmp_path / "ticket/mask.safetensors")
+    first = dict(list(mask.items())[:1])
+    masks.save(tmp_path / "ticket/mask.safetensors", first)
+    for path in (tmp_path / "ticket", tmp_path / "ticket/model.safetensors"):
+        numbers = json.loads(call("inspect", path, "--json"))
+        assert [matrix["name"] for matrix in numbers["matrices"]] == list(first)
+    masks.save(tmp_path / "ticket/mask.safetensors", {"other.weight": mask[next(iter(first))]})
+    assert "a mask of another model" in refused(call, "inspect", tmp_path / "ticket")
 
 
 # compare
@@ -114,7 +128,10 @@ def test_export_writes_where_the_stage_does_or_where_it_is_told(run: Path, call:
     assert text.startswith("models/exported/one_shot: one_shot of local:tiny-bert")
     assert (run / "models/exported/one_shot/config.json").exists()
     call("export", "one_shot")  # again, in the place of the former
-    call("export", "one_shot", "--dtype", "bf16", "--to", tmp_path / "new")
+    assert "--to: missing" in refused(call, "export", "one_shot", "--dtype", "bf16")
+    to = tmp_path / "new"
+    ticket = json.loads(call("export", "one_shot", "--dtype", "bf16", "--to", to, "--json"))
+    assert ticket == {"folder": str(to), **read_json(to / "ticket.json")}
     kinds = {w.dtype for w in load_file(tmp_path / "new/model.safetensors").values()}
     assert kinds == {torch.bfloat16}
     assert read_json(tmp_path / "new/ticket.json")["dtype"] == "bf16"
@@ -136,6 +153,9 @@ def test_apply_prunes_the_base_model(run: Path, call: Any, tmp_path: Path):
     mask = masks.load(run / "models/retrained/one_shot/mask.safetensors")
     text = call("apply", "models/retrained/one_shot", "models/base", "--to", tmp_path / "pruned")
     assert f"60.00 % of {masks.count(mask)[1]:,} prunable weights are zero" in text
+    again = ("apply", "models/retrained/one_shot", "models/base", "--to", tmp_path / "again")
+    found = json.loads(call(*again, "--json"))
+    assert found["weights"] == masks.count(mask)[1] and found["sparsity"] == masks.sparsity(mask)
     weights = load_file(tmp_path / "pruned/model.safetensors")
     assert all(not weights[name][~kept].any() for name, kept in mask.items())
     numbers = json.loads(call("inspect", tmp_path / "pruned", "--json"))

@@ -52,6 +52,17 @@ def open_clip(optional: bool = False) -> Any:
     return package
 
 
+def model_config_of(folder: str | Path) -> dict:
+    """A folder's model configuration; UserError where it asks to run code that comes with it."""
+    config = read_json(Path(folder) / CONFIG)["model_cfg"]
+    if (config.get("text_cfg", {}).get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise UserError(
+            f"model: {folder}/{CONFIG} asks for trust_remote_code: true; allowed: false, as no code "
+            "of a model's own is run here"
+        )
+    return config
+
+
 def needs_optional(model_config: dict) -> bool:
     """Whether a model has a tower of timm or transformers, or a tokenizer of transformers."""
     text = model_config.get("text_cfg", {})
@@ -97,8 +108,8 @@ def load_pretrained(settings: dict) -> tuple[Any, dict, Any]:
     """
     if settings["source"] == "local":
         where, tag = f"local-dir:{settings['path']}", None
-        package = open_clip(needs_optional(read_json(Path(settings["path"]) / CONFIG)["model_cfg"]))
-        model_config = read_json(Path(settings["path"]) / CONFIG)["model_cfg"]
+        model_config = model_config_of(settings["path"])
+        package = open_clip(needs_optional(model_config))
     else:
         where, tag = settings["architecture"], settings["tag"]
         model_config = open_clip().get_model_config(where)
@@ -156,7 +167,7 @@ def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torc
     Each class name goes into each template and through the text tower; the normalised vectors are
     averaged over templates and normalised again (paper, section 2).
     """
-    package = open_clip(needs_optional(read_json(base / CONFIG)["model_cfg"]))
+    package = open_clip(needs_optional(model_config_of(base)))
     model = package.create_model(f"local-dir:{base}", require_pretrained=True).eval()
     tokenizer = package.get_tokenizer(f"local-dir:{base}")
     progress = len(classes) * len(templates) > 1000

@@ -60,14 +60,17 @@ def inspect(options: argparse.Namespace) -> None:
     """Sparsity by layer and matrix type, near-zero weights, N:M patterns."""
     from instant_soup import inspection
 
-    numbers = inspection.statistics(inspection.read(options.path, options.near_zero))
+    threshold = inspection.NEAR_ZERO if options.near_zero is None else options.near_zero
+    if threshold < 0:
+        raise UserError(f"--near-zero: {threshold:g} is not allowed; allowed: a number from 0")
+    numbers = inspection.statistics(inspection.read(options.path, threshold))
     if options.plot:
         from instant_soup.figures import matrix_sparsity
 
         matrix_sparsity(numbers, options.plot)
     if options.json:
-        return write(numbers | {"threshold": options.near_zero})
-    inspection.show(numbers, str(options.path), options.near_zero)
+        return write(numbers | {"threshold": threshold})
+    inspection.show(numbers, str(options.path), threshold)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -85,9 +88,14 @@ def export(options: argparse.Namespace) -> None:
     """A finished method of this repository as a folder to take away."""
     from instant_soup import export as exports
 
+    if options.to:
+        check_free(options.to)
+    elif options.dtype != "fp32":
+        raise UserError(f"--to: missing; allowed with --dtype {options.dtype}: a new folder")
     folder = options.to or exports.EXPORTED / options.method
-    check_free(folder, exports.TICKET)
     ticket = exports.export(options.method, folder, options.dtype)
+    if options.json:
+        return write({"folder": str(folder), **ticket})
     print(f"{folder}: {ticket['method']} of {ticket['model']} on {ticket['dataset']}")
 
 
@@ -98,6 +106,10 @@ def apply(options: argparse.Namespace) -> None:
     check_free(options.to)
     mask = weight_files.apply(options.mask, options.model, options.to)
     share, weights = 100 * masks.sparsity(mask), masks.count(mask)[1]
+    if options.json:
+        return write(
+            {"folder": str(options.to), "sparsity": masks.sparsity(mask), "weights": weights}
+        )
     print(f"{options.to}: {share:.2f} % of {weights:,} prunable weights are zero")
 
 
@@ -111,11 +123,9 @@ def evaluate(options: argparse.Namespace) -> None:
     write(found) if options.json else evaluation.show(found)
 
 
-def check_free(folder: Path, replaceable: str = "") -> None:
-    """UserError unless a folder is new or empty, or has the file that makes it replaceable."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not replaceable or not (folder / replaceable).exists():
+def check_free(folder: Path) -> None:
+    """UserError unless a folder is new or empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is there already; name a new folder")
 
 
@@ -148,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
 
     own = add(inspect, INSPECT)
     own.add_argument("path", type=Path, help="a mask, checkpoint or compact file, or its folder")
-    own.add_argument("--near-zero", type=float, default=1e-3, help="threshold (default 0.001)")
+    own.add_argument("--near-zero", type=float, metavar="W", help="threshold (default 0.01)")
     own.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw sparsity by layer and type"
     )
@@ -161,12 +171,14 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("method", metavar="METHOD", help="dense, isp or another row of the tables")
     own.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="(default fp32)")
     own.add_argument("--to", type=Path, metavar="FOLDER", help="(default models/exported/METHOD)")
+    add_json(own)
     own = add(apply, APPLY)
     own.add_argument(
         "mask", type=Path, metavar="MASK", help="a mask or compact file, or its folder"
     )
     own.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint file, or its folder")
     own.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="a new folder")
+    add_json(own)
     own = add(evaluate, EVALUATE)
     own.add_argument("ticket", type=Path, metavar="TICKET", help="an exported folder")
     own.add_argument("dataset", metavar="DATASET", help="as in params.yaml, or local:FOLDER")

@@ -17,7 +17,7 @@ from instant_soup.layout import terminal
 from instant_soup.masks import Mask
 from instant_soup.models import NEAR_ZERO
 from instant_soup.names import in_block, in_order, layer_of, type_of
-from instant_soup.weight_files import MASK, files_of, header, shapes_of
+from instant_soup.weight_files import MASK, files_of, fitted, header, shapes_of
 
 PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
@@ -44,11 +44,11 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Found:
     if kind == compact.FORMAT:
         mask, weights = compact.load_mask(files[0]), compact.load(files[0])
         return Found(mask, {name: _small(weights[name], near_zero) for name in mask})
-    beside = Path(path) / MASK
+    shapes, beside = shapes_of(files), files[0].parent / MASK
     if beside.exists():
-        names = set(masks.load(beside))
+        names = set(fitted(masks.load(beside), shapes, files[0]))
     else:
-        names = {name for name, shape in shapes_of(files).items() if in_block(name, shape)}
+        names = {name for name, shape in shapes.items() if in_block(name, shape)}
     found = Found({})
     for file in files:
         with safe_open(file, framework="pt") as opened:
