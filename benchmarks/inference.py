@@ -10,7 +10,6 @@ minutes on two cores.
 import argparse
 import copy
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -21,40 +20,9 @@ from torch import nn
 
 from instant_soup import bert, compact, criteria, masks, models, training
 from instant_soup.criteria import Probe
+from instant_soup.sparse_layouts import BLOCK, convert
 
 TOKENS = 32
-BLOCK = 32  # rows and columns of a block of the BSR layout
-
-
-class SparseLinear(nn.Module):
-    """A linear layer whose weight matrix is in one of torch's sparse layouts."""
-
-    def __init__(self, dense: nn.Linear, layout: str) -> None:
-        super().__init__()
-        weight = dense.weight.detach()
-        if layout == "CSR":
-            self.weight = weight.to_sparse_csr()
-        elif layout == "BSR":
-            self.weight = weight.to_sparse_bsr((BLOCK, BLOCK))
-        else:
-            self.weight = torch.sparse.to_sparse_semi_structured(weight)
-        self.bias = dense.bias
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """As nn.Linear's, of inputs of any number of leading dimensions."""
-        flat = inputs.reshape(-1, inputs.shape[-1])
-        outputs = (self.weight @ flat.T).T + self.bias
-        return outputs.reshape(*inputs.shape[:-1], -1)
-
-
-def sparse(model: nn.Module, names: list[str], layout: str) -> nn.Module:
-    """A copy of a model with these matrices in a sparse layout."""
-    model = copy.deepcopy(model)
-    for name in names:
-        owner, _, child = name.removesuffix(".weight").rpartition(".")
-        parent = model.get_submodule(owner)
-        setattr(parent, child, SparseLinear(getattr(parent, child), layout))
-    return model
 
 
 def block_mask(weights: dict[str, torch.Tensor], sparsity: float) -> masks.Mask:
@@ -89,7 +57,6 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
     where = training.device()
     model, _ = bert.load_pretrained(MINILM, hub=False)
     model = model.to(where).eval()
@@ -102,8 +69,8 @@ def main() -> None:
         one, other = pruned(model, mask), pruned(model, blocks)
         candidates += [
             ("zeros in dense matrices", sparsity, one, model),
-            ("CSR", sparsity, sparse(one, names, "CSR"), model),
-            (f"BSR, blocks of {BLOCK} pruned", sparsity, sparse(other, names, "BSR"), model),
+            ("CSR", sparsity, convert(one, names, "CSR"), model),
+            (f"BSR, blocks of {BLOCK} pruned", sparsity, convert(other, names, "BSR"), model),
         ]
         size = size_on_disk(weights, mask)
         ratio = sum(w.numel() for w in weights.values()) * 2 / 2**20 / size
@@ -114,7 +81,7 @@ def main() -> None:
     if where.type == "cuda":
         half = copy.deepcopy(model).half()
         mask = criteria.n_of_m(weights, 0.5, Probe(0, {"m": 4}))
-        candidates.append(("2:4, fp16", 0.5, sparse(pruned(half, mask), names, "2:4"), half))
+        candidates.append(("2:4, fp16", 0.5, convert(pruned(half, mask), names, "2:4"), half))
     for batch_size in arguments.batch_sizes:
         ids = torch.randint(1000, 20_000, (batch_size, TOKENS), device=where)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

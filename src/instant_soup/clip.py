@@ -57,8 +57,8 @@ def model_config_of(folder: str | Path) -> dict:
     config = read_json(Path(folder) / CONFIG)["model_cfg"]
     if (config.get("text_cfg", {}).get("tokenizer_kwargs") or {}).get("trust_remote_code"):
         raise UserError(
-            f"model: {folder}/{CONFIG} asks for trust_remote_code: true; allowed: false, as no code "
-            "of a model's own is run here"
+            f"model: {folder}/{CONFIG} asks for trust_remote_code: true; allowed: false, as no "
+            "code of a model's own is run here"
         )
     return config
 

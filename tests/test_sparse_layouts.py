@@ -1,0 +1,37 @@
+"""Sparse layouts compute what the dense matrices with zeros compute."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import new_classifier
+from torch import nn
+
+from instant_soup import criteria, masks, models, sparse_layouts
+from instant_soup.files import UserError
+
+
+@pytest.mark.parametrize("layout", ["CSR", "BSR"])
+def test_a_sparse_copy_gives_the_same_logits(tiny_bert: Path, layout: str) -> None:
+    model = new_classifier(tiny_bert, 2, 0).eval()
+    mask = criteria.magnitude(models.prunable(model), 0.8)
+    masks.apply(mask, dict(model.named_parameters()))
+    sparse = sparse_layouts.convert(model, mask, layout)
+    ids = torch.randint(5, 20, (3, 7), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = model(input_ids=ids).logits, sparse(input_ids=ids).logits
+    torch.testing.assert_close(found, expected)
+    kinds = [m for m in sparse.modules() if isinstance(m, sparse_layouts.SparseLinear)]
+    assert len(kinds) == len(mask)
+    kept = sum(m.sparse.values().count_nonzero().item() for m in kinds)
+    assert kept == masks.count(mask)[0]
+    assert all(type(m) is not sparse_layouts.SparseLinear for m in model.modules())
+
+
+def test_what_cannot_be_sparse_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.MultiheadAttention(4, 2))
+    for name in ("1.weight", "2.in_proj_weight", "2.out_proj.weight"):
+        with pytest.raises(UserError, match=name):
+            sparse_layouts.convert(model, [name])
+    with pytest.raises(UserError, match="allowed: CSR"):
+        sparse_layouts.convert(model, ["0.weight"], "COO")
