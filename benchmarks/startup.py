@@ -65,7 +65,7 @@ def texts(folder: Path) -> dict[str, list[str]]:
         "dense_finetune until its first step": until_first_step("dense_finetune"),
         "calibrate until its first step": until_first_step("calibrate", *round_0),
         "weak_mask until its first step": until_first_step("weak_mask", *round_0, *denoiser),
-        "sparse_retrain until its first step": until_first_step(
+        "sparse_retrain until its first step, with a validation": until_first_step(
             "sparse_retrain", "--method", "isp"
         ),
         "mask_soup, whole": stage_command("mask_soup", *round_0),

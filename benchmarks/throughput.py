@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=shapes.SHAPES, default=shapes.SHAPES)
     parser.add_argument("--precisions", nargs="+", default=None)
-    parser.add_argument("--steps", type=int, default=100 if torch.cuda.is_available() else 5)
+    parser.add_argument("--steps", type=int, default=100 if torch.cuda.is_available() else 3)
     arguments = parser.parse_args()
     precisions = arguments.precisions or sorted({"fp32", training.resolve_precision("auto")})
     rows = [measure(s, p, arguments.steps) for s in arguments.shapes for p in precisions]
