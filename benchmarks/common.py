@@ -100,14 +100,20 @@ def pruned_start(sparsity: float) -> tuple[State, Mask]:
     return state, mask
 
 
+def params_with(**changes: Any) -> dict[str, Any]:
+    """params.yaml with TEXTS and changes; those of a section are merged into it."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in {**TEXTS, **changes}.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    return params
+
+
 def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
     """Data, base model and start of TEXTS with changes, in a folder; the parameters.
 
     Everything that the pipeline has before its first training step, made by its own stages.
     """
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in {**TEXTS, **changes}.items():
-        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    params = params_with(**changes)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for stage in PREPARE:

@@ -1,40 +1,53 @@
 """Is there a better soup? ISP with other ways to cook the same weak networks, at equal cost.
 
-Every variant takes ISP's very steps: the same rounds, denoisers, look-ahead and budget. They differ
-in what is made of a round's denoisers. One process runs all of them, so that no stage start-ups
-come between; finished runs are in the CSV file, and the same command goes on from there.
+Every variant takes ISP's very steps: the same rounds, denoisers, look-ahead and budget; they differ
+in what is made of a round's denoisers. Two are controls: `progressive` has no denoisers and so
+costs less, `progressive_longer` trains for their steps instead. `distilled` costs a dense run more,
+which is counted. Finished runs are in the CSV file, and the same command goes on from there.
 
-    python studies/better_soups.py --task reviews sst2=../shared/data/glue/sst2 --seeds 3
+    python studies/better_soups.py --task reviews-sentiment mnist-sample cifar10=../cifar10
+    python studies/better_soups.py --report   # only the table, reports/studies/better_soups.md
 
-A task NAME=FOLDER is a dataset of docs/data.md in a local copy. The variant is chosen by its
-validation score over all runs; the test score beside it is what is reported.
+A task NAME=FOLDER is a dataset of docs/data.md in a local copy. Image tasks need a pre-trained
+model: --image-model FOLDER, by default that of a pipeline run (make repro FAMILY=clip). The variant
+is chosen by its validation scores over all runs; its test scores are what is reported.
 """
 
 import argparse
+import contextlib
 import csv
-import os
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import pandas as pd
 import torch
-from common import ROOT, prepare
+from common import ROOT, params_with, prepare
+from scipy import stats
+from torch.nn import functional
 
-from instant_soup import criteria, main_network, masks, metrics, soup, training
-from instant_soup.batches import load_split
+from instant_soup import criteria, main_network, masks, metrics, settings, soup, training
+from instant_soup.batches import Split, load_split
+from instant_soup.clip import CONFIG
 from instant_soup.denoisers import draw_protocol
-from instant_soup.files import read_yaml
+from instant_soup.files import UserError, new_file, read_yaml
 from instant_soup.masks import Mask
 from instant_soup.schedules import calibration_steps, round_sparsities, steps_of
-from instant_soup.settings import check
 from instant_soup.training import Cost, State, Weights
 
 RESULTS = ROOT / "reports/studies/better_soups.csv"
-COLUMNS = ("task", "sparsity", "seed", "variant", "validation", "test", "flops", "overlap")
+KEY = ("task", "sparsity", "seed", "variant", "settings")
+COLUMNS = (*KEY, "validation", "test", "flops", "overlap_own", "overlap_one_shot")
 AHEAD = 3.0  # `extrapolated`: so many times as far as the look-ahead went
+SHARE = 0.5  # `distilled`: of the dense network's probabilities in the targets
 
 # What a variant makes of the main network's prunable weights, its denoisers, and their weak masks:
 # the next mask, with exactly k weights.
@@ -54,6 +67,18 @@ def union(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) ->
 def vote(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
     """The number of masks that keep a weight, then its magnitude."""
     return soup.adjust(soup.combine(weak, "vote"), weights, k)
+
+
+def weighted_vote(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+    """Each mask's votes weigh as much as its denoiser's weight is large."""
+    scores = {
+        n: torch.stack([d.weights[n].abs() * m[n] for d, m in zip(denoisers, weak, strict=True)])
+        for n in weights
+    }
+    # What no mask keeps follows, by the network's own magnitude.
+    votes = {n: s.sum(0) for n, s in scores.items()}
+    least = 1e-6 * min(float(w.abs().max()) for w in weights.values())
+    return masks.keep_largest({n: v + least * weights[n].abs() for n, v in votes.items()}, k)
 
 
 def mean_magnitude(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
@@ -79,40 +104,64 @@ def fisher(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -
     return masks.keep_largest(scores, k)
 
 
+def saliency(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+    """|w · g| averaged over the denoisers, g the mean gradient that their AdamW holds."""
+    scores = {
+        n: torch.stack([(d.weights[n] * d.first_moments[n]).abs() for d in denoisers]).sum(0)
+        for n in weights
+    }
+    return masks.keep_largest(scores, k)
+
+
 VARIANTS: dict[str, Cook] = {
     "progressive": progressive,
+    "progressive_longer": progressive,  # and its run takes the denoisers' steps
     "union": union,
     "vote": vote,
+    "weighted_vote": weighted_vote,
     "mean_magnitude": mean_magnitude,
     "extrapolated": extrapolated,
+    "saliency": saliency,
     "fisher": fisher,
+    "diverse": mean_magnitude,  # of denoisers with protocols far apart
     "souped_weights": union,  # and the weights become the denoisers' mean
     "souped_both": mean_magnitude,
+    "distilled": union,  # and the targets are in part the dense network's
 }
 SOUPED_WEIGHTS = ("souped_weights", "souped_both")
+DIVERSE = {"learning_rate_range": [0.1, 10.0], "weight_decay_range": [0.0, 0.3], "subset": 0.1}
 
 
-def run(settings: dict, variant: str) -> dict[str, Any]:
-    """One ISP run with a variant's soup, here; its scores, FLOPs, and overlap with one-shot."""
-    isp, seed, plan = settings["isp"], settings["seed"], read_yaml("models/plan/dense.yaml")
+def run(chosen: dict, variant: str) -> dict[str, Any]:
+    """One ISP run with a variant's soup, here; its scores, FLOPs, and how like its mask is."""
+    isp, seed, plan = dict(chosen["isp"]), chosen["seed"], read_yaml("models/plan/dense.yaml")
+    if variant == "diverse":
+        isp |= DIVERSE
     steps_per_epoch, total = main_network.budget(plan)
-    t = steps_of(isp["calibration"], steps_per_epoch)
     data = load_split(main_network.ENCODED / "train.safetensors", training.device())
-    state, mask = main_network.load_start("models/start")
-    own = criteria.magnitude({n: state.weights[n] for n in mask}, settings["sparsity"])
     cost = Cost()
+    sparsities = round_sparsities(chosen["sparsity"], isp["compression_rate"], isp["rate_of"])
+    beside = len(sparsities) * isp["denoisers"] * isp["look_ahead"]
+    longer = (total + beside) / total if variant == "progressive_longer" else 1.0
+    t, total = steps_of(longer * isp["calibration"], steps_per_epoch), round(longer * total)
+    around: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if variant == "distilled":
+        data, around = distilled(data, plan, cost), patch.object(training, "loss_of", soft_loss)
+    state, mask = main_network.load_start("models/start")
+    pretrained = {n: state.weights[n].clone() for n in mask}
+    own = mask
 
     def train_to(last: int) -> State:
         model = main_network.build(state, plan)
-        return training.train(
-            model, state, mask, data, plan, cost, last=last, total=total, label=variant
-        )
+        with around:
+            return training.train(
+                model, state, mask, data, plan, cost, last=last, total=total, label=variant
+            )
 
-    sparsities = round_sparsities(settings["sparsity"], isp["compression_rate"], isp["rate_of"])
     for i, sparsity in enumerate(sparsities):
         state = train_to(state.step + calibration_steps(i, t))
         denoisers: list[State] = []
-        for n in range(isp["denoisers"] if variant != "progressive" else 0):
+        for n in range(0 if variant.startswith("progressive") else isp["denoisers"]):
             protocol = draw_protocol({**plan, **isp}, len(data), key=(seed, i, n))
             rows = protocol.pop("rows")
             copy = State({name: w.clone() for name, w in state.weights.items()})
@@ -120,7 +169,7 @@ def run(settings: dict, variant: str) -> dict[str, Any]:
                 copy, mask, {**plan, **protocol}, rows, isp["look_ahead"], label=f"{i}/{n}"
             )
             denoisers.append(look_ahead)
-            cost.add(vars(part))
+            cost.add(part)
         weak = [criteria.magnitude({m: d.weights[m] for m in mask}, sparsity) for d in denoisers]
         if variant in SOUPED_WEIGHTS:
             for name, w in state.weights.items():
@@ -128,24 +177,59 @@ def run(settings: dict, variant: str) -> dict[str, Any]:
                     w.copy_(torch.stack([d.weights[name] for d in denoisers]).mean(0))
         prunable = {name: state.weights[name] for name in mask}
         k = masks.keep_count(prunable, sparsity)
+        own = criteria.magnitude(prunable, sparsity)
         mask = VARIANTS[variant](prunable, denoisers, weak, k)
         state.prune(mask)
     state = train_to(total)
-    model = main_network.build(state, plan).to(data.labels.device)
+    one_shot = criteria.magnitude(pretrained, chosen["sparsity"])
+    return {
+        **scores_of(state, plan),
+        "flops": cost.flops,
+        "overlap_own": masks.cosine_similarity(mask, own),
+        "overlap_one_shot": masks.cosine_similarity(mask, one_shot),
+    }
+
+
+def scores_of(state: State, plan: dict) -> dict[str, float]:
+    """A network's validation and test score."""
+    where, precision = training.device(), training.resolve_precision(plan["precision"])
+    model = main_network.build(state, plan).to(where)
     scores = {}
     for name in ("validation", "test"):
-        split = load_split(main_network.ENCODED / f"{name}.safetensors", data.labels.device)
-        precision = training.resolve_precision(plan["precision"])
+        split = load_split(main_network.ENCODED / f"{name}.safetensors", where)
         scores[name] = metrics.score(plan["metric"], *training.predict(model, split, precision))
-    return {**scores, "flops": cost.flops, "overlap": masks.cosine_similarity(mask, own)}
+    return scores
 
 
-def read_done() -> list[dict[str, str]]:
-    """The finished runs."""
+def distilled(data: Split, plan: dict, cost: Cost) -> Split:
+    """The training rows with targets that are in part a dense network's; its cost is added."""
+    _, total = main_network.budget(plan)
+    state, mask = main_network.load_start("models/start")
+    model = main_network.build(state, plan)
+    state = training.train(
+        model, state, mask, data, plan, cost, last=total, total=total, label="teacher"
+    )
+    teacher = main_network.build(state, plan).to(data.labels.device).eval()
+    with torch.inference_mode():
+        parts = [
+            training.logits_of(teacher, data.rows(index)).float().softmax(-1)
+            for index in torch.arange(len(data)).split(256)
+        ]
+    soft = torch.cat(parts).clone()
+    hard = functional.one_hot(data.labels.long(), soft.shape[1])
+    return replace(data, labels=SHARE * soft + (1 - SHARE) * hard)
+
+
+def soft_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of class numbers, or of probabilities where rows have several."""
+    return functional.cross_entropy(logits.float(), targets)
+
+
+def read_runs() -> pd.DataFrame:
+    """The finished runs; texts, as they are in the file."""
     if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
+        return pd.DataFrame(columns=list(COLUMNS))
+    return pd.read_csv(RESULTS, dtype=str)
 
 
 def add(row: dict[str, Any]) -> None:
@@ -159,46 +243,133 @@ def add(row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def changes_of(task: str) -> dict[str, Any]:
+def changes_of(task: str, image_model: Path) -> dict[str, Any]:
     """What a task changes in params.yaml: dataset, model, rows."""
     name, _, folder = task.partition("=")
     images = name in ("mnist-sample", "cifar10")
-    data: dict[str, Any] = {"train_rows": 8000, "validation_rows": 500, "test_rows": 2000}
+    if images and not (image_model / CONFIG).exists():
+        raise UserError(
+            f"--image-model: {image_model}: no {CONFIG} there; allowed: a pre-trained model's "
+            "folder, as make repro FAMILY=clip leaves in models/pretrained"
+        )
+    data: dict[str, Any] = {"train_rows": 8000, "validation_rows": 1000, "test_rows": 2000}
     if folder:
         data["path"] = str(Path(folder).resolve())
-    # The pre-trained model of a pipeline run (make repro FAMILY=clip).
-    model = f"local:{ROOT}/models/pretrained" if images else "minilm"
     if name == "mnist-sample":
         data["train_rows"] = "all"
+    model = f"local:{image_model.resolve()}" if images else "minilm"
     return {"dataset": name, "model": model, "data": data}
+
+
+def digest_of(chosen: dict) -> str:
+    """A name for all settings that a run depends on beside its own columns."""
+    rest = {k: v for k, v in chosen.items() if k not in ("sparsity", "seed")}
+    text = json.dumps([rest, AHEAD, SHARE, DIVERSE], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each variant's run beside the union's of the same task, sparsity and seed, in points."""
+    cell = ["task", "sparsity", "seed"]
+    numbers = ["validation", "test", "flops", "overlap_own"]
+    last = runs.drop_duplicates([*cell, "variant"], keep="last")
+    last = last.assign(**{name: last[name].astype(float) for name in numbers})
+    union = last[last["variant"] == "union"]
+    both = last.merge(union, on=[*cell, "settings"], suffixes=("", "_union"))
+    for name in ("validation", "test"):
+        both[f"{name}_gain"] = 100 * (both[name] - both[f"{name}_union"])
+    both["cost"] = both["flops"] / both["flops_union"]
+    return both
+
+
+def summary(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Per variant: gains over the union, their spread over runs, cost; and the variant chosen.
+
+    Chosen is the largest mean validation gain among those that cost at most 5 % more.
+    """
+    rows = []
+    for variant, own in cells_of(runs).groupby("variant", sort=False):
+        p = stats.ttest_1samp(own["test_gain"], 0).pvalue if own["test_gain"].std() > 0 else 1.0
+        rows.append({
+            "variant": variant, "n": len(own), "cost": own["cost"].mean(),
+            "validation": own["validation_gain"].mean(), "test": own["test_gain"].mean(),
+            "spread": own["test_gain"].std(), "p": p, "overlap_own": own["overlap_own"].mean(),
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    rivals = table[(table["cost"] < 1.05) & ~table["variant"].isin(("union", "progressive"))]
+    chosen = rivals.loc[rivals["validation"].idxmax(), "variant"] if len(rivals) else ""
+    return table.sort_values("validation", ascending=False), chosen
+
+
+def report() -> None:
+    """Write reports/studies/better_soups.md."""
+    runs = read_runs()
+    table, chosen = summary(runs)
+    tasks = ", ".join(sorted(set(runs["task"])))
+    lines = [
+        "# Other soups at equal cost",
+        f"Gains over ISP's own soup (union) in points of the metric, means over n runs (task, "
+        f"sparsity, seed) of {tasks}, at {', '.join(sorted(set(runs['sparsity'])))} sparsity. "
+        f"± is the sample standard deviation over runs, p of a t-test of the test gains against "
+        f"0, not corrected for the number of variants. Cost: FLOPs ÷ the union's. Cosine: of the "
+        f"final mask with the network's own magnitude mask. Chosen on validation, among those of "
+        f"equal cost: **{chosen}**. `python studies/better_soups.py --report` writes this page.",
+        "| variant | cost | validation gain | test gain | p | cosine | n |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        + "\n".join(
+            f"| {r.variant} | {r.cost:.2f} | {r.validation:+.2f} | {r.test:+.2f} ± {r.spread:.2f} "
+            f"| {r.p:.3f} | {r.overlap_own:.4f} | {r.n} |"
+            for r in table.itertuples()
+        ),
+    ]
+    with new_file(RESULTS.with_suffix(".md")) as unfinished:
+        unfinished.write_text("\n\n".join(lines) + "\n")
+    print(lines[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", nargs="+", required=True, help="NAME or NAME=FOLDER")
+    parser.add_argument("--task", nargs="+", default=[], help="NAME or NAME=FOLDER")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.7, 0.9])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--image-model", type=Path, default=ROOT / "models/pretrained")
+    parser.add_argument("--look-ahead", type=int, default=10, help="C (default 10, the preset's)")
+    parser.add_argument("--report", action="store_true", help="only write the table")
     options = parser.parse_args()
-    for task in options.task:
-        for seed in range(options.seeds):
+    tasks = {task: changes_of(task, options.image_model) for task in options.task}
+    for changes in tasks.values():
+        changes["isp"] = {"look_ahead": options.look_ahead}
+        for sparsity in options.sparsities:  # what cannot be is said before hours of work
+            settings.plan(params_with(**{**changes, "sparsity": sparsity}))
+    for seed in options.seeds:
+        for task, changes in tasks.items():
             with tempfile.TemporaryDirectory() as folder:
-                changes = changes_of(task)
-                wanted = [(s, v) for s in options.sparsities for v in options.variants]
-                done = {(r["task"], r["sparsity"], r["seed"], r["variant"]) for r in read_done()}
-                name = task.partition("=")[0]
-                wanted = [(s, v) for s, v in wanted if (name, str(s), str(seed), v) not in done]
-                if not wanted:
-                    continue
-                params = prepare(Path(folder), seed=seed, **changes)
-                os.chdir(folder)
-                for sparsity, variant in wanted:
-                    settings = check({**params, "sparsity": sparsity})
-                    found = run(settings, variant)
-                    where = {"task": name, "sparsity": sparsity, "seed": seed, "variant": variant}
-                    add({**where, **found})
-                    print(f"{where} {found}", flush=True)
-                os.chdir(ROOT)
+                runs_of(task, changes, seed, options, Path(folder))
+    report()
+
+
+def runs_of(task: str, changes: dict, seed: int, options: argparse.Namespace, folder: Path) -> None:
+    """All runs of a task and a seed that are not in the file, in a prepared folder."""
+    name, prepared = task.partition("=")[0], False
+    for sparsity in options.sparsities:
+        chosen = settings.check(params_with(**{**changes, "sparsity": sparsity, "seed": seed}))
+        for variant in options.variants:
+            where = dict(zip(KEY, (name, sparsity, seed, variant, digest_of(chosen)), strict=True))
+            known = read_runs()[list(KEY)].to_dict("records")
+            if {key: str(value) for key, value in where.items()} in known:
+                continue
+            if not prepared:
+                prepare(folder, seed=seed, **changes)
+                prepared = True
+            with chdir(folder):
+                try:
+                    found = run(chosen, variant)
+                except (UserError, ValueError) as error:  # diverged
+                    print(f"{where}: {error}", file=sys.stderr)
+                    found = dict.fromkeys(COLUMNS[len(KEY) :], float("nan"))
+            add({**where, **found})
+            print(f"{where} {found}", flush=True)
 
 
 if __name__ == "__main__":
