@@ -459,7 +459,7 @@ def test_the_card_tells_sparsity_densities_and_cost(family):
 
 RESULT = {
     **{"model": "minilm", "dataset": "sst2", "method": "snip", "seed": 1, "preset": "quick"},
-    **{"variant": "", "target_sparsity": 0.7, "code_version": "abc1234"},
+    **{"variant": "", "target_sparsity": 0.7, "code_version": "abc1234", "family": "bert"},
 }
 
 
@@ -483,10 +483,20 @@ RESULT = {
         ({"dataset": "sst2@local"}, "packaged", "-S data.path=FOLDER", "sst2@local: not in"),
         ({"code_version": "abc1234+"}, "packaged", "git checkout abc1234\n", "code differed"),
         ({"preset": "paper"}, "packaged", "-S preset=paper", "more `rounds`"),
+        ({"preset": "paper"}, "packaged", "-S 'weak_seeds=[0,1,2,3]'", "more `rounds`"),
+        ({"variant": "isp.denoisers=6"}, "packaged", "-S 'weak_seeds=[0,1,2,3,4,5]'", ""),
+        ({"method": "greedy_soup"}, "packaged", "-S 'soup_members=[0,1,2]'", ""),
+        (
+            {"dataset": "local:mine"},
+            "packaged",
+            "-S 'data.text=[a,b]' \\\n  -S data.label=stars",
+            "folder",
+        ),
     ],
 )
 def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, notes):
-    text = model_card.regenerate({**RESULT, **changes}, {"source": source})
+    data = {"text": ["a", "b"], "image": "", "label": "stars"}
+    text = model_card.regenerate({**RESULT, **changes}, data, {"source": source})
     assert expected in text
     assert notes in text
     if not notes:
@@ -495,7 +505,7 @@ def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, n
 
 def test_dense_is_made_again_without_a_sparsity():
     dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
-    found = model_card.changes(dense, {"source": "packaged"})
+    found = model_card.changes(dense, {}, {"source": "packaged"})
     assert "sparsity" not in found and "baselines" not in found and found["exports"] == "[dense]"
 
 

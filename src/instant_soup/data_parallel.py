@@ -82,7 +82,7 @@ def together(
 
     `kind` of device: cpu or cuda. `work` and its arguments go to fresh processes by pickle, their
     tensors by shared memory. When this process leaves, by an error or Ctrl-C too, the others are
-    ended. Ctrl-C is for the first one alone to answer: it stops between steps.
+    killed. Ctrl-C and SIGTERM are for the first one alone to answer: it stops between steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
@@ -159,6 +159,7 @@ def _other(
     work: Callable[..., Any],
     arguments: tuple,
 ) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ctrl-C: the first process kills this one
     Path(meeting).with_name(f"loaded-{number}").touch()
     _meet(number, processes, kind, meeting)
     work(*arguments)

@@ -7,6 +7,8 @@ import yaml
 
 from instant_soup import bert, clip, masks
 from instant_soup.masks import Mask
+from instant_soup.presets import PRESETS
+from instant_soup.settings import MEMBERS
 from instant_soup.tables import label, percent
 from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, MODELS, SOUPS
 
@@ -18,6 +20,8 @@ METRICS = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }
+LISTED = 3  # weak_seeds in params.yaml
+USUAL_COLUMNS = {"text": "sentence", "image": "image", "label": "label"}
 LIBRARY = {"bert": "transformers", "clip": "open_clip"}
 BLOCKS = {"bert": "encoder's", "clip": "image tower's"}
 PIPELINE = {"bert": "text-classification", "clip": "zero-shot-image-classification"}
@@ -83,7 +87,7 @@ def card(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mas
         f"the {BLOCKS[family]} blocks, are zero.\n\n{_table('layer', 'density', layers)}",
         f"## Cost\n\n{_table('what', 'value', _cost(result['cost']))}",
         f"## Files\n\n{_table('file', 'what', files)}",
-        f"## Regenerate\n\n{regenerate(result, base)}",
+        f"## Regenerate\n\n{regenerate(result, data, base)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -113,11 +117,11 @@ def front_matter(
     }
 
 
-def regenerate(result: dict[str, Any], base: dict[str, Any]) -> str:
+def regenerate(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) -> str:
     """The commands that make this ticket again, and what they cannot say."""
     commit = result["code_version"]
     known = [] if commit == "unknown" else [f"git checkout {commit.rstrip('+')}"]
-    words = [f"-S {shlex.quote(f'{k}={v}')}" for k, v in changes(result, base).items()]
+    words = [f"-S {shlex.quote(f'{k}={v}')}" for k, v in changes(result, data, base).items()]
     lines = "\n".join([*known, " \\\n  ".join(["dvc exp run", *words])])
     parts = [f"In the repository of the code:\n\n```bash\n{lines}\n```"]
     if not known:
@@ -130,11 +134,11 @@ def regenerate(result: dict[str, Any], base: dict[str, Any]) -> str:
     if own:
         parts.append(f"{' and '.join(own)}: not in the repository; give the folder's path.")
     if result["preset"] == "paper":
-        parts.append("The paper's preset takes more `rounds` and `weak_seeds` in params.yaml.")
+        parts.append("The paper's preset takes more `rounds` in params.yaml: `plan` says which.")
     return "\n\n".join(parts)
 
 
-def changes(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+def changes(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """The keys of params.yaml that make this ticket, with the texts of their values."""
     method, model, dataset = result["method"], result["model"], result["dataset"]
     if base["source"] == "hub" and model not in MODELS:
@@ -142,6 +146,10 @@ def changes(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     found = {"model": model, "dataset": dataset.removesuffix("@local")}
     if dataset.endswith("@local"):
         found["data.path"] = "FOLDER"
+    if dataset.startswith("local:"):  # the columns, where they are not those looked for
+        for key, usual in USUAL_COLUMNS.items():
+            if (own := data.get(key)) not in (None, "", [], usual, [usual]):
+                found[f"data.{key}"] = f"[{','.join(own)}]" if isinstance(own, list) else own
     found |= {"preset": result["preset"], "seed": result["seed"]}
     if result["target_sparsity"]:
         found["sparsity"] = result["target_sparsity"]
@@ -150,8 +158,21 @@ def changes(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         if method in rows:
             needed = ["lth", method] if method == "lottery_pool" else [method]
             found[key] = f"[{','.join(needed)}]"
-    own = (part.partition("=") for part in result["variant"].split(" ") if part)
-    return found | {key: value for key, _, value in own} | {"exports": f"[{method}]"}
+    parts = (part.partition("=") for part in result["variant"].split(" ") if part)
+    own = {key: value for key, _, value in parts}
+    preset = PRESETS[result["family"]][result["preset"]]
+    denoisers = int(own.get("isp.denoisers", preset["isp"]["denoisers"]))
+    if denoisers > LISTED:
+        found["weak_seeds"] = _numbers(denoisers)
+    for key, soups in MEMBERS.items():
+        if method in soups:
+            members = own.get(f"model_soup.{key}", preset["model_soup"][key])
+            found["soup_members"] = _numbers(int(members))
+    return found | own | {"exports": f"[{method}]"}
+
+
+def _numbers(count: int) -> str:
+    return f"[{','.join(map(str, range(count)))}]"
 
 
 def _use(family: str, data: dict[str, Any]) -> str:
