@@ -85,6 +85,10 @@ def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     """All figures of this run and of the ledger, and the data of DVC's own plots."""
     folder = REPORTS / "figures"
     folder.mkdir(parents=True, exist_ok=True)
+    for name in figures.OF_LEDGER:
+        getattr(figures, name.removesuffix(".png"))(runs, folder / name)
+    if not results:  # a grid's repository may have run nothing itself
+        return [folder / name for name in figures.OF_LEDGER]
     metric = results[0]["metric"]
     curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
     rounds: list[dict] = next((r["rounds"] for r in results if r["method"] == "isp"), [])
@@ -95,11 +99,6 @@ def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     figures.isp_rounds(rounds, metric, folder / "isp_rounds.png")
     figures.layer_sparsity(results, folder / "layer_sparsity.png")
     figures.matrix_density(results, folder / "matrix_density.png")
-    figures.essential_sparsity(runs, folder / "essential_sparsity.png")
-    figures.mask_similarity(runs, folder / "mask_similarity.png")
-    figures.accuracy_vs_sparsity(runs, folder / "accuracy_vs_sparsity.png")
-    figures.accuracy_vs_cost(runs, folder / "accuracy_vs_cost.png")
-    figures.cost_vs_sparsity(runs, folder / "cost_vs_sparsity.png")
     return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]
 
 

@@ -21,7 +21,7 @@ for name in [n for n in os.environ if n.startswith("DVC_")]:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take minutes come first, so that no worker is left with one of them at the end.
-LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline")
+LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline", "test_ray_grid")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -87,3 +87,9 @@ def test_page_shows_names_as_text(tmp_path, pictures):
 def test_page_of_few_results(tmp_path, pictures):
     text = write(tmp_path / "a", pictures, result("dense"))
     assert "80.00" in text and "No results yet." in text  # none of CLIP
+
+
+def test_a_ledger_without_a_run_of_its_own_has_its_page(tmp_path, pictures):
+    ledger = ledger_of(tmp_path, *RUNS)
+    text = page.write_page(tmp_path / "index.html", ledger, [], pictures).read_text()
+    assert "92.43 ± 0.6" in text and "The latest run" not in text

@@ -55,8 +55,10 @@ def write_page(
         )
     ]
     over_all = ("Accuracy against sparsity and cost", _gallery("", figures.OF_LEDGER, pictures))
-    of_run = ("The latest run", _gallery(_about_run(results), figures.OF_RUN, pictures))
-    sections = [first, over_all, *others, of_run]
+    sections = [first, over_all, *others]
+    if results:
+        of_run = _gallery(_about_run(results), figures.OF_RUN, pictures)
+        sections.append(("The latest run", of_run))
     template = Template(Path(__file__).with_name("page.html").read_text())
     page = template.substitute(
         introduction="\n".join(f"<p>{_with_code(text)}</p>" for text in about),

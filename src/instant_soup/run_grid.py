@@ -389,16 +389,52 @@ def make_tables(root: Path, log: Path) -> str:
     return f"tables: {last_error(log)} (log: {log})" if done.returncode else ""
 
 
+def take_signals() -> None:
+    """Let what ends us do so in good order.
+
+    A handler of ours also undoes what a shell's background job inherits: that it and all it starts
+    ignore Ctrl-C. Under nohup SIGHUP stays ignored.
+    """
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
+        signal.signal(number, signal.default_int_handler)
+
+
+def runner_of(root: Path, options: argparse.Namespace, lanes: int) -> tuple[Runner, int]:
+    """What runs the cells, here or on a Ray cluster, and how many lanes at a time."""
+    if not options.ray or not lanes:
+        jobs = options.jobs or 1
+        return Runner(root, jobs), jobs
+    from instant_soup.ray_grid import RayRunner
+
+    jobs = options.jobs or lanes
+    return RayRunner(
+        root, jobs, options.ray, options.remote, options.cpus or 1, options.gpus or 0
+    ), jobs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m instant_soup.run_grid", description=__doc__)
     parser.add_argument("grid", type=Path, help="a YAML file, as grids/quick.yaml")
-    parser.add_argument("--jobs", type=int, default=1, help="lanes side by side (default 1)")
+    parser.add_argument("--jobs", type=int, help="lanes side by side (default 1; with --ray all)")
     parser.add_argument("--only", default="", help="only cells with this in their names")
     parser.add_argument("--again", action="store_true", help="also cells that have results")
     parser.add_argument("--dry-run", action="store_true", help="only list the cells")
+    ray = parser.add_argument_group("on many machines (docs/grids.md)")
+    ray.add_argument("--ray", metavar="ADDRESS", help="run cells on this Ray cluster (auto, …)")
+    ray.add_argument("--remote", help="a folder that all nodes see, or a DVC remote's URL or name")
+    ray.add_argument("--cpus", type=float, help="that a cell takes of a node (default 1)")
+    ray.add_argument("--gpus", type=float, help="that a cell takes of a node (default 0)")
     options = parser.parse_args()
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs: {options.jobs} is not allowed; allowed: a whole number from 1")
+    if options.ray and not options.remote:
+        raise UserError(
+            "--remote: missing; allowed with --ray: a folder, a DVC remote's URL or name"
+        )
+    for name in ("remote", "cpus", "gpus"):
+        if getattr(options, name) is not None and not options.ray:
+            raise UserError(f"--{name}: only with --ray")
 
     root = project_root().resolve()
     cells = read_cells(options.grid, read_yaml(root / "params.yaml"))
@@ -414,16 +450,13 @@ def main() -> None:
     if options.dry_run:
         return
 
-    # These stop us in good order. A handler of ours also undoes what a shell's background job
-    # inherits: that it, and all it starts, ignores Ctrl-C. Under nohup SIGHUP stays ignored.
-    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
-        signal.signal(number, signal.default_int_handler)
+    take_signals()
     failed: list[tuple[Cell, str]] = []
     try:
         with only_grid(root):
-            runner = Runner(root, options.jobs)
-            failed = run_all(runner, todo, options.jobs) if todo else []
+            runner, jobs = runner_of(root, options, len(lanes_of(todo)))
+            take_signals()  # Ray has taken SIGTERM for itself
+            failed = run_all(runner, todo, jobs) if todo else []
             runner.logs.mkdir(parents=True, exist_ok=True)
             trouble = make_tables(root, runner.logs / "tables.log")
     except KeyboardInterrupt:
