@@ -1,0 +1,125 @@
+"""The studies: their ISP is the pipeline's, they go on where they were, and choose as they say."""
+
+import sys
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import better_soups
+import pandas as pd
+import pytest
+from test_early_bird import make_project, run_script
+
+from instant_soup.files import UserError, read_json, read_yaml
+from instant_soup.settings import check
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+ROOT = Path(__file__).parent.parent
+CHANGES: dict[str, Any] = {
+    "sparsity": 0.4,
+    "baselines": [],
+    "data": {"max_length": 16},
+    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3},
+    "isp": {"compression_rate": 0.2, "calibration": 0.2, "look_ahead": 2, "denoisers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_data: Path) -> Path:
+    """A project with ISP run to its end by the stages, two rounds of two denoisers."""
+    folder = tmp_path_factory.mktemp("study")
+    make_project(folder, tiny_bert, tiny_data, **CHANGES)
+    with chdir(folder):
+        for i in ("0", "1"):
+            run_script("calibrate", "--round", i)
+            for n in ("0", "1"):
+                run_script("weak_mask", "--round", i, "--denoiser", n)
+            run_script("mask_soup", "--round", i)
+        run_script("sparse_retrain", "--method", "isp")
+        run_script("evaluate", "--method", "isp")
+    return folder
+
+
+def run(project: Path, variant: str) -> dict[str, Any]:
+    params = read_yaml(ROOT / "params.yaml")
+    for key, value in CHANGES.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    with chdir(project):
+        return better_soups.run(check(params), variant)
+
+
+def test_the_union_is_the_pipelines_isp(project: Path) -> None:
+    found, result = run(project, "union"), read_json(project / "reports/results/isp.json")
+    assert found["test"] == result["test"]["accuracy"]
+    assert found["overlap_one_shot"] == result["overlap_one_shot"]
+    assert found["flops"] == pytest.approx(result["cost"]["flops"])
+
+
+@pytest.mark.parametrize("variant", [v for v in better_soups.VARIANTS if v != "union"])
+def test_every_variant_runs_and_costs_what_it_says(project: Path, variant: str) -> None:
+    union, found = run(project, "union")["flops"], run(project, variant)["flops"]
+    dense = read_json(project / "reports/results/isp.json")["cost"]["flops"]
+    if variant == "progressive":
+        assert found < 0.9 * union
+    elif variant == "distilled":
+        assert found > 1.3 * union
+    else:  # batches of other lengths differ a little
+        assert found == pytest.approx(union, rel=0.1), dense
+
+
+def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple] = []
+
+    def fake(chosen: dict, variant: str) -> dict[str, float]:
+        counted.append((chosen["seed"], chosen["sparsity"], variant))
+        if variant == "fisher":
+            raise UserError("the loss is nan")
+        return dict.fromkeys(better_soups.COLUMNS[len(better_soups.KEY) :], 0.5)
+
+    monkeypatch.setattr(better_soups, "RESULTS", tmp_path / "runs.csv")
+    monkeypatch.setattr(better_soups, "run", fake)
+    monkeypatch.setattr(better_soups, "prepare", lambda *_, **__: None)
+    words = ["x", "--task", "reviews-sentiment", "--seeds", "0", "1", "--sparsities", "0.7",
+             "--variants", "union", "fisher"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    better_soups.main()
+    assert counted == [(s, 0.7, v) for s in (0, 1) for v in ("union", "fisher")]
+    better_soups.main()
+    assert len(counted) == 4
+    monkeypatch.setattr(sys, "argv", [*words, "--look-ahead", "30"])  # another setting
+    better_soups.main()
+    assert len(counted) == 8
+
+
+def test_a_task_that_cannot_be_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(better_soups, "prepare", None)
+    for words, reason in (
+        (["--task", "reviews"], "unknown 'reviews'"),
+        (["--task", "mnist-sample", "--image-model", "nowhere"], "--image-model: nowhere"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", *words])
+        with pytest.raises(UserError, match=reason):
+            better_soups.main()
+
+
+def test_validation_chooses_among_those_of_equal_cost() -> None:
+    rows = []
+    for variant, validation, test, flops in (
+        ("union", 0.80, 0.80, 1.8),
+        ("vote", 0.82, 0.79, 1.8),
+        ("fisher", 0.81, 0.90, 1.8),  # the best on test, which is not looked at
+        ("distilled", 0.95, 0.95, 2.8),
+        ("progressive", 0.99, 0.99, 1.0),
+    ):
+        for seed in (0, 1, 2):
+            rows.append({
+                "task": "a", "sparsity": "0.7", "seed": seed, "variant": variant, "settings": "s",
+                "validation": validation + seed / 100, "test": test + seed / 100, "flops": flops,
+                "overlap_own": 1.0,
+            })  # fmt: skip
+    table, chosen = better_soups.summary(pd.DataFrame(rows))
+    assert chosen == "vote"
+    vote = table.set_index("variant").loc["vote"]
+    assert (vote["validation"], vote["test"]) == pytest.approx((2.0, -1.0)) and vote["n"] == 3
