@@ -56,11 +56,11 @@ def our_isp(folder: Path, settings: dict) -> dict[str, float]:
     }
 
 
-def their_isp(folder: Path) -> dict[str, float]:
-    """The reference in a process of its own: wall seconds with its start, and what came out."""
-    script = ROOT / "benchmarks/reference_style.py"
+def of_one_process(folder: Path, name: str) -> dict[str, float]:
+    """ISP in a process of its own: wall seconds with its start, and what came out."""
+    script = ROOT / f"benchmarks/{name}.py"
     started = time.perf_counter()
-    run([sys.executable, "-c", "import reference_style"], script.parent)
+    run([sys.executable, "-c", f"import {name}"], script.parent)
     start_up = time.perf_counter() - started
     found = json.loads(run([sys.executable, str(script)], folder).splitlines()[-1])
     return {**found, "seconds": found["seconds"] + start_up}
@@ -88,8 +88,13 @@ def main() -> None:
             {"what": "training step", "kind": kind, "seconds": statistics.median(own)}
             for kind, own in times.items()
         ]
-        rows.append({"what": "whole ISP", "kind": "reference style", **their_isp(folder)})
-        rows.append({"what": "whole ISP", "kind": "ours", **our_isp(folder, settings)})
+        kinds_of_isp = {
+            "reference style": lambda: of_one_process(folder, "reference_style"),
+            "ours, the stages": lambda: our_isp(folder, settings),
+            "ours, instant_soup.prune": lambda: of_one_process(folder, "one_process"),
+        }
+        for kind, measure_isp in kinds_of_isp.items():
+            rows.append({"what": "whole ISP", "kind": kind, **measure_isp()})
     record("against_reference", rows, repeats=arguments.repeats, repeats_of_whole_isp=1)
 
 

@@ -1,0 +1,77 @@
+"""ISP by `instant_soup.prune` in one process, as against_reference.py times it beside the stages.
+
+Run in a prepared folder (common.prepare); prints one JSON line.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import instant_soup
+from instant_soup import main_network, masks, metrics, training
+from instant_soup.batches import Texts, epoch_batches, load_split, steps_per_epoch
+from instant_soup.files import read_yaml
+from instant_soup.schedules import calibration_steps, round_sparsities, steps_of
+from instant_soup.settings import check
+
+
+class Epochs:
+    """Batches grouped by length as in the engine, in another order at each pass."""
+
+    def __init__(self, data: Texts, batch_size: int) -> None:
+        self.data, self.batch_size = data, batch_size
+
+    def __len__(self) -> int:
+        return steps_per_epoch(len(self.data), self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        seed = int(torch.randint(2**31, ()))
+        for index in epoch_batches(self.data.lengths, self.batch_size, seed, 0):
+            yield self.data.rows(index)
+
+
+def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return training.loss_of(training.logits_of(model, batch), batch["labels"])
+
+
+def whole_isp() -> dict[str, float]:
+    """Wall seconds from reading the data to the end; then, not timed, what came out."""
+    settings = check(read_yaml(Path("params.yaml")))
+    own, isp = settings["training"], settings["isp"]
+    started = time.perf_counter()
+    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    assert isinstance(data, Texts)
+    state, _ = main_network.load_start("models/start")
+    model = main_network.build(state, own).to(data.labels.device)
+    batches = Epochs(data, own["batch_size"])
+    total = steps_of(own["epochs"], len(batches))
+    rounds = len(round_sparsities(settings["sparsity"], isp["compression_rate"], isp["rate_of"]))
+    t = steps_of(isp["calibration"], len(batches))
+    pruned = instant_soup.prune(
+        model, batches, loss, steps=total, learning_rate=own["learning_rate"],
+        sparsity=settings["sparsity"], compression_rate=isp["compression_rate"],
+        mask_finding=sum(calibration_steps(i, t) for i in range(rounds)) / total,
+        denoisers=isp["denoisers"], look_ahead=isp["look_ahead"], combine=isp["combine"],
+        learning_rate_range=isp["learning_rate_range"],
+        weight_decay_range=isp["weight_decay_range"], weight_decay=own["weight_decay"],
+        warmup=own["warmup"], clip_norm=own["clip_norm"], precision=own["precision"],
+    )  # fmt: skip
+    wall = time.perf_counter() - started
+    test = load_split(main_network.ENCODED / "test.safetensors", data.labels.device)
+    precision = training.resolve_precision(own["precision"])
+    score = metrics.score("accuracy", *training.predict(pruned.model, test, precision))
+    return {
+        "seconds": wall,
+        "steps": pruned.cost["steps"],
+        "search_steps": pruned.cost["search_steps"],
+        "accuracy": score,
+        "sparsity": masks.sparsity(pruned.mask),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(whole_isp()))
