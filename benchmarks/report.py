@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from common import RECORDS, ROOT
+from scaling import plot
 
 from instant_soup.files import new_file, read_json
 
@@ -124,6 +125,7 @@ def scaling(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         x, y = units[row["what"]]
         shown.append({"what": row["what"], "x": f"{row['x']:.3g} {x}", "y": f"{row['y']:.3g} {y}"})
+    plot(rows, RECORDS / "scaling.png")
     picture = "![Scaling](benchmarks/scaling.png)\n\n"
     return picture + table(shown, {"what": "of", "x": "at", "y": "measured"})
 
