@@ -58,8 +58,8 @@ def features(rows: list[dict[str, Any]]) -> str:
     })  # fmt: skip
 
 
-def mask_work(rows: list[dict[str, Any]], kept: dict[str, Any]) -> str:
-    """Mask operations beside sorting, and beside the speed of copying memory; share of a round."""
+def mask_work(rows: list[dict[str, Any]]) -> str:
+    """Mask operations beside sorting, and beside the speed of copying memory."""
     for row in rows:
         if row["sorting_seconds"]:
             row["ratio"] = row["sorting_seconds"] / row["seconds"]

