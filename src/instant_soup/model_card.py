@@ -148,8 +148,10 @@ def changes(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) 
         found["data.path"] = "FOLDER"
     if dataset.startswith("local:"):  # the columns, where they are not those looked for
         for key, usual in USUAL_COLUMNS.items():
-            if (own := data.get(key)) not in (None, "", [], usual, [usual]):
-                found[f"data.{key}"] = f"[{','.join(own)}]" if isinstance(own, list) else own
+            column = data.get(key)
+            if column not in (None, "", [], usual, [usual]):
+                several = isinstance(column, list)
+                found[f"data.{key}"] = f"[{','.join(column)}]" if several else column
     found |= {"preset": result["preset"], "seed": result["seed"]}
     if result["target_sparsity"]:
         found["sparsity"] = result["target_sparsity"]
@@ -159,7 +161,7 @@ def changes(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) 
             needed = ["lth", method] if method == "lottery_pool" else [method]
             found[key] = f"[{','.join(needed)}]"
     parts = (part.partition("=") for part in result["variant"].split(" ") if part)
-    own: dict[str, Any] = {key: value for key, _, value in parts}
+    own = {key: value for key, _, value in parts}
     preset = PRESETS[result["family"]][result["preset"]]
     denoisers = int(own.get("isp.denoisers", preset["isp"]["denoisers"]))
     if denoisers > LISTED:
