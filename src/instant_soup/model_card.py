@@ -162,7 +162,7 @@ def changes(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) 
             found[key] = f"[{','.join(needed)}]"
     parts = (part.partition("=") for part in result["variant"].split(" ") if part)
     own = {key: value for key, _, value in parts}
-    preset = PRESETS[result["family"]][result["preset"]]
+    preset: dict[str, Any] = PRESETS[result["family"]][result["preset"]]
     denoisers = int(own.get("isp.denoisers", preset["isp"]["denoisers"]))
     if denoisers > LISTED:
         found["weak_seeds"] = _numbers(denoisers)
