@@ -10,6 +10,7 @@ and on every node; docs/grids.md.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -122,6 +123,7 @@ def connect(address: str, cpus: float, gpus: float) -> Any:
         import ray
     except ImportError:
         raise UserError("--ray: the package ray is not installed: pip install ray") from None
+    check_reachable(address)
     # Tasks take this very package along.
     package = {"py_modules": [str(Path(__file__).parent)]}
     try:
@@ -136,6 +138,17 @@ def connect(address: str, cpus: float, gpus: float) -> Any:
             f"--cpus, --gpus: no node has {cpus:g} and {gpus:g}; allowed: what a node has ({most})"
         )
     return ray
+
+
+def check_reachable(address: str) -> None:
+    """UserError where nobody listens at a host:port: Ray itself would try for many minutes."""
+    host, colon, port = address.partition(":")
+    if not colon or not port.isdigit():
+        return  # auto, ray://…
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"--ray: {address}: no cluster there ({error})") from None
 
 
 def checked_remote(root: Path, remote: str) -> str:
