@@ -11,9 +11,9 @@ import pandas as pd
 
 from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.ledger import SECTION
-from instant_soup.paper_tables import SIGNIFICANT, paired_test
+from instant_soup.paper_tables import seeds_cell
 from instant_soup.presets import PRESETS
-from instant_soup.tables import heading, percent, scale, unit, write_texts
+from instant_soup.tables import heading, percent, unit, write_texts
 
 # Title, setting, what its values mean, the paper's numbers (value → text) and what they are of.
 ABLATIONS: list[tuple[str, str, str, dict[Any, str], str]] = [
@@ -123,7 +123,7 @@ def _one_setting(
     rows = []
     for value in sorted(every, key=lambda v: (str(type(v)), v)):
         cells = [
-            _cell(values.get(value), values.get(preset), column)
+            seeds_cell(values.get(value), values.get(preset), column[3])
             for column, (preset, values) in found.items()
         ]
         rows.append((str(value), [*cells, *([Cell(paper.get(value, MISSING))] if paper else [])]))
@@ -147,7 +147,8 @@ def _schedules(ledger: pd.DataFrame) -> Table | None:
     lines = []
     for variant in ("", *SCHEDULES):
         cells = [
-            _cell(values.get(variant), values.get(""), column) for column, values in found.items()
+            seeds_cell(values.get(variant), values.get(""), column[3])
+            for column, values in found.items()
         ]
         name = f"{variant}: {SCHEDULES[variant]}" if variant else "the preset's"
         lines.append((name, cells))
@@ -162,7 +163,12 @@ def _on_off(ledger: pd.DataFrame) -> Table | None:
     rows = []
     for column, (preset, values) in found.items():
         off, on = values[0], values[preset]
-        rows.append((_column_name(column), [_cell(off, None, column), _cell(on, off, column)]))
+        rows.append(
+            (
+                _column_name(column),
+                [seeds_cell(off, None, column[3]), seeds_cell(on, off, column[3])],
+            )
+        )
     rows += [(f"paper: {name}", [Cell(off), Cell(on)]) for name, (off, on) in PAPER_ON_OFF.items()]
     columns = [("", "off (progressive)"), ("", "on (ISP)")]
     caption = "▲ and ▼ here: against progressive pruning, which costs no look-ahead."
@@ -172,19 +178,3 @@ def _on_off(ledger: pd.DataFrame) -> Table | None:
 def _column_name(column: Column) -> str:
     metric = "" if column[3] == "accuracy" else f", {column[3]}"
     return f"{heading(column)}, {percent(column[4])} sparse{metric}{unit(column[3])}"
-
-
-def _cell(values: pd.Series | None, other: pd.Series | None, column: Column) -> Cell:
-    """Mean ± deviation over seeds, marked where it differs from another row's."""
-    if values is None:
-        return Cell(MISSING)
-    factor = scale(column[3])
-    text = f"{factor * values.mean():.2f}"
-    if len(values) > 1:
-        text += f" ± {factor * values.std(ddof=1):.2f}"
-    text += f" (n = {len(values)})"
-    mark = ""
-    if other is not None and other is not values:
-        p, difference = paired_test(values, other)
-        mark = ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
-    return Cell(text, mark=mark)

@@ -6,8 +6,8 @@ import pandas as pd
 
 from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.ledger import SECTION
-from instant_soup.paper_tables import SIGNIFICANT, paired_test
-from instant_soup.tables import costs, heading, label, number, scale, unit, write_texts
+from instant_soup.paper_tables import seeds_cell
+from instant_soup.tables import costs, heading, label, number, unit, write_texts
 from instant_soup.tasks import SOUPS
 
 # The paper's columns; its CIFAR headers are garbled in the text at hand, so these two are named
@@ -63,13 +63,6 @@ def _cells(section: tuple, runs: pd.DataFrame, method: str) -> list[Cell]:
     values = runs[runs["seed"].isin(seeds)].set_index("seed").groupby("method")["value"]
     if method not in values.groups:
         return [Cell(MISSING), Cell(MISSING)]
-    own, factor = values.get_group(method), scale(section[3])
-    text = f"{factor * own.mean():.2f}"
-    if len(own) > 1:
-        text += f" ± {factor * own.std(ddof=1):.2f}"
-    mark = ""
-    if method != "dense" and "dense" in values.groups:
-        p, difference = paired_test(own, values.get_group("dense"))
-        mark = ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
+    dense = values.get_group("dense") if method != "dense" and "dense" in values.groups else None
     cost = costs(runs).set_index("method")["flops_vs_dense"][method]
-    return [Cell(f"{text} (n = {len(own)})", mark=mark), Cell(number(cost, ".2f"))]
+    return [seeds_cell(values.get_group(method), dense, section[3]), Cell(number(cost, ".2f"))]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.ledger import SECTION
-from instant_soup.paper_tables import SIGNIFICANT, paired_test
+from instant_soup.paper_tables import mark_of
 from instant_soup.tables import (
     UNPRUNED,
     heading,
@@ -72,7 +72,6 @@ def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> list[Ce
         return [Cell(MISSING), Cell(MISSING)]
     gaps = factor * (ours["value"][seeds] - theirs["value"][seeds])
     text = f"{gaps.mean():+.2f}" + (f" ± {gaps.std(ddof=1):.2f}" if len(seeds) > 1 else "")
-    p, difference = paired_test(ours["value"], theirs["value"])
-    mark = ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
+    mark = mark_of(ours["value"], theirs["value"])
     ratio = (ours["flops"][seeds] / theirs["flops"][seeds]).mean()
     return [Cell(f"{text} (n = {len(seeds)})", mark=mark), Cell(number(ratio, ".2f"))]

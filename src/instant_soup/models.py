@@ -7,7 +7,6 @@ transformers (bert.py) or open_clip (clip.py) load, and prunable.json. Each fami
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +72,24 @@ def prunable(model: nn.Module) -> Weights:
     stacks = [f"{name}." for name, module in model.named_modules() if _repeats(module)]
     return {
         name: weight
-        for name, weight in _matrices(model)
+        for name, weight in matrices(model).items()
         if any(name.startswith(stack) for stack in stacks)
     }
 
 
 def matrices(model: nn.Module) -> Weights:
     """Name → weight matrix of every linear map of a model."""
-    return {name.removeprefix("."): weight for name, weight in _matrices(model)}
-
-
-def _matrices(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    found = {}
     for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
         if isinstance(module, nn.MultiheadAttention):
             # Three where keys or values have a width of their own.
             for kind in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 if getattr(module, kind) is not None:
-                    yield f"{name}.{kind}", getattr(module, kind)
+                    found[prefix + kind] = getattr(module, kind)
         elif isinstance(module, nn.Linear):  # a MultiheadAttention's out_proj is one, too
-            yield f"{name}.weight", module.weight
+            found[f"{prefix}weight"] = module.weight
+    return found
 
 
 def forward_flops(

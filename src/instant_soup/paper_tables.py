@@ -28,6 +28,7 @@ from instant_soup.tables import (
     percent,
     row_order,
     rows_of,
+    scale,
     sparse_columns,
     spread_words,
     summary,
@@ -123,9 +124,8 @@ def against_lth(ledger: pd.DataFrame) -> pd.DataFrame:
         cells = runs.drop_duplicates("method").sort_values("method")
         for cell in cells.to_dict("records"):
             if "lth" in values and cell["method"] != "lth":
-                p, difference = paired_test(values[cell["method"]], values["lth"])
-                mark = ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
-                rows.append([*(cell[key] for key in CELL), p, mark])
+                pair = values[cell["method"]], values["lth"]
+                rows.append([*(cell[key] for key in CELL), paired_test(*pair)[0], mark_of(*pair)])
     types = {**dict.fromkeys(CELL, str), "target_sparsity": float, "p_vs_lth": float, "mark": str}
     return pd.DataFrame(rows, columns=list(types)).astype(types)
 
@@ -142,6 +142,24 @@ def paired_test(one: pd.Series, other: pd.Series) -> tuple[float, float]:
     if len(seeds) < 2 or np.ptp(differences) < 1e-9:
         return np.nan, differences.mean() if len(seeds) else np.nan
     return float(ttest_rel(first, second).pvalue), float(differences.mean())
+
+
+def mark_of(one: pd.Series, other: pd.Series) -> str:
+    """Whether one is significantly better or worse than another, by `paired_test`; else nothing."""
+    p, difference = paired_test(one, other)
+    return ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
+
+
+def seeds_cell(values: pd.Series | None, other: pd.Series | None, metric: str) -> Cell:
+    """Mean ± deviation of a metric over seeds, marked where it differs from another row's."""
+    if values is None:
+        return Cell(MISSING)
+    factor = scale(metric)
+    text = f"{factor * values.mean():.2f}"
+    if len(values) > 1:
+        text += f" ± {factor * values.std(ddof=1):.2f}"
+    mark = mark_of(values, other) if other is not None and other is not values else ""
+    return Cell(f"{text} (n = {len(values)})", mark=mark)
 
 
 def long_form(name: str, numbers: pd.DataFrame) -> pd.DataFrame:

@@ -255,15 +255,13 @@ def _check_names(given: Settings, known: list[str], prefix: str = "") -> None:
 def _check_value(key: str, value: Any, check: Check) -> None:
     test, allowed = check
     if not test(value):
-        raise UserError(f"params.yaml: {key}: {value!r} is not allowed; allowed: {allowed}")
+        raise UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
 
 
 def check_values(section: str, values: dict[str, Any]) -> None:
     """UserError naming the first of a section's values that is not allowed."""
     for key, value in values.items():
-        test, allowed = SECTIONS[section][key]
-        if not test(value):
-            raise UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+        _check_value(key, value, SECTIONS[section][key])
 
 
 def check(params: Settings) -> Settings:
@@ -274,7 +272,7 @@ def check(params: Settings) -> Settings:
     for key, top_check in TOP.items():
         if key not in params:
             raise UserError(f"params.yaml: {key} is missing; allowed: {top_check[1]}")
-        _check_value(key, params[key], top_check)
+        _check_value(f"params.yaml: {key}", params[key], top_check)
     settings = {key: params[key] for key in TOP}
     settings["family"] = family = family_of(params["model"])
     foreign = [key for name, keys in FAMILY_KEYS.items() if name != family for key in keys]
@@ -293,7 +291,7 @@ def check(params: Settings) -> Settings:
                 )
             if section == "pretraining" and params["model"] != "clip-glyph":
                 raise UserError(f"params.yaml: pretraining.{key}: only for model: clip-glyph")
-            _check_value(f"{section}.{key}", value, checks[key])
+            _check_value(f"params.yaml: {section}.{key}", value, checks[key])
         settings[section] = {**preset.get(section, {}), **chosen}
     return settings
 
