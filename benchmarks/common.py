@@ -121,9 +121,10 @@ def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
     return params
 
 
-def stage_command(stage: str, *arguments: object) -> list[str]:
-    """What DVC runs for a stage."""
-    return [sys.executable, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
+def stage_command(stage: str, *arguments: object, cold: bool = False) -> list[str]:
+    """What DVC runs for a stage; `cold`: in a process of its own (warm_start.py)."""
+    launcher = [] if cold or stage == "plan" else ["-m", "instant_soup.warm_start"]
+    return [sys.executable, *launcher, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
 
 
 def run(command: list[str], folder: Path) -> str:

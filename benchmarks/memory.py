@@ -46,7 +46,7 @@ sys.exit(done.returncode)
 
 def peak_of(folder: Path, stage: str, *arguments: str) -> dict[str, float | None]:
     """GiB: the largest resident size of a stage's process, and what it took of a GPU."""
-    command = [sys.executable, "-c", MEASURE, *stage_command(stage, *arguments)]
+    command = [sys.executable, "-c", MEASURE, *stage_command(stage, *arguments, cold=True)]
     found: dict[str, Any] = {"peak_gib": int(run(command, folder)) / 2**20}
     if torch.cuda.is_available() and stage in RECORDS:
         path = folder / f"models/retrained/{RECORDS[stage]}/run.json"

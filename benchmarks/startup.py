@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +19,60 @@ import shapes
 from common import ROOT, prepare, record, run, run_stage, stage_command
 
 NOTHING_TO_DO = "dvc repro with nothing to do"
-
-# Runs a stage's script until the engine is about to take its first step.
-UNTIL_FIRST_STEP = """
-import os, runpy, sys
-from instant_soup import training
-def ready(*_):
-    os._exit(0)
-training.make_optimizer = ready
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-os._exit(1)
-"""
+UNTIL_FIRST_STEP = str(ROOT / "benchmarks/until_first_step.py")
 
 
 def wall(command: list[str], folder: Path, repeats: int) -> float:
-    """Median wall seconds of a command, after one that does not count."""
+    """Median wall seconds of a command, after one that does not count.
+
+    Of until_first_step.py those until the instant that it prints.
+    """
     times = []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
-        run(command, folder)
-        times.append(time.perf_counter() - started)
+        started = time.time()
+        output = run(command, folder)
+        ended = float(output.splitlines()[-1]) if UNTIL_FIRST_STEP in command else time.time()
+        times.append(ended - started)
     return statistics.median(times[1:])
 
 
-def until_first_step(stage: str, *arguments: object) -> list[str]:
+def until_first_step(stage: str, *arguments: object, cold: bool) -> list[str]:
     """A training stage that ends when it would take its first step."""
-    python, *rest = stage_command(stage, *arguments)
-    return [python, "-c", UNTIL_FIRST_STEP, *rest]
+    *python, script = stage_command(stage, cold=cold)
+    return [*python, UNTIL_FIRST_STEP, script, *map(str, arguments)]
 
 
-def texts(folder: Path) -> dict[str, list[str]]:
+def both(what: str, folder: Path, command: Callable[..., list[str]], *words: object) -> dict:
+    """A row: what a stage's command takes in a process of its own, and forked from a warm one."""
+    cold, warm = (wall(command(*words, cold=kind), folder, 3) for kind in (True, False))
+    return {"what": what, "cold": cold, "warm": warm}
+
+
+def texts(folder: Path) -> list[dict[str, Any]]:
     """What is timed in a prepared folder of texts, once ISP's round 0 is there."""
     prepare(folder, isp={"denoisers": 1, "look_ahead": 1, "calibration": 0.01}, sparsity=0.2)
     round_0, denoiser = ("--round", 0), ("--denoiser", 0)
     run_stage(folder, "calibrate", *round_0)
     run_stage(folder, "weak_mask", *round_0, *denoiser)
     run_stage(folder, "mask_soup", *round_0)
-    return {
+    alone = {
         "python": [sys.executable, "-c", ""],
         "import instant_soup": [sys.executable, "-c", "import instant_soup"],
         "import torch": [sys.executable, "-c", "import torch"],
         "plan, whole": stage_command("plan"),
-        "calibrate with nothing to do": stage_command("calibrate", "--round", 4),
-        "weak_mask with nothing to do": stage_command("weak_mask", "--round", 4, *denoiser),
-        "dense_finetune until its first step": until_first_step("dense_finetune"),
-        "calibrate until its first step": until_first_step("calibrate", *round_0),
-        "weak_mask until its first step": until_first_step("weak_mask", *round_0, *denoiser),
-        "sparse_retrain until its first step, with a validation": until_first_step(
-            "sparse_retrain", "--method", "isp"
-        ),
-        "mask_soup, whole": stage_command("mask_soup", *round_0),
-        "find_ticket one_shot, whole": stage_command("find_ticket", "--method", "one_shot"),
     }
+    until, whole = until_first_step, stage_command
+    return [
+        *({"what": what, "cold": wall(command, folder, 3)} for what, command in alone.items()),
+        both("calibrate with nothing to do", folder, whole, "calibrate", "--round", 4),
+        both("dense_finetune until its first step", folder, until, "dense_finetune"),
+        both("calibrate until its first step", folder, until, "calibrate", *round_0),
+        both("weak_mask until its first step", folder, until, "weak_mask", *round_0, *denoiser),
+        both("sparse_retrain until its first step, with a validation", folder,
+             until, "sparse_retrain", "--method", "isp"),
+        both("mask_soup, whole", folder, whole, "mask_soup", *round_0),
+        both("find_ticket one_shot, whole", folder, whole, "find_ticket", "--method", "one_shot"),
+    ]  # fmt: skip
 
 
 def nothing_to_do() -> float | None:
@@ -84,17 +86,14 @@ def nothing_to_do() -> float | None:
 
 
 def main() -> None:
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for what, command in texts(folder).items():
-            rows.append({"what": what, "seconds": wall(command, folder, 3)})
+        rows = texts(Path(name))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shapes.project(folder, "ViT-B/32", 4)
         what = "dense_finetune of a ViT-B/32 until its first step"
-        rows.append({"what": what, "seconds": wall(until_first_step("dense_finetune"), folder, 3)})
-    rows.append({"what": NOTHING_TO_DO, "seconds": nothing_to_do()})
+        rows.append(both(what, folder, until_first_step, "dense_finetune"))
+    rows.append({"what": NOTHING_TO_DO, "cold": nothing_to_do()})
     record("startup", rows, on_gpu=False)
 
 

@@ -1,0 +1,179 @@
+"""Scripts run by a warm server: as if each had a process of its own, without its imports."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from instant_soup import warm_start
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or Path("/dev/nvidiactl").exists(), reason="scripts start cold here"
+)
+COMMAND = [sys.executable, "-m", "instant_soup.warm_start"]
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """An environment that has a server of its own, up and running."""
+    own = {**os.environ, "ONLY_OF_THIS_TEST": f"{os.getpid()}-{time.time()}"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONLY_OF_THIS_TEST", own["ONLY_OF_THIS_TEST"])
+        warm_start.start_server()
+        server = await_server()
+    yield own
+    os.kill(server, signal.SIGKILL)
+
+
+def await_server() -> int:
+    """The process number of this environment's server, as soon as it answers."""
+    for _ in range(600):
+        with socket.socket(socket.AF_UNIX) as connection:
+            if warm_start.found(connection):
+                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4)
+                return int.from_bytes(credentials, sys.byteorder)
+        time.sleep(0.1)
+    raise AssertionError("no server")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Write a script's text; the command that runs it warm."""
+
+    def write(text: str) -> list[str]:
+        (tmp_path / "script.py").write_text(text)
+        return [*COMMAND, str(tmp_path / "script.py")]
+
+    return write
+
+
+REPORT = """
+import json, os, sys
+json.dump({
+    "argv": sys.argv[1:], "folder": os.getcwd(), "variable": os.environ.get("DVC_STAGE"),
+    "beside": __import__("beside").answer, "name": __name__, "input": sys.stdin.read(),
+    "torch": "torch" in sys.modules, "own": any(n.startswith("instant_soup.") and n not in (
+        "instant_soup.torchvision_cpu", "instant_soup.warm_start") for n in sys.modules),
+}, sys.stdout)
+print("a warning", file=sys.stderr)
+"""
+
+
+def test_a_script_sees_what_its_command_has_and_only_libraries_of_the_server(
+    environment: dict[str, str], script: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    command = [*script(REPORT), "--round", "3"]
+    for answer in (1, 2):  # code beside the script is read anew
+        (tmp_path / "beside.py").write_text(
+            f"answer = {answer}  # of {answer} lines" + "\n" * answer
+        )
+        done = subprocess.run(
+            command, input="asked", capture_output=True, text=True, cwd=tmp_path,
+            env={**environment, "DVC_STAGE": f"stage {answer}"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "a warning\n")
+        assert json.loads(done.stdout) == {
+            "argv": ["--round", "3"], "folder": str(tmp_path), "variable": f"stage {answer}",
+            "beside": answer, "name": "__main__", "input": "asked", "torch": True, "own": False,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "error"),
+    [
+        ("", 0, ""),
+        ("raise SystemExit", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('error: data.path: no such folder')", 1, "no such folder\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+        ("import atexit; atexit.register(print, 'an end')", 0, ""),
+    ],
+)
+def test_a_command_ends_as_its_script_does(
+    environment: dict[str, str],
+    script: Callable[[str], list[str]],
+    text: str,
+    status: int,
+    error: str,
+) -> None:
+    done = subprocess.run(script(text), capture_output=True, text=True, env=environment)
+    assert done.returncode == status
+    assert done.stderr.endswith(error) and bool(done.stderr) == bool(error)
+    assert done.stdout == ("an end\n" if "atexit" in text else "")
+
+
+WAITING = """
+import os, time
+try:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("kept a checkpoint", flush=True)
+    raise SystemExit(130)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (signal.SIGINT, 130, "kept a checkpoint\n"),
+        (signal.SIGTERM, -signal.SIGTERM, ""),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_signals_to_the_command_reach_the_script(
+    environment: dict[str, str],
+    script: Callable[[str], list[str]],
+    sent: signal.Signals,
+    status: int,
+    said: str,
+) -> None:
+    with subprocess.Popen(
+        script(WAITING), stdout=subprocess.PIPE, text=True, env=environment
+    ) as command:
+        assert command.stdout is not None
+        fork = int(command.stdout.readline())
+        assert fork != command.pid
+        command.send_signal(sent)
+        # To its end: the fork holds the other end of the pipe, so it is gone, too.
+        assert command.stdout.read() == said
+        assert command.wait(timeout=10) == status
+
+
+def test_another_environment_or_job_has_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = warm_start.address()
+    monkeypatch.setenv("DVC_STAGE", "weak_mask@1")
+    assert warm_start.address() == here
+    monkeypatch.setenv("OMP_NUM_THREADS", "17")
+    assert warm_start.address() != here
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "getpgrp", lambda: 1)
+    assert warm_start.address() != here
+
+
+def test_a_second_server_and_an_idle_one_end() -> None:
+    code = (
+        "from instant_soup import warm_start as w; w.IDLE = 1; w.import_libraries = int; w.serve()"
+    )
+    command = [sys.executable, "-c", code, f"instant-soup-test-{os.getpid()}"]
+    with subprocess.Popen(command) as first, subprocess.Popen(command) as second:
+        assert (first.wait(timeout=30), second.wait(timeout=30)) == (0, 0)
+
+
+def test_without_a_server_a_script_runs_on_its_own(
+    script: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "beside.py").write_text("answer = 0")
+    done = subprocess.run(
+        script(REPORT), input="", capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "ANOTHER_OF_THIS_TEST": str(time.time())},
+    )  # fmt: skip
+    assert json.loads(done.stdout)["torch"] is False
