@@ -304,7 +304,8 @@ def test_bad_parameter_stops_in_one_line_before_any_work(project: Path):
 
 
 def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_data: Path):
-    changes = {"baselines": [], "sparsity": 0.3, "weak_seeds": [0, 1]}
+    longer = {**PARAMS["training"], "epochs": 40}
+    changes = {"baselines": [], "sparsity": 0.3, "weak_seeds": [0, 1], "training": longer}
     project = make_project(tmp_path / "soup", tiny_bert, tiny_data, **changes)
     process = subprocess.Popen(
         ["dvc", "repro"], cwd=project, env=environment(), text=True, start_new_session=True,
@@ -316,7 +317,7 @@ def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_
     for line in process.stdout:
         if "Running stage 'dense_finetune'" in line:
             break
-    time.sleep(3)  # into the stage: it takes longer than that to load torch and transformers
+    time.sleep(2)  # into the stage, which takes longer than that
     os.killpg(process.pid, signal.SIGINT)
     rest = process.stdout.read()
     assert process.wait() != 0, rest
