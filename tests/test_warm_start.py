@@ -1,5 +1,6 @@
 """Scripts run by a warm server: as if each had a process of its own, without its imports."""
 
+import contextlib
 import json
 import os
 import signal
@@ -35,10 +36,10 @@ def environment() -> Iterator[dict[str, str]]:
 def await_server() -> int:
     """The process number of this environment's server, as soon as it answers."""
     for _ in range(600):
-        with socket.socket(socket.AF_UNIX) as connection:
-            if warm_start.found(connection):
-                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4)
-                return int.from_bytes(credentials, sys.byteorder)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect("\0" + warm_start.address())
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4)
+            return int.from_bytes(credentials, sys.byteorder)
         time.sleep(0.1)
     raise AssertionError("no server")
 

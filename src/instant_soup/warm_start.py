@@ -42,9 +42,8 @@ def main() -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)
     if sys.platform == "linux" and not Path("/dev/nvidiactl").exists():
-        with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
-            if found(server):
-                sys.exit(run_warm(server))
+        if fork := ask_server():
+            sys.exit(status_of(*fork))
         start_server()
     runpy.run_path(script, run_name="__main__")
 
@@ -65,12 +64,26 @@ def address() -> str:
     return f"instant-soup-{os.getuid()}-{hashlib.sha256(shared.encode()).hexdigest()[:24]}"
 
 
-def found(server: socket.socket) -> bool:
-    """Whether a socket could be connected to a server of this user's."""
-    with contextlib.suppress(OSError):
+def ask_server() -> tuple[int, IO[bytes]] | None:
+    """Have this process's script run by the server: the fork's process number, and its answers.
+
+    None where no server of this user's is ready, or where it ends at this moment.
+    """
+    here = {
+        "argv": sys.argv,
+        "path": sys.path,
+        "folder": os.getcwd(),
+        "environment": {**os.environ},
+    }
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
         server.connect("\0" + address())
-        return user_of(server) == os.getuid()
-    return False
+        if user_of(server) == os.getuid():
+            socket.send_fds(server, [b"\0"], [0, 1, 2])
+            server.sendall(json.dumps(here).encode() + b"\n")
+            answers = server.makefile("rb")
+            if number := answers.readline():
+                return int(number), answers
+    return None
 
 
 def user_of(other: socket.socket) -> int:
@@ -95,21 +108,12 @@ def start_server() -> None:
     )
 
 
-def run_warm(server: socket.socket) -> int:
-    """Have this process's script run by the server; its exit status."""
-    here = {
-        "argv": sys.argv,
-        "path": sys.path,
-        "folder": os.getcwd(),
-        "environment": {**os.environ},
-    }
-    socket.send_fds(server, [b"\0"], [0, 1, 2])
-    server.sendall(json.dumps(here).encode() + b"\n")
-    answers = server.makefile("rb")
-    number = int(answers.readline() or 0)
-    if not number:
-        sys.exit("error: the server of instant_soup.warm_start ended: run this once more")
-    passed_on: list[int] = []
+def status_of(number: int, answers: IO[bytes]) -> int:
+    """Wait for the fork, passing signals on to it: its exit status.
+
+    Where it was killed, by what was passed on or by the system, this process dies the same way.
+    """
+    passed_on = []
 
     def pass_on(received: int, _: object) -> None:
         passed_on.append(received)
@@ -124,10 +128,8 @@ def run_warm(server: socket.socket) -> int:
         if signal.getsignal(one) != signal.SIG_IGN:
             signal.signal(one, pass_on)
     signal.signal(signal.SIGTSTP, pause)
-    status = answers.readline()
-    if status:
+    if status := answers.readline():
         return int(status)
-    # It was killed: by what was passed on, or by the system for its memory.
     last = passed_on[-1] if passed_on else signal.SIGKILL
     if passed_on:
         signal.signal(last, signal.SIG_DFL)
@@ -200,6 +202,7 @@ def run_forked(command: socket.socket, streams: list[int]) -> NoReturn:
         os.environ.update(here["environment"])
         os.chdir(here["folder"])
         sys.argv[:], sys.path[:] = here["argv"], here["path"]
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
         threading.Thread(target=end_with, args=(asked,), daemon=True).start()
         command.sendall(f"{os.getpid()}\n".encode())
         runpy.run_path(sys.argv[0], run_name="__main__")
