@@ -183,6 +183,6 @@ def training_batches(
         yield step, batch
 
 
-def evaluation_batches(split: Split, batch_size: int = 128) -> Iterator[torch.Tensor]:
+def evaluation_batches(split: Split, batch_size: int = 64) -> Iterator[torch.Tensor]:
     """Row numbers of all rows, shortest first, in batches."""
     yield from split.lengths.argsort(stable=True).split(batch_size)
