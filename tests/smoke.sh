@@ -3,8 +3,10 @@
 source "$(dirname "$0")/clone.sh"
 
 dvc exp run -S sparsity=0.4 -S training.epochs=1 -S data.train_rows=480 -S data.validation_rows=100 \
-  -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2 -S 'exports=[isp]'
+  -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2 -S 'exports=[isp]' \
+  -S export_dtype=bf16
 test -f models/exported/isp/compact.safetensors
+grep -q '"dtype": "bf16"' models/exported/isp/ticket.json
 python - <<'PY'
 import json
 

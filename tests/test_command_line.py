@@ -128,7 +128,8 @@ def test_export_writes_where_the_stage_does_or_where_it_is_told(run: Path, call:
     assert text.startswith("models/exported/one_shot: one_shot of local:tiny-bert")
     assert (run / "models/exported/one_shot/config.json").exists()
     call("export", "one_shot")  # again, in the place of the former
-    assert "--to: missing" in refused(call, "export", "one_shot", "--dtype", "bf16")
+    for dtype in ("fp32", "bf16"):
+        assert "--to: missing" in refused(call, "export", "one_shot", "--dtype", dtype)
     to = tmp_path / "new"
     ticket = json.loads(call("export", "one_shot", "--dtype", "bf16", "--to", to, "--json"))
     assert ticket == {"folder": str(to), **read_json(to / "ticket.json")}

@@ -26,7 +26,7 @@ from instant_soup import (
     torchvision_cpu,
     training,
 )
-from instant_soup.files import UserError, read_json, read_yaml, write_json
+from instant_soup.files import UserError, read_json, read_yaml, write_json, write_yaml
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
@@ -286,6 +286,19 @@ def test_the_stage_writes_what_the_function_writes(family, monkeypatch: pytest.M
         assert (stage / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_the_stage_writes_the_dtype_of_the_plan(family, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    run, _ = family
+    told = exported(run, tmp_path / "told", dtype="bf16")
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    write_yaml(run / "models/plan/export.yaml", {"dtype": "bf16"})
+    monkeypatch.chdir(run)
+    run_script("export", "--method", "one_shot")
+    for file in told.iterdir():
+        written = run / "models/exported/one_shot" / file.name
+        assert written.read_bytes() == file.read_bytes(), file.name
+    assert {w.dtype for w in weights_of(told).values()} == {torch.bfloat16}
+
+
 def test_squares_are_cut_as_the_pipeline_cuts_them(images: Path):
     """Whatever way of resizing the base model names."""
     seen = read_json(images / "open_clip_config.json")["preprocess_cfg"]
@@ -471,7 +484,7 @@ RESULT = {
             "packaged",
             "git checkout abc1234\ndvc exp run \\\n  -S model=minilm \\\n  -S dataset=sst2 \\\n"
             "  -S preset=quick \\\n  -S seed=1 \\\n  -S sparsity=0.7 \\\n"
-            "  -S 'baselines=[snip]' \\\n  -S 'exports=[snip]'",
+            "  -S 'baselines=[snip]' \\\n  -S 'exports=[snip]' \\\n  -S export_dtype=bf16",
             "",
         ),
         ({"method": "lottery_pool"}, "packaged", "-S 'lottery=[lth,lottery_pool]'", ""),
@@ -496,7 +509,7 @@ RESULT = {
 )
 def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, notes):
     data = {"text": ["a", "b"], "image": "", "label": "stars"}
-    text = model_card.regenerate({**RESULT, **changes}, data, {"source": source})
+    text = model_card.regenerate({**RESULT, **changes}, data, {"source": source}, "bf16")
     assert expected in text
     assert notes in text
     if not notes:
@@ -505,7 +518,7 @@ def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, n
 
 def test_dense_is_made_again_without_a_sparsity():
     dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
-    found = model_card.changes(dense, {}, {"source": "packaged"})
+    found = model_card.changes(dense, {}, {"source": "packaged"}, "fp32")
     assert "sparsity" not in found and "baselines" not in found and found["exports"] == "[dense]"
 
 

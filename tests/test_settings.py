@@ -109,6 +109,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"exports": ["magnitude"]}, ["exports", "dense | isp | random | "]),
     ({"exports": ["snip"]}, ["exports: snip is no row", "dense | isp | one_shot | random"]),
     ({"exports": "isp"}, ["exports", "a list"]),
+    ({"export_dtype": "fp16"}, ["export_dtype: 'fp16'", "fp32 | bf16"]),
+    ({"export_dtype": None}, ["export_dtype", "fp32 | bf16"]),
     ({"baselines": ["n_of_m"]}, ["0.7 is no N:4 pattern", "0.25, 0.5, 0.75"]),
     ({"baselines": ["min_density"], "criteria__min_density": 0.4}, ["less than 0.3"]),
     ({"lottery": ["lth"], "imp__compression_rate": 0.05}, ["imp.compression_rate", "takes 14"]),
@@ -392,7 +394,7 @@ def test_the_repositorys_own_params_are_planned() -> None:
     methods = ["dense", "isp", *PARAMS["baselines"]]
     rounds, denoisers = range(len(PARAMS["rounds"])), PARAMS["weak_seeds"]
     expected = {"data", "pretrain", "base", "encode", "start", "dense", "retrain_isp", "tables"}
-    expected |= {f"{stage}_{i}" for stage in ("calibrate", "soup") for i in rounds}
+    expected |= {"export", *(f"{stage}_{i}" for stage in ("calibrate", "soup") for i in rounds)}
     expected |= {f"weak_mask_{i}_{n}" for i in rounds for n in denoisers}
     expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["baselines"]}
     expected |= {
@@ -536,7 +538,7 @@ def test_a_target_of_one_round_more_adds_that_round() -> None:
 def test_the_seed_touches_all_but_data_base_and_what_no_seed_enters() -> None:
     before = plan()
     idle = {name for name, contents in before.items() if contents == {"idle": True}}
-    untouched = {"data", "base", "encode", "ticket_one_shot", "tables"} | idle
+    untouched = {"data", "base", "encode", "ticket_one_shot", "tables", "export"} | idle
     assert changed(before, plan(seed=1)) == before.keys() - untouched
 
 
@@ -572,7 +574,7 @@ def test_another_dataset_of_the_same_metric_touches_data_head_and_evaluations() 
 def test_another_metric_leaves_base_tickets_and_masks_alone() -> None:
     before = plan()
     idle = {name for name, contents in before.items() if contents == {"idle": True}}
-    untouched = {"base", "encode", "ticket_one_shot", "ticket_random"} | idle
+    untouched = {"base", "encode", "ticket_one_shot", "ticket_random", "export"} | idle
     untouched |= rounds("soup", "weak_mask", which=range(4))
     assert changed(before, plan(dataset="reviews-rating")) == before.keys() - untouched
 
@@ -876,6 +878,12 @@ def test_denoisers_do_not_mark_plain_progressive_pruning() -> None:
 def test_any_row_of_the_run_may_be_exported_and_nothing_else_changes() -> None:
     rows = ["dense", "isp", *(row for rows in EVERY_ROW.values() for row in rows)]
     assert plan(**EVERY_ROW, exports=rows) == plan(**EVERY_ROW)
+
+
+def test_the_dtype_of_exports_concerns_them_alone() -> None:
+    one, other = plan(), plan(export_dtype="bf16")
+    assert (one.pop("export"), other.pop("export")) == ({"dtype": "fp32"}, {"dtype": "bf16"})
+    assert one == other
 
 
 def test_a_search_that_could_compare_no_masks_is_refused() -> None:

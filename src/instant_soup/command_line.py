@@ -38,7 +38,7 @@ examples:
   instant-soup export isp --dtype bf16 --to ../isp-sst2
 
 Run it in the repository, after `dvc repro`. The folder loads with transformers, or open_clip's
-local-dir:, as it is."""
+local-dir:, as it is. Without --dtype it is params.yaml's export_dtype."""
 APPLY = """\
 examples:
   instant-soup apply models/exported/isp ../bert-base-uncased --to ../bert-base-pruned
@@ -90,7 +90,7 @@ def export(options: argparse.Namespace) -> None:
 
     if options.to:
         check_free(options.to)
-    elif options.dtype != "fp32":
+    elif options.dtype:  # there lies what the stage makes, by params.yaml
         raise UserError(f"--to: missing; allowed with --dtype {options.dtype}: a new folder")
     folder = options.to or exports.EXPORTED / options.method
     ticket = exports.export(options.method, folder, options.dtype)
@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     add_json(own)
     own = add(export, EXPORT)
     own.add_argument("method", metavar="METHOD", help="dense, isp or another row of the tables")
-    own.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="(default fp32)")
+    own.add_argument("--dtype", choices=["fp32", "bf16"], help="(default: export_dtype)")
     own.add_argument("--to", type=Path, metavar="FOLDER", help="(default models/exported/METHOD)")
     add_json(own)
     own = add(apply, APPLY)

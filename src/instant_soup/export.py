@@ -38,13 +38,14 @@ OF_RESULT = (*ledger.KEY, "family", "metric", "test", "precision", "sparsity", "
 PREPARED = {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 
-def export(method: str, folder: str | Path, dtype: str = "fp32") -> dict[str, Any]:
+def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[str, Any]:
     """Write a method's finished network into a folder; returns what ticket.json says of it.
 
-    `dtype`, of the weights and the compact file: fp32 | bf16. UserError when the workspace has no
-    finished run of the method.
+    `dtype`, of the weights and the compact file: fp32 | bf16; None: the plan's. UserError when the
+    workspace has no finished run of the method.
     """
     result = finished(method)
+    dtype = dtype or read_yaml(PLAN / "export.yaml")["dtype"]
     data, base = (read_yaml(PLAN / f"{name}.yaml") for name in ("data", "base"))
     mask = masks.load(RETRAINED / method / MASK, main_network.prunable_shapes())
     trained = training.load_state(RETRAINED / method / "state", moments=False).weights
@@ -57,7 +58,7 @@ def export(method: str, folder: str | Path, dtype: str = "fp32") -> dict[str, An
         masks.save(unfinished / MASK, mask, method=method, seed=result["seed"])
         ticket = {**_identity(result, data), **task, "dtype": dtype}
         write_json(unfinished / TICKET, ticket)
-        (unfinished / "README.md").write_text(model_card.card(result, data, base, mask))
+        (unfinished / "README.md").write_text(model_card.card(result, data, base, mask, dtype))
         open_to_others(unfinished)
     return ticket
 

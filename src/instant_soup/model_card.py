@@ -62,11 +62,13 @@ FILES = [
 ]
 
 
-def card(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mask: Mask) -> str:
+def card(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mask: Mask, dtype: str
+) -> str:
     """The text of a model card.
 
     `result`: as the evaluate stage writes it; `data`, `base`: the plan's settings of dataset and
-    base model.
+    base model; `dtype`: of the weights, fp32 | bf16.
     """
     family, model, dataset = result["family"], result["model"], result["dataset"]
     kept, total = masks.count(mask)
@@ -74,7 +76,7 @@ def card(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mas
     layers = [(e["name"], f"{1 - e['sparsity']:.4f}") for e in masks.sparsity_by_layer(mask)]
     scores = [(name, f"{value:.4f}") for name, value in result["test"].items()]
     weights = {"bert": bert.WEIGHTS, "clip": clip.WEIGHTS}[family]
-    files = [(weights, "the weights under their usual names, with exact zeros"), *FILES]
+    files = [(weights, f"the weights in {dtype} under their usual names, with exact zeros"), *FILES]
     parts = [
         f"---\n{yaml.safe_dump(front_matter(result, data, base), sort_keys=False)}---",
         f"# {label(result['method'])}: {model} on {dataset}",
@@ -87,7 +89,7 @@ def card(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mas
         f"the {BLOCKS[family]} blocks, are zero.\n\n{_table('layer', 'density', layers)}",
         f"## Cost\n\n{_table('what', 'value', _cost(result['cost']))}",
         f"## Files\n\n{_table('file', 'what', files)}",
-        f"## Regenerate\n\n{regenerate(result, data, base)}",
+        f"## Regenerate\n\n{regenerate(result, data, base, dtype)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -117,11 +119,14 @@ def front_matter(
     }
 
 
-def regenerate(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) -> str:
+def regenerate(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], dtype: str
+) -> str:
     """The commands that make this ticket again, and what they cannot say."""
     commit = result["code_version"]
     known = [] if commit == "unknown" else [f"git checkout {commit.rstrip('+')}"]
-    words = [f"-S {shlex.quote(f'{k}={v}')}" for k, v in changes(result, data, base).items()]
+    keys = changes(result, data, base, dtype)
+    words = [f"-S {shlex.quote(f'{key}={value}')}" for key, value in keys.items()]
     lines = "\n".join([*known, " \\\n  ".join(["dvc exp run", *words])])
     parts = [f"In the repository of the code:\n\n```bash\n{lines}\n```"]
     if not known:
@@ -138,7 +143,9 @@ def regenerate(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any
     return "\n\n".join(parts)
 
 
-def changes(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+def changes(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], dtype: str
+) -> dict[str, Any]:
     """The keys of params.yaml that make this ticket, with the texts of their values."""
     method, model, dataset = result["method"], result["model"], result["dataset"]
     if base["source"] == "hub" and model not in MODELS:
@@ -170,7 +177,7 @@ def changes(result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]) 
         if method in soups:
             members = own.get(f"model_soup.{key}", preset["model_soup"][key])
             found["soup_members"] = _numbers(int(members))
-    return found | own | {"exports": f"[{method}]"}
+    return found | own | {"exports": f"[{method}]", "export_dtype": dtype}
 
 
 def _numbers(count: int) -> str:

@@ -94,6 +94,7 @@ TOP: dict[str, Check] = {
     "controls": _some_of(*CONTROLS),
     "soups": _some_of(*SOUPS),
     "exports": _some_of("dense", "isp", *BASELINES, *LOTTERY, *CONTROLS, *SOUPS),
+    "export_dtype": _one_of("fp32", "bf16"),
     "rounds": (
         lambda value: isinstance(value, list) and len(value) > 0,
         "a list of {id, start, previous}",
@@ -509,6 +510,7 @@ def plan(params: Settings) -> dict[str, Settings]:
             "zero_shot": images and method == "dense",
         }
     files["tables"] = {"methods": methods, "metric": data["metric"]}
+    files["export"] = {"dtype": settings["export_dtype"]}
     return files
 
 
