@@ -411,6 +411,22 @@ def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Pat
         assert "\n" not in str(caught.value)
 
 
+def test_a_local_copy_of_a_hub_dataset_can_be_named(texts: Path, tmp_path: Path):
+    """Its test split is the dataset's, validation for GLUE."""
+    folder = Path(shutil.copytree(texts, tmp_path / "ticket"))
+    facts = {"dataset": "sst2@local", "classes": ["negative", "positive"]}
+    write_json(folder / "ticket.json", read_json(folder / "ticket.json") | facts)
+    rows = pd.DataFrame({"sentence": ["the film is fine", "a dull plot"] * 2, "label": [1, 0] * 2})
+    (tmp_path / "sst2").mkdir()
+    for split, count in (("train", 4), ("validation", 3), ("test", 2)):
+        rows.head(count).to_parquet(tmp_path / f"sst2/{split}.parquet")
+    found = evaluation.evaluate(folder, "sst2", path=tmp_path / "sst2")
+    assert (found["dataset"], found["rows"]) == ("sst2@local", 3)
+    for dataset, words in (("reviews-sentiment", "is packaged"), ("local:sst2", "already named")):
+        with pytest.raises(UserError, match=words):
+            evaluation.evaluate(folder, dataset, path=tmp_path / "sst2")
+
+
 def test_a_damaged_ticket_is_refused(texts: Path, tmp_path: Path):
     folder = Path(shutil.copytree(texts, tmp_path / "ticket"))
     (folder / "model.safetensors").write_bytes(b"gone")

@@ -49,6 +49,7 @@ EVALUATE = """\
 examples:
   instant-soup evaluate models/exported/isp reviews-sentiment
   instant-soup evaluate models/exported/isp local:../my-reviews --columns text --label stars
+  instant-soup evaluate ../isp-sst2 sst2 --path ../glue/sst2
   instant-soup evaluate ../isp-mnist svhn --json | jq .metrics.accuracy
 
 The dataset's test split, as the pipeline has it; without one, a part cut from the training rows. A
@@ -118,7 +119,12 @@ def evaluate(options: argparse.Namespace) -> None:
     from instant_soup import evaluation
 
     found = evaluation.evaluate(
-        options.ticket, options.dataset, options.columns, options.label, options.precision
+        options.ticket,
+        options.dataset,
+        options.columns,
+        options.label,
+        options.precision,
+        options.path,
     )
     write(found) if options.json else evaluation.show(found)
 
@@ -186,6 +192,9 @@ def parser() -> argparse.ArgumentParser:
         "--columns", nargs="+", metavar="COLUMN", help="one or two texts, or the image"
     )
     own.add_argument("--label", metavar="COLUMN", help="of local:FOLDER (default label)")
+    own.add_argument(
+        "--path", type=Path, metavar="FOLDER", help="a copy of DATASET, instead of the hub"
+    )
     own.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     add_json(own)
     return top

@@ -20,15 +20,17 @@ def evaluate(
     columns: list[str] | None = None,
     label: str | None = None,
     precision: str = "auto",
+    path: Path | None = None,
 ) -> dict[str, Any]:
     """A ticket's metrics on a dataset of tasks.py or `local:FOLDER`.
 
     `columns`, `label`: the text or image columns, and the label column, of a folder whose names
-    tell nothing. UserError when dataset and ticket do not go together.
+    tell nothing. `path`: a local copy of a dataset of the hub, as `data.path` in params.yaml.
+    UserError when dataset and ticket do not go together.
     """
     folder = Path(folder)
     ticket = read_ticket(folder)
-    facts = _facts(folder, ticket, dataset, columns, label)
+    facts = _facts(folder, ticket, dataset, columns, label, path)
     _, table = read_train_and_test(facts)
     if not len(table):
         raise UserError(f"dataset: {dataset}: too few rows to cut a test split from")
@@ -63,6 +65,7 @@ def _facts(
     dataset: str,
     columns: list[str] | None,
     label: str | None,
+    path: Path | None,
 ) -> dict[str, Any]:
     """The data settings of a dataset, as `plan` resolves them, with the ticket's class names.
 
@@ -76,7 +79,7 @@ def _facts(
             "dataset": dataset,
             "family": ticket["family"],
             "model": folder,
-            "data": _data_section(ticket, local, columns, label),
+            "data": _data_section(ticket, local, columns, label, path),
         }
     )
     if facts["kind"] != ticket["kind"]:
@@ -84,7 +87,8 @@ def _facts(
     if not images and not local and facts["labels"] != ticket["classes"]:
         theirs, ours = (", ".join(names[:5]) for names in (facts["labels"], ticket["classes"]))
         raise UserError(f"dataset: {dataset} has the classes {theirs}; the ticket's are {ours}")
-    own = local or facts["name"] == ticket["dataset"].removesuffix("@local")
+    same = facts["name"].removesuffix("@local") == ticket["dataset"].removesuffix("@local")
+    own = local or same
     if images and not own:
         return facts
     prompts = {"templates": ticket["templates"]} if images else {}
@@ -92,7 +96,11 @@ def _facts(
 
 
 def _data_section(
-    ticket: dict[str, Any], local: bool, columns: list[str] | None, label: str | None
+    ticket: dict[str, Any],
+    local: bool,
+    columns: list[str] | None,
+    label: str | None,
+    path: Path | None,
 ) -> dict[str, Any]:
     """The section `data` that params.yaml would have; a folder's columns are first the ticket's."""
     images = ticket["family"] == "clip"
@@ -103,6 +111,7 @@ def _data_section(
         label = label or ticket["label"]
         columns = columns or (None if images else ticket["columns"])
     section: dict[str, Any] = {"label": label}
+    section["path"] = None if path is None else str(path.expanduser().resolve())
     if images:
         section["image"] = columns[0] if columns else None
         section["classes"] = ticket["classes"]
