@@ -7,7 +7,7 @@ import torch
 from conftest import new_classifier
 from torch import nn
 
-from instant_soup import criteria, masks, models, sparse_layouts
+from instant_soup import clip, criteria, masks, models, sparse_layouts
 from instant_soup.files import UserError
 
 
@@ -26,6 +26,17 @@ def test_a_sparse_copy_gives_the_same_logits(tiny_bert: Path, layout: str) -> No
     kept = sum(m.sparse.values().count_nonzero().item() for m in kinds)
     assert kept == masks.count(mask)[0]
     assert all(type(m) is not sparse_layouts.SparseLinear for m in model.modules())
+
+
+def test_the_mlps_of_an_image_tower_can_be_sparse(tiny_clip: Path) -> None:
+    package = clip.open_clip()
+    model, _, _ = package.create_model_and_transforms(f"local-dir:{tiny_clip}")
+    names = [name for name in models.prunable(model.eval()) if "visual" in name and ".mlp." in name]
+    fast = sparse_layouts.convert(model, names)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(fast.encode_image(images), model.encode_image(images))
+    assert len(names) == 4
 
 
 def test_what_cannot_be_sparse_is_refused() -> None:
