@@ -160,13 +160,27 @@ def test_another_environment_or_job_has_another_server(monkeypatch: pytest.Monke
     assert warm_start.address() != here
 
 
-def test_a_second_server_and_an_idle_one_end() -> None:
-    code = (
-        "from instant_soup import warm_start as w; w.IDLE = 1; w.import_libraries = int; w.serve()"
-    )
-    command = [sys.executable, "-c", code, f"instant-soup-test-{os.getpid()}"]
-    with subprocess.Popen(command) as first, subprocess.Popen(command) as second:
-        assert (first.wait(timeout=30), second.wait(timeout=30)) == (0, 0)
+STARTER = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+time.sleep(2)  # as a command does that runs on its own
+"""
+SERVE = (
+    "from instant_soup import warm_start as w; w.IDLE = 1.5; w.import_libraries = int; w.serve()"
+)
+
+
+def test_a_second_server_ends_at_once_and_an_idle_one_soon() -> None:
+    own = [sys.executable, "-c", SERVE, f"instant-soup-test-{os.getpid()}"]
+    command = [sys.executable, "-c", STARTER, *own[2:]]
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        time.sleep(0.5)
+        assert subprocess.run(own, timeout=30).returncode == 0
+        assert first.poll() is None  # it was not this one that ended
+        assert first.stdout is not None
+        first.stdout.read()  # which the server has, too: to its end
+    assert 2.5 < time.monotonic() - started < 30
 
 
 def test_without_a_server_a_script_runs_on_its_own(

@@ -8,7 +8,7 @@ later one it forks, and the fork runs the script with the arguments, environment
 and outputs of the command, which passes signals on and ends as the script does.
 
 A server serves the commands of one terminal job only (of one `dvc repro`, say), in one
-environment, and ends when nothing has run for IDLE seconds. Where none is ready, the script runs
+environment, and ends when none has run for IDLE seconds. Where none is ready, the script runs
 in the command's own process; so it does on anything but Linux, and beside a GPU, whose runs are
 long and whose driver does not survive a fork.
 """
@@ -26,11 +26,12 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import IO, NoReturn
 
-IDLE = 20  # seconds without a script, after which a server ends
+IDLE = 20  # seconds without a command, after which a server ends
 OF_ONE_STAGE = ("PWD", "OLDPWD", "SHLVL", "_")  # variables that no library looks at
 OF_ONE_STAGE_TOO = ("DVC_", "GIT_", "MLFLOW_", "PYTEST_")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -147,25 +148,23 @@ def serve() -> None:
         import_libraries()
         os.chdir("/")
         listening.listen()  # until here, commands are refused and run on their own
-        listening.settimeout(IDLE)
-        running = 0
-        while True:
-            try:
+        listening.settimeout(1)
+        starter, running, busy = os.getppid(), 0, time.monotonic()
+        while time.monotonic() < busy + IDLE:
+            with contextlib.suppress(TimeoutError):
                 command, _ = listening.accept()
-            except TimeoutError:
-                command = None
-            if command is not None and user_of(command) == os.getuid():
-                _, streams, _, _ = socket.recv_fds(command, 1, 3)
-                if os.fork() == 0:
-                    listening.close()
-                    run_forked(command, streams)
-                running += 1
-                for descriptor in (*streams, command.detach()):
-                    os.close(descriptor)
+                if user_of(command) == os.getuid():
+                    _, streams, _, _ = socket.recv_fds(command, 1, 3)
+                    if os.fork() == 0:
+                        listening.close()
+                        run_forked(command, streams)
+                    running += 1
+                    for descriptor in (*streams, command.detach()):
+                        os.close(descriptor)
             while running and os.waitpid(-1, os.WNOHANG)[0]:
                 running -= 1
-            if command is None and not running:
-                return
+            if running or os.getppid() == starter:  # the first command, which runs on its own
+                busy = time.monotonic()
 
 
 def import_libraries() -> None:
