@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 from instant_soup.ledger import KEY
 
 FP32 = "training.precision=fp32"
-CELL = [name for name in KEY if name not in ("variant", "seed")]
+CELL = [name for name in KEY if name != "seed"]
 
 
 def compare(ledger: pd.DataFrame) -> list[dict]:
@@ -18,8 +18,11 @@ def compare(ledger: pd.DataFrame) -> list[dict]:
 
     `p` is that of the paired t-test; None with fewer than three seeds.
     """
-    both = ledger[ledger["variant"] == FP32].merge(
-        ledger[(ledger["variant"] == "") & (ledger["precision"] == "bf16")],
+    parts = ledger["variant"].str.split()
+    ledger = ledger.assign(variant=parts.map(lambda own: " ".join(p for p in own if p != FP32)))
+    in_fp32 = parts.map(lambda own: FP32 in own)
+    both = ledger[in_fp32].merge(
+        ledger[~in_fp32 & (ledger["precision"] == "bf16")],
         on=[*CELL, "seed"], suffixes=("_fp32", "_bf16"),
     )  # fmt: skip
     rows = []

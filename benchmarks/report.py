@@ -108,9 +108,9 @@ def inference(rows: list[dict[str, Any]]) -> str:
 def precision(rows: list[dict[str, Any]]) -> str:
     """Test metric in bf16 and in fp32."""
     return table(rows, {
-        "model": "model", "dataset": "dataset", "method": "method", "target_sparsity": "sparsity",
-        "bf16": "bf16 (%)", "fp32": "fp32 (%)", "gap": "bf16 − fp32 (points)", "p": "paired p",
-        "seeds": "seeds",
+        "model": "model", "dataset": "dataset", "variant": "settings", "method": "method",
+        "target_sparsity": "sparsity", "bf16": "bf16 (%)", "fp32": "fp32 (%)",
+        "gap": "bf16 − fp32 (points)", "p": "paired p", "seeds": "seeds",
     })  # fmt: skip
 
 
