@@ -16,7 +16,7 @@ CELL = [name for name in KEY if name != "seed"]
 def compare(ledger: pd.DataFrame) -> list[dict]:
     """Each cell that was run both ways: means and standard deviations in percent, over seeds.
 
-    `p` is that of the paired t-test; None with fewer than three seeds.
+    `p` is that of the paired t-test; None with fewer than three seeds, or where no gap differs.
     """
     parts = ledger["variant"].str.split()
     ledger = ledger.assign(variant=parts.map(lambda own: " ".join(p for p in own if p != FP32)))
@@ -31,11 +31,16 @@ def compare(ledger: pd.DataFrame) -> list[dict]:
         gap = values["bf16"] - values["fp32"]
         rows.append({
             **dict(zip(CELL, cell, strict=True)), "seeds": len(found),
-            **{kind: f"{v.mean():.2f} ± {v.std():.2f}" for kind, v in values.items()},
-            "gap": f"{gap.mean():+.2f} ± {gap.std():.2f}",
-            "p": float(ttest_rel(*values.values()).pvalue) if len(found) > 2 else None,
+            **{kind: f"{v.mean():.2f}{spread(v)}" for kind, v in values.items()},
+            "gap": f"{gap.mean():+.2f}{spread(gap)}",
+            "p": float(ttest_rel(*values.values()).pvalue) if gap.std() and len(gap) > 2 else None,
         })  # fmt: skip
     return rows
+
+
+def spread(values: pd.Series) -> str:
+    """The sample standard deviation, where there is one."""
+    return f" ± {values.std():.2f}" if len(values) > 1 else ""
 
 
 def main() -> None:

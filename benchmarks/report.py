@@ -177,8 +177,9 @@ SECTIONS: dict[str, tuple[Callable[..., str], str]] = {
     ),
     "Accuracy guard": (
         precision,
-        "Test metric, mean ± sample standard deviation over seeds: the quick grid's runs in bf16 "
-        "and the same in fp32 (grids/precision.yaml).",
+        "Test metric, mean ± sample standard deviation over seeds: runs of the quick preset in "
+        "bf16 and the same in fp32 (grids/precision.yaml). Images have a checkpoint of their own, "
+        "on which both were run.",
     ),
 }
 
