@@ -101,6 +101,7 @@ def start_server() -> None:
             "-c",
             "from instant_soup import warm_start; warm_start.serve()",
             address(),
+            str(os.getpid()),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -139,7 +140,10 @@ def status_of(number: int, answers: IO[bytes]) -> int:
 
 
 def serve() -> None:
-    """Import what stages need, then fork for each command until none has come for a while."""
+    """Import what stages need, then fork for each command until none has come for a while.
+
+    `sys.argv`: the server's address, and the process number of the command that started it.
+    """
     with socket.socket(socket.AF_UNIX) as listening:
         try:
             listening.bind("\0" + sys.argv[1])
@@ -149,7 +153,7 @@ def serve() -> None:
         os.chdir("/")
         listening.listen()  # until here, commands are refused and run on their own
         listening.settimeout(1)
-        starter, running, busy = os.getppid(), 0, time.monotonic()
+        starter, running, busy = int(sys.argv[2]), 0, time.monotonic()
         while time.monotonic() < busy + IDLE:
             with contextlib.suppress(TimeoutError):
                 command, _ = listening.accept()
