@@ -31,9 +31,10 @@ import traceback
 from pathlib import Path
 from typing import IO, NoReturn
 
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, either in WSL
 IDLE = 20  # seconds without a command, after which a server ends
-OF_ONE_STAGE = ("PWD", "OLDPWD", "SHLVL", "_")  # variables that no library looks at
-OF_ONE_STAGE_TOO = ("DVC_", "GIT_", "MLFLOW_", "PYTEST_")
+# Variables that differ from stage to stage, and that no library reads when it is imported.
+IGNORED, IGNORED_PREFIXES = ("PWD", "OLDPWD", "SHLVL", "_"), ("DVC_", "GIT_", "MLFLOW_", "PYTEST_")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     # As `python SCRIPT ARGUMENTS` has them.
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)
-    if sys.platform == "linux" and not Path("/dev/nvidiactl").exists():
+    if sys.platform == "linux" and not any(Path(driver).exists() for driver in GPU_DRIVERS):
         if fork := ask_server():
             sys.exit(status_of(*fork))
         start_server()
@@ -58,7 +59,7 @@ def address() -> str:
     own = {
         name: value
         for name, value in os.environ.items()
-        if name not in OF_ONE_STAGE and not name.startswith(OF_ONE_STAGE_TOO)
+        if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
     }
     job = [os.getpgrp(), os.getsid(0), sorted(os.sched_getaffinity(0)), os.nice(0)]
     shared = json.dumps([sys.executable, sorted(own.items()), job])
