@@ -47,6 +47,7 @@ def main() -> None:
             {
                 **{k: v for k, v in settings.items() if k not in ("precision", "zero_shot")},
                 "precision": precision,
+                "base": models.digest(pretrained),
                 "code_version": code_version(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "test": scores,

@@ -246,6 +246,10 @@ def test_a_cell_is_done_when_the_ledger_has_all_of_its_rows(tmp_path: Path, para
     known = grid.known_results(tmp_path)
     assert cell.results <= known
     assert not more.results <= known and not other.results <= known
+    # Of weights that another machine has pre-trained otherwise it is not done.
+    last |= {"base": "89abcdef", "finished": "2026-11-21T09:30:00+00:00"}
+    merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
+    assert grid.known_results(tmp_path) == {grid.identity(last)}
 
 
 # Parts of the runner

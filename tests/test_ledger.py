@@ -56,6 +56,26 @@ def test_merging_loses_nothing_and_repeats_nothing(tmp_path_factory, first, seco
     assert os.listdir(path.parent) == ["results.csv"]
 
 
+def test_tables_have_rows_of_the_newest_base_only(tmp_path):
+    def of(base: str, day: int, *seeds: int, **changes: Any) -> list[dict[str, Any]]:
+        finished = f"2026-11-{day}T10:00:00+00:00"
+        return [result("isp", seed=s, base=base, finished=finished, **changes) for s in seeds]
+
+    other = "pretraining.seed=1"
+    runs = ledger_of(
+        tmp_path,
+        *of("aaaa", 20, 0, 1, 2),
+        *of("aaaa", 20, 3, dataset="digits", variant="training.epochs=9"),
+        *of("bbbb", 21, 0),
+        *of("aaaa", 19, 4, variant=other),
+        *of("cccc", 18, 5, variant=f"training.epochs=9 {other}"),
+        *of("", 17, 6, model="minilm-of-before"),
+    )
+    kept = ledger.of_newest_base(runs)
+    assert list(zip(kept["base"], kept["seed"], strict=True)) == [("bbbb", 0), ("aaaa", 4), ("", 6)]
+    assert ledger.of_newest_base(runs[:0]).empty
+
+
 def test_ledger_order_does_not_depend_on_arrival(tmp_path):
     some = [result(m, seed=s) for m in ("isp", "dense", "random") for s in (10, 9, 1)]
     ledger.merge_ledger(tmp_path / "a.csv", some, "v1")

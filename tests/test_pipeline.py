@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from instant_soup import masks, training
+from instant_soup import masks, models, training
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -167,6 +167,7 @@ def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
         result = json.loads((project / f"reports/results/{method}.json").read_text())
         pruned = 0 if method == "dense" else int(0.6 * prunable + 0.5)
         assert (result["prunable_weights"], result["pruned_weights"]) == (prunable, pruned)
+        assert result["base"] == models.digest(models.pretrained_prunable(project / "models/base"))
         assert result["cost"]["steps"] == 20  # one epoch of 160 rows in batches of 8
         assert result["cost"]["search_steps"] == (8 if method == "isp" else 0)
         weights = training.load_state(project / f"models/retrained/{method}/state", False).weights

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from instant_soup.files import UserError, read_yaml
-from instant_soup.ledger import KEY, read_ledger, results_of_experiments
+from instant_soup.ledger import KEY, of_newest_base, read_ledger, results_of_experiments
 from instant_soup.schedules import round_sparsities
 from instant_soup.settings import check, plan, round_entry, soup_size
 from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY, SOUPS
@@ -74,11 +76,14 @@ def lanes_of(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def known_results(root: Path) -> set[Identity]:
-    """What the repository's experiments and its ledger have results of."""
+    """What the repository's experiments and its ledger have results of, and tables show."""
     found = results_of_experiments(root)
     ledger = root / "reports/results.csv"
     rows = read_ledger(ledger).to_dict("records") if ledger.exists() else []
-    return {identity(result) for result in [*found, *rows]}
+    columns = [*KEY, "base", "finished"]
+    every = [{name: result.get(name, "") for name in columns} for result in [*found, *rows]]
+    shown = of_newest_base(pd.DataFrame(every, columns=columns))
+    return {identity(result) for result in shown.to_dict("records")}
 
 
 def identity(result: Settings) -> Identity:

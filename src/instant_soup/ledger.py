@@ -25,7 +25,7 @@ from instant_soup.files import UserError, new_file, read_json
 KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
 COST = ["steps", "search_steps", "flops", "sparse_flops", "seconds", "peak_memory"]
 NUMBERS = ["target_sparsity", "seed", "value", "sparsity", *COST, "overlap_one_shot"]
-RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "precision"]
+RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "precision", "base"]
 ORIGIN = ["family", "code_version", "finished"]
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
@@ -181,6 +181,22 @@ def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
         raise UserError(f"{ledger_csv}: cannot be read ({error.strerror})") from None
     rows, more_columns = _parse(text, Path(ledger_csv))
     return _frame(_to_text(list(rows.values()), more_columns))
+
+
+def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The rows that began at the weights that the newest row of the same pre-training began at.
+
+    clip-glyph is pre-trained where it is used, and another kind of CPU makes another checkpoint of
+    it; so does a hub that has changed a model. What began at another checkpoint compares with
+    nothing here. `base` is a digest of the weights; rows that know none go with each other.
+    """
+    pretraining = ledger["variant"].map(
+        lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
+    )
+    same = [ledger["model"], ledger["preset"], pretraining]
+    by_time = ledger.sort_values("finished", kind="stable")
+    newest = by_time.groupby(same)["base"].transform("last")
+    return ledger[ledger["base"] == newest.reindex(ledger.index)]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ transformers (bert.py) or open_clip (clip.py) load, and prunable.json. Each fami
 `prepare_base`, `start_weights`, `classifier`, `forward_flops` and the file name `WEIGHTS`.
 """
 
+import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
@@ -36,6 +37,15 @@ def pretrained_prunable(base: Path) -> Weights:
     """A base folder's prunable weights, as they came."""
     weights = base_weights(base)
     return {name: weights[name] for name in read_json(base / "prunable.json")}
+
+
+def digest(weights: Weights) -> str:
+    """Eight hex digits that only equal weights share: names, shapes, data types, values."""
+    whole = hashlib.sha256()
+    for name, w in sorted(weights.items()):
+        whole.update(f"{name} {list(w.shape)} {w.dtype}".encode())
+        whole.update(w.contiguous().flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()[:8]
 
 
 def packaged_folder(package: str, folder: str) -> Path:

@@ -228,10 +228,13 @@ def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) ->
     sparsities = sparse_columns(cells)
     columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
     mine = (ledger[SECTION] == list(section)).all(axis=1)
-    precision = ", ".join(sorted(set(ledger.loc[mine, "precision"]) - {""})) or "not recorded"
+    precision, bases = (
+        ", ".join(sorted(set(ledger.loc[mine, name]) - {""})) for name in ("precision", "base")
+    )
     caption = (
-        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)} Model {model}, "
-        f"data {dataset}, preset {preset}, precision {precision}."
+        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)} Model {model} "
+        f"(weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
+        f"precision {precision or 'not recorded'}."
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
     return Table(heading(section), header, rows_of(methods, columns), caption)
