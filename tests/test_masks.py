@@ -240,6 +240,19 @@ def test_apply_sets_exact_zeros_and_nothing_else() -> None:
     assert weights["bias"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_applied_bits_are_those_of_masked_fill(dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(0)
+    values = torch.tensor([-0.0, -3.0, math.inf, -math.inf, math.nan, 1e-40, 7.0], dtype=dtype)
+    wide = values[torch.randint(7, (40, 50), generator=draws)]
+    for w in (wide.clone(), wide.clone().T, wide.clone()[::3, 1:]):  # two not contiguous
+        kept = torch.rand(w.shape, generator=draws) < 0.5
+        wanted = w.masked_fill(~kept, 0.0)
+        masks.apply({"w": kept}, {"w": w})
+        bits = masks.INTEGERS[dtype.itemsize]
+        assert torch.equal(w.contiguous().view(bits), wanted.contiguous().view(bits))
+
+
 def test_apply_works_on_live_parameters() -> None:
     layer = torch.nn.Linear(3, 2)
     masks.apply({"weight": torch.zeros(2, 3, dtype=torch.bool)}, dict(layer.named_parameters()))
