@@ -60,6 +60,19 @@ def test_other_settings_do_not_enter(tmp_path):
     assert "No results yet" in text
 
 
+def test_settings_that_all_share_make_a_table_of_their_own(tmp_path):
+    shared = "data.train_rows=8 training.epochs=2"
+    text = text_of(
+        tmp_path,
+        *of_seeds("isp", *ISP, variant=shared),
+        *of_seeds("lth", 0.82, 0.84, 0.85, variant=shared),
+        *of_seeds("random", 0.1, 0.2, 0.3),
+    )
+    assert f"minilm · reviews · quick · {shared}" in text
+    assert cells_of(text, "LTH (IMP)")[0] == "-2.33 ± 0.58 (n = 3) ▼"
+    assert "Random" not in text
+
+
 @pytest.mark.parametrize("runs", [(), (result("lth"),)])
 def test_without_isp_there_is_nothing_to_compare(tmp_path, runs):
     assert "No results yet" in text_of(tmp_path, *runs)

@@ -1,6 +1,7 @@
 """ISP against each other method, seed by seed: where it wins, ties or loses, and at what cost.
 
-A view of the ledger; only runs with a preset's own settings enter.
+A view of the ledger. Methods enter with their preset's own settings; what all of them share (data,
+training) may differ from it, and then makes a table of its own.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from instant_soup.tables import (
     percent,
     row_order,
     scale,
+    shared_settings,
     unit,
     write_texts,
 )
@@ -37,8 +39,9 @@ def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
 
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """A table for each section that ISP was measured in."""
-    own = ledger[(ledger["variant"] == "") & (ledger["method"] != "zero_shot")]
-    sections = own.groupby(SECTION, sort=True) if len(own) else []
+    of_preset = ledger["variant"] == ledger["variant"].map(shared_settings)
+    own = ledger[of_preset & (ledger["method"] != "zero_shot")]
+    sections = own.groupby([*SECTION, "variant"], sort=True) if len(own) else []
     tables = [_table(section, runs) for section, runs in sections]
     return Chapter("ISP against the others", TEXT, [t for t in tables if t is not None])
 
@@ -62,7 +65,8 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
             cells += _compare(ours, at_hand.set_index("seed"), scale(section[3]))
         rows.append((label(method), cells))
     caption = f"Test {section[3]}{unit(section[3])}, as differences."
-    return Table(heading(section), columns, rows, caption)
+    title = " · ".join(filter(None, (heading(section), section[4])))
+    return Table(title, columns, rows, caption)
 
 
 def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> list[Cell]:

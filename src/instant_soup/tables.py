@@ -96,7 +96,7 @@ def costs(ledger: pd.DataFrame) -> pd.DataFrame:
     """
     # What changes only a method's own settings has the unchanged dense run as its equal.
     trained = ledger[ledger["method"] != "zero_shot"]
-    table = trained.assign(shared=trained["variant"].map(_training_part))
+    table = trained.assign(shared=trained["variant"].map(shared_settings))
     same = ["model", "dataset", "preset", "shared", "seed"]
     dense = table[table["method"] == "dense"].drop_duplicates(same)
     dense = dense[[*same, "steps", "flops"]]
@@ -109,7 +109,8 @@ def costs(ledger: pd.DataFrame) -> pd.DataFrame:
     return groups[columns].mean().assign(n=groups.size()).reset_index()
 
 
-def _training_part(variant: str) -> str:
+def shared_settings(variant: str) -> str:
+    """The part of a variant that all methods share: data, training, pre-training."""
     shared = ("data.", "training.", "pretraining.")
     return " ".join(part for part in variant.split(" ") if part.startswith(shared))
 
