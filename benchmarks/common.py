@@ -44,15 +44,23 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
 
 
+def code_version() -> str:
+    """The short Git commit, with a + where code differs from it (not where reports do)."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout
+
+    changed = git("status", "--porcelain", "--", "src", "stages", "benchmarks", "dvc.yaml")
+    return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
+
+
 def record(name: str, rows: list[dict[str, Any]], *, on_gpu: bool = True, **about: Any) -> None:
     """Keep a benchmark's figures in reports/benchmarks/, where report.py finds them.
 
     `on_gpu=False`: taken on the CPU even where there is a GPU.
     """
     where = machine() | ({} if on_gpu else {"gpu": None})
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    code = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    taken = {"machine": where, "code": code, "date": datetime.date.today().isoformat()}
+    taken = {"machine": where, "code": code_version(), "date": datetime.date.today().isoformat()}
     write_json(RECORDS / f"{name}.json", {**taken, **about, "rows": rows})
     for row in rows:
         print(json.dumps(row), flush=True)
