@@ -23,7 +23,7 @@ def compare(ledger: pd.DataFrame) -> list[dict]:
     in_fp32 = parts.map(lambda own: FP32 in own)
     both = ledger[in_fp32].merge(
         ledger[~in_fp32 & (ledger["precision"] == "bf16")],
-        on=[*CELL, "seed"], suffixes=("_fp32", "_bf16"),
+        on=[*CELL, "seed", "base"], suffixes=("_fp32", "_bf16"),
     )  # fmt: skip
     rows = []
     for cell, found in both.groupby(CELL, sort=False):
