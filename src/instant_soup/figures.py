@@ -390,7 +390,7 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
         look = _look(method, variant, cells, methods)
         x, y = own["x"], scale(metric) * own["mean"]
-        sizes = 3 + 6 * own["target_sparsity"]
+        sizes = [3 + 6 * s if s else 8 for s in own["target_sparsity"]]  # dense ones stand alone
         for number, (x_, y_, size) in enumerate(zip(x, y, sizes, strict=True)):
             axes.plot(x_, y_, **look | {"ms": size, "label": "" if number else look["label"]})
         axes.plot(x, y, **look | {"marker": "", "lw": 0.7, "label": ""})
