@@ -27,6 +27,7 @@ from instant_soup.ledger import KEY, merge_ledger
 from instant_soup.paper_tables import read_paper
 from instant_soup.settings import plan
 
+SHARED = REPOSITORY.parent / "shared/data"
 ALL_METHODS = {
     *("dense", "isp", "random", "one_shot", "progressive", "early_bird", "snip", "grasp"),
     *("lth", "lth_rewind", "lottery_pool"),
@@ -76,8 +77,15 @@ def test_grids_of_the_paper_have_its_columns_rows_and_three_seeds(name: str, par
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "grids").glob("*.yaml")), ids=lambda p: p.stem
 )
-def test_every_grid_can_be_run(path: Path, params):
-    cells = grid.read_cells(path, params)
+def test_every_grid_can_be_run(path: Path, params, tmp_path: Path):
+    text = path.read_text()
+    if "data.path: ../" in text:  # copies that lie beside the checkout
+        if not SHARED.exists():
+            pytest.skip("no shared data")
+        text = text.replace("data.path: ../", f"data.path: {SHARED}/")
+    own = tmp_path / path.name
+    own.write_text(text)
+    cells = grid.read_cells(own, params)
     assert len({cell.name for cell in cells}) == len({cell.results for cell in cells}) == len(cells)
 
 
