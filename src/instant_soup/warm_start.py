@@ -44,8 +44,10 @@ def main() -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)
     if sys.platform == "linux" and not any(Path(driver).exists() for driver in GPU_DRIVERS):
+        held = HeldSignals()
         if fork := ask_server():
-            sys.exit(status_of(*fork))
+            sys.exit(status_of(*fork, held.received))
+        held.release()
         start_server()
     runpy.run_path(script, run_name="__main__")
 
@@ -88,6 +90,25 @@ def ask_server() -> tuple[int, IO[bytes]] | None:
     return None
 
 
+class HeldSignals:
+    """Signals that come while it is not known yet who shall have them."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        taken = [one for one in PASSED_ON if signal.getsignal(one) != signal.SIG_IGN]
+        self.former = {one: signal.signal(one, self.receive) for one in taken}
+
+    def receive(self, number: int, _: object) -> None:
+        self.received.append(number)
+
+    def release(self) -> None:
+        """Let this process have them after all."""
+        for one, handler in self.former.items():
+            signal.signal(one, handler)
+        for number in self.received:
+            os.kill(os.getpid(), number)
+
+
 def user_of(other: socket.socket) -> int:
     """The user at a socket's other end."""
     size = struct.calcsize("3i")
@@ -111,8 +132,8 @@ def start_server() -> None:
     )
 
 
-def status_of(number: int, answers: IO[bytes]) -> int:
-    """Wait for the fork, passing signals on to it: its exit status.
+def status_of(number: int, answers: IO[bytes], received: list[int]) -> int:
+    """Wait for the fork, passing signals on to it, first those `received` before: its exit status.
 
     Where it was killed, by what was passed on or by the system, this process dies the same way.
     """
@@ -131,6 +152,8 @@ def status_of(number: int, answers: IO[bytes]) -> int:
         if signal.getsignal(one) != signal.SIG_IGN:
             signal.signal(one, pass_on)
     signal.signal(signal.SIGTSTP, pause)
+    for before in received:
+        pass_on(before, None)
     if status := answers.readline():
         return int(status)
     last = passed_on[-1] if passed_on else signal.SIGKILL
@@ -150,8 +173,9 @@ def serve() -> None:
             listening.bind("\0" + sys.argv[1])
         except OSError:
             return  # another one was first
+        sys.path[:] = map(os.path.abspath, sys.path)
+        os.chdir("/")  # the command's folder may be removed
         import_libraries()
-        os.chdir("/")
         listening.listen()  # until here, commands are refused and run on their own
         listening.settimeout(1)
         starter, running, busy = int(sys.argv[2]), 0, time.monotonic()
