@@ -150,6 +150,27 @@ def test_signals_to_the_command_reach_the_script(
         assert command.wait(timeout=10) == status
 
 
+def test_a_signal_before_the_fork_is_known_reaches_it(
+    script: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONLY_OF_THIS_TEST", f"late-{os.getpid()}-{time.time()}")
+    with socket.socket(socket.AF_UNIX) as server, subprocess.Popen(["sleep", "60"]) as fork:
+        server.bind("\0" + warm_start.address())
+        server.listen()
+        server.settimeout(30)
+        # Without `env` it would have what C libraries have put into this process's environment, too.
+        with subprocess.Popen(script(""), env={**os.environ}) as command:
+            connection, _ = server.accept()
+            with connection:
+                for stream in socket.recv_fds(connection, 1, 3)[1]:
+                    os.close(stream)
+                command.send_signal(signal.SIGINT)
+                connection.sendall(f"{fork.pid}\n".encode())
+                assert fork.wait(timeout=10) == -signal.SIGINT
+                connection.sendall(b"130\n")
+                assert command.wait(timeout=10) == 130
+
+
 def test_another_environment_or_job_has_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
     here = warm_start.address()
     monkeypatch.setenv("DVC_STAGE", "weak_mask@1")

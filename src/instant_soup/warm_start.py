@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, either in WSL
 IDLE = 20  # seconds without a command, after which a server ends
@@ -44,10 +44,13 @@ def main() -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)
     if sys.platform == "linux" and not any(Path(driver).exists() for driver in GPU_DRIVERS):
-        held = HeldSignals()
+        received, former = hold_signals()  # until it is known who shall have them
         if fork := ask_server():
-            sys.exit(status_of(*fork, held.received))
-        held.release()
+            sys.exit(status_of(*fork, received))
+        for one, handler in former.items():
+            signal.signal(one, handler)
+        for number in received:
+            os.kill(os.getpid(), number)
         start_server()
     runpy.run_path(script, run_name="__main__")
 
@@ -90,23 +93,15 @@ def ask_server() -> tuple[int, IO[bytes]] | None:
     return None
 
 
-class HeldSignals:
-    """Signals that come while it is not known yet who shall have them."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        taken = [one for one in PASSED_ON if signal.getsignal(one) != signal.SIG_IGN]
-        self.former = {one: signal.signal(one, self.receive) for one in taken}
-
-    def receive(self, number: int, _: object) -> None:
-        self.received.append(number)
-
-    def release(self) -> None:
-        """Let this process have them after all."""
-        for one, handler in self.former.items():
-            signal.signal(one, handler)
-        for number in self.received:
-            os.kill(os.getpid(), number)
+def hold_signals() -> tuple[list[int], dict[int, Any]]:
+    """From now on, note the signals that would be passed on: their list, and former handlers."""
+    received: list[int] = []
+    former = {
+        one: signal.signal(one, lambda number, _: received.append(number))
+        for one in PASSED_ON
+        if signal.getsignal(one) != signal.SIG_IGN
+    }
+    return received, former
 
 
 def user_of(other: socket.socket) -> int:
