@@ -36,9 +36,9 @@ from torch.nn import functional
 
 from instant_soup import criteria, main_network, masks, metrics, settings, soup, training
 from instant_soup.batches import Split, load_split
-from instant_soup.clip import CONFIG
+from instant_soup.clip import CONFIG, WEIGHTS
 from instant_soup.denoisers import draw_protocol
-from instant_soup.files import UserError, new_file, read_yaml
+from instant_soup.files import UserError, new_file, read_yaml, sha256
 from instant_soup.masks import Mask
 from instant_soup.schedules import calibration_steps, round_sparsities, steps_of
 from instant_soup.training import Cost, State, Weights
@@ -262,8 +262,14 @@ def changes_of(task: str, image_model: Path) -> dict[str, Any]:
 
 
 def digest_of(chosen: dict) -> str:
-    """A name for all settings that a run depends on beside its own columns."""
+    """A name for all settings that a run depends on beside its own columns.
+
+    A model's folder counts by its weights, and where a task's copy lies does not count.
+    """
     rest = {k: v for k, v in chosen.items() if k not in ("sparsity", "seed")}
+    rest["data"] = {k: v for k, v in chosen["data"].items() if k != "path"}
+    if chosen["model"].startswith("local:"):
+        rest["model"] = sha256(Path(chosen["model"].removeprefix("local:")) / WEIGHTS)
     text = json.dumps([rest, AHEAD, SHARE, DIVERSE], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -93,6 +93,23 @@ def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(counted) == 8
 
 
+def test_a_models_folder_counts_by_its_weights_and_data_not_by_where_they_lie(
+    tmp_path: Path,
+) -> None:
+    def digest(folder: str, weights: bytes, rows: int) -> str:
+        model = tmp_path / folder
+        model.mkdir(exist_ok=True)
+        (model / better_soups.CONFIG).write_text("{}")
+        (model / better_soups.WEIGHTS).write_bytes(weights)
+        changes = better_soups.changes_of(f"mnist-sample={model}", model)
+        changes["data"]["test_rows"] = rows
+        return better_soups.digest_of({**changes, "seed": 0, "sparsity": 0.7})
+
+    assert digest("here", b"same", 100) == digest("there", b"same", 100)
+    others = [digest("here", b"other", 100), digest("here", b"same", 101)]
+    assert len({digest("here", b"same", 100), *others}) == 3
+
+
 def test_a_task_that_cannot_be_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(better_soups, "prepare", None)
     for words, reason in (
