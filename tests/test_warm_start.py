@@ -158,7 +158,7 @@ def test_a_signal_before_the_fork_is_known_reaches_it(
         server.bind("\0" + warm_start.address())
         server.listen()
         server.settimeout(30)
-        # Without `env` it would have what C libraries have put into this process's environment, too.
+        # Else it would have what C libraries have put into this process's environment, too.
         with subprocess.Popen(script(""), env={**os.environ}) as command:
             connection, _ = server.accept()
             with connection:
