@@ -93,7 +93,7 @@ def ask_server() -> tuple[int, IO[bytes]] | None:
     return None
 
 
-def hold_signals() -> tuple[list[int], dict[int, Any]]:
+def hold_signals() -> tuple[list[int], dict[signal.Signals, Any]]:
     """From now on, note the signals that would be passed on: their list, and former handlers."""
     received: list[int] = []
     former = {
