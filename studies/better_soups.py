@@ -123,6 +123,7 @@ VARIANTS: dict[str, Cook] = {
     "extrapolated": extrapolated,
     "saliency": saliency,
     "fisher": fisher,
+    "farther": union,  # one denoiser, which takes the steps of all
     "diverse": mean_magnitude,  # of denoisers with protocols far apart
     "souped_weights": union,  # and the weights become the denoisers' mean
     "souped_both": mean_magnitude,
@@ -137,6 +138,8 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
     isp, seed, plan = dict(chosen["isp"]), chosen["seed"], read_yaml("models/plan/dense.yaml")
     if variant == "diverse":
         isp |= DIVERSE
+    if variant == "farther":
+        isp |= {"denoisers": 1, "look_ahead": isp["denoisers"] * isp["look_ahead"]}
     steps_per_epoch, total = main_network.budget(plan)
     data = load_split(main_network.ENCODED / "train.safetensors", training.device())
     cost = Cost()
