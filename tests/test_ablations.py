@@ -29,15 +29,27 @@ def test_each_value_of_a_setting_has_its_row_beside_the_papers(tmp_path):
         "Number of denoisers N (Table 5)",
     ]
     table = found["Number of denoisers N (Table 5)"]
-    assert cells_of(table, "0") == ["80.00 ± 1.00 (n = 3)", "70.32"]
-    assert cells_of(table, "3") == ["81.00 ± 1.00 (n = 3)", "–"]  # the quick preset's own
-    assert cells_of(table, "6") == ["61.33 ± 1.53 (n = 3) ▼", "71.16"]
-    assert cells_of(table, "16") == ["–", "71.16"]
+    assert cells_of(table, "0") == ["80.00 ± 1.00 (n = 3)", "0.67", "70.32"]
+    assert cells_of(table, "3") == ["81.00 ± 1.00 (n = 3)", "1.00", "–"]  # the quick preset's own
+    assert cells_of(table, "6") == ["61.33 ± 1.53 (n = 3) ▼", "1.00", "71.16"]
+    assert cells_of(table, "16") == ["–", "–", "71.16"]
     assert "the preset has 3" in table
     on_off = found["Denoisers off and on (Table 4)"]
-    row = "minilm · reviews · quick, 70 % sparse (%)"
-    assert cells_of(on_off, row) == ["80.00 ± 1.00 (n = 3)", "81.00 ± 1.00 (n = 3)"]
-    assert cells_of(on_off, "paper: BERT QNLI") == ["89.28", "90.06"]
+    row = "minilm · reviews · quick, 70 % sparse, accuracy (%)"
+    assert cells_of(on_off, row) == ["80.00 ± 1.00 (n = 3)", "81.00 ± 1.00 (n = 3)", "1.50"]
+    assert cells_of(on_off, "paper: BERT QNLI") == ["89.28", "90.06", "–"]
+
+
+def test_a_column_without_another_number_of_denoisers_has_no_place_in_their_table(tmp_path):
+    high = {"target_sparsity": 0.9}
+    found = tables_of(
+        tmp_path,
+        *(result("isp", 0.8, **where) for where in ({}, high, {"variant": "isp.denoisers=6"})),
+        *(result("progressive", 0.8, **where) for where in ({}, high)),
+    )
+    assert "90 % sparse" in found["Denoisers off and on (Table 4)"]
+    table = found["Number of denoisers N (Table 5)"]
+    assert "70 % sparse" in table and "90 % sparse" not in table
 
 
 @pytest.mark.parametrize(
@@ -74,9 +86,12 @@ def test_other_sparsities_and_models_are_columns_of_their_own(tmp_path):
     found = dict(zip(header.strip("|").split("|")[1:], cells_of(table, "vote"), strict=True))
     by_name = {name.strip(): cell.split(" ")[0] for name, cell in found.items()}
     assert by_name == {
-        "clip-glyph · reviews · quick, 70 % sparse (%)": "72.00",
-        "minilm · reviews · quick, 70 % sparse (%)": "70.00",
-        "minilm · reviews · quick, 90 % sparse (%)": "71.00",
+        "clip-glyph · reviews · quick, 70 % sparse: accuracy (%)": "72.00",
+        "clip-glyph · reviews · quick, 70 % sparse: FLOPs": "1.00",
+        "minilm · reviews · quick, 70 % sparse: accuracy (%)": "70.00",
+        "minilm · reviews · quick, 70 % sparse: FLOPs": "1.00",
+        "minilm · reviews · quick, 90 % sparse: accuracy (%)": "71.00",
+        "minilm · reviews · quick, 90 % sparse: FLOPs": "1.00",
     }
 
 
@@ -84,9 +99,9 @@ def test_schedules_stand_beside_the_presets_own(tmp_path):
     both = "isp.calibration=0.05 isp.growing=false"
     found = tables_of(tmp_path, *of_seeds("isp", *NEAR), *of_seeds("isp", *FAR, variant=both))
     table = found["Schedules"]
-    assert cells_of(table, "the preset's") == ["81.00 ± 1.00 (n = 3)"]
+    assert cells_of(table, "the preset's") == ["81.00 ± 1.00 (n = 3)", "1.00"]
     name = f"{both}: the same length, and as many steps in all"
-    assert cells_of(table, name) == ["61.33 ± 1.53 (n = 3) ▼"]
+    assert cells_of(table, name) == ["61.33 ± 1.53 (n = 3) ▼", "1.00"]
 
 
 def test_nothing_measured_is_said(tmp_path):

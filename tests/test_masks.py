@@ -111,6 +111,14 @@ def test_of_many_scores_exactly_the_k_largest_are_kept(kind: str, sparsity: floa
     np.testing.assert_array_equal(joined(mask), kept_by_stable_sort(scores.numpy(), k))
 
 
+def test_what_the_best_level_lacks_is_filled_up_from_the_next_among_many_scores() -> None:
+    scores = torch.rand(4 * masks.SAMPLE, generator=torch.Generator().manual_seed(1))
+    first = torch.arange(len(scores)) < 2 * masks.SAMPLE
+    mask = masks.keep_largest({"w": scores}, 3 * masks.SAMPLE, {"w": first})["w"]
+    expected = scores[~first].topk(masks.SAMPLE).indices
+    assert mask[first].all() and mask.sum() == 3 * masks.SAMPLE and mask[~first][expected].all()
+
+
 def test_nan_is_found_among_many_scores() -> None:
     scores = torch.rand(2 * masks.SAMPLE)
     scores[12345] = math.nan
@@ -125,16 +133,18 @@ def test_a_layer_of_small_weights_can_lose_everything() -> None:
 
 
 @LAW
-@given(TIED_SCORES, st.data())
-def test_priority_comes_before_score_and_score_before_position(scores, data) -> None:
+@given(TIED_SCORES, st.sampled_from([1, 7, masks.SAMPLE]), st.data())
+def test_priority_comes_before_score_and_score_before_position(scores, sample, data) -> None:
     size = len(scores)
     priority = data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
     k, cut = data.draw(st.integers(0, size)), data.draw(st.integers(0, size))
-    mask = masks.keep_largest(
-        in_pieces(torch.tensor(scores), [cut, size - cut]),
-        k,
-        in_pieces(torch.tensor(priority, dtype=torch.uint8), [cut, size - cut]),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "SAMPLE", sample)
+        mask = masks.keep_largest(
+            in_pieces(torch.tensor(scores), [cut, size - cut]),
+            k,
+            in_pieces(torch.tensor(priority, dtype=torch.uint8), [cut, size - cut]),
+        )
     order = sorted(range(size), key=lambda i: (-priority[i], -scores[i], i))
     assert np.flatnonzero(joined(mask)).tolist() == sorted(order[:k])
 

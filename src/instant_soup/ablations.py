@@ -4,8 +4,9 @@ Everything is a view of the ledger: a row whose `variant` names exactly one sett
 the preset's own row of the same model, data, sparsity and seeds. grids/ablations.yaml runs them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from instant_soup.layout import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.ledger import SECTION
 from instant_soup.paper_tables import seeds_cell
 from instant_soup.presets import PRESETS
-from instant_soup.tables import heading, percent, unit, write_texts
+from instant_soup.tables import heading, number, percent, unit, write_texts
 
 # Title, setting, what its values mean, the paper's numbers (value → text) and what they are of.
 ABLATIONS: list[tuple[str, str, str, dict[Any, str], str]] = [
@@ -59,9 +60,11 @@ TEXT = (
     "ISP with one setting changed at a time, everything else as in the preset; test metric, mean ± "
     "sample standard deviation over seeds. ▲ and ▼: better and worse than the preset's own value, "
     "p < 0.05 in a two-sided t-test paired over common seeds, not corrected for the number of "
-    "tests. –: not measured. Paper: as printed, of other models and data."
+    "tests. FLOPs: all that the training took, ÷ the preset's own. –: not measured. Paper: as "
+    "printed, of other models and data."
 )
 Column = tuple[Any, ...]  # a section and a sparsity
+Runs: TypeAlias = pd.DataFrame  # ledger rows of one setting in one column, by seed
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
@@ -76,26 +79,26 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
     return Chapter("Ablations", TEXT, [table for table in tables if table is not None])
 
 
-def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dict[Any, pd.Series]]]:
-    """Column → the preset's value of a setting, and each measured value's metric by seed.
+def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dict[Any, Runs]]]:
+    """Column → the preset's value of a setting, and the runs with each measured value.
 
     Only columns with two values or more. The preset's own is the row without a variant; no
     denoisers are progressive pruning.
     """
     section, key = setting.split(".")
-    found: dict[Column, tuple[Any, dict[Any, pd.Series]]] = {}
+    found: dict[Column, tuple[Any, dict[Any, Runs]]] = {}
     known = ledger[ledger["family"].isin(PRESETS)]  # a ledger of before has none
-    for (family, *column), runs in known.groupby(["family", *SECTION, "target_sparsity"]):
+    for (family, *column), rows in known.groupby(["family", *SECTION, "target_sparsity"]):
         preset = PRESETS[family][column[2]][section][key]
-        values: dict[Any, pd.Series] = {}
-        for (method, variant), own in runs.groupby(["method", "variant"]):
-            series = own.set_index("seed")["value"]
+        values: dict[Any, Runs] = {}
+        for (method, variant), of_variant in rows.groupby(["method", "variant"]):
+            runs = of_variant.set_index("seed")
             if method == "isp" and not variant:
-                values[preset] = series
+                values[preset] = runs
             elif method == "isp" and variant.startswith(f"{setting}=") and " " not in variant:
-                values[_parsed(variant.partition("=")[2])] = series
+                values[_parsed(variant.partition("=")[2])] = runs
             elif method == "progressive" and not variant and setting == "isp.denoisers":
-                values[0] = series
+                values[0] = runs
         if len(values) > 1:
             found[tuple(column)] = preset, values
     return found
@@ -116,19 +119,21 @@ def _one_setting(
     paper: dict[Any, str],
     paper_of: str,
 ) -> Table | None:
-    found = values_of(ledger, setting)
+    measured = values_of(ledger, setting)
+    # Progressive pruning beside the preset's own is the table before.
+    found = {c: (preset, v) for c, (preset, v) in measured.items() if set(v) - {preset, 0}}
     if not found:
         return None
     every = {value for _, values in found.values() for value in values} | set(paper)
     rows = []
     for value in sorted(every, key=lambda v: (str(type(v)), v)):
         cells = [
-            seeds_cell(values.get(value), values.get(preset), column[3])
+            cell
             for column, (preset, values) in found.items()
+            for cell in _cells(values.get(value), values.get(preset), column)
         ]
         rows.append((str(value), [*cells, *([Cell(paper.get(value, MISSING))] if paper else [])]))
-    columns = [("", _column_name(column)) for column in found]
-    columns += [("", f"paper: {paper_of}")] if paper else []
+    columns = [*_pairs(found), *([("paper", paper_of)] if paper else [])]
     named = ", ".join(sorted({str(preset) for preset, _ in found.values()}))
     caption = f"{setting}; the preset has {named}." + (f" {meaning}." if meaning else "")
     return Table(title, columns, rows, caption)
@@ -137,9 +142,9 @@ def _one_setting(
 def _schedules(ledger: pd.DataFrame) -> Table | None:
     """The preset's schedule and others, in every column where another was measured."""
     rows = ledger[(ledger["method"] == "isp") & ledger["variant"].isin(["", *SCHEDULES])]
-    found: dict[Column, dict[str, pd.Series]] = {}
+    found: dict[Column, dict[str, Runs]] = {}
     for column, runs in rows.groupby([*SECTION, "target_sparsity"]):
-        by_variant = {v: own.set_index("seed")["value"] for v, own in runs.groupby("variant")}
+        by_variant = {variant: own.set_index("seed") for variant, own in runs.groupby("variant")}
         if set(by_variant) - {""}:
             found[column] = by_variant
     if not found:
@@ -147,12 +152,13 @@ def _schedules(ledger: pd.DataFrame) -> Table | None:
     lines = []
     for variant in ("", *SCHEDULES):
         cells = [
-            seeds_cell(values.get(variant), values.get(""), column[3])
+            cell
             for column, values in found.items()
+            for cell in _cells(values.get(variant), values.get(""), column)
         ]
         name = f"{variant}: {SCHEDULES[variant]}" if variant else "the preset's"
         lines.append((name, cells))
-    return Table("Schedules", [("", _column_name(column)) for column in found], lines, "")
+    return Table("Schedules", _pairs(found), lines, "")
 
 
 def _on_off(ledger: pd.DataFrame) -> Table | None:
@@ -162,19 +168,37 @@ def _on_off(ledger: pd.DataFrame) -> Table | None:
         return None
     rows = []
     for column, (preset, values) in found.items():
-        off, on = values[0], values[preset]
-        rows.append(
-            (
-                _column_name(column),
-                [seeds_cell(off, None, column[3]), seeds_cell(on, off, column[3])],
-            )
-        )
-    rows += [(f"paper: {name}", [Cell(off), Cell(on)]) for name, (off, on) in PAPER_ON_OFF.items()]
-    columns = [("", "off (progressive)"), ("", "on (ISP)")]
+        on, ratio = _cells(values[preset], values[0], column)
+        off = _cells(values[0], None, column)[0]
+        rows.append((f"{_name(column)}, {_metric(column)}", [off, on, ratio]))
+    rows += [
+        (f"paper: {name}", [Cell(off), Cell(on), Cell(MISSING)])
+        for name, (off, on) in PAPER_ON_OFF.items()
+    ]
+    columns = [("", "off (progressive)"), ("", "on (ISP)"), ("", "FLOPs, on ÷ off")]
     caption = "▲ and ▼ here: against progressive pruning, which costs no look-ahead."
     return Table("Denoisers off and on (Table 4)", columns, rows, caption)
 
 
-def _column_name(column: Column) -> str:
-    metric = "" if column[3] == "accuracy" else f", {column[3]}"
-    return f"{heading(column)}, {percent(column[4])} sparse{metric}{unit(column[3])}"
+def _cells(runs: Runs | None, others: Runs | None, column: Column) -> list[Cell]:
+    """The metric of runs, marked against others, and the ratio of their FLOPs over common seeds."""
+    if runs is None:
+        return [Cell(MISSING), Cell(MISSING)]
+    if others is None:
+        return [seeds_cell(runs["value"], None, column[3]), Cell(MISSING)]
+    ratio = (runs["flops"] / others["flops"]).mean()
+    other = None if others is runs else others["value"]
+    return [seeds_cell(runs["value"], other, column[3]), Cell(number(ratio, ".2f"))]
+
+
+def _pairs(columns: Iterable[Column]) -> list[tuple[str, str]]:
+    """The columns of `_cells`, with what was measured as their common header."""
+    return [(_name(column), name) for column in columns for name in (_metric(column), "FLOPs")]
+
+
+def _name(column: Column) -> str:
+    return f"{heading(column)}, {percent(column[4])} sparse"
+
+
+def _metric(column: Column) -> str:
+    return f"{column[3]}{unit(column[3])}"

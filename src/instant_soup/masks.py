@@ -136,7 +136,7 @@ def _largest_of_all(scores: dict[str, torch.Tensor], k: int) -> Mask:
 def _bracket(scores: dict[str, torch.Tensor], k: int) -> tuple[float, float]:
     """Two bounds between which the k-th largest score lies almost surely, out of a sample."""
     total = sum(s.numel() for s in scores.values())
-    if total <= SAMPLE:
+    if total <= SAMPLE or k >= total:  # k: an intersection keeps fewer than are asked for
         return -math.inf, math.inf
     draws = torch.Generator().manual_seed(0)
     sample = []
