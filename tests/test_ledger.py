@@ -65,14 +65,17 @@ def test_tables_have_rows_of_the_newest_base_only(tmp_path):
     runs = ledger_of(
         tmp_path,
         *of("aaaa", 20, 0, 1, 2),
-        *of("aaaa", 20, 3, dataset="digits", variant="training.epochs=9"),
+        *of("aaaa", 20, 3, variant="training.epochs=9"),
+        *of("aaaa", 20, 7, dataset="digits"),
         *of("bbbb", 21, 0),
         *of("aaaa", 19, 4, variant=other),
         *of("cccc", 18, 5, variant=f"training.epochs=9 {other}"),
         *of("", 17, 6, model="minilm-of-before"),
     )
     kept = ledger.of_newest_base(runs)
-    assert list(zip(kept["base"], kept["seed"], strict=True)) == [("bbbb", 0), ("aaaa", 4), ("", 6)]
+    assert list(zip(kept["base"], kept["seed"], strict=True)) == [
+        ("aaaa", 7), ("bbbb", 0), ("aaaa", 4), ("", 6),
+    ]  # fmt: skip
     assert ledger.of_newest_base(runs[:0]).empty
 
 

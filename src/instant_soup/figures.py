@@ -352,6 +352,8 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
     axes.set_xlim(ticks[0] - margin, ticks[-1] + margin)
     axes.set_xticks(ticks)
     lines = [pair for pair in methods_of(cells) if pair[0] != "dense"]
+    # Side by side, so that error bars can be told apart, but nearer to their tick than to the next.
+    side_by_side = min([1.2 * margin, *(0.4 * np.diff(ticks))])
     for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
         mean, spread = factor * own["mean"], factor * own["std"]
@@ -363,7 +365,7 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
             if not np.isnan(low):
                 axes.axhspan(low, high, color=look["color"], alpha=0.1, lw=0)
             continue
-        apart = ((lines.index((method, variant)) + 0.5) / len(lines) - 0.5) * 1.2 * margin
+        apart = ((lines.index((method, variant)) + 0.5) / len(lines) - 0.5) * side_by_side
         bars = None if spread.isna().all() else spread  # single runs have none
         x = 100 * own["target_sparsity"] + apart
         axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)

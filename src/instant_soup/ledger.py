@@ -184,7 +184,7 @@ def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
 
 
 def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The rows that began at the weights that the newest row of the same pre-training began at.
+    """The rows that began at the weights that a dataset's newest row of that pre-training began at.
 
     clip-glyph is pre-trained where it is used, and another kind of CPU makes another checkpoint of
     it; so does a hub that has changed a model. What began at another checkpoint compares with
@@ -193,7 +193,7 @@ def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
     pretraining = ledger["variant"].map(
         lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
     )
-    same = [ledger["model"], ledger["preset"], pretraining]
+    same = [ledger["model"], ledger["dataset"], ledger["preset"], pretraining]
     by_time = ledger.sort_values("finished", kind="stable")
     newest = by_time.groupby(same)["base"].transform("last")
     return ledger[ledger["base"] == newest.reindex(ledger.index)]
