@@ -134,9 +134,9 @@ def status_of(number: int, answers: IO[bytes], received: list[int]) -> int:
     """
     passed_on = []
 
-    def pass_on(received: int, _: object) -> None:
-        passed_on.append(received)
-        os.kill(number, received)
+    def pass_on(sent: int, _: object) -> None:
+        passed_on.append(sent)
+        os.kill(number, sent)
 
     def pause(*_: object) -> None:
         os.kill(number, signal.SIGSTOP)
