@@ -24,7 +24,7 @@ ifneq ($(JOBS),)
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.run_jobs --jobs $(JOBS)
 endif
 
-.PHONY: help setup repro test smoke tables bench ui
+.PHONY: help setup repro test smoke pipeline tutorial tables bench ui
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,8 +51,10 @@ test: setup  ## set up and run linters, type checks and tests
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 smoke: setup  ## the real pipeline and the tutorial on a handful of real data, in temporary copies
-	bash tests/smoke.sh
-	bash tests/tutorial.sh
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync=target pipeline tutorial
+
+pipeline tutorial: setup
+	bash tests/$@.sh
 
 tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py

@@ -127,6 +127,7 @@ VARIANTS: dict[str, Cook] = {
     "diverse": mean_magnitude,  # of denoisers with protocols far apart
     "souped_weights": union,  # and the weights become the denoisers' mean
     "souped_both": mean_magnitude,
+    "relay": union,  # each denoiser goes on from the last one, and the network from the final one
     "distilled": union,  # and the targets are in part the dense network's
 }
 SOUPED_WEIGHTS = ("souped_weights", "souped_both")
@@ -167,13 +168,16 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
         for n in range(0 if variant.startswith("progressive") else isp["denoisers"]):
             protocol = draw_protocol({**plan, **isp}, len(data), key=(seed, i, n))
             rows = protocol.pop("rows")
-            copy = State({name: w.clone() for name, w in state.weights.items()})
+            origin = denoisers[-1] if variant == "relay" and denoisers else state
+            copy = State({name: w.clone() for name, w in origin.weights.items()})
             look_ahead, part = main_network.look_ahead(
                 copy, mask, {**plan, **protocol}, rows, isp["look_ahead"], label=f"{i}/{n}"
             )
             denoisers.append(look_ahead)
             cost.add(part)
         weak = [criteria.magnitude({m: d.weights[m] for m in mask}, sparsity) for d in denoisers]
+        if variant == "relay":
+            state.weights = denoisers[-1].weights
         if variant in SOUPED_WEIGHTS:
             for name, w in state.weights.items():
                 if w.is_floating_point():

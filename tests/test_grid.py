@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,17 @@ def test_a_task_in_two_pieces_is_one_lane(tmp_path: Path, params):
     pieces = [TASK, {**TASK, "dataset": "reviews-rating"}, {**TASK, "sparsities": [0.5]}]
     lanes = grid.lanes_of(cells_of(tmp_path, params, tasks=pieces))
     assert [len(lane) for lane in lanes] == [2, 1]
+
+
+def test_lanes_that_start_together_have_dense_runs_of_their_own(tmp_path: Path, params):
+    pieces = [TASK, *({**TASK, "settings": {"isp.denoisers": n}} for n in (1, 6))]
+    cells = cells_of(tmp_path, params, tasks=pieces, seeds=[0, 1])
+    order = [(lane[0].changes.get("isp.denoisers"), lane[0].dense) for lane in grid.lanes_of(cells)]
+    assert [denoisers for denoisers, _ in order] == [None, None, 1, 1, 6, 6]
+    assert len({dense for _, dense in order}) == 2
+    assert all(a != b for (_, a), (_, b) in pairwise(order))
+    (longer,) = cells_of(tmp_path, params, settings={"training.epochs": 0.4})
+    assert longer.dense not in {dense for _, dense in order}
 
 
 @pytest.mark.parametrize(
@@ -396,6 +408,8 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     write_grid(project / "grids", tasks=[good, bad], seeds=[0, 1], settings=settings)
     late = {**task, "sparsities": [0.45]}
     write_grid(project / "grids", "late", tasks=[late], methods=[], settings=settings)
+    pair = [{**late, "settings": {"isp.adjust": each}} for each in ("every_round", "last_round")]
+    write_grid(project / "grids", "settings", tasks=pair, methods=[], seeds=[2], settings=settings)
     run(project, "git", "add", "-A")
     run(project, "git", "commit", "-qm", "grids")
     params = project / "params.yaml"
@@ -563,3 +577,11 @@ def test_killed_and_interrupted_grids_go_on(project: Path, first: tuple[int, str
     assert "tables" in done
     assert not done & {"plan", "prepare_data", "dense_finetune", "calibrate@1"}
     assert any(name.startswith("late-") for name in experiments(project))
+
+
+def test_other_settings_of_isp_share_the_dense_run(project: Path, first: tuple[int, str]):
+    assert call(project, "grids/settings.yaml", "--jobs", "2")[0] == 0
+    times = Counter(
+        stage for log in logs(project, "settings-").values() for stage in stages_in(log)
+    )
+    assert times["dense_finetune"] == 1 and times["retrain_isp"] == 2

@@ -2,13 +2,15 @@
 
 A *cell* is one task, sparsity and seed with all methods of the grid: one DVC experiment. The cells
 of one task and seed share their dense run and their rounds and form a *lane*, from low to high
-sparsity. Lanes share no more than data and base model. docs/grids.md tells how to run them.
+sparsity. Lanes share data and base model, and where only ISP's or a baseline's settings differ the
+dense run. docs/grids.md tells how to run them.
 """
 
 import copy
 import difflib
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class Cell:
 
     name: str  # the experiment's
     lane: str
+    dense: Identity  # of its dense run, which lanes may share
     changes: Settings  # of params.yaml: key or section.key → value
     methods: list[str]  # its rows, dense and isp included
     results: frozenset[Identity]  # what it adds to the ledger
@@ -68,11 +71,20 @@ def read_cells(path: Path, params: Settings) -> list[Cell]:
 
 
 def lanes_of(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells in their lanes, each from low to high sparsity: later cells reuse its rounds."""
+    """The cells in their lanes, each from low to high sparsity: later cells reuse its rounds.
+
+    First come lanes of different dense runs: those that start together do not wait for each other.
+    """
     lanes: dict[str, list[Cell]] = {}
     for cell in cells:
         lanes.setdefault(cell.lane, []).append(cell)
-    return [sorted(lane, key=lambda cell: cell.changes["sparsity"]) for lane in lanes.values()]
+    before: Counter[Identity] = Counter()  # lanes with the same dense run that come earlier
+    rank: dict[str, int] = {}
+    for name, lane in lanes.items():
+        rank[name] = before[lane[0].dense]
+        before[lane[0].dense] += 1
+    ordered = sorted(lanes, key=rank.__getitem__)
+    return [sorted(lanes[name], key=lambda cell: cell.changes["sparsity"]) for name in ordered]
 
 
 def known_results(root: Path) -> set[Identity]:
@@ -127,6 +139,7 @@ def _cell(
     return Cell(
         name=_plain([*front, f"s{100 * sparsity:g}", *back]),
         lane=_plain([*front, *back]),
+        dense=identity(files["evaluate_dense"]),
         changes=changes,
         methods=methods,
         results=frozenset(identity(result) for result in results),

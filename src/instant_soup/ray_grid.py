@@ -23,7 +23,6 @@ from instant_soup.files import UserError
 from instant_soup.grid import Cell
 from instant_soup.ledger import merge_ledger
 from instant_soup.run_grid import (
-    PREPARED,
     Runner,
     Stopped,
     dvc,
@@ -90,10 +89,7 @@ class RayRunner(Runner):
             is_folder = key == "data.path" or folder != cell.changes.get(key)
             if folder and is_folder and not Path(folder).is_absolute():
                 raise UserError(f"{key}: {folder}: allowed with --ray: an absolute path")
-        if cell.lane not in self.prepared:
-            with self.preparing:  # one at a time, so that nothing is made twice
-                self.on_a_node(cell, PREPARED)
-            self.prepared.add(cell.lane)
+        self.prepare(cell, lambda stage: self.on_a_node(cell, stage))
         found = self.on_a_node(cell, "")
         with self.collecting:
             fetch_bundle(self.root, found["bundle"], found["ref"])

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from instant_soup.files import UserError, project_root, read_yaml, run_stage
-from instant_soup.grid import Cell, change, known_results, lanes_of, read_cells
+from instant_soup.grid import Cell, Identity, change, known_results, lanes_of, read_cells
 from instant_soup.ledger import merge_ledger, read_results
 
-PREPARED = "attach_head"  # the stage below which lie data and base model, all that lanes share
+PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
+DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
 PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
 STAGE = re.compile(r"Running stage '([^']+)'")
 OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
@@ -77,6 +78,7 @@ class Runner:
         self.events: queue.Queue[tuple[Cell, str, str]] = queue.Queue()
         self.processes: set[subprocess.Popen] = set()
         self.prepared: set[str] = set()  # lanes
+        self.dense: dict[Identity, threading.Lock] = {}  # of each dense run
         self.slots, self.cards = slots_of(jobs), dict[str, str]()  # lane → its GPUs
         self.stopped = False
         self.starting, self.preparing, self.collecting = (threading.Lock() for _ in range(3))
@@ -109,15 +111,22 @@ class Runner:
             if not copy.exists():
                 self.make_copy(copy)
             write_params(copy / "params.yaml", self.params, cell)
-            if cell.lane not in self.prepared:
-                with self.preparing:  # one at a time, so that nothing is made twice
-                    self.dvc(copy, cell, log, "repro", PREPARED)
-                self.prepared.add(cell.lane)
+            self.prepare(cell, lambda stage: self.dvc(copy, cell, log, "repro", stage))
             self.dvc(copy, cell, log, "repro")
         with self.collecting:
             self.save_experiment(copy, cell)
             results = read_results(copy / "reports/results", cell.methods)
             merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
+
+    def prepare(self, cell: Cell, make: Callable[[str], Any]) -> None:
+        """Make what lanes share, one lane at a time: nothing is made twice."""
+        if cell.lane in self.prepared:
+            return
+        with self.preparing:
+            make(PREPARED)
+        with self.dense.setdefault(cell.dense, threading.Lock()):
+            make(DENSE)
+        self.prepared.add(cell.lane)
 
     def save_experiment(self, copy: Path, cell: Cell) -> None:
         """Make a copy's state an experiment, in place of one with its name and commit.
