@@ -1,9 +1,10 @@
 """Is there a better soup? ISP with other ways to cook the same weak networks, at equal cost.
 
 Every variant takes ISP's very steps: the same rounds, denoisers, look-ahead and budget; they differ
-in what is made of a round's denoisers. Two are controls: `progressive` has no denoisers and so
-costs less, `progressive_longer` trains for their steps instead. `distilled` costs a dense run more,
-which is counted. Finished runs are in the CSV file, and the same command goes on from there.
+in what is made of a round's denoisers. Four are controls: `progressive` has no denoisers and so
+costs less, `progressive_longer` trains for their steps instead, and both also prune by the scores
+that do best with denoisers. `distilled` costs a dense run more, which is counted. Finished runs are
+in the CSV file, and the same command goes on from there.
 
     python studies/better_soups.py --task reviews-sentiment mnist-sample cifar10=../cifar10
     python studies/better_soups.py --report   # only the table, reports/studies/better_soups.md
@@ -97,7 +98,7 @@ def extrapolated(weights: Weights, denoisers: list[State], weak: list[Mask], k: 
 
 
 def fisher(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
-    """w² times the mean squared gradient, which the denoisers' AdamW has already measured."""
+    """w² times the mean squared gradient, which AdamW has measured while the denoisers trained."""
     scores = {
         n: w.square() * sum(d.second_moments[n] for d in denoisers) for n, w in weights.items()
     }
@@ -116,6 +117,8 @@ def saliency(weights: Weights, denoisers: list[State], weak: list[Mask], k: int)
 VARIANTS: dict[str, Cook] = {
     "progressive": progressive,
     "progressive_longer": progressive,  # and its run takes the denoisers' steps
+    "progressive_fisher": fisher,  # of the main network's own AdamW
+    "progressive_longer_fisher": fisher,
     "union": union,
     "vote": vote,
     "weighted_vote": weighted_vote,
@@ -127,10 +130,12 @@ VARIANTS: dict[str, Cook] = {
     "diverse": mean_magnitude,  # of denoisers with protocols far apart
     "souped_weights": union,  # and the weights become the denoisers' mean
     "souped_both": mean_magnitude,
+    "souped_fisher": fisher,
+    "union_fisher": union,  # with `fisher`'s scores everywhere in place of magnitudes
     "relay": union,  # each denoiser goes on from the last one, and the network from the final one
     "distilled": union,  # and the targets are in part the dense network's
 }
-SOUPED_WEIGHTS = ("souped_weights", "souped_both")
+SOUPED_WEIGHTS = ("souped_weights", "souped_both", "souped_fisher")
 DIVERSE = {"learning_rate_range": [0.1, 10.0], "weight_decay_range": [0.0, 0.3], "subset": 0.1}
 
 
@@ -146,7 +151,7 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
     cost = Cost()
     sparsities = round_sparsities(chosen["sparsity"], isp["compression_rate"], isp["rate_of"])
     beside = len(sparsities) * isp["denoisers"] * isp["look_ahead"]
-    longer = (total + beside) / total if variant == "progressive_longer" else 1.0
+    longer = (total + beside) / total if variant.startswith("progressive_longer") else 1.0
     t, total = steps_of(longer * isp["calibration"], steps_per_epoch), round(longer * total)
     around: contextlib.AbstractContextManager = contextlib.nullcontext()
     if variant == "distilled":
@@ -175,17 +180,18 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
             )
             denoisers.append(look_ahead)
             cost.add(part)
-        weak = [criteria.magnitude({m: d.weights[m] for m in mask}, sparsity) for d in denoisers]
+        view = fisher_scores if variant == "union_fisher" else prunable_weights
+        weak = [criteria.magnitude(view(d, mask), sparsity) for d in denoisers]
         if variant == "relay":
             state.weights = denoisers[-1].weights
         if variant in SOUPED_WEIGHTS:
             for name, w in state.weights.items():
                 if w.is_floating_point():
                     w.copy_(torch.stack([d.weights[name] for d in denoisers]).mean(0))
-        prunable = {name: state.weights[name] for name in mask}
+        prunable = view(state, mask)
         k = masks.keep_count(prunable, sparsity)
-        own = criteria.magnitude(prunable, sparsity)
-        mask = VARIANTS[variant](prunable, denoisers, weak, k)
+        own = criteria.magnitude(prunable_weights(state, mask), sparsity)
+        mask = VARIANTS[variant](prunable, denoisers or [state], weak, k)
         state.prune(mask)
     state = train_to(total)
     one_shot = criteria.magnitude(pretrained, chosen["sparsity"])
@@ -195,6 +201,15 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
         "overlap_own": masks.cosine_similarity(mask, own),
         "overlap_one_shot": masks.cosine_similarity(mask, one_shot),
     }
+
+
+def prunable_weights(state: State, mask: Mask) -> Weights:
+    return {name: state.weights[name] for name in mask}
+
+
+def fisher_scores(state: State, mask: Mask) -> Weights:
+    """w² times the mean squared gradient of a network, as its own AdamW has measured it."""
+    return {name: state.weights[name].square() * state.second_moments[name] for name in mask}
 
 
 def scores_of(state: State, plan: dict) -> dict[str, float]:
