@@ -12,7 +12,7 @@ from instant_soup.main_network import Ticket
 from instant_soup.progressive import progressive
 from instant_soup.tracking import stage_run
 
-SEARCHES = {"early_bird": early_bird, "progressive": progressive}
+SEARCHES = {"early_bird": early_bird, "progressive": progressive, "isp_plus": progressive}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The rest of the budget on a ticket: its pruned weights stay zero (Algorithm 1, line 7).
 
 A baseline's ticket starts at step 0 from the pre-trained weights, the control's from random ones.
-ISP's, and that of progressive pruning, goes on from where its last round stopped: nothing
+ISP's, and those of progressive pruning and ISP+, go on from where the last round stopped: nothing
 restarts, neither optimiser nor learning-rate schedule.
 """
 

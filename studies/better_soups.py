@@ -99,10 +99,8 @@ def extrapolated(weights: Weights, denoisers: list[State], weak: list[Mask], k: 
 
 def fisher(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
     """w² times the mean squared gradient, which AdamW has measured while the denoisers trained."""
-    scores = {
-        n: w.square() * sum(d.second_moments[n] for d in denoisers) for n, w in weights.items()
-    }
-    return masks.keep_largest(scores, k)
+    moments = {n: sum(d.second_moments[n] for d in denoisers) for n in weights}
+    return masks.keep_largest(criteria.fisher_scores(weights, moments), k)  # type: ignore[arg-type]
 
 
 def saliency(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
@@ -208,8 +206,8 @@ def prunable_weights(state: State, mask: Mask) -> Weights:
 
 
 def fisher_scores(state: State, mask: Mask) -> Weights:
-    """w² times the mean squared gradient of a network, as its own AdamW has measured it."""
-    return {name: state.weights[name].square() * state.second_moments[name] for name in mask}
+    """The Fisher scores of a network by its own AdamW."""
+    return criteria.fisher_scores(prunable_weights(state, mask), state.second_moments)
 
 
 def scores_of(state: State, plan: dict) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import instant_soup
-from instant_soup import api, masks
+from instant_soup import api, criteria, masks
 from instant_soup.files import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,7 +87,7 @@ def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
     assert not torch.equal(one.state_dict()["0.weight"], third.state_dict()["0.weight"])
 
 
-def stop_after(rounds: int, model: nn.Module, folder: Path) -> None:
+def stop_after(rounds: int, model: nn.Module, folder: Path, **changes: Any) -> None:
     """Start a run and interrupt it when so many rounds are kept."""
     saved, count = api._Checkpoint.save, 0
 
@@ -99,15 +99,20 @@ def stop_after(rounds: int, model: nn.Module, folder: Path) -> None:
             raise KeyboardInterrupt
 
     with patch.object(api._Checkpoint, "save", save_and_stop), pytest.raises(KeyboardInterrupt):
-        instant_soup.prune(model, loader(), loss, checkpoint=folder, **SETTINGS)
+        instant_soup.prune(model, loader(), loss, checkpoint=folder, **{**SETTINGS, **changes})
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3])
-def test_a_stopped_call_goes_on_to_the_very_same_result(tmp_path: Path, rounds: int) -> None:
-    whole = instant_soup.prune(perceptron(), loader(), loss, **SETTINGS)
-    stop_after(rounds, perceptron(), tmp_path)
+@pytest.mark.parametrize(
+    ("rounds", "score"), [(1, "magnitude"), (2, "magnitude"), (3, "magnitude"), (2, "fisher")]
+)
+def test_a_stopped_call_goes_on_to_the_very_same_result(
+    tmp_path: Path, rounds: int, score: str
+) -> None:
+    own = {**SETTINGS, "score": score}
+    whole = instant_soup.prune(perceptron(), loader(), loss, **own)
+    stop_after(rounds, perceptron(), tmp_path, score=score)
     assert list(tmp_path.iterdir())
-    resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
     assert all(torch.equal(kept, resumed.mask[name]) for name, kept in whole.mask.items())
@@ -174,6 +179,40 @@ def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() ->
         {n: w.abs() for n, w in first.items()}, masks.keep_count(first, 0.6)
     )
     assert all(torch.equal(pruned.mask[n], kept) for n, kept in expected.items())
+
+
+def test_without_denoisers_the_fisher_mask_is_that_of_the_networks_own_moments() -> None:
+    model, generator = perceptron(), torch.Generator().manual_seed(0)
+    matrices = api.choose(model)
+    moments = {n: torch.rand(w.shape, generator=generator) for n, w in matrices.items()}
+    state = api.State(api.weights_of(model), second_moments=moments)
+    rounds = api.plan_rounds(60, 0.6, 0.3, 0.5, 0, 1, "union", "fisher")
+    found = api.find_mask(
+        model, state, masks.full(matrices), [], loss, rounds, 0, {}, api.Cost()
+    )  # no batch is looked at
+    expected = criteria.fisher(matrices, moments, 0.3)
+    assert all(torch.equal(found[n], kept) for n, kept in expected.items())
+
+
+@pytest.mark.parametrize("denoisers", [0, 2])
+def test_fisher_prunes_to_the_weight_and_otherwise_than_magnitude(denoisers: int) -> None:
+    found = {}
+    for score in ("magnitude", "fisher"):
+        own = {**SETTINGS, "denoisers": denoisers, "score": score}
+        pruned = instant_soup.prune(perceptron(), loader(), loss, **own)
+        kept, total = masks.count(pruned.mask)
+        assert total - kept == round(SETTINGS["sparsity"] * total)
+        assert zeros(pruned.model, pruned.mask)
+        found[score] = pruned.mask
+    assert masks.distance(found["magnitude"], found["fisher"]) > 0
+
+
+def test_fisher_of_frozen_matrices_is_refused() -> None:
+    model = perceptron()
+    name = next(iter(api.choose(model)))
+    model.get_parameter(name).requires_grad_(False)
+    with pytest.raises(UserError, match=f"{name} has none"):
+        instant_soup.prune(model, loader(), loss, **{**SETTINGS, "score": "fisher"})
 
 
 def test_a_bert_is_pruned_in_its_blocks(tiny_bert: Path) -> None:
@@ -247,6 +286,8 @@ def test_a_predicate_chooses_what_is_pruned() -> None:
         ({"compression_rate": 0}, "compression_rate: 0"),
         ({"mask_finding": 1.0}, "mask_finding: 1.0"),
         ({"combine": "best"}, "union | intersection | vote"),
+        ({"score": "best"}, "score: 'best' is not allowed; allowed: magnitude | fisher"),
+        ({"score": "fisher", "mask_finding": 0.0}, "mask_finding: 0.0 prunes before the first"),
         ({"steps": 3}, "steps: 3"),
         ({"denoisers": -1}, "denoisers: -1"),
         ({"look_ahead": 0}, "look_ahead: 0"),

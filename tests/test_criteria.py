@@ -142,7 +142,7 @@ def test_the_share_is_exact_whatever_the_shapes(shapes, sparsity: float, seed: i
 
 def test_the_plan_knows_every_baseline_and_no_other() -> None:
     searches = runpy.run_path(str(ROOT / "stages/find_ticket.py"))["SEARCHES"]
-    assert set(searches) == {"early_bird", "progressive"}
+    assert set(searches) == {"early_bird", "progressive", "isp_plus"}
     assert sorted(BASELINES) == sorted([*CRITERIA, *searches])
     assert set(PASSES) <= set(CRITERIA)
 
@@ -168,6 +168,42 @@ def test_magnitude_is_what_a_stable_sort_in_doubles_keeps(sparsity: float) -> No
     kept = best_of(np.abs(flat), len(flat) - math.floor(sparsity * len(flat) + 0.5))
     mask = criteria.magnitude(weights, sparsity)
     np.testing.assert_array_equal(torch.cat([m.flatten() for m in mask.values()]).numpy(), kept)
+
+
+# Fisher scores
+
+
+def moments_like(weights: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Second moments as AdamW may hold them: positive, of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(w.shape, generator=generator).mul(3).exp() * 1e-9
+            for n, w in weights.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_fisher_keeps_where_w_squared_times_v_is_largest(sparsity: float) -> None:
+    weights = some_weights()
+    moments = moments_like(weights)
+    flat = np.concatenate(
+        [(w.square() * moments[n]).numpy().reshape(-1) for n, w in weights.items()]
+    )
+    kept = best_of(flat, len(flat) - math.floor(sparsity * len(flat) + 0.5))
+    mask = criteria.fisher(weights, moments, sparsity)
+    np.testing.assert_array_equal(torch.cat([m.flatten() for m in mask.values()]).numpy(), kept)
+
+
+@LAW
+@given(st.integers(0, 99), st.floats(0.05, 0.95), st.integers(-30, 30))
+def test_fisher_of_equal_moments_is_magnitude_and_their_scale_does_not_matter(
+    seed: int, sparsity: float, exponent: int
+) -> None:
+    weights = {n: w + seed / 7 for n, w in some_weights().items()}
+    equal = {n: torch.full_like(w, 2.0**exponent) for n, w in weights.items()}
+    assert same(criteria.fisher(weights, equal, sparsity), criteria.magnitude(weights, sparsity))
+    moments = moments_like(weights, seed)
+    scaled = {n: v * 2.0**exponent for n, v in moments.items()}
+    one, other = (criteria.fisher(weights, v, sparsity) for v in (moments, scaled))
+    assert same(one, other)
 
 
 def test_one_shot_is_magnitude_whatever_the_seed() -> None:

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 PARAMS: dict[str, Any] = {
     "sparsity": 0.6,
     "seed": 3,
-    "baselines": ["one_shot", "snip", "grasp", "early_bird", "progressive"],
+    "baselines": ["one_shot", "snip", "grasp", "early_bird", "progressive", "isp_plus"],
     "controls": ["random_init"],
     "training": {
         "epochs": 2,
@@ -283,21 +283,26 @@ def test_a_saved_ticket_leaves_no_checkpoints(
 
 
 def by_hand(plan: dict) -> tuple[State, Mask, list[Mask]]:
-    """Algorithm 1 with the network's own magnitude masks, by the bare engine."""
+    """Algorithm 1 with the network's own masks, by the bare engine."""
     state, mask = main_network.load_start("models/start")
     rounds = []
     for steps, sparsity in zip((1, 2, 3), (0.2, 0.4, 0.6), strict=True):
         state = trained(state, mask, plan, state.step + steps)
-        mask = criteria.magnitude(prunable(state), sparsity)
+        scores = {
+            name: w.square() * state.second_moments[name] if plan["score"] == "fisher" else w.abs()
+            for name, w in prunable(state).items()
+        }
+        mask = masks.keep_largest(scores, masks.keep_count(scores, sparsity))
         state.prune(mask)
         rounds.append(mask)
     return state, mask, rounds
 
 
-def test_progressive_pruning_is_algorithm_1_with_its_own_magnitude_masks(
-    checkpoints: Path,
+@pytest.mark.parametrize("method", ["progressive", "isp_plus"])
+def test_pruning_on_the_way_is_algorithm_1_with_the_networks_own_masks(
+    checkpoints: Path, method: str
 ) -> None:
-    plan = search_plan("progressive")
+    plan = search_plan(method)
     assert plan["sparsities"] == [0.2, 0.4, 0.6]
     ticket = progressive(plan, FakeRun())
     state, mask, _ = by_hand(plan)
@@ -309,8 +314,9 @@ def test_progressive_pruning_is_algorithm_1_with_its_own_magnitude_masks(
     assert [row["step"] for row in ticket.curve if row["train_loss"] is None] == [1, 3]
 
 
-def test_progressive_masks_are_nested_and_exact(checkpoints: Path) -> None:
-    plan = search_plan("progressive")
+@pytest.mark.parametrize("method", ["progressive", "isp_plus"])
+def test_progressive_masks_are_nested_and_exact(checkpoints: Path, method: str) -> None:
+    plan = search_plan(method)
     tickets = [
         progressive({**plan, "sparsities": plan["sparsities"][:rounds]}, FakeRun())
         for rounds in (1, 2, 3)
@@ -324,8 +330,11 @@ def test_progressive_masks_are_nested_and_exact(checkpoints: Path) -> None:
         assert all(not (after.mask[n] & ~kept).any() for n, kept in before.mask.items())
 
 
-def test_what_progressive_pruning_takes_away_is_zero_in_moments_too(checkpoints: Path) -> None:
-    ticket = progressive(search_plan("progressive"), FakeRun())
+@pytest.mark.parametrize("method", ["progressive", "isp_plus"])
+def test_what_pruning_on_the_way_takes_away_is_zero_in_moments_too(
+    checkpoints: Path, method: str
+) -> None:
+    ticket = progressive(search_plan(method), FakeRun())
     state = ticket.state
     assert state is not None
     for name, kept in ticket.mask.items():

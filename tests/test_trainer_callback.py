@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import instant_soup
-from instant_soup import api, masks
+from instant_soup import api, criteria, masks
 from instant_soup.files import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,14 +90,20 @@ def test_the_trainers_model_is_pruned_to_the_weight_and_its_zeros_stay(
     assert not any(p._backward_hooks for p in parameters.values())
 
 
-@pytest.mark.parametrize("step", [2, 4, 20])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, tiny_bert: Path, step: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [(2, {}), (4, {}), (20, {}), (4, {"score": "fisher", "denoisers": 0})],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, tiny_bert: Path, step: int, changes: dict
+) -> None:
+    own = {**SETTINGS, **changes}
     whole, resumed = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
-    first = instant_soup.InstantSoupCallback(**SETTINGS)
+    first = instant_soup.InstantSoupCallback(**own)
     trainer(tmp_path / "whole", whole, first).train()
-    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    soup = instant_soup.InstantSoupCallback(**own)
     trainer(tmp_path / "cut", new_classifier(tiny_bert, 2, 0), soup, Stop(step)).train()
-    again = instant_soup.InstantSoupCallback(**SETTINGS)
+    again = instant_soup.InstantSoupCallback(**own)
     run = trainer(tmp_path / "cut", resumed, again)
     run.train(resume_from_checkpoint=str(tmp_path / f"cut/checkpoint-{step}"))
     assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
@@ -121,10 +127,10 @@ def test_look_aheads_leave_the_trainers_random_numbers_alone(
     found = api.find_mask
 
     def without_looking(
-        model: nn.Module, mask: Any, batches: Any, loss: Any, rounds: Any, i: int, *rest: Any
+        model: nn.Module, state: Any, mask: Any, batches: Any, loss: Any, rounds: Any, *rest: Any
     ) -> masks.Mask:
-        none = api.Rounds(rounds.sparsities, rounds.ends, 0, 0, "union")
-        return found(model, mask, batches, loss, none, i, *rest)
+        none = api.Rounds(rounds.sparsities, rounds.ends, 0, 0, "union", "magnitude")
+        return found(model, state, mask, batches, loss, none, *rest)
 
     def looking_in_vain(*arguments: Any) -> masks.Mask:
         found(*arguments)
@@ -163,6 +169,29 @@ def test_frozen_matrices_are_pruned_all_the_same(tmp_path: Path, tiny_bert: Path
     assert zeros(model, soup.mask) and masks.sparsity(soup.mask) == pytest.approx(0.6, abs=1e-4)
 
 
+def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Path) -> None:
+    """One round: its mask is that of w² · v at its step, by hand."""
+    once = {**SETTINGS, "compression_rate": 0.6, "denoisers": 0, "score": "fisher"}
+    soup = instant_soup.InstantSoupCallback(**once)
+    trainer(tmp_path / "pruned", new_classifier(tiny_bert, 2, 0), soup).train()
+    (end,) = soup.rounds.ends
+    model = new_classifier(tiny_bert, 2, 0)
+    run = trainer(tmp_path / "dense", model, Stop(end))
+    run.train()
+    matrices = api.choose(model)
+    moments = {name: run.optimizer.state[p]["exp_avg_sq"] for name, p in matrices.items()}
+    expected = criteria.fisher(matrices, moments, 0.6)
+    assert all(torch.equal(soup.mask[name], kept) for name, kept in expected.items())
+
+
+def test_fisher_without_moments_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
+    soup = instant_soup.InstantSoupCallback(**SETTINGS, score="fisher")
+    run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup)
+    run.args.optim = "sgd"
+    with pytest.raises(UserError, match="score: fisher needs the second moments"):
+        run.train()
+
+
 def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert: Path) -> None:
     soup = instant_soup.InstantSoupCallback(**SETTINGS)
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, Stop(6))
@@ -193,7 +222,11 @@ def test_what_would_undo_the_pruning_is_refused(
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"sparsity": 1.0}, "sparsity: 1.0"), ({"combine": "best"}, "union | intersection | vote")],
+    [
+        ({"sparsity": 1.0}, "sparsity: 1.0"),
+        ({"combine": "best"}, "union | intersection | vote"),
+        ({"score": "best"}, "magnitude | fisher"),
+    ],
 )
 def test_bad_settings_are_refused_at_once(changes: dict, words: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -47,6 +47,7 @@ STYLES = {
     "lth_rewind": ("#44C29B", "h"),
     "lottery_pool": ("#117733", "8"),
     "isp": ("#D55E00", "o"),
+    "isp_plus": ("#F0A070", "^"),
     "uniform_soup": ("#332288", "|"),
     "greedy_soup": ("#6655BB", "H"),
     "instant_model_soup": ("#9988DD", "."),

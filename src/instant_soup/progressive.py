@@ -1,4 +1,8 @@
-"""Progressive magnitude pruning: ISP's schedule without denoisers (paper, section 8)."""
+"""Pruning on the way: ISP's schedule without denoisers, by magnitude or by Fisher scores.
+
+By magnitude it is the paper's progressive pruning (section 8). By the Fisher scores that the
+network's own optimiser holds it is ISP+, the winner of studies/better_soups.py (docs/findings.md).
+"""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def progressive(settings: dict, run: "StageRun") -> Ticket:
-    """Train t · (i + 1) steps, prune by magnitude to the round's sparsity, go on; as Algorithm 1.
+    """Train t · (i + 1) steps, prune to the round's sparsity, go on; as Algorithm 1.
 
     Nothing restarts: the ticket is the last round's mask with the state that it was taken from.
-    `settings` are those of training, the rounds' `sparsities`, `calibration` (t, in epochs) and
-    `growing` (whether round i trains i + 1 times as long).
+    `settings` are those of training, the rounds' `sparsities`, `calibration` (t, in epochs),
+    `growing` (whether round i trains i + 1 times as long) and `score` (magnitude | fisher).
     """
     state, mask = main_network.load_start(settings["start"])
     steps_per_epoch, _ = main_network.budget(settings)
@@ -29,6 +33,10 @@ def progressive(settings: dict, run: "StageRun") -> Ticket:
         )
         cost.add(vars(part))
         curve += rows
-        mask = criteria.magnitude({n: state.weights[n] for n in mask}, sparsity)
+        weights = {name: state.weights[name] for name in mask}
+        if settings["score"] == "fisher":
+            mask = criteria.fisher(weights, state.second_moments, sparsity)
+        else:
+            mask = criteria.magnitude(weights, sparsity)
         state.prune(mask)
     return Ticket(mask, cost, state=state, curve=curve, checkpoints=kept)

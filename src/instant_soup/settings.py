@@ -214,11 +214,13 @@ SPARSE_MEMBER = (
     *("model_soup.denoisers", "model_soup.steps", "model_soup.sparsity_range"),
     *("model_soup.subset", *_PROTOCOL),
 )
+ROUNDS = ("isp.compression_rate", "isp.rate_of", "isp.calibration", "isp.growing")
 # What a row depends on beside data, training and pre-training: sections, or keys of them.
 METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
     "isp": ("isp",),
     "random_init": ("isp",),
-    "progressive": ("isp.compression_rate", "isp.rate_of", "isp.calibration", "isp.growing"),
+    "progressive": ROUNDS,
+    "isp_plus": ROUNDS,
     "min_density": ("criteria.min_density",),
     "n_of_m": ("criteria.m",),
     "snip": ("criteria.batches",),
@@ -542,9 +544,10 @@ def ticket_settings(
 ) -> Settings:
     """What a baseline's ticket depends on: seed and training only where they enter."""
     target, start = {"sparsity": settings["sparsity"]}, {"start": "models/start"}
-    if method == "progressive":
+    if method in ("progressive", "isp_plus"):
         schedule = {key: settings["isp"][key] for key in ("calibration", "growing")}
-        return {**training, **start, "sparsities": sparsities, **schedule}
+        score = "fisher" if method == "isp_plus" else "magnitude"
+        return {**training, **start, "sparsities": sparsities, **schedule, "score": score}
     if method == "early_bird":
         return {**training, **start, **target, **settings["early_bird"]}
     criteria = settings["criteria"]

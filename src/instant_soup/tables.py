@@ -31,6 +31,7 @@ METHOD_NAMES = {
     "lth_rewind": "LTH-Rewind",
     "lottery_pool": "Lottery Pool",
     "isp": "ISP",
+    "isp_plus": "ISP+ (Fisher, no denoisers)",
     "random_init": "ISP's ticket, random weights",
     "uniform_soup": "Uniform soup (dense)",
     "greedy_soup": "Greedy soup (dense)",

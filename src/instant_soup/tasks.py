@@ -8,7 +8,7 @@ from typing import Any
 # SOUPS are dense networks mixed of several.
 BASELINES = (
     *("random", "erdos_renyi", "one_shot", "layerwise", "min_density", "n_of_m"),
-    *("snip", "grasp", "early_bird", "progressive"),
+    *("snip", "grasp", "early_bird", "progressive", "isp_plus"),
 )
 LOTTERY = ("lth", "lth_rewind", "lottery_pool")
 CONTROLS = ("random_init",)

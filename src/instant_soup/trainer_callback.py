@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from instant_soup import api, masks
 from instant_soup.files import UserError
 from instant_soup.torchvision_cpu import declare_missing_operators
-from instant_soup.training import Cost
+from instant_soup.training import Cost, State
 
 declare_missing_operators()  # before Trainer is imported
 from transformers import TrainerCallback  # noqa: E402
@@ -42,6 +42,7 @@ class InstantSoupCallback(TrainerCallback):
         denoisers: int = 3,
         look_ahead: int = 10,
         combine: str = "union",
+        score: str = "magnitude",
         learning_rate_range: tuple[float, float] = (0.5, 5.0),
         weight_decay_range: tuple[float, float] = (0.0, 0.1),
         prunable: Callable[[str, torch.Tensor], bool] | None = None,
@@ -49,7 +50,15 @@ class InstantSoupCallback(TrainerCallback):
         loss: api.Loss | None = None,
         seed: int = 0,
     ) -> None:
-        self.chosen = (sparsity, compression_rate, mask_finding, denoisers, look_ahead, combine)
+        self.chosen = (
+            sparsity,
+            compression_rate,
+            mask_finding,
+            denoisers,
+            look_ahead,
+            combine,
+            score,
+        )
         api.plan_rounds(10**9, *self.chosen)  # refuses what no number of steps could mend
         self.settings = {
             **{"learning_rate_range": list(learning_rate_range), "batch_size": 1, "subset": 1.0},
@@ -134,8 +143,10 @@ class InstantSoupCallback(TrainerCallback):
         while self.done < len(self.rounds.ends) and self.rounds.ends[self.done] <= step:
             parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
             with torch.random.fork_rng():
-                self.mask = api.find_mask(model, self.mask, self.source, self.loss, self.rounds,
-                                          self.done, self.settings, self.cost)  # fmt: skip
+                self.mask = api.find_mask(
+                    model, self._state(parameters, optimizer), self.mask, self.source, self.loss,
+                    self.rounds, self.done, self.settings, self.cost,
+                )  # fmt: skip
             masks.apply(self.mask, parameters)
             self._remember_factors(parameters)
             for name, factor in self.factors.items():
@@ -144,3 +155,10 @@ class InstantSoupCallback(TrainerCallback):
                     if isinstance(moment, torch.Tensor) and moment.shape == factor.shape:
                         moment.masked_fill_(factor == 0, 0)
             self.done += 1
+
+    def _state(self, parameters: dict[str, torch.Tensor], optimizer: Any) -> State:
+        """The prunable weights with the second moments that the Trainer's optimizer has of them."""
+        weights = {name: parameters[name].detach().cpu() for name in self.mask}
+        found = {n: optimizer.state.get(parameters[n], {}).get("exp_avg_sq") for n in weights}
+        moments = {name: v.detach().cpu() for name, v in found.items() if v is not None}
+        return State(weights, second_moments=moments)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from instant_soup.criteria.erdos_renyi import erdos_renyi
+from instant_soup.criteria.fisher import fisher, fisher_scores
 from instant_soup.criteria.grasp import grasp
 from instant_soup.criteria.layerwise import layerwise
 from instant_soup.criteria.min_density import min_density
@@ -38,4 +39,4 @@ CRITERIA: dict[str, Criterion] = {
 # GraSP takes the gradient, then a forward pass, its gradient and the derivative of both (2 · 3).
 PASSES = {"snip": 3, "grasp": 3 + 9}
 
-__all__ = ["CRITERIA", "PASSES", "Criterion", "Probe", "magnitude"]
+__all__ = ["CRITERIA", "PASSES", "Criterion", "Probe", "fisher", "fisher_scores", "magnitude"]
