@@ -31,7 +31,7 @@ from instant_soup.settings import plan
 SHARED = REPOSITORY.parent / "shared/data"
 ALL_METHODS = {
     *("dense", "isp", "random", "one_shot", "progressive", "early_bird", "snip", "grasp"),
-    *("lth", "lth_rewind", "lottery_pool"),
+    *("lth", "lth_rewind", "lottery_pool", "isp_plus"),
 }
 TASK = {"model": "minilm", "dataset": "reviews-sentiment", "sparsities": [0.7]}
 GRID = {"preset": "quick", "methods": ["one_shot"], "tasks": [TASK], "seeds": [0]}
