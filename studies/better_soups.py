@@ -352,10 +352,72 @@ def report() -> None:
             f"| {r.p:.3f} | {r.overlap_own:.4f} | {r.n} |"
             for r in table.itertuples()
         ),
+        "## Test scores of those with all runs",
+        scores_table(runs, table),
+        "![Gain over the union against cost](better_soups.png)",
     ]
+    plot(runs, table, RESULTS.with_suffix(".png"))
     with new_file(RESULTS.with_suffix(".md")) as unfinished:
         unfinished.write_text("\n\n".join(lines) + "\n")
-    print(lines[-1])
+    print(lines[2])
+
+
+def with_all_runs(table: pd.DataFrame) -> list[str]:
+    """The variants of a summary that have all of the union's runs, in its order."""
+    return list(table.loc[table["n"] == table["n"].max(), "variant"])
+
+
+def scores_table(runs: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Test scores × 100, mean ± sample standard deviation over seeds, by task and sparsity."""
+    cells = cells_of(runs)
+    cells["column"] = cells["task"] + " " + cells["sparsity"]
+    columns = sorted(set(cells["column"]))
+    lines = [
+        "| variant | " + " | ".join(columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for variant in with_all_runs(table):
+        own = 100 * cells[cells["variant"] == variant].pivot(columns="column", values="test")
+        shown = [f"{own[column].mean():.2f} ± {own[column].std():.2f}" for column in columns]
+        lines.append(f"| {variant} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def plot(runs: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
+    """Each variant's mean test gain over the union against its cost, a panel for each sparsity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cells, shown = cells_of(runs), [v for v in with_all_runs(table) if v != "union"]
+    sparsities, tasks = sorted(set(cells["sparsity"])), sorted(set(cells["task"]))
+    colours = dict(zip(tasks, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
+    figure, axes = pyplot.subplots(
+        1, len(sparsities), figsize=(5 * len(sparsities), 4.2), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for panel, sparsity in zip(axes[0], sparsities, strict=True):
+        for x, variant in enumerate(shown):
+            own = cells[(cells["variant"] == variant) & (cells["sparsity"] == sparsity)]
+            for i, (task, gains) in enumerate(own.groupby("task")["test_gain"]):
+                panel.errorbar(
+                    x + 0.2 * (i - (len(tasks) - 1) / 2), gains.mean(), yerr=gains.std(),
+                    fmt="o", ms=5, capsize=2, color=colours[task], label=task if x == 0 else None,
+                )  # fmt: skip
+        panel.axhline(0, color="#888888", lw=0.8)
+        cost = cells[cells["sparsity"] == sparsity].groupby("variant")["cost"].mean()
+        names = [f"{variant.replace('_', ' ')}\n{cost[variant]:.2f}×" for variant in shown]
+        panel.set_xticks(range(len(shown)), names, fontsize=8, rotation=40, ha="right")
+        panel.set_title(f"{100 * float(sparsity):g} % sparse", fontsize=10)
+        panel.grid(axis="y", color="#E5E5E5", lw=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("test gain over ISP's union (points)")
+    if shown:
+        axes[0][0].legend(fontsize=8, frameon=False)
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png", metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ grep -q '"dtype": "bf16"' models/exported/isp/ticket.json
 python - <<'PY'
 import json
 
-for method, pruned in {"dense": 0, "isp": 4246733, "one_shot": 4246733, "random": 4246733}.items():
+for method in ("dense", "isp", "isp_plus", "one_shot", "random"):
+    pruned = 0 if method == "dense" else 4246733
     result = json.load(open(f"reports/results/{method}.json"))
     assert result["prunable_weights"] == 10616832, result
     assert result["pruned_weights"] == pruned, result
@@ -26,7 +27,7 @@ dvc exp run -S model=clip-glyph -S dataset=mnist-sample -S sparsity=0.4 -S pretr
 python - <<'PY'
 import json
 
-for method in ("dense", "isp", "one_shot", "random"):
+for method in ("dense", "isp", "isp_plus", "one_shot", "random"):
     result = json.load(open(f"reports/results/{method}.json"))
     pruned = 0 if method == "dense" else round(0.4 * result["prunable_weights"])
     assert (result["model"], result["pruned_weights"]) == ("clip-glyph", pruned), result

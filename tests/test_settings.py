@@ -22,7 +22,12 @@ from instant_soup.presets import PRESETS
 from instant_soup.tasks import BASELINES, CONTROLS, DATASETS, LOTTERY, SOUPS
 
 ROOT = Path(__file__).parent.parent
-PARAMS = {**read_yaml(ROOT / "params.yaml"), "weak_seeds": [0, 1, 2, 3], "soup_members": [0, 1, 2]}
+PARAMS = {
+    **read_yaml(ROOT / "params.yaml"),
+    "baselines": ["one_shot", "random"],
+    "weak_seeds": [0, 1, 2, 3],
+    "soup_members": [0, 1, 2],
+}
 # The file's own rounds and the further ones that it has as comments.
 LADDER = [
     {"id": 0, "start": "models/start", "previous": "start"},

@@ -141,5 +141,9 @@ def test_validation_chooses_among_those_of_equal_cost() -> None:
     rows[-1] |= {"validation": math.nan, "test": math.nan}
     table, chosen = better_soups.summary(pd.DataFrame(rows))
     assert chosen == "vote"
+    assert "saliency" not in better_soups.with_all_runs(table)
+    (column,) = [r for r in better_soups.scores_table(pd.DataFrame(rows), table).splitlines()
+                 if r.startswith("| vote")]  # fmt: skip
+    assert column == "| vote | 80.00 ± 1.00 |"
     vote = table.set_index("variant").loc["vote"]
     assert (vote["validation"], vote["test"]) == pytest.approx((2.0, -1.0)) and vote["n"] == 3

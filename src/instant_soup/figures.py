@@ -47,13 +47,19 @@ STYLES = {
     "lth_rewind": ("#44C29B", "h"),
     "lottery_pool": ("#117733", "8"),
     "isp": ("#D55E00", "o"),
-    "isp_plus": ("#F0A070", "^"),
+    "isp_plus": ("#7A2E00", r"$\oplus$"),
     "uniform_soup": ("#332288", "|"),
     "greedy_soup": ("#6655BB", "H"),
     "instant_model_soup": ("#9988DD", "."),
 }
 OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
-MAIN = ("dense", "one_shot", "lth", "isp")  # drawn strongly; all others are thin and pale
+MAIN = (
+    "dense",
+    "one_shot",
+    "lth",
+    "isp",
+    "isp_plus",
+)  # drawn strongly; all others are thin and pale
 DPI = 150
 
 # Figure files with their captions; what one shows is in the docstring of the function of its name.
