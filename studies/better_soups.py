@@ -7,7 +7,7 @@ that do best with denoisers. `distilled` costs a dense run more, which is counte
 in the CSV file, and the same command goes on from there.
 
     python studies/better_soups.py --task reviews-sentiment mnist-sample cifar10=../cifar10
-    python studies/better_soups.py --report   # only the table, reports/studies/better_soups.md
+    python studies/better_soups.py --report   # only the page, reports/studies/better_soups.md
 
 A task NAME=FOLDER is a dataset of docs/data.md in a local copy. Image tasks need a pre-trained
 model: --image-model FOLDER, by default that of a pipeline run (make repro FAMILY=clip). The variant
@@ -308,89 +308,101 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
     return both
 
 
-def summary(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Per variant: gains over the union, their spread over runs, cost; and the variant chosen.
+def whole(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the variants that have a run beside each of the union's."""
+    number = cells.groupby("variant")["seed"].transform("size")
+    return cells[number == (cells["variant"] == "union").sum()]
 
-    Chosen is the largest mean validation gain among those that cost at most 5 % more and have all
-    of the union's runs: a first look with one seed (--seeds 0) may spare the others.
-    """
+
+def shared(cells: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the tasks, sparsities and seeds that every variant has."""
+    variants = cells.groupby(["task", "sparsity", "seed"])["variant"].transform("nunique")
+    return cells[variants == cells["variant"].nunique()]
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """Per variant: cost, gains over the union, their spread over runs, and how sure they are."""
     rows = []
-    for variant, own in cells_of(runs).groupby("variant", sort=False):
-        p = stats.ttest_1samp(own["test_gain"], 0).pvalue if own["test_gain"].std() > 0 else 1.0
+    for variant, own in cells.groupby("variant", sort=False):
+        gains = own["test_gain"]
         rows.append({
             "variant": variant, "n": len(own), "cost": own["cost"].mean(),
             "validation": own["validation_gain"].mean(skipna=False),  # diverged: never chosen
-            "test": own["test_gain"].mean(skipna=False),
-            "spread": own["test_gain"].std(), "p": p, "overlap_own": own["overlap_own"].mean(),
+            "test": gains.mean(skipna=False), "spread": gains.std(), "better": (gains > 0).sum(),
+            "p": stats.wilcoxon(gains).pvalue if gains.any() else 1.0,
+            "overlap_own": own["overlap_own"].mean(),
         })  # fmt: skip
-    table = pd.DataFrame(rows)
-    whole = table["n"] == table["n"].max()  # the union's own: each gain has its run
-    equal = (table["cost"] < 1.05) & ~table["variant"].isin(("union", "progressive"))
-    rivals = table[whole & equal]
-    chosen = rivals.loc[rivals["validation"].idxmax(), "variant"] if len(rivals) else ""
-    return table.sort_values("validation", ascending=False), chosen
+    return pd.DataFrame(rows).sort_values("validation", ascending=False)
+
+
+def chosen_of(table: pd.DataFrame) -> str:
+    """The variant with the largest mean validation gain that costs at most 5 % more."""
+    rivals = table[(table["cost"] < 1.05) & ~table["variant"].isin(("union", "progressive"))]
+    return rivals.loc[rivals["validation"].idxmax(), "variant"] if len(rivals) else ""
 
 
 def report() -> None:
-    """Write reports/studies/better_soups.md."""
-    runs = read_runs()
-    table, chosen = summary(runs)
-    tasks = ", ".join(sorted(set(runs["task"])))
+    """Write reports/studies/better_soups.md and .png."""
+    cells = cells_of(read_runs())
+    table, finalists, first = summary(whole(cells)), whole(cells), shared(cells)
+    tasks = ", ".join(sorted(set(cells["task"])))
     lines = [
         "# Other soups at equal cost",
-        f"Gains over ISP's own soup (union) in points of the metric, means over n runs (task, "
-        f"sparsity, seed) of {tasks}, at {', '.join(sorted(set(runs['sparsity'])))} sparsity. "
-        f"± is the sample standard deviation over runs, p of a t-test of the test gains against "
-        f"0, not corrected for the number of variants. Cost: FLOPs ÷ the union's. Cosine: of the "
-        f"final mask with the network's own magnitude mask. Chosen on validation, among those of "
-        f"equal cost and with all runs: **{chosen}**. `python studies/better_soups.py --report` "
-        "writes this page.",
-        "| variant | cost | validation gain | test gain | p | cosine | n |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        + "\n".join(
-            f"| {r.variant} | {r.cost:.2f} | {r.validation:+.2f} | {r.test:+.2f} ± {r.spread:.2f} "
-            f"| {r.p:.3f} | {r.overlap_own:.4f} | {r.n} |"
-            for r in table.itertuples()
-        ),
-        "## Test scores of those with all runs",
-        scores_table(runs, table),
-        "![Gain over the union against cost](better_soups.png)",
+        "Gains over ISP's own soup (union) in points of the metric, means over n runs (task, "
+        f"sparsity, seed) of {tasks}, at {', '.join(sorted(set(cells['sparsity'])))} sparsity. "
+        "± is the sample standard deviation over runs, better the number of runs with a test gain, "
+        "p of Wilcoxon's signed-rank test of the test gains, not corrected for the number of "
+        "variants. Cost: FLOPs ÷ the union's. Cosine: of the final mask with the network's own "
+        f"magnitude mask. Chosen on validation, among those that cost no more: "
+        f"**{chosen_of(table)}**. `python studies/better_soups.py --report` writes this page.",
+        markdown(table),
+        "Test scores, mean ± sample standard deviation over seeds:",
+        scores_table(finalists, list(table["variant"])),
+        "![Gain over the union](better_soups.png)",
+        "## First look",
+        "All variants on the runs that all of them have: "
+        + ", ".join(sorted({f"{c.task} {c.sparsity} seed {c.seed}" for c in first.itertuples()}))
+        + ".",
+        markdown(summary(first)) if len(first) else "None.",
     ]
-    plot(runs, table, RESULTS.with_suffix(".png"))
+    plot(finalists, list(table["variant"]), RESULTS.with_suffix(".png"))
     with new_file(RESULTS.with_suffix(".md")) as unfinished:
         unfinished.write_text("\n\n".join(lines) + "\n")
     print(lines[2])
 
 
-def with_all_runs(table: pd.DataFrame) -> list[str]:
-    """The variants of a summary that have all of the union's runs, in its order."""
-    return list(table.loc[table["n"] == table["n"].max(), "variant"])
-
-
-def scores_table(runs: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Test scores × 100, mean ± sample standard deviation over seeds, by task and sparsity."""
-    cells = cells_of(runs)
-    cells["column"] = cells["task"] + " " + cells["sparsity"]
-    columns = sorted(set(cells["column"]))
+def markdown(table: pd.DataFrame) -> str:
+    """A summary as a table."""
     lines = [
-        "| variant | " + " | ".join(columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
+        "| variant | cost | validation gain | test gain | better | p | cosine |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for variant in with_all_runs(table):
+    for r in table.itertuples():
+        gains = f"{r.validation:+.2f} | {r.test:+.2f} ± {r.spread:.2f} | {r.better} of {r.n}"
+        lines.append(f"| {r.variant} | {r.cost:.2f} | {gains} | {r.p:.4f} | {r.overlap_own:.4f} |")
+    return "\n".join(lines)
+
+
+def scores_table(cells: pd.DataFrame, variants: list[str]) -> str:
+    """Test scores × 100, mean ± sample standard deviation over seeds, by task and sparsity."""
+    cells = cells.assign(column=cells["task"] + " " + cells["sparsity"])
+    columns = sorted(set(cells["column"]))
+    lines = ["| variant | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for variant in variants:
         own = 100 * cells[cells["variant"] == variant].pivot(columns="column", values="test")
         shown = [f"{own[column].mean():.2f} ± {own[column].std():.2f}" for column in columns]
         lines.append(f"| {variant} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def plot(runs: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
-    """Each variant's mean test gain over the union against its cost, a panel for each sparsity."""
+def plot(cells: pd.DataFrame, variants: list[str], path: Path) -> None:
+    """Each variant's test gain over the union, mean and spread over seeds; a panel a sparsity."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cells, shown = cells_of(runs), [v for v in with_all_runs(table) if v != "union"]
+    shown = [variant for variant in variants if variant != "union"]
     sparsities, tasks = sorted(set(cells["sparsity"])), sorted(set(cells["task"]))
     colours = dict(zip(tasks, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False))
     figure, axes = pyplot.subplots(
@@ -428,7 +440,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--image-model", type=Path, default=ROOT / "models/pretrained")
     parser.add_argument("--look-ahead", type=int, default=10, help="C (default 10, the preset's)")
-    parser.add_argument("--report", action="store_true", help="only write the table")
+    parser.add_argument("--report", action="store_true", help="only write the page")
     options = parser.parse_args()
     tasks = {task: changes_of(task, options.image_model) for task in options.task}
     for changes in tasks.values():

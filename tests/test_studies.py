@@ -139,11 +139,15 @@ def test_validation_chooses_among_those_of_equal_cost() -> None:
                 "overlap_own": 1.0,
             })  # fmt: skip
     rows[-1] |= {"validation": math.nan, "test": math.nan}
-    table, chosen = better_soups.summary(pd.DataFrame(rows))
-    assert chosen == "vote"
-    assert "saliency" not in better_soups.with_all_runs(table)
-    (column,) = [r for r in better_soups.scores_table(pd.DataFrame(rows), table).splitlines()
-                 if r.startswith("| vote")]  # fmt: skip
-    assert column == "| vote | 80.00 ± 1.00 |"
+    cells = better_soups.cells_of(pd.DataFrame(rows))
+    finalists = better_soups.whole(cells)
+    assert set(cells["variant"]) - set(finalists["variant"]) == {"saliency"}
+    table = better_soups.summary(finalists)
+    assert better_soups.chosen_of(table) == "vote"
     vote = table.set_index("variant").loc["vote"]
-    assert (vote["validation"], vote["test"]) == pytest.approx((2.0, -1.0)) and vote["n"] == 3
+    assert (vote["validation"], vote["test"]) == pytest.approx((2.0, -1.0))
+    assert (vote["n"], vote["better"]) == (3, 0)
+    scores = better_soups.scores_table(finalists, ["vote"]).splitlines()
+    assert scores == ["| variant | a 0.7 |", "| --- | ---: |", "| vote | 80.00 ± 1.00 |"]
+    first = better_soups.shared(cells)
+    assert set(first["seed"]) == {0} and set(first["variant"]) == set(cells["variant"])
