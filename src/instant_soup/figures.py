@@ -53,13 +53,8 @@ STYLES = {
     "instant_model_soup": ("#9988DD", "."),
 }
 OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
-MAIN = (
-    "dense",
-    "one_shot",
-    "lth",
-    "isp",
-    "isp_plus",
-)  # drawn strongly; all others are thin and pale
+# Drawn strongly; all others are thin and pale.
+MAIN = ("dense", "one_shot", "lth", "isp", "isp_plus")
 DPI = 150
 
 # Figure files with their captions; what one shows is in the docstring of the function of its name.
