@@ -379,7 +379,7 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     for r in table.itertuples():
         gains = f"{r.validation:+.2f} | {r.test:+.2f} ± {r.spread:.2f} | {r.better} of {r.n}"
-        lines.append(f"| {r.variant} | {r.cost:.2f} | {gains} | {r.p:.4f} | {r.overlap_own:.4f} |")
+        lines.append(f"| {r.variant} | {r.cost:.2f} | {gains} | {r.p:.2g} | {r.overlap_own:.4f} |")
     return "\n".join(lines)
 
 
