@@ -202,6 +202,7 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
 
 
 def prunable_weights(state: State, mask: Mask) -> Weights:
+    """The weights of a network that the mask is about."""
     return {name: state.weights[name] for name in mask}
 
 
