@@ -18,7 +18,7 @@ import yaml
 
 from instant_soup import criteria, main_network, training
 from instant_soup.batches import load_split
-from instant_soup.files import write_json
+from instant_soup.files import CODE, code_version, write_json
 from instant_soup.masks import Mask
 from instant_soup.training import State
 
@@ -44,23 +44,17 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
 
 
-def code_version() -> str:
-    """The short Git commit, with a + where code differs from it (not where reports do)."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout
-
-    changed = git("status", "--porcelain", "--", "src", "stages", "benchmarks", "dvc.yaml")
-    return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
-
-
 def record(name: str, rows: list[dict[str, Any]], *, on_gpu: bool = True, **about: Any) -> None:
     """Keep a benchmark's figures in reports/benchmarks/, where report.py finds them.
 
     `on_gpu=False`: taken on the CPU even where there is a GPU.
     """
     where = machine() | ({} if on_gpu else {"gpu": None})
-    taken = {"machine": where, "code": code_version(), "date": datetime.date.today().isoformat()}
+    taken = {
+        "machine": where,
+        "code": code_version(ROOT, (*CODE, "benchmarks")),
+        "date": datetime.date.today().isoformat(),
+    }
     write_json(RECORDS / f"{name}.json", {**taken, **about, "rows": rows})
     for row in rows:
         print(json.dumps(row), flush=True)

@@ -1,13 +1,19 @@
 """A finished network on the test split, once; with its exact sparsity and its cost."""
 
 import argparse
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 from instant_soup import criteria, main_network, masks, metrics, models, training
 from instant_soup.batches import load_split
-from instant_soup.files import UserError, read_json, read_yaml, run_stage, write_json
+from instant_soup.files import (
+    UserError,
+    code_version,
+    read_json,
+    read_yaml,
+    run_stage,
+    write_json,
+)
 from instant_soup.tracking import stage_run
 
 NO_TRAINING = {"dropout": "model", "freeze_embeddings": True}
@@ -68,17 +74,6 @@ def main() -> None:
         )
         run.summary(**{f"test_{k}": v for k, v in scores.items()}, sparsity=masks.sparsity(mask))
         run.artifact(f"reports/results/{method}.json")
-
-
-def code_version() -> str:
-    """The short Git commit, with a + where code differs from it; "unknown" without a repository."""
-    commit = git("rev-parse", "--short", "HEAD").strip() or "unknown"
-    changed = git("status", "--porcelain", "--", "src", "stages", "dvc.yaml", "requirements.txt")
-    return commit + ("+" if changed else "")
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

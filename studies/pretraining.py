@@ -125,9 +125,9 @@ def plot(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", nargs="+", type=int, default=[1000])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for steps in options.steps:
             for objective in OBJECTIVES:
                 where = {"objective": objective, "steps_of_run": steps, "seed": seed}

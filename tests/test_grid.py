@@ -397,6 +397,8 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     base = tmp_path_factory.mktemp("grid")
     project = make_project(base / "soup", tiny_bert, tiny_data, baselines=[])
     shutil.copytree(REPOSITORY / "reports", project / "reports", dirs_exist_ok=True)
+    ledger = project / "reports/results.csv"  # a few of its rows: each cell makes all tables anew
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:9]))
     broken = shutil.copytree(tiny_bert, base / "broken")
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))

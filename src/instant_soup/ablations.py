@@ -87,7 +87,8 @@ def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dic
     """
     section, key = setting.split(".")
     found: dict[Column, tuple[Any, dict[Any, Runs]]] = {}
-    known = ledger[ledger["family"].isin(PRESETS)]  # a ledger of before has none
+    columns = ["family", *SECTION, "target_sparsity", "method", "variant", "seed", "value", "flops"]
+    known = ledger.loc[ledger["family"].isin(PRESETS), columns]  # a ledger of before has none
     for (family, *column), rows in known.groupby(["family", *SECTION, "target_sparsity"]):
         preset = PRESETS[family][column[2]][section][key]
         values: dict[Any, Runs] = {}

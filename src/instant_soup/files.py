@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+CODE = ("src", "stages", "dvc.yaml", "requirements.txt")
 
 
 class UserError(Exception):
@@ -120,3 +123,13 @@ def pass_by(*outputs: Path) -> None:
         note = output if output.suffix else output / "idle.txt"
         with new_file(note) as unfinished:
             unfinished.write_text("not needed for this target\n")
+
+
+def code_version(root: str | Path = ".", code: tuple[str, ...] = CODE) -> str:
+    """The short Git commit, with a + where `code` differs from it; "unknown" without Git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout
+
+    commit = git("rev-parse", "--short", "HEAD").strip() or "unknown"
+    return commit + ("+" if git("status", "--porcelain", "--", *code) else "")

@@ -40,7 +40,8 @@ def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """A table for each section that ISP was measured in."""
     of_preset = ledger["variant"] == ledger["variant"].map(shared_settings)
-    own = ledger[of_preset & (ledger["method"] != "zero_shot")]
+    columns = [*SECTION, "variant", "method", "target_sparsity", "seed", "value", "flops"]
+    own = ledger.loc[of_preset & (ledger["method"] != "zero_shot"), columns]
     sections = own.groupby([*SECTION, "variant"], sort=True) if len(own) else []
     tables = [_table(section, runs) for section, runs in sections]
     return Chapter("ISP against the others", TEXT, [t for t in tables if t is not None])
