@@ -34,7 +34,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@test -x "$(VENV)/bin/python" || $(PYTHON) -m venv "$(VENV)"
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed (make PYTHON=python3.12 …)"; exit 1; }
-	python -m pip install --quiet -r requirements.txt
+	python -m pip install --quiet --no-compile -r requirements.txt
 	@touch "$@"
 
 setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLflow's database
