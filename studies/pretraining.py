@@ -3,7 +3,8 @@
 Pre-trains clip-glyph's architecture on glyphs with captions (self-supervised) and with classes
 (supervised), anew for each seed; follows the share of near-zero weights in the image tower; and
 fine-tunes each on MNIST digits at one-shot sparsities from 0 to 90 % (paper, section 9). Finished
-parts are in the CSV files, and the same command goes on from there. About an hour on two cores.
+parts are in the CSV files, and the same command goes on from there. About an hour on two cores
+with bf16, two and a half on one without.
 
     python studies/pretraining.py
 """
@@ -25,7 +26,9 @@ from instant_soup import contrastive, criteria, main_network, masks, metrics, tr
 from instant_soup.batches import load_split
 from instant_soup.essential_sparsity import knee_over_seeds
 from instant_soup.files import new_file, read_json, read_yaml
+from instant_soup.layout import Cell, Chapter, Table, markdown
 from instant_soup.models import NEAR_ZERO
+from instant_soup.paper_tables import seeds_cell
 from instant_soup.presets import PRESETS
 from instant_soup.tracking import stage_run
 
@@ -34,6 +37,14 @@ WEIGHTS, CURVES = FOLDER / "pretraining_weights.csv", FOLDER / "pretraining_curv
 MODELS = ROOT / "models/studies"
 SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 OBJECTIVES = ("contrastive", "supervised")
+TEXT = (
+    "clip-glyph's architecture pre-trained on glyphs with captions (contrastive) and with classes "
+    "(supervised), anew for each seed, then pruned at once by magnitude and fine-tuned on MNIST "
+    "digits: test accuracy (%), mean ± sample standard deviation over seeds. Essential sparsity: "
+    "up to which the mean stays within one point of dense; in brackets, the seeds' own range. "
+    f"Near zero: the share of the image tower's prunable weights with |w| < {NEAR_ZERO}, after the "
+    "first and the last steps of pre-training. `python studies/pretraining.py` measures it."
+)
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -95,6 +106,32 @@ def fine_tuned(sparsity: float) -> dict[str, float]:
     return scores
 
 
+def report() -> None:
+    """Write reports/studies/pretraining.md and .png from the CSV files."""
+    rows = []
+    weights = pd.read_csv(WEIGHTS)
+    for (objective, steps), own in pd.read_csv(CURVES).groupby(["objective", "steps_of_run"]):
+        wide = own.pivot(index="seed", columns="sparsity", values="test")
+        wide = wide.reindex(columns=SPARSITIES).dropna()  # the seeds that are through
+        if wide.empty:
+            continue
+        dense, sparse = wide[0.0].to_numpy(), wide[list(SPARSITIES[1:])].to_numpy()
+        middle, low, high = knee_over_seeds(list(SPARSITIES[1:]), sparse, dense)
+        knee = f"{100 * middle:.0f}" + (f" ({100 * low:.0f} … {100 * high:.0f})" if low > 0 else "")
+        curve = weights[(weights["objective"] == objective) & (weights["steps_of_run"] == steps)]
+        shares = 100 * curve.groupby("step")["near_zero"].mean()
+        cells = [seeds_cell(wide[sparsity], None, "accuracy") for sparsity in SPARSITIES]
+        cells += [Cell(knee), Cell(f"{shares.iloc[0]:.1f} → {shares.iloc[-1]:.1f}")]
+        rows.append((f"{objective}, {steps} steps", cells))
+    columns = [("", f"{100 * sparsity:.0f} %") for sparsity in SPARSITIES]
+    columns += [("", "essential sparsity (%)"), ("", "near zero (%)")]
+    chapter = Chapter("Pre-training", TEXT, [Table("By objective", columns, rows, "")])
+    picture = "![Near-zero weights over pre-training; accuracy over sparsity](pretraining.png)"
+    with new_file(CURVES.with_name("pretraining.md")) as unfinished:
+        unfinished.write_text(f"{markdown([chapter])}\n{picture}\n")
+    plot(CURVES.with_name("pretraining.png"))
+
+
 def plot(path: Path) -> None:
     """Left: near-zero weights over pre-training. Right: fine-tuned accuracy over sparsity."""
     import matplotlib
@@ -143,16 +180,7 @@ def main() -> None:
                             append(
                                 CURVES, [{**where, "sparsity": sparsity, **fine_tuned(sparsity)}]
                             )
-    for (objective, steps), own in pd.read_csv(CURVES).groupby(["objective", "steps_of_run"]):
-        wide = own.pivot(index="seed", columns="sparsity", values="test")
-        sparsities = [s for s in wide.columns if s > 0]
-        values, dense = wide[sparsities].to_numpy(), wide[0.0].to_numpy()
-        middle, low, high = knee_over_seeds(sparsities, values, dense)
-        print(
-            f"{objective}, {steps} steps: dense {100 * dense.mean():.2f} %, essential sparsity "
-            f"{100 * middle:.0f} % (single seeds {100 * low:.0f} … {100 * high:.0f})"
-        )
-    plot(FOLDER / "pretraining.png")
+    report()
 
 
 if __name__ == "__main__":

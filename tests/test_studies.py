@@ -8,6 +8,7 @@ from typing import Any
 
 import better_soups
 import pandas as pd
+import pretraining
 import pytest
 from test_early_bird import make_project, run_script
 
@@ -151,3 +152,28 @@ def test_validation_chooses_among_those_of_equal_cost() -> None:
     assert scores == ["| variant | a 0.7 |", "| --- | ---: |", "| vote | 80.00 ± 1.00 |"]
     first = better_soups.shared(cells)
     assert set(first["seed"]) == {0} and set(first["variant"]) == set(cells["variant"])
+
+
+def test_pre_training_is_reported_by_the_seeds_that_are_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "CURVES", tmp_path / "pretraining_curves.csv")
+    monkeypatch.setattr(pretraining, "WEIGHTS", tmp_path / "pretraining_weights.csv")
+    curves, weights = [], []
+    for objective, end in (("contrastive", 0.9), ("supervised", 0.7)):
+        for seed in (0, 1):
+            where = {"objective": objective, "steps_of_run": 1000, "seed": seed}
+            # As good as dense up to `end`, from there a point worse with every tenth.
+            for sparsity in pretraining.SPARSITIES[: 3 if seed and end == 0.7 else None]:
+                test = 0.9 - 0.1 * max(0, sparsity - end)
+                curves.append({**where, "sparsity": sparsity, "validation": 0.5, "test": test})
+            weights += [{**where, "step": s, "near_zero": s / 10000} for s in (20, 1000)]
+    pd.DataFrame(curves).to_csv(pretraining.CURVES, index=False)
+    pd.DataFrame(weights).to_csv(pretraining.WEIGHTS, index=False)
+    pretraining.report()
+    text = (tmp_path / "pretraining.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if "1000 steps" in line]
+    assert [row[1] for row in rows] == ["90.00 ± 0.00 (n = 2)", "90.00 (n = 1)"]
+    assert [row[-2] for row in rows] == ["90 (90 … 90)", "80"]
+    assert rows[0][-1] == "0.2 → 10.0 |"
+    assert (tmp_path / "pretraining.png").stat().st_size
