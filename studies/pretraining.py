@@ -143,7 +143,9 @@ def plot(path: Path) -> None:
     for (objective, steps), own in pd.read_csv(WEIGHTS).groupby(["objective", "steps_of_run"]):
         wide = 100 * own.pivot(index="seed", columns="step", values="near_zero")
         label = f"{objective}, {steps} steps"
-        left.errorbar(wide.columns, wide.mean(), yerr=wide.std(), capsize=2, label=label)
+        mean, spread = wide.mean(), wide.std()
+        left.plot(wide.columns, mean, label=label)
+        left.fill_between(wide.columns, mean - spread, mean + spread, alpha=0.2)
     left.set(xlabel="pre-training step", ylabel=f"weights with |w| < {NEAR_ZERO} (%)")
     curves = pd.read_csv(CURVES)
     for (objective, steps), own in curves.groupby(["objective", "steps_of_run"]):
