@@ -30,6 +30,7 @@ endif
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+# Not compiled: most of what comes along is never imported, and the rest compiles when it is.
 $(INSTALLED): requirements.txt pyproject.toml
 	@test -x "$(VENV)/bin/python" || $(PYTHON) -m venv "$(VENV)"
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
