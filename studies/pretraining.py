@@ -3,8 +3,8 @@
 Pre-trains clip-glyph's architecture on glyphs with captions (self-supervised) and with classes
 (supervised), anew for each seed; follows the share of near-zero weights in the image tower; and
 fine-tunes each on MNIST digits at one-shot sparsities from 0 to 90 % (paper, section 9). Finished
-parts are in the CSV files, and the same command goes on from there. About an hour on two cores
-with bf16, two and a half on one without.
+parts are in the CSV files, and the same command goes on from there. Some 25 minutes for each
+objective and seed on one core without bf16.
 
     python studies/pretraining.py
 """
