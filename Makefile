@@ -8,6 +8,8 @@ export PATH := $(VENV)/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
+# Off, where it is on: dozens of stage processes would compile the same thousand modules each.
+export PYTHONDONTWRITEBYTECODE :=
 
 # params.yaml as it is, or changed to one family's packaged model and data.
 ifeq ($(FAMILY),clip)
@@ -30,7 +32,7 @@ endif
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# Not compiled: most of what comes along is never imported, and the rest compiles when it is.
+# Not compiled: most of what comes along is never imported; the rest is, once, at its first import.
 $(INSTALLED): requirements.txt pyproject.toml
 	@test -x "$(VENV)/bin/python" || $(PYTHON) -m venv "$(VENV)"
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

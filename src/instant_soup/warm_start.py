@@ -196,6 +196,8 @@ def import_libraries() -> None:
 
     A fork imports that anew, from where its command has it.
     """
+    import scipy.stats  # noqa: F401 - by the metrics, and so is scikit-learn
+    import sklearn.metrics  # noqa: F401
     import torch._dynamo  # noqa: F401 - by the optimiser's first step
 
     from instant_soup import bert, clip, main_network  # noqa: F401
