@@ -125,7 +125,7 @@ def report() -> None:
         rows.append((f"{objective}, {steps} steps", cells))
     columns = [("", f"{100 * sparsity:.0f} %") for sparsity in SPARSITIES]
     columns += [("", "essential sparsity (%)"), ("", "near zero (%)")]
-    chapter = Chapter("Pre-training", TEXT, [Table("By objective", columns, rows, "")])
+    chapter = Chapter("Pre-training", TEXT, [Table("By objective", columns, rows, "", "objective")])
     picture = "![Near-zero weights over pre-training; accuracy over sparsity](pretraining.png)"
     with new_file(CURVES.with_name("pretraining.md")) as unfinished:
         unfinished.write_text(f"{markdown([chapter])}\n{picture}\n")

@@ -136,8 +136,8 @@ def _one_setting(
         rows.append((str(value), [*cells, *([Cell(paper.get(value, MISSING))] if paper else [])]))
     columns = [*_pairs(found), *([("paper", paper_of)] if paper else [])]
     named = ", ".join(sorted({str(preset) for preset, _ in found.values()}))
-    caption = f"{setting}; the preset has {named}." + (f" {meaning}." if meaning else "")
-    return Table(title, columns, rows, caption)
+    caption = f"The preset has {named}." + (f" {meaning}." if meaning else "")
+    return Table(title, columns, rows, caption, corner=setting)
 
 
 def _schedules(ledger: pd.DataFrame) -> Table | None:
@@ -159,7 +159,7 @@ def _schedules(ledger: pd.DataFrame) -> Table | None:
         ]
         name = f"{variant}: {SCHEDULES[variant]}" if variant else "the preset's"
         lines.append((name, cells))
-    return Table("Schedules", _pairs(found), lines, "")
+    return Table("Schedules", _pairs(found), lines, "", corner="schedule")
 
 
 def _on_off(ledger: pd.DataFrame) -> Table | None:
@@ -178,7 +178,7 @@ def _on_off(ledger: pd.DataFrame) -> Table | None:
     ]
     columns = [("", "off (progressive)"), ("", "on (ISP)"), ("", "FLOPs, on ÷ off")]
     caption = "▲ and ▼ here: against progressive pruning, which costs no look-ahead."
-    return Table("Denoisers off and on (Table 4)", columns, rows, caption)
+    return Table("Denoisers off and on (Table 4)", columns, rows, caption, corner="run")
 
 
 def _cells(runs: Runs | None, others: Runs | None, column: Column) -> list[Cell]:

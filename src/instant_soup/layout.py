@@ -29,12 +29,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of (method, cells). A column is (group, name); neighbours of a group share a header."""
+    """Rows of (name, cells). A column is (group, name); neighbours of a group share a header.
+
+    `corner`: the header of the rows' names.
+    """
 
     heading: str
     columns: list[tuple[str, str]]
     rows: list[tuple[str, list[Cell]]]
     caption: str
+    corner: str = "method"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def markdown(chapters: list[Chapter]) -> str:
         parts += [f"# {chapter.title}", chapter.text, "" if chapter.tables else NOTHING]
         for table in chapter.tables:
             header = [f"{group}: {name}" if group else name for group, name in table.columns]
-            lines = [["method", *header], ["---", *["---:"] * len(header)]]
+            lines = [[table.corner, *header], ["---", *["---:"] * len(header)]]
             lines += [[name, *map(_markdown_cell, cells)] for name, cells in table.rows]
             escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
             rows = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
@@ -107,7 +111,7 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def _tex_table(table: Table) -> str:
-    lines = [["method", *(_tex(name) for _, name in table.columns)]]
+    lines = [[_tex(table.corner), *(_tex(name) for _, name in table.columns)]]
     lines += [[_tex(name), *map(_tex_cell, cells)] for name, cells in table.rows]
     header, *rows = [f"{' & '.join(line)} \\\\" for line in lines]
     spans, rules, first = [""], [], 2
@@ -138,8 +142,8 @@ def _html_table(table: Table) -> str:
     groups = _groups(table)
     names = "".join(f'<th scope="col">{escape(name)}</th>' for _, name in table.columns)
     spans = [f'<th scope="colgroup" colspan="{n}">{escape(g)}</th>' for g, n in groups]
-    method = f'<th scope="col" rowspan="{2 if groups else 1}">method</th>'
-    head = [method + "".join(spans), names] if groups else [method + names]
+    corner = f'<th scope="col" rowspan="{2 if groups else 1}">{escape(table.corner)}</th>'
+    head = [corner + "".join(spans), names] if groups else [corner + names]
     rows = [
         f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_html_cell, cells))}</tr>'
         for name, cells in table.rows
