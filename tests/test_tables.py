@@ -150,11 +150,14 @@ def test_figures_and_bold_are_of_the_presets_own_settings_where_there_are_any(tm
         result("dense", 0.9), result("isp", 0.7), result("one_shot", 0.6),
         result("isp", 0.8, variant="isp.combine=vote"),
         result("isp", 0.5, variant="training.epochs=9", dataset="mine"),
+        result("zero_shot", 0.1, dataset="mine"),
     )  # fmt: skip
     shown = tables.preset_rows(ledger)
-    assert sorted(shown["value"]) == [0.5, 0.6, 0.7, 0.9]
+    assert sorted(shown["value"]) == [0.1, 0.5, 0.6, 0.7, 0.9]
     text = markdown([tables.results_chapter(ledger)])
-    assert cells_of(text, "ISP") == ["**70.00**"]
+    text, of_mine = sorted(text.split("## ")[1:], key=lambda table: "· mine ·" in table)
+    assert of_mine.splitlines()[0].endswith(" · training.epochs=9")
+    assert cells_of(of_mine, "ISP") == ["50.00"] and cells_of(of_mine, "Zero-shot") == ["10.00"]
     assert cells_of(text, "ISP (isp.combine=vote)") == ["80.00"]
 
 

@@ -15,6 +15,7 @@ from instant_soup.ledger import SECTION
 from instant_soup.names import in_order, layer_of, type_of
 from instant_soup.tables import (
     CELL,
+    common_variant,
     costs,
     heading,
     label,
@@ -329,8 +330,9 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     figure = Figure(figsize=(max(7.2, 5.6 * columns), 4.6 * lines + 0.9), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (section, own) in zip(panels, sections, strict=False):
+        variant, own = common_variant(own)
         draw(axes, own, section[3], list(cells["method"]))
-        axes.set_title(heading(section), fontsize=9)
+        axes.set_title(heading(section, variant), fontsize=9)
     for axes in panels[len(sections) :]:
         axes.set_axis_off()
     handles: dict[str, Any] = {}

@@ -66,8 +66,7 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
             cells += _compare(ours, at_hand.set_index("seed"), scale(section[3]))
         rows.append((label(method), cells))
     caption = f"Test {section[3]}{unit(section[3])}, as differences."
-    title = " · ".join(filter(None, (heading(section), section[4])))
-    return Table(title, columns, rows, caption)
+    return Table(heading(section, section[4]), columns, rows, caption)
 
 
 def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> list[Cell]:

@@ -70,12 +70,24 @@ def row_order(method: str, variant: str = "") -> tuple:
 
 
 def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the preset's own settings; all rows of a section that has none such."""
+    """Rows with the preset's own settings; all rows of a section that has trained none such."""
     if not len(rows):
         return rows
     own = rows["variant"] == ""
-    has_own = own.groupby([rows[name] for name in SECTION]).transform("any")
+    trained = own & (rows["method"] != "zero_shot")  # which few settings are of any matter to
+    has_own = trained.groupby([rows[name] for name in SECTION]).transform("any")
     return rows[own | ~has_own]
+
+
+def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The variant that all trained rows of a section share, and the rows without it.
+
+    It belongs in a heading then. Nothing and the rows as they are where variants differ.
+    """
+    variants = set(cells.loc[cells["method"] != "zero_shot", "variant"])
+    if len(variants) != 1:
+        return "", cells
+    return variants.pop(), cells.assign(variant="")
 
 
 def summary(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -228,7 +240,8 @@ def _value(cell: dict[Hashable, Any], plain: bool) -> str:
 
 def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
     model, dataset, preset, metric = section
-    cells, methods, count = in_units(cells), methods_of(cells), one_count(cells)
+    variant, cells = common_variant(in_units(cells))
+    methods, count = methods_of(cells), one_count(cells)
     sparsities = sparse_columns(cells)
     columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
     mine = (ledger[SECTION] == list(section)).all(axis=1)
@@ -241,7 +254,7 @@ def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) ->
         f"precision {precision or 'not recorded'}."
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
-    return Table(heading(section), header, rows_of(methods, columns), caption)
+    return Table(heading(section, variant), header, rows_of(methods, columns), caption)
 
 
 def spread_words(cells: pd.DataFrame) -> str:
@@ -274,6 +287,7 @@ def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Ta
     columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
     columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
     columns += ["steps ÷ dense", "FLOPs ÷ dense", "n"]
+    variant, cells = common_variant(cells)
     order = [row_order(m, v) for m, v in zip(cells["method"], cells["variant"], strict=True)]
     cells = cells.assign(order=order).sort_values(["order", "target_sparsity"])
     rows = []
@@ -292,8 +306,9 @@ def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Ta
         ]
         rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
     mine = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
+    mine = mine.assign(variant="") if variant else mine
     caption = _drawing_words(mine.sort_values(["target_sparsity", "seed"]))
-    return Table(heading(section), [("", name) for name in columns], rows, caption)
+    return Table(heading(section, variant), [("", name) for name in columns], rows, caption)
 
 
 def _drawing_words(runs: pd.DataFrame) -> str:
@@ -322,9 +337,9 @@ def number(value: float | None, form: str) -> str:
     return MISSING if value is None or math.isnan(value) else format(value, form)
 
 
-def heading(section: tuple) -> str:
-    """A section's model, data and preset."""
-    return " · ".join(section[:3])
+def heading(section: tuple, variant: str = "") -> str:
+    """A section's model, data and preset, and what all of its rows change in that."""
+    return " · ".join([*section[:3], *([variant] if variant else [])])
 
 
 # The end of a run
