@@ -74,7 +74,7 @@ def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
     if not len(rows):
         return rows
     own = rows["variant"] == ""
-    trained = own & (rows["method"] != "zero_shot")  # nearly any variant's zero-shot is the preset's
+    trained = own & (rows["method"] != "zero_shot")  # most variants share zero-shot
     has_own = trained.groupby([rows[name] for name in SECTION]).transform("any")
     return rows[own | ~has_own]
 
