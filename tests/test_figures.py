@@ -100,6 +100,28 @@ def test_figures_of_the_ledger(tmp_path, draw, runs):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.parametrize("curves, points", [(0, 1), (0, 4), (1, 0), (1, 1), (1, 4), (2, 5), (3, 2)])
+def test_curves_have_the_large_panels(tmp_path, monkeypatch, curves, points):
+    """Every section has a panel: curves first, single sparsities smaller, unless there are none."""
+    runs = [result(dataset=f"a{i}", target_sparsity=0.5) for i in range(points)]
+    for i in range(curves):
+        runs += [result(dataset=f"b{i}", target_sparsity=s) for s in (0.5, 0.9)]
+    saved: list[Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: saved.append(figure))
+    figures.accuracy_vs_sparsity(ledger_of(tmp_path, *runs), "a.png")
+    saved[0].draw_without_rendering()
+    panels = saved[0].axes
+    names = [axes.get_title().split(" · ")[1] for axes in panels]
+    assert names == [f"b{i}" for i in range(curves)] + [f"a{i}" for i in range(points)]
+    boxes = [axes.get_window_extent() for axes in panels]
+    areas = [box.width * box.height for box in boxes]
+    if curves and points:
+        assert min(areas[:curves]) > 1.5 * max(areas[curves:])
+    else:
+        assert max(areas) < 1.1 * min(areas)
+    assert not any(boxes[j].overlaps(b) for i, b in enumerate(boxes) for j in range(i))
+
+
 def test_every_method_is_told_apart_by_its_marker():
     assert set(figures.STYLES) == set(tables.METHOD_NAMES)
     markers = [marker for _, marker in (*figures.STYLES.values(), *figures.OTHER_STYLES)]

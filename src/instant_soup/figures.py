@@ -322,19 +322,30 @@ Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]
 
 
 def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
-    """Save a figure with `draw`'s panel for each section of a summary, and one legend for all."""
+    """Save a figure with `draw`'s panel for each section of a summary, and one legend for all.
+
+    Sections with several sparsities come first; those with a single one get smaller panels below.
+    """
     cells = cells[cells["method"] != "zero_shot"]  # far below, it would flatten all others
-    sections = list(cells.groupby(SECTION, sort=True))
-    columns = max(1, min(2, len(sections)))
-    lines = max(1, -(-len(sections) // columns))
-    figure = Figure(figsize=(max(7.2, 5.6 * columns), 4.6 * lines + 0.9), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    sections = sorted(cells.groupby(SECTION), key=lambda pair: _is_a_point(pair[1]))
+    curves = sum(not _is_a_point(own) for _, own in sections) or max(1, len(sections))
+    points = max(0, len(sections) - curves)
+    columns = 1 if len(sections) < 2 else 2
+    lines = -(-curves // 2)
+    heights = [4.6] * lines + [3.4] * -(-points // 3)
+    figure = Figure(figsize=(max(7.2, 5.6 * columns), sum(heights) + 0.9), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)  # shares of a line's width
+    width = 6 // min(2, curves)
+    places = [(number * width, width) for number in range(curves)]
+    places += [(6 * lines + number * 2, 2) for number in range(points)]
+    panels = []
+    for place, width in places:
+        line, left = divmod(place, 6)
+        panels.append(figure.add_subplot(grid[line, left : left + width]))
     for axes, (section, own) in zip(panels, sections, strict=False):
         variant, own = common_variant(own)
         draw(axes, own, section[3], list(cells["method"]))
-        axes.set_title(heading(section, variant), fontsize=9)
-    for axes in panels[len(sections) :]:
-        axes.set_axis_off()
+        axes.set_title("\n".join(filter(None, (heading(section), variant))), fontsize=9)
     handles: dict[str, Any] = {}
     for axes in panels:
         found, names = axes.get_legend_handles_labels()
@@ -345,6 +356,11 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     ncols = max(1, min(6, 60 * columns // longest))
     figure.legend(list(handles.values()), list(handles), **BELOW, ncols=ncols)
     _save(figure, path)
+
+
+def _is_a_point(cells: pd.DataFrame) -> bool:
+    """Whether a section's summary has a single sparsity at most, so that it makes no curve."""
+    return cells.loc[cells["target_sparsity"] > 0, "target_sparsity"].nunique() < 2
 
 
 def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
@@ -382,7 +398,8 @@ def _similarity_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
         look = _look(method, variant, cells, methods)
         axes.plot(100 * own["target_sparsity"], own["mean"], **look)
-    ends = np.array([cells["target_sparsity"].min(), cells["target_sparsity"].max()])
+    sparsities = cells["target_sparsity"]
+    ends = np.array([sparsities.min() - 0.03, sparsities.max() + 0.03])
     axes.plot(100 * ends, 1 - ends, color="#555555", lw=0.8, ls=":")
     axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
     _finish(axes, "sparsity (%)", "cosine with the one-shot mask")
@@ -407,7 +424,7 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     _leave_out_far_below(axes, scale(metric) * cells.set_index("method")["mean"])
-    _finish(axes, "training FLOPs ÷ dense (larger points: sparser)", f"test {metric}{unit(metric)}")
+    _finish(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
 
 
 def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
