@@ -335,8 +335,8 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     heights = [4.6] * lines + [3.4] * -(-points // 3)
     figure = Figure(figsize=(max(7.2, 5.6 * columns), sum(heights) + 0.9), layout="constrained")
     grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)  # shares of a line's width
-    width = 6 // min(2, curves)
-    places = [(number * width, width) for number in range(curves)]
+    wide = 6 // min(2, curves)
+    places = [(number * wide, wide) for number in range(curves)]
     places += [(6 * lines + number * 2, 2) for number in range(points)]
     panels = []
     for place, width in places:
