@@ -47,7 +47,8 @@ def machine() -> dict[str, Any]:
 def record(name: str, rows: list[dict[str, Any]], *, on_gpu: bool = True, **about: Any) -> None:
     """Keep a benchmark's figures in reports/benchmarks/, where report.py finds them.
 
-    `on_gpu=False`: taken on the CPU even where there is a GPU.
+    `on_gpu=False`: taken on the CPU even where there is a GPU. `about` goes beside what is said of
+    every benchmark, or instead of it (`machine=None`: rows that ran who knows where).
     """
     where = machine() | ({} if on_gpu else {"gpu": None})
     taken = {

@@ -192,11 +192,10 @@ def main() -> None:
             parts += [f"## {title}", "Not measured."]
             continue
         kept = read_json(path)
-        machine = kept["machine"]
-        where = machine["gpu"] or f"{machine['threads']} cores of {machine['cpu']}"
-        taken = f"{kept['date']}, {kept['code']}, {where}, torch {machine['torch']}."
-        if render is precision:  # out of the ledger: may have run anywhere
-            taken = ""
+        taken = ""
+        if machine := kept["machine"]:
+            where = machine["gpu"] or f"{machine['threads']} cores of {machine['cpu']}"
+            taken = f"{kept['date']}, {kept['code']}, {where}, torch {machine['torch']}."
         parts += [f"## {title}", f"{about} {taken}".strip(), render(kept["rows"])]
         if found := kept.get("round"):
             parts.append(mask_share(found))
