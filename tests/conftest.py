@@ -208,3 +208,7 @@ def save_clip(folder: Path, config: dict, seed: int = 0, **preprocess: Any) -> P
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of two narrow blocks for 32 × 32 images, as an open_clip `local-dir:` folder."""
     return save_clip(tmp_path_factory.mktemp("tiny-clip"), TINY_CLIP)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-golden", action="store_true", help="write tests/golden.json anew")
