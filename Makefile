@@ -23,7 +23,7 @@ endif
 # One stage after another, or JOBS of them at once.
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS),dvc repro)
 ifneq ($(JOBS),)
-REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.run_jobs --jobs $(JOBS)
+REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.pipeline.jobs --jobs $(JOBS)
 endif
 
 .PHONY: help setup repro test smoke pipeline tutorial tables bench ui
@@ -41,7 +41,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@touch "$@"
 
 setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLflow's database
-	@python -m instant_soup.tracking init
+	@python -m instant_soup.pipeline.tracking init
 
 repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert; JOBS=n
 	$(REPRO)
@@ -68,5 +68,5 @@ bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md 
 	python benchmarks/report.py; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000
-	python -m instant_soup.tracking flush
+	python -m instant_soup.pipeline.tracking flush
 	mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -20,8 +20,8 @@ import reference_style
 from common import ROOT, prepare, pruned_start, record, run, run_stage, step_times
 
 from instant_soup.files import read_json
-from instant_soup.schedules import round_sparsities
-from instant_soup.settings import check
+from instant_soup.methods.rounds import round_sparsities
+from instant_soup.pipeline.plan import check
 
 
 def our_step(settings: dict, precision: str, steps: int) -> float:

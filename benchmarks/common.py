@@ -16,11 +16,14 @@ from typing import Any
 import torch
 import yaml
 
-from instant_soup import criteria, main_network, training
-from instant_soup.batches import load_split
+from instant_soup.data.batches import load_split
 from instant_soup.files import CODE, code_version, write_json
-from instant_soup.masks import Mask
-from instant_soup.training import State
+from instant_soup.methods import criteria
+from instant_soup.pipeline import main_network
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "reports/benchmarks"
@@ -81,15 +84,15 @@ def synchronise() -> None:
 
 def step_times(plan: dict, state: State, mask: Mask, steps: int) -> list[float]:
     """Wall seconds of training steps in the prepared folder here; those before do not count."""
-    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
     ends = []
 
     def after_step(*_: Any) -> None:
         synchronise()
         ends.append(time.perf_counter())
 
-    training.train(
-        main_network.build(state, plan), state, mask, data, plan, training.Cost(),
+    loop.train(
+        main_network.build(state, plan), state, mask, data, plan, Cost(),
         last=WARM_UP + steps, total=None, label=plan["precision"], after_step=after_step,
     )  # fmt: skip
     return [later - earlier for earlier, later in itertools.pairwise(ends[WARM_UP - 1 :])]
@@ -126,7 +129,7 @@ def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def stage_command(stage: str, *arguments: object, cold: bool = False) -> list[str]:
     """What DVC runs for a stage; `cold`: in a process of its own (warm_start.py)."""
-    launcher = [] if cold or stage == "plan" else ["-m", "instant_soup.warm_start"]
+    launcher = [] if cold or stage == "plan" else ["-m", "instant_soup.pipeline.warm_start"]
     return [sys.executable, *launcher, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
 
 

@@ -20,9 +20,12 @@ from unittest.mock import patch
 import torch
 from common import prepare, pruned_start, record, step_times
 
-from instant_soup import batches, main_network, training
-from instant_soup.batches import Texts, load_split
-from instant_soup.settings import check
+from instant_soup.data import batches
+from instant_soup.data.batches import Texts, load_split
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
 
 ADAMW, BUILD, ROWS = torch.optim.AdamW, main_network.build, Texts.rows
 COMPILED = "tried: torch.compile"
@@ -87,7 +90,7 @@ def fused_attention() -> Iterator[None]:
     """torch's fused attention in training, which the engine avoids on a CPU."""
     with (
         patch.object(main_network, "build", with_fused_attention),
-        patch.object(training, "sdpa_kernel", lambda _: contextlib.nullcontext()),
+        patch.object(loop, "sdpa_kernel", lambda _: contextlib.nullcontext()),
     ):
         yield
 
@@ -131,9 +134,9 @@ def losses(settings: dict[str, Any], changed: Changed) -> list[float]:
     state, mask = pruned_start(settings["sparsity"])
     found: list[float] = []
     with changed[0]:
-        data = load_split(main_network.ENCODED / "train.safetensors", training.device())
-        training.train(
-            main_network.build(state, plan), state, mask, data, plan, training.Cost(),
+        data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
+        loop.train(
+            main_network.build(state, plan), state, mask, data, plan, Cost(),
             last=10, total=None, label="fp32",
             after_step=lambda _, loss, __: found.append(loss.item()),
         )  # fmt: skip

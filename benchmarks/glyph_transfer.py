@@ -14,31 +14,36 @@ import statistics
 
 import yaml
 
-from instant_soup import clip, main_network, masks, metrics, training
-from instant_soup.batches import load_split
-from instant_soup.files import UserError, read_yaml
-from instant_soup.settings import check
+from instant_soup.data.batches import load_split
+from instant_soup.errors import UserError
+from instant_soup.files import read_yaml
+from instant_soup.models import clip
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check
+from instant_soup.sparsity import masks
+from instant_soup.training import loop, metrics
+from instant_soup.training.cost import Cost
 
 
 def final_score(settings: dict, seed: int, pretrained: bool) -> float:
     """Validation accuracy (%) after the whole budget, dense."""
     training_settings = {**settings["training"], "seed": seed, "flip": False}
     _, total = main_network.budget(training_settings)
-    where = training.device()
+    where = loop.device()
     state, mask = main_network.load_start("models/start")
     if not pretrained:
         head = read_yaml("models/plan/start.yaml")
         state.weights = clip.random_weights(main_network.BASE, {"seed": seed, **head})
     data = load_split(main_network.ENCODED / "train.safetensors", where)
     name = "pre-trained" if pretrained else "random"
-    state = training.train(
+    state = loop.train(
         main_network.build(state, training_settings), state, masks.full(mask), data,
-        training_settings, training.Cost(), last=total, total=total, label=f"{name}, seed {seed}",
+        training_settings, Cost(), last=total, total=total, label=f"{name}, seed {seed}",
     )  # fmt: skip
     model = main_network.build(state, training_settings).to(where)
     validation = load_split(main_network.ENCODED / "validation.safetensors", where)
-    precision = training.resolve_precision(training_settings["precision"])
-    return 100 * metrics.score("accuracy", *training.predict(model, validation, precision))
+    precision = loop.resolve_precision(training_settings["precision"])
+    return 100 * metrics.score("accuracy", *loop.predict(model, validation, precision))
 
 
 def main() -> None:

@@ -18,9 +18,14 @@ from common import record, seconds
 from shapes import MINILM
 from torch import nn
 
-from instant_soup import bert, compact, criteria, masks, models, training
-from instant_soup.criteria import Probe
-from instant_soup.sparse_layouts import BLOCK, convert
+from instant_soup.methods import criteria
+from instant_soup.methods.criteria import Probe
+from instant_soup.models import base as models
+from instant_soup.models import bert
+from instant_soup.sparsity import masks
+from instant_soup.tickets import compact
+from instant_soup.tickets.layouts import BLOCK, convert
+from instant_soup.training import loop
 
 TOKENS = 32
 
@@ -57,7 +62,7 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     arguments = parser.parse_args()
-    where = training.device()
+    where = loop.device()
     model, _ = bert.load_pretrained(MINILM, hub=False)
     model = model.to(where).eval()
     weights = {name: w.detach().cpu() for name, w in models.prunable(model).items()}
@@ -76,7 +81,7 @@ def main() -> None:
         ratio = sum(w.numel() for w in weights.values()) * 2 / 2**20 / size
         sizes.append({"layout": "compact file, bf16", "sparsity": sparsity, "mib": size,
                       "ratio": ratio})  # fmt: skip
-    if where.type == "cpu" and training.resolve_precision("auto") == "bf16":
+    if where.type == "cpu" and loop.resolve_precision("auto") == "bf16":
         candidates.append(("dense, bf16", 0.0, copy.deepcopy(model).bfloat16(), model))
     if where.type == "cuda":
         half = copy.deepcopy(model).half()

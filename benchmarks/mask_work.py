@@ -23,8 +23,9 @@ import shapes
 import torch
 from common import pruned_start, record, seconds, step_times
 
-from instant_soup import criteria, masks, soup
-from instant_soup.settings import check
+from instant_soup.methods import criteria
+from instant_soup.pipeline.plan import check
+from instant_soup.sparsity import mask_soup, masks
 
 SPARSITY, DENOISERS = 0.7, 4
 LOOK_AHEAD = 10  # steps of a denoiser, as in the quick preset; the paper's 100 make the share less
@@ -86,7 +87,7 @@ def measure(name: str, folder: Path, copy_speed: float) -> list[dict[str, Any]]:
     k = masks.keep_count(weights, SPARSITY)
     mask = criteria.magnitude(weights, SPARSITY)
     weak = [flipped(mask, 0.01, seed) for seed in range(DENOISERS)]
-    union = soup.combine(weak, "union")
+    union = mask_soup.combine(weak, "union")
     file = folder / "mask.safetensors"
     sort = name in SORTED
     floats = [{n: m.float() for n, m in each.items()} for each in weak] if sort else []
@@ -102,11 +103,11 @@ def measure(name: str, folder: Path, copy_speed: float) -> list[dict[str, Any]]:
     work: list[tuple[str, Callable, Callable | None, float]] = [
         ("threshold", lambda: criteria.magnitude(weights, SPARSITY),
          lambda: sorted_magnitude(weights), 4 + 1),
-        ("union", lambda: soup.combine(weak, "union"),
+        ("union", lambda: mask_soup.combine(weak, "union"),
          lambda: float_union(floats), n + 1),
-        ("vote", lambda: soup.combine(weak, "vote"),
+        ("vote", lambda: mask_soup.combine(weak, "vote"),
          lambda: {x: sum(m[x] for m in floats) for x in weights}, n + 1),
-        ("adjust", lambda: soup.adjust(union, weights, k),
+        ("adjust", lambda: mask_soup.adjust(union, weights, k),
          lambda: sorted_magnitude(weights, joined), 4 + 1 + 1),
         ("compare", lambda: masks.cosine_similarity(weak[0], weak[1]), float_cosine, 2),
         ("apply", lambda: masks.apply(mask, weights),

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 import instant_soup
-from instant_soup import main_network, masks, metrics, training
-from instant_soup.batches import Texts, epoch_batches, load_split, steps_per_epoch
+from instant_soup.data.batches import Texts, epoch_batches, load_split, steps_per_epoch
 from instant_soup.files import read_yaml
-from instant_soup.schedules import calibration_steps, round_sparsities, steps_of
-from instant_soup.settings import check
+from instant_soup.methods.rounds import calibration_steps, round_sparsities
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check
+from instant_soup.sparsity import masks
+from instant_soup.training import loop, metrics
+from instant_soup.training.schedule import steps_of
 
 
 class Epochs:
@@ -35,7 +38,7 @@ class Epochs:
 
 
 def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return training.loss_of(training.logits_of(model, batch), batch["labels"])
+    return loop.loss_of(loop.logits_of(model, batch), batch["labels"])
 
 
 def whole_isp() -> dict[str, float]:
@@ -43,7 +46,7 @@ def whole_isp() -> dict[str, float]:
     settings = check(read_yaml(Path("params.yaml")))
     own, isp = settings["training"], settings["isp"]
     started = time.perf_counter()
-    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
     assert isinstance(data, Texts)
     state, _ = main_network.load_start("models/start")
     model = main_network.build(state, own).to(data.labels.device)
@@ -62,8 +65,8 @@ def whole_isp() -> dict[str, float]:
     )  # fmt: skip
     wall = time.perf_counter() - started
     test = load_split(main_network.ENCODED / "test.safetensors", data.labels.device)
-    precision = training.resolve_precision(own["precision"])
-    score = metrics.score("accuracy", *training.predict(pruned.model, test, precision))
+    precision = loop.resolve_precision(own["precision"])
+    score = metrics.score("accuracy", *loop.predict(pruned.model, test, precision))
     return {
         "seconds": wall,
         "steps": pruned.cost["steps"],

@@ -7,7 +7,7 @@ import pandas as pd
 from common import ROOT, record
 from scipy.stats import ttest_rel
 
-from instant_soup.ledger import KEY
+from instant_soup.reports.ledger import KEY
 
 FP32 = "training.precision=fp32"
 CELL = [name for name in KEY if name != "seed"]

@@ -13,9 +13,14 @@ import argparse
 import torch
 import yaml
 
-from instant_soup import criteria, main_network, metrics, schedules, training
-from instant_soup.batches import load_split
-from instant_soup.settings import check, check_rounds
+from instant_soup.data.batches import load_split
+from instant_soup.methods import criteria
+from instant_soup.methods.rounds import calibration_steps
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check, check_rounds
+from instant_soup.training import loop, metrics
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State
 
 SHARES = (0.0, 0.15, 0.3, 0.6, 0.9)  # 0: one-shot, everything pruned at the start
 
@@ -29,23 +34,23 @@ def final_score(settings: dict, sparsities: list[float], share: float, seed: int
     count = len(sparsities)
     t = share * total / (count * (count + 1) / 2)
 
-    def train_to(last: int) -> training.State:
+    def train_to(last: int) -> State:
         model = main_network.build(state, training_settings)
-        return training.train(
-            model, state, mask, data, training_settings, training.Cost(),
+        return loop.train(
+            model, state, mask, data, training_settings, Cost(),
             last=last, total=total, label=f"share {share}, seed {seed}",
         )  # fmt: skip
 
     for i, sparsity in enumerate(sparsities if share else sparsities[-1:]):
-        state = train_to(state.step + round(schedules.calibration_steps(i, 1) * t))
+        state = train_to(state.step + round(calibration_steps(i, 1) * t))
         weights = {name: state.weights[name] for name in mask}
         mask = criteria.magnitude(weights, sparsity)
         state.prune(mask)
     state = train_to(total)
     model = main_network.build(state, training_settings)
     validation = load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
-    precision = training.resolve_precision(training_settings["precision"])
-    return metrics.score("accuracy", *training.predict(model, validation, precision))
+    precision = loop.resolve_precision(training_settings["precision"])
+    return metrics.score("accuracy", *loop.predict(model, validation, precision))
 
 
 def main() -> None:

@@ -22,10 +22,11 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset
 
-from instant_soup.bert import transformers_auto
 from instant_soup.files import read_json, read_yaml
-from instant_soup.schedules import round_sparsities, steps_of
-from instant_soup.settings import check
+from instant_soup.methods.rounds import round_sparsities
+from instant_soup.models.bert import transformers_auto
+from instant_soup.pipeline.plan import check
+from instant_soup.training.schedule import steps_of
 
 
 class Rows(Dataset):

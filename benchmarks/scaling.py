@@ -15,8 +15,9 @@ import shapes
 import yaml
 from common import prepare, record, run_stage, step_times
 
-from instant_soup import main_network, masks
-from instant_soup.settings import check
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check
+from instant_soup.sparsity import masks
 
 NETWORKS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
 BATCH_SIZES = (8, 16, 32, 64, 128)

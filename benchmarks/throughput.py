@@ -17,14 +17,18 @@ import shapes
 import torch
 from common import WARM_UP, record, seconds, step_times
 
-from instant_soup import main_network, masks, models, training
-from instant_soup.batches import load_split
-from instant_soup.settings import check
+from instant_soup.data.batches import load_split
+from instant_soup.models import base as models
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check
+from instant_soup.sparsity import masks
+from instant_soup.training import loop
+from instant_soup.training.cost import peak_memory
 
 
 def matmul_peak(precision: str) -> float:
     """FLOP/s of a large square matrix product, the best of several, of two sizes."""
-    where = training.device()
+    where = loop.device()
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def speed(side: int) -> float:
@@ -44,8 +48,8 @@ def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
         with contextlib.chdir(name):
             state, mask = main_network.load_start("models/start")
             own = statistics.median(step_times(plan, state, mask, steps))
-            memory = training.peak_memory()  # of this process, and so of no use on a CPU
-            data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+            memory = peak_memory()  # of this process, and so of no use on a CPU
+            data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
             batch = data.rows(torch.arange(plan["batch_size"]))
             model = main_network.build(state, plan)
             flops = 3 * sum(models.forward_flops(model, masks.count(mask)[1], batch))
@@ -68,7 +72,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=None)
     parser.add_argument("--steps", type=int, default=100 if torch.cuda.is_available() else 3)
     arguments = parser.parse_args()
-    precisions = arguments.precisions or sorted({"fp32", training.resolve_precision("auto")})
+    precisions = arguments.precisions or sorted({"fp32", loop.resolve_precision("auto")})
     rows = [measure(s, p, arguments.steps) for s in arguments.shapes for p in precisions]
     record("throughput", rows, steps=arguments.steps)
 

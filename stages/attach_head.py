@@ -6,9 +6,10 @@ zero-shot head of its text tower.
 
 from pathlib import Path
 
-from instant_soup import masks, models
 from instant_soup.files import read_json, read_yaml, run_stage
-from instant_soup.training import State, save_state
+from instant_soup.models import base as models
+from instant_soup.sparsity import masks
+from instant_soup.training.state import State, save_state
 
 
 def main() -> None:

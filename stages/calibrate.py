@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from instant_soup.files import pass_by, read_yaml, run_stage, write_json
-from instant_soup.schedules import calibration_steps, steps_of
-from instant_soup.tracking import stage_run
+from instant_soup.methods.rounds import calibration_steps
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.training.schedule import steps_of
 
 
 def main() -> None:
@@ -17,7 +18,10 @@ def main() -> None:
     if settings.get("idle"):
         return pass_by(out / "state", out / "curve.csv", out / "calibration.json")
 
-    from instant_soup import main_network, training  # late: an idle round need not wait for torch
+    from instant_soup.pipeline import main_network
+    from instant_soup.training.state import (
+        save_state,  # late: an idle round need not wait for torch
+    )
 
     with stage_run(f"calibrate {i}", settings, {"method": "isp", "round": i}) as run:
         state, mask = main_network.load_start(settings["start"])
@@ -27,7 +31,7 @@ def main() -> None:
         state, cost, curve = main_network.advance(
             state, mask, settings, last=last, label=f"calibrate round {i}", run=run
         )
-        training.save_state(out / "state", state)
+        save_state(out / "state", state)
         main_network.save_curve(out / "curve.csv", curve)
         write_json(out / "calibration.json", vars(cost))
         run.summary(**vars(cost))

@@ -1,8 +1,8 @@
 """The Full row: the dense network, fine-tuned for the whole budget."""
 
-from instant_soup import main_network
 from instant_soup.files import read_yaml, run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup.batches import save_split
-from instant_soup.encoding import encode_images, encode_texts, longest
+from instant_soup.data.batches import save_split
 from instant_soup.files import new_folder, read_json, read_yaml, run_stage, write_json
+from instant_soup.models.encoding import encode_images, encode_texts, longest
 
 BASE = Path("models/base")
 

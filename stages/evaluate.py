@@ -4,17 +4,16 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from instant_soup import criteria, main_network, masks, metrics, models, training
-from instant_soup.batches import load_split
-from instant_soup.files import (
-    UserError,
-    code_version,
-    read_json,
-    read_yaml,
-    run_stage,
-    write_json,
-)
-from instant_soup.tracking import stage_run
+from instant_soup.data.batches import load_split
+from instant_soup.errors import UserError
+from instant_soup.files import code_version, read_json, read_yaml, run_stage, write_json
+from instant_soup.methods import criteria
+from instant_soup.models import base as models
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.sparsity import masks
+from instant_soup.training import loop, metrics
+from instant_soup.training.state import load_state
 
 NO_TRAINING = {"dropout": "model", "freeze_embeddings": True}
 
@@ -28,22 +27,22 @@ def main() -> None:
     identity = {key: settings[key] for key in ("model", "dataset", "method", "seed")}
     tags = {**identity, "sparsity": settings["target_sparsity"]}
     with stage_run(f"evaluate {method}", settings, tags) as run:
-        state = training.load_state(folder / "state", moments=False)
+        state = load_state(folder / "state", moments=False)
         mask = masks.load(folder / "mask.safetensors", main_network.prunable_shapes())
         revived = [n for n, kept in mask.items() if state.weights[n][~kept].any()]
         if revived:
             raise UserError(f"{folder}: pruned weights of {revived[0]} are not zero")
 
-        where = training.device()
-        precision = training.resolve_precision(settings["precision"])
+        where = loop.device()
+        precision = loop.resolve_precision(settings["precision"])
         network = main_network.build(state, NO_TRAINING).to(where)
         test = load_split("data/encoded/test.safetensors", where)
-        scores = metrics.scores(*training.predict(network, test, precision))
+        scores = metrics.scores(*loop.predict(network, test, precision))
         zero_shot = {}
         if settings["zero_shot"]:
-            start = training.load_state("models/start/state")
+            start = load_state("models/start/state")
             network = main_network.build(start, NO_TRAINING).to(where)
-            zero_shot["zero_shot"] = metrics.scores(*training.predict(network, test, precision))
+            zero_shot["zero_shot"] = metrics.scores(*loop.predict(network, test, precision))
 
         pretrained = models.pretrained_prunable(main_network.BASE)
         one_shot = criteria.magnitude(pretrained, masks.sparsity(mask))

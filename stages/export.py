@@ -2,9 +2,9 @@
 
 import argparse
 
-from instant_soup.export import EXPORTED, export
 from instant_soup.files import run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.tickets.export import EXPORTED, export
 
 
 def main() -> None:

@@ -3,14 +3,17 @@
 import argparse
 import time
 
-from instant_soup import main_network, models, training
-from instant_soup.batches import load_split, training_batches
-from instant_soup.criteria import CRITERIA, PASSES, Probe
-from instant_soup.early_bird import early_bird
+from instant_soup.data.batches import load_split, training_batches
 from instant_soup.files import read_yaml, run_stage
-from instant_soup.main_network import Ticket
-from instant_soup.progressive import progressive
-from instant_soup.tracking import stage_run
+from instant_soup.methods.criteria import CRITERIA, PASSES, Probe
+from instant_soup.methods.early_bird import early_bird
+from instant_soup.methods.progressive import progressive
+from instant_soup.models import base as models
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.main_network import Ticket
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost, peak_memory
 
 SEARCHES = {"early_bird": early_bird, "progressive": progressive, "isp_plus": progressive}
 
@@ -31,10 +34,10 @@ def main() -> None:
 
 def untrained(method: str, settings: dict) -> Ticket:
     """The ticket of a criterion, which looks at the pre-trained network without training it."""
-    cost, probe = training.Cost(), Probe(settings["seed"], settings)
+    cost, probe = Cost(), Probe(settings["seed"], settings)
     prunable = models.pretrained_prunable(main_network.BASE)
     if method in PASSES:
-        where = training.device()
+        where = loop.device()
         state, _ = main_network.load_start(settings["start"])
         data = load_split(main_network.ENCODED / "train.safetensors", where)
         batches = training_batches(data, settings, 0, settings["batches"])
@@ -47,7 +50,7 @@ def untrained(method: str, settings: dict) -> Ticket:
         weights = sum(w.numel() for w in prunable.values())
         passes = [models.forward_flops(probe.model, weights, batch) for batch in probe.batches]
         cost.flops = cost.sparse_flops = PASSES[method] * sum(map(sum, passes))
-    cost.peak_memory = training.peak_memory()
+    cost.peak_memory = peak_memory()
     return Ticket(mask, cost)
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from instant_soup.files import pass_by, read_yaml, run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
@@ -23,13 +23,15 @@ def main() -> None:
     if settings.get("idle"):
         return pass_by(folder / f"round_{i}")
 
-    from instant_soup import criteria, main_network, training  # late: see calibrate.py
+    from instant_soup.methods import criteria
+    from instant_soup.pipeline import main_network
+    from instant_soup.training.state import load_state  # late: see calibrate.py
 
     with stage_run(f"imp {chain} {i}", settings, {"method": chain, "round": i}) as run:
-        trained = training.load_state(folder / settings["previous"] / "state", moments=False)
+        trained = load_state(folder / settings["previous"] / "state", moments=False)
         names = main_network.prunable_shapes()
         mask = criteria.magnitude({n: trained.weights[n] for n in names}, settings["sparsity"])
-        state = training.load_state(folder / "reset/state")
+        state = load_state(folder / "reset/state")
         state.prune(mask)
         _, total = main_network.budget(settings)
         state, cost, curve = main_network.advance(

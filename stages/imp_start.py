@@ -8,9 +8,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from instant_soup import main_network, training
 from instant_soup.files import new_folder, pass_by, read_json, read_yaml, run_stage, write_json
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import save_state
 
 DENSE = Path("models/retrained/dense")
 
@@ -27,13 +29,13 @@ def main() -> None:
     with stage_run(f"imp {chain} start", settings, {"method": chain}) as run:
         state, mask = main_network.load_start(settings["start"])
         _, total = main_network.budget(settings)
-        cost = training.Cost()
+        cost = Cost()
         state, part, _ = main_network.advance(
             state, mask, settings, last=round(settings["rewind"] * total), label="rewind", run=run
         )
         cost.add(vars(part))
         with new_folder(folder / "reset") as reset:
-            training.save_state(reset / "state", state)
+            save_state(reset / "state", state)
             write_json(reset / "cost.json", vars(cost))
         with new_folder(folder / "start") as start:
             shutil.copytree(DENSE / "state", start / "state")

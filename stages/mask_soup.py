@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from instant_soup.files import pass_by, read_yaml, run_stage, write_json
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
@@ -21,11 +21,13 @@ def main() -> None:
     if settings.get("idle"):
         return pass_by(folder / "mask.safetensors", folder / "soup.json")
 
-    from instant_soup import criteria, masks, soup, training  # late: see calibrate.py
+    from instant_soup.methods import criteria
+    from instant_soup.sparsity import mask_soup, masks
+    from instant_soup.training.state import load_state  # late: see calibrate.py
 
     with stage_run(f"soup {i}", settings, {"method": "isp", "round": i}) as run:
         before = masks.load(Path(settings["start"]) / "mask.safetensors")
-        weights = training.load_state(folder / "state", moments=False).weights
+        weights = load_state(folder / "state", moments=False).weights
         prunable = {name: weights[name] for name in before}
         weak_masks = [
             masks.load(folder / "weak" / f"{n}.safetensors") for n in range(settings["denoisers"])
@@ -34,10 +36,10 @@ def main() -> None:
         own_mask = criteria.magnitude(prunable, settings["sparsity"])
         if settings["own_mask"] or not weak_masks:
             weak_masks.append(own_mask)
-        standing = soup.combine(weak_masks, settings["combine"])
+        standing = mask_soup.combine(weak_masks, settings["combine"])
         k = masks.number_kept(masks.count(before)[1], settings["sparsity"])
         mask = (
-            soup.adjust(standing, prunable, k)
+            mask_soup.adjust(standing, prunable, k)
             if settings["adjust"]
             else {name: s > 0 for name, s in standing.items()}
         )
@@ -45,7 +47,7 @@ def main() -> None:
 
         statistics = {
             "sparsity": masks.sparsity(mask),
-            **soup.agreement(weak_masks),
+            **mask_soup.agreement(weak_masks),
             # How far the soup is from plain magnitude pruning of the same network.
             "overlap_own_mask": masks.cosine_similarity(mask, own_mask),
         }

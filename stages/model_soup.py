@@ -8,9 +8,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from instant_soup import main_network, model_soup, training
 from instant_soup.files import read_json, read_yaml, run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.methods import dense_soups
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import load_state
 
 
 def main() -> None:
@@ -20,8 +23,8 @@ def main() -> None:
     settings = read_yaml(f"models/plan/model_soup_{method}.yaml")
     members = [Path(folder) for folder in settings["members"]]
     with stage_run(f"soup {method}", settings, {"method": method}) as run:
-        networks = [training.load_state(f / "state", moments=False).weights for f in members]
-        cost = training.Cost()
+        networks = [load_state(f / "state", moments=False).weights for f in members]
+        cost = Cost()
         for folder in members:
             cost.add(read_json(folder / "run.json")["cost"])
         cost.search_steps, cost.steps = cost.search_steps + cost.steps, 0
@@ -32,7 +35,7 @@ def main() -> None:
         if method == "instant_model_soup":
             best, more["coefficients"] = score(state.weights), []
             for network in networks:
-                state.weights, chosen, best = model_soup.merge(
+                state.weights, chosen, best = dense_soups.merge(
                     state.weights, network, settings["coefficients"], score, best
                 )
                 more["coefficients"].append(chosen)
@@ -42,9 +45,9 @@ def main() -> None:
             cost.add(vars(own_cost))
         else:
             if method == "greedy_soup":
-                state.weights, more["members"] = model_soup.greedy_soup(networks, score)
+                state.weights, more["members"] = dense_soups.greedy_soup(networks, score)
             else:
-                state.weights = model_soup.uniform_soup(networks)
+                state.weights = dense_soups.uniform_soup(networks)
             found = {"step": total, "train_loss": None, "validation": score(state.weights)}
             curve = [{**found, "sparsity": 0.0}]
         main_network.save_result(f"models/retrained/{method}", state, mask, cost, curve, **more)

@@ -1,8 +1,8 @@
 """params.yaml → one small, checked and resolved settings file for each stage that reads one."""
 
 from instant_soup.files import new_folder, read_yaml, run_stage, write_yaml
-from instant_soup.schedules import mask_finding_share
-from instant_soup.settings import check, check_rounds, plan
+from instant_soup.methods.rounds import mask_finding_share
+from instant_soup.pipeline.plan import check, check_rounds, plan
 
 
 def main() -> None:

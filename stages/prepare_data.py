@@ -1,6 +1,7 @@
 """Dataset (packaged, hub or local) → train, validation and test tables in one layout."""
 
-from instant_soup.data import read_splits, save_table
+from instant_soup.data.splits import read_splits
+from instant_soup.data.tables import save_table
 from instant_soup.files import new_folder, read_yaml, run_stage, write_json
 
 

@@ -1,13 +1,13 @@
 """Pre-trained base model (packaged, hub, local or clip-glyph) → models/base, without a head."""
 
-import importlib
-
-from instant_soup.files import UserError, new_folder, read_yaml, run_stage, write_json
+from instant_soup.errors import UserError
+from instant_soup.files import new_folder, read_yaml, run_stage, write_json
+from instant_soup.models import base as models
 
 
 def main() -> None:
     settings = read_yaml("models/plan/base.yaml")
-    family = importlib.import_module(f"instant_soup.{settings['family']}")
+    family = models.family_named(settings["family"])
     with new_folder("models/base") as folder:
         prunable = family.prepare_base(settings, folder)
         if not prunable:

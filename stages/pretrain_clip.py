@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from instant_soup.files import pass_by, read_json, read_yaml, run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
@@ -12,12 +12,12 @@ def main() -> None:
     if settings.get("idle"):
         return pass_by(out)
 
-    from instant_soup import contrastive  # late: an idle stage need not wait for torch
+    from instant_soup.pretraining import clip_glyph  # late: an idle stage need not wait for torch
 
     with stage_run("pretrain clip", settings, {}) as run:
-        model_config = read_json(contrastive.MODEL_CONFIG)
-        state, curve = contrastive.pretrain(model_config, settings, run)
-        contrastive.save_model(out, model_config, state, curve)
+        model_config = read_json(clip_glyph.MODEL_CONFIG)
+        state, curve = clip_glyph.pretrain(model_config, settings, run)
+        clip_glyph.save_model(out, model_config, state, curve)
         run.summary(**curve[-1])
 
 

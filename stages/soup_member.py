@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from instant_soup.files import pass_by, read_yaml, run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
@@ -22,8 +22,9 @@ def main() -> None:
     if settings.get("idle"):
         return pass_by(out)
 
-    from instant_soup import criteria, main_network  # late: see calibrate.py
-    from instant_soup.denoisers import draw_protocol
+    from instant_soup.methods import criteria
+    from instant_soup.methods.protocols import draw_protocol
+    from instant_soup.pipeline import main_network  # late: see calibrate.py
 
     with stage_run(f"soup member {kind} {n}", settings, {"member": n}) as run:
         state, mask = main_network.load_start(settings["start"])

@@ -7,10 +7,10 @@ restarts, neither optimiser nor learning-rate schedule.
 
 import argparse
 
-from instant_soup import main_network
 from instant_soup.files import read_yaml, run_stage
-from instant_soup.main_network import Cost
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.main_network import Cost
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:

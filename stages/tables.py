@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup import (
+from instant_soup.files import project_root, read_yaml, run_stage, write_json
+from instant_soup.pipeline import tracking
+from instant_soup.reports import (
     ablations,
-    dense_soups_table,
+    dense_soups,
     essential_sparsity,
     figures,
     head_to_head,
     ledger,
     page,
-    paper_tables,
-    tables,
-    tracking,
+    paper,
 )
-from instant_soup.files import project_root, read_yaml, run_stage, write_json
+from instant_soup.reports.results import terminal_table, write_tables
 
 REPORTS = Path("reports")
 
@@ -29,7 +29,7 @@ def main() -> None:
     show_only = parser.parse_args().show
     results = ledger.read_results(REPORTS / "results", methods_of_this_run())
     if show_only:
-        return tables.terminal_table(results)
+        return terminal_table(results)
 
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
         experiments = ledger.results_of_experiments(project_root())
@@ -41,11 +41,11 @@ def main() -> None:
                 f"{ledger_csv}: {len(rows)} rows of {model} began at other pre-trained weights and "
                 "are in no table (docs/design.md, Known limits)"
             )
-        written = tables.write_tables(REPORTS / "tables", runs)
-        written += paper_tables.write_tables(REPORTS / "tables", runs)
+        written = write_tables(REPORTS / "tables", runs)
+        written += paper.write_tables(REPORTS / "tables", runs)
         written += head_to_head.write_tables(REPORTS / "tables", runs)
         written += ablations.write_tables(REPORTS / "tables", runs)
-        written += dense_soups_table.write_tables(REPORTS / "tables", runs)
+        written += dense_soups.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)
         for path in written:
@@ -56,7 +56,7 @@ def main() -> None:
         metrics = {result["method"]: metrics_of(result) for result in reported}
         write_json(REPORTS / "metrics.json", metrics)
         run.summary(**{f"{m}/{k}": v for m, values in metrics.items() for k, v in values.items()})
-    tables.terminal_table(results)
+    terminal_table(results)
     try:
         tracking.flush()
     except Exception as error:  # MLflow mirrors results, it does not own them

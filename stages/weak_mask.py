@@ -9,8 +9,9 @@ import argparse
 import time
 from pathlib import Path
 
-from instant_soup.files import UserError, pass_by, read_yaml, run_stage
-from instant_soup.tracking import stage_run
+from instant_soup.errors import UserError
+from instant_soup.files import pass_by, read_yaml, run_stage
+from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
@@ -24,12 +25,15 @@ def main() -> None:
     if settings.get("idle"):
         return pass_by(out)
 
-    from instant_soup import criteria, main_network, masks, training  # late: see calibrate.py
-    from instant_soup.denoisers import draw_protocol
+    from instant_soup.methods import criteria
+    from instant_soup.methods.protocols import draw_protocol
+    from instant_soup.pipeline import main_network
+    from instant_soup.sparsity import masks
+    from instant_soup.training.state import load_state  # late: see calibrate.py
 
     tags = {"method": "isp", "round": i, "denoiser": n}
     with stage_run(f"weak mask {i}/{n}", settings, tags) as run:
-        network = training.load_state(f"models/isp/round_{i}/state", moments=False)
+        network = load_state(f"models/isp/round_{i}/state", moments=False)
         mask = masks.load(Path(settings["start"]) / "mask.safetensors")
         key = (settings["seed"], i, n)
         protocol = draw_protocol(settings, main_network.training_rows(), key)

@@ -35,14 +35,21 @@ from common import ROOT, params_with, prepare
 from scipy import stats
 from torch.nn import functional
 
-from instant_soup import criteria, main_network, masks, metrics, settings, soup, training
-from instant_soup.batches import Split, load_split
-from instant_soup.clip import CONFIG, WEIGHTS
-from instant_soup.denoisers import draw_protocol
-from instant_soup.files import UserError, new_file, read_yaml, sha256
-from instant_soup.masks import Mask
-from instant_soup.schedules import calibration_steps, round_sparsities, steps_of
-from instant_soup.training import Cost, State, Weights
+from instant_soup.data.batches import Split, load_split
+from instant_soup.errors import UserError
+from instant_soup.files import new_file, read_yaml, sha256
+from instant_soup.methods import criteria
+from instant_soup.methods.protocols import draw_protocol
+from instant_soup.methods.rounds import calibration_steps, round_sparsities
+from instant_soup.models.clip import CONFIG, WEIGHTS
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import check, plan
+from instant_soup.sparsity import mask_soup, masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import loop, metrics
+from instant_soup.training.cost import Cost
+from instant_soup.training.schedule import steps_of
+from instant_soup.training.state import State, Weights
 
 RESULTS = ROOT / "reports/studies/better_soups.csv"
 KEY = ("task", "sparsity", "seed", "variant", "settings")
@@ -62,12 +69,12 @@ def progressive(weights: Weights, denoisers: list[State], weak: list[Mask], k: i
 
 def union(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
     """The paper: the union of the weak masks, adjusted by the network's magnitudes."""
-    return soup.adjust(soup.combine(weak, "union"), weights, k)
+    return mask_soup.adjust(mask_soup.combine(weak, "union"), weights, k)
 
 
 def vote(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
     """The number of masks that keep a weight, then its magnitude."""
-    return soup.adjust(soup.combine(weak, "vote"), weights, k)
+    return mask_soup.adjust(mask_soup.combine(weak, "vote"), weights, k)
 
 
 def weighted_vote(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
@@ -145,7 +152,7 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
     if variant == "farther":
         isp |= {"denoisers": 1, "look_ahead": isp["denoisers"] * isp["look_ahead"]}
     steps_per_epoch, total = main_network.budget(plan)
-    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
     cost = Cost()
     sparsities = round_sparsities(chosen["sparsity"], isp["compression_rate"], isp["rate_of"])
     beside = len(sparsities) * isp["denoisers"] * isp["look_ahead"]
@@ -153,7 +160,7 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
     t, total = steps_of(longer * isp["calibration"], steps_per_epoch), round(longer * total)
     around: contextlib.AbstractContextManager = contextlib.nullcontext()
     if variant == "distilled":
-        data, around = distilled(data, plan, cost), patch.object(training, "loss_of", soft_loss)
+        data, around = distilled(data, plan, cost), patch.object(loop, "loss_of", soft_loss)
     state, mask = main_network.load_start("models/start")
     pretrained = {n: state.weights[n].clone() for n in mask}
     own = mask
@@ -161,7 +168,7 @@ def run(chosen: dict, variant: str) -> dict[str, Any]:
     def train_to(last: int) -> State:
         model = main_network.build(state, plan)
         with around:
-            return training.train(
+            return loop.train(
                 model, state, mask, data, plan, cost, last=last, total=total, label=variant
             )
 
@@ -213,12 +220,12 @@ def fisher_scores(state: State, mask: Mask) -> Weights:
 
 def scores_of(state: State, plan: dict) -> dict[str, float]:
     """A network's validation and test score."""
-    where, precision = training.device(), training.resolve_precision(plan["precision"])
+    where, precision = loop.device(), loop.resolve_precision(plan["precision"])
     model = main_network.build(state, plan).to(where)
     scores = {}
     for name in ("validation", "test"):
         split = load_split(main_network.ENCODED / f"{name}.safetensors", where)
-        scores[name] = metrics.score(plan["metric"], *training.predict(model, split, precision))
+        scores[name] = metrics.score(plan["metric"], *loop.predict(model, split, precision))
     return scores
 
 
@@ -227,13 +234,13 @@ def distilled(data: Split, plan: dict, cost: Cost) -> Split:
     _, total = main_network.budget(plan)
     state, mask = main_network.load_start("models/start")
     model = main_network.build(state, plan)
-    state = training.train(
+    state = loop.train(
         model, state, mask, data, plan, cost, last=total, total=total, label="teacher"
     )
     teacher = main_network.build(state, plan).to(data.labels.device).eval()
     with torch.inference_mode():
         parts = [
-            training.logits_of(teacher, data.rows(index)).float().softmax(-1)
+            loop.logits_of(teacher, data.rows(index)).float().softmax(-1)
             for index in torch.arange(len(data)).split(256)
         ]
     soft = torch.cat(parts).clone()
@@ -447,7 +454,7 @@ def main() -> None:
     for changes in tasks.values():
         changes["isp"] = {"look_ahead": options.look_ahead}
         for sparsity in options.sparsities:  # what cannot be is said before hours of work
-            settings.plan(params_with(**{**changes, "sparsity": sparsity}))
+            plan(params_with(**{**changes, "sparsity": sparsity}))
     for seed in options.seeds:
         for task, changes in tasks.items():
             with tempfile.TemporaryDirectory() as folder:
@@ -459,7 +466,7 @@ def runs_of(task: str, changes: dict, seed: int, options: argparse.Namespace, fo
     """All runs of a task and a seed that are not in the file, in a prepared folder."""
     name, prepared = task.partition("=")[0], False
     for sparsity in options.sparsities:
-        chosen = settings.check(params_with(**{**changes, "sparsity": sparsity, "seed": seed}))
+        chosen = check(params_with(**{**changes, "sparsity": sparsity, "seed": seed}))
         for variant in options.variants:
             where = dict(zip(KEY, (name, sparsity, seed, variant, digest_of(chosen)), strict=True))
             known = read_runs()[list(KEY)].to_dict("records")

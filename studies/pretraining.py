@@ -22,15 +22,20 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from common import ROOT, prepare
 
-from instant_soup import contrastive, criteria, main_network, masks, metrics, training
-from instant_soup.batches import load_split
-from instant_soup.essential_sparsity import knee_over_seeds
+from instant_soup.config.presets import PRESETS
+from instant_soup.data.batches import load_split
 from instant_soup.files import new_file, read_json, read_yaml
-from instant_soup.layout import Cell, Chapter, Table, markdown
-from instant_soup.models import NEAR_ZERO
-from instant_soup.paper_tables import seeds_cell
-from instant_soup.presets import PRESETS
-from instant_soup.tracking import stage_run
+from instant_soup.methods import criteria
+from instant_soup.models.base import NEAR_ZERO
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.tracking import stage_run
+from instant_soup.pretraining import clip_glyph
+from instant_soup.reports.essential_sparsity import knee_over_seeds
+from instant_soup.reports.paper import seeds_cell
+from instant_soup.reports.render import Cell, Chapter, Table, markdown
+from instant_soup.sparsity import masks
+from instant_soup.training import loop, metrics
+from instant_soup.training.cost import Cost
 
 FOLDER = ROOT / "reports/studies"
 WEIGHTS, CURVES = FOLDER / "pretraining_weights.csv", FOLDER / "pretraining_curves.csv"
@@ -75,10 +80,10 @@ def pretrained(where: dict[str, Any]) -> Path:
         return folder
     settings = {**PRESETS["clip"]["quick"]["pretraining"], "objective": objective}
     settings |= {"steps": steps, "seed": seed, **FP32}
-    model_config = read_json(contrastive.MODEL_CONFIG)
+    model_config = read_json(clip_glyph.MODEL_CONFIG)
     with stage_run(f"study: {objective} {steps} {seed}", settings, {}) as run:
-        state, curve = contrastive.pretrain(model_config, settings, run)
-    contrastive.save_model(folder, model_config, state, curve)
+        state, curve = clip_glyph.pretrain(model_config, settings, run)
+    clip_glyph.save_model(folder, model_config, state, curve)
     if rows_of(WEIGHTS, where).empty:
         append(WEIGHTS, [{**where, **row} for row in curve])
     return folder
@@ -92,18 +97,16 @@ def fine_tuned(sparsity: float) -> dict[str, float]:
     if sparsity:
         mask = criteria.magnitude({name: state.weights[name] for name in mask}, sparsity)
         state.prune(mask)
-    data = load_split(main_network.ENCODED / "train.safetensors", training.device())
+    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
     model = main_network.build(state, plan)
     label = f"{100 * masks.sparsity(mask):.0f} % sparse"
-    state = training.train(
-        model, state, mask, data, plan, training.Cost(), last=total, total=total, label=label
-    )
+    state = loop.train(model, state, mask, data, plan, Cost(), last=total, total=total, label=label)
     model = main_network.build(state, plan).to(data.labels.device)
-    precision = training.resolve_precision(plan["precision"])
+    precision = loop.resolve_precision(plan["precision"])
     scores = {}
     for name in ("validation", "test"):
         split = load_split(main_network.ENCODED / f"{name}.safetensors", data.labels.device)
-        scores[name] = metrics.score(plan["metric"], *training.predict(model, split, precision))
+        scores[name] = metrics.score(plan["metric"], *loop.predict(model, split, precision))
     return scores
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from instant_soup.torchvision_cpu import declare_missing_operators
+from instant_soup.models.torchvision_cpu import declare_missing_operators
 
 declare_missing_operators()
 
@@ -63,10 +63,10 @@ def on_the_cpu() -> Iterator[None]:
     """For tests that compare bits: on the CPU wherever they run."""
     import torch
 
-    from instant_soup import training
+    from instant_soup.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "device", lambda: torch.device("cpu"))
+        patch.setattr(loop, "device", lambda: torch.device("cpu"))
         yield
 
 
@@ -106,7 +106,7 @@ def new_classifier(folder: Path, outputs: int, seed: int) -> Any:
     """A text classifier of a folder's configuration, all of its weights drawn from the seed."""
     import torch
 
-    from instant_soup import bert
+    from instant_soup.models import bert
 
     torch.manual_seed(seed)
     auto = bert.transformers_auto()
@@ -118,7 +118,7 @@ def random_texts() -> Any:
     """Forty rows of random tokens, as encoded; the label is in the second token."""
     import torch
 
-    from instant_soup.batches import Texts
+    from instant_soup.data.batches import Texts
 
     draws = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
@@ -188,7 +188,7 @@ def save_clip(folder: Path, config: dict, seed: int = 0, **preprocess: Any) -> P
     import torch
     from safetensors.torch import save_file
 
-    from instant_soup.clip import needs_optional, open_clip
+    from instant_soup.models.clip import needs_optional, open_clip
 
     package = open_clip(needs_optional(config))
     torch.manual_seed(seed)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from instant_soup import ledger
+from instant_soup.reports import ledger
 
 LAYERS = [f"bert.encoder.layer.{i}" for i in range(6)]
 

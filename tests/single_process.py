@@ -10,10 +10,16 @@ from pathlib import Path
 
 import torch
 
-from instant_soup import criteria, main_network, masks, schedules, soup, training
-from instant_soup.batches import load_split
-from instant_soup.denoisers import draw_protocol
+from instant_soup.data.batches import load_split
 from instant_soup.files import read_yaml
+from instant_soup.methods import criteria
+from instant_soup.methods.protocols import draw_protocol
+from instant_soup.pipeline import main_network
+from instant_soup.sparsity import mask_soup, masks
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.schedule import steps_of
+from instant_soup.training.state import State
 
 
 def main() -> None:
@@ -22,7 +28,7 @@ def main() -> None:
     data = load_split("data/encoded/train.safetensors", torch.device("cpu"))
     state, mask = main_network.load_start("models/start")
     for i in range(plan["rounds"]):
-        t = schedules.steps_of(read_yaml("models/plan/calibrate_0.yaml")["calibration"],
+        t = steps_of(read_yaml("models/plan/calibrate_0.yaml")["calibration"],
                                steps_per_epoch)  # fmt: skip
         last = state.step + t * (i + 1)
         state = train(state, mask, data, plan, last=last, total=total)
@@ -31,7 +37,7 @@ def main() -> None:
             look_ahead = read_yaml(f"models/plan/weak_mask_{i}_{n}.yaml")
             protocol = draw_protocol(look_ahead, len(data), key=(plan["seed"], i, n))
             settings = {**look_ahead, **protocol}
-            copy = training.State({name: w.clone() for name, w in state.weights.items()})
+            copy = State({name: w.clone() for name, w in state.weights.items()})
             copy = train(copy, mask, data.subset(protocol["rows"]), settings,
                          last=look_ahead["look_ahead"], total=None)  # fmt: skip
             weights = {name: copy.weights[name] for name in mask}
@@ -39,7 +45,7 @@ def main() -> None:
         settings = read_yaml(f"models/plan/soup_{i}.yaml")
         prunable = {name: state.weights[name] for name in mask}
         k = masks.number_kept(masks.count(mask)[1], settings["sparsity"])
-        mask = soup.adjust(soup.combine(weak_masks, settings["combine"]), prunable, k)
+        mask = mask_soup.adjust(mask_soup.combine(weak_masks, settings["combine"]), prunable, k)
         state.prune(mask)
     state = train(state, mask, data, plan, last=total, total=total)
     path = Path(tempfile.mkdtemp()) / "weights.pt"
@@ -49,8 +55,8 @@ def main() -> None:
 
 def train(state, mask, data, settings, last, total):
     model = main_network.build(state, settings)
-    cost = training.Cost()
-    return training.train(
+    cost = Cost()
+    return loop.train(
         model, state, mask, data, settings, cost, last=last, total=total, label="single"
     )
 

@@ -3,8 +3,8 @@
 import pytest
 from invented import cells_of, ledger_of, of_seeds, result
 
-from instant_soup import ablations
-from instant_soup.layout import markdown
+from instant_soup.reports import ablations
+from instant_soup.reports.render import markdown
 
 NEAR, FAR = (0.80, 0.81, 0.82), (0.60, 0.61, 0.63)
 

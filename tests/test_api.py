@@ -16,8 +16,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import instant_soup
-from instant_soup import api, criteria, masks
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.library import prune
+from instant_soup.methods import criteria
+from instant_soup.sparsity import masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,7 +91,7 @@ def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
 
 def stop_after(rounds: int, model: nn.Module, folder: Path, **changes: Any) -> None:
     """Start a run and interrupt it when so many rounds are kept."""
-    saved, count = api._Checkpoint.save, 0
+    saved, count = prune._Checkpoint.save, 0
 
     def save_and_stop(self: Any, *what: Any) -> None:
         nonlocal count
@@ -98,7 +100,7 @@ def stop_after(rounds: int, model: nn.Module, folder: Path, **changes: Any) -> N
         if count == rounds:
             raise KeyboardInterrupt
 
-    with patch.object(api._Checkpoint, "save", save_and_stop), pytest.raises(KeyboardInterrupt):
+    with patch.object(prune._Checkpoint, "save", save_and_stop), pytest.raises(KeyboardInterrupt):
         instant_soup.prune(model, loader(), loss, checkpoint=folder, **{**SETTINGS, **changes})
 
 
@@ -170,7 +172,7 @@ def test_gradients_of_before_do_not_enter() -> None:
 
 def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() -> None:
     model = perceptron()
-    first = {n: p.detach().clone() for n, p in api.choose(model).items()}
+    first = {n: p.detach().clone() for n, p in prune.choose(model).items()}
     pruned = instant_soup.prune(
         model, loader(), loss,
         **{**SETTINGS, "denoisers": 0, "compression_rate": 0.9, "mask_finding": 0.0},
@@ -183,12 +185,12 @@ def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() ->
 
 def test_without_denoisers_the_fisher_mask_is_that_of_the_networks_own_moments() -> None:
     model, generator = perceptron(), torch.Generator().manual_seed(0)
-    matrices = api.choose(model)
+    matrices = prune.choose(model)
     moments = {n: torch.rand(w.shape, generator=generator) for n, w in matrices.items()}
-    state = api.State(api.weights_of(model), second_moments=moments)
-    rounds = api.plan_rounds(60, 0.6, 0.3, 0.5, 0, 1, "union", "fisher")
-    found = api.find_mask(
-        model, state, masks.full(matrices), [], loss, rounds, 0, {}, api.Cost()
+    state = prune.State(prune.weights_of(model), second_moments=moments)
+    rounds = prune.plan_rounds(60, 0.6, 0.3, 0.5, 0, 1, "union", "fisher")
+    found = prune.find_mask(
+        model, state, masks.full(matrices), [], loss, rounds, 0, {}, prune.Cost()
     )  # no batch is looked at
     expected = criteria.fisher(matrices, moments, 0.3)
     assert all(torch.equal(found[n], kept) for n, kept in expected.items())
@@ -209,7 +211,7 @@ def test_fisher_prunes_to_the_weight_and_otherwise_than_magnitude(denoisers: int
 
 def test_fisher_of_frozen_matrices_is_refused() -> None:
     model = perceptron()
-    name = next(iter(api.choose(model)))
+    name = next(iter(prune.choose(model)))
     model.get_parameter(name).requires_grad_(False)
     with pytest.raises(UserError, match=f"{name} has none"):
         instant_soup.prune(model, loader(), loss, **{**SETTINGS, "score": "fisher"})
@@ -254,7 +256,7 @@ def test_layers_in_a_list_are_no_blocks() -> None:
 
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
     wanted = {f"layers.{i}.weight" for i in range(3)} | {f"attend.{name}" for name in names}
-    assert set(api.choose(Heads())) == wanted
+    assert set(prune.choose(Heads())) == wanted
 
 
 def test_batches_move_as_what_they_are() -> None:
@@ -264,7 +266,7 @@ def test_batches_move_as_what_they_are() -> None:
 
     tensor = torch.ones(2)
     batch = {"a": [tensor, Pair(tensor, "b")], "c": defaultdict(list, {"d": (tensor,)})}
-    moved = api.to_device(batch, torch.device("meta"))
+    moved = prune.to_device(batch, torch.device("meta"))
     assert isinstance(moved["a"][1], Pair) and moved["a"][1].words == "b"
     assert moved["c"]["new"] == [] and moved["c"]["d"][0].device.type == "meta"
     assert moved["a"][0].device.type == moved["a"][1].x.device.type == "meta"

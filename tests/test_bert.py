@@ -14,8 +14,9 @@ from conftest import bert_settings, new_classifier
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from instant_soup import bert, models
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.models import base as models
+from instant_soup.models import bert
 
 SOURCES = str(Path(__file__).parent.parent / "src")
 SMALL = {"vocab_size": 40, "max_position_embeddings": 40}
@@ -177,7 +178,7 @@ def test_a_package_that_is_not_installed_is_named() -> None:
 
 
 def test_the_packaged_model_lies_in_its_wheel() -> None:
-    from instant_soup.tasks import MODELS
+    from instant_soup.models.known import MODELS
 
     facts = MODELS["minilm"]
     assert (models.packaged_folder(facts["package"], facts["folder"]) / "config.json").exists()

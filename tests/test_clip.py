@@ -15,9 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from instant_soup import batches, clip, criteria, masks, models, training
-from instant_soup.batches import Images
-from instant_soup.files import UserError, read_json, write_json
+from instant_soup.data import batches
+from instant_soup.data.batches import Images
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json
+from instant_soup.methods import criteria
+from instant_soup.models import base as models
+from instant_soup.models import clip
+from instant_soup.sparsity import masks
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State
 
 SOURCES = str(Path(__file__).parent.parent / "src")
 HEAD = {"classes": ["zero", "one", "two"], "templates": ["a photo of {}.", "the digit {}"]}
@@ -55,14 +63,12 @@ def data() -> Images:
     return Images(images, labels)
 
 
-def train(base: Path, state: training.State, mask: Any, data: Images, last: int, **changes: Any):
+def train(base: Path, state: State, mask: Any, data: Images, last: int, **changes: Any):
     """Train a state up to a step of a 12-step run."""
     model = clip.classifier(base, state.weights, {})
-    cost = training.Cost()
+    cost = Cost()
     settings = {**SETTINGS, **changes}
-    return training.train(
-        model, state, mask, data, settings, cost, last=last, total=12, label="test"
-    )
+    return loop.train(model, state, mask, data, settings, cost, last=last, total=12, label="test")
 
 
 # What is prunable
@@ -79,7 +85,7 @@ def test_prunable_are_the_four_matrices_of_every_visual_block(base: Path):
 def test_every_prunable_matrix_trains_and_its_pruned_entries_stay_zero(base: Path, data: Images):
     """The released research code fails this for out_proj, whose forward is never called."""
     before = clip.start_weights(base, HEAD)
-    state = training.State({n: w.clone() for n, w in before.items()})
+    state = State({n: w.clone() for n, w in before.items()})
     mask = criteria.magnitude({n: before[n] for n in read_json(base / "prunable.json")}, 0.6)
     state.prune(mask)
     after = train(base, state, mask, data, last=6).weights
@@ -92,7 +98,7 @@ def test_every_prunable_matrix_trains_and_its_pruned_entries_stay_zero(base: Pat
 
 def test_all_of_the_image_tower_trains_and_nothing_else(base: Path, data: Images):
     before = clip.start_weights(base, HEAD)
-    state = training.State({n: w.clone() for n, w in before.items()})
+    state = State({n: w.clone() for n, w in before.items()})
     mask = masks.full({n: before[n] for n in read_json(base / "prunable.json")})
     after = train(base, state, mask, data, last=4).weights
     still = {name for name in before if torch.equal(before[name], after[name])}
@@ -103,8 +109,8 @@ def test_a_chain_of_trainings_equals_one_bit_for_bit(base: Path, data: Images):
     weights = clip.start_weights(base, HEAD)
     mask = masks.full({n: weights[n] for n in read_json(base / "prunable.json")})
 
-    def copy() -> training.State:
-        return training.State({n: w.clone() for n, w in weights.items()})
+    def copy() -> State:
+        return State({n: w.clone() for n, w in weights.items()})
 
     whole = train(base, copy(), mask, data, last=12)
     chained = train(base, train(base, copy(), mask, data, last=5), mask, data, last=12)
@@ -363,7 +369,7 @@ def test_images_come_back_from_disk_as_images(data: Images, tmp_path: Path):
     again = batches.load_split(tmp_path / "split.safetensors", torch.device("cpu"))
     assert isinstance(again, Images) and again.images.dtype == torch.uint8
     assert torch.equal(again.images, data.images) and torch.equal(again.labels, data.labels)
-    kind, logits, labels = training.predict(lambda_model(), again, "fp32")
+    kind, logits, labels = loop.predict(lambda_model(), again, "fp32")
     assert kind == "classification" and np.array_equal(labels, data.labels.numpy())
     assert np.array_equal(logits.argmax(1), data.labels.numpy())
 

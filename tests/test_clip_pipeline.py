@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from test_pipeline import make_project, run
 
-from instant_soup import masks, training
+from instant_soup.sparsity import masks
+from instant_soup.training.state import load_state
 
 CHANGES = {
     "sparsity": 0.5,
@@ -64,15 +65,15 @@ def test_every_method_has_its_exact_sparsity_budget_and_zeros(project: Path):
             sparsity * prunable,
         )
         assert found["cost"]["steps"] == BUDGET
-        weights = training.load_state(project / f"models/retrained/{method}/state", False).weights
+        weights = load_state(project / f"models/retrained/{method}/state", False).weights
         mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
         assert sum(int((weights[n] == 0).sum()) for n in mask) == sparsity * prunable
 
 
 def test_all_prunable_matrices_moved_and_the_head_did_not(project: Path):
-    start = training.load_state(project / "models/start/state", False).weights
+    start = load_state(project / "models/start/state", False).weights
     for method in ("isp", "one_shot", "lth", "progressive", "dense"):
-        after = training.load_state(project / f"models/retrained/{method}/state", False).weights
+        after = load_state(project / f"models/retrained/{method}/state", False).weights
         mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
         assert sum("out_proj" in name for name in mask) == 2
         for name, kept in mask.items():
@@ -100,7 +101,7 @@ def test_the_control_has_isps_mask_and_other_weights(project: Path):
     }
     assert masks.cosine_similarity(masks_of["isp"], masks_of["random_init"]) == pytest.approx(1)
     isp, control = (
-        training.load_state(project / f"models/retrained/{m}/state", False).weights
+        load_state(project / f"models/retrained/{m}/state", False).weights
         for m in ("isp", "random_init")
     )
     for name, kept in masks_of["isp"].items():

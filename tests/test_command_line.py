@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from instant_soup import command_line, masks
+from instant_soup import cli
 from instant_soup.files import read_json, read_yaml
+from instant_soup.sparsity import masks
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
@@ -35,7 +36,7 @@ def call(capsys: pytest.CaptureFixture) -> Any:
 
     def caller(*arguments: object, status: int = 0) -> str:
         capsys.readouterr()
-        assert command_line.main([str(argument) for argument in arguments]) == status
+        assert cli.main([str(argument) for argument in arguments]) == status
         printed = capsys.readouterr()
         if status == 0:
             return printed.out
@@ -211,7 +212,7 @@ def test_errors_are_one_line_and_status_one(run: Path, call: Any, tmp_path: Path
 )
 def test_wrong_usage_has_status_two(arguments: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as caught:
-        command_line.main(arguments)
+        cli.main(arguments)
     assert caught.value.code == 2
     assert "usage: instant-soup" in capsys.readouterr().err
 
@@ -219,15 +220,15 @@ def test_wrong_usage_has_status_two(arguments: list[str], capsys: pytest.Capture
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as caught:
-        command_line.main([command, "--help"])
+        cli.main([command, "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert f"examples:\n  instant-soup {command} " in text
 
 
 def test_examples_are_right_usage():
-    parser = command_line.parser()
-    examples = [getattr(command_line, command.upper()) for command in COMMANDS]
+    parser = cli.parser()
+    examples = [getattr(cli, command.upper()) for command in COMMANDS]
     examples.append((Path(SOURCES).parent / "docs/export.md").read_text())
     lines = [line.strip().split(" | ")[0] for text in examples for line in text.splitlines()]
     calls = [shlex.split(line, True)[1:] for line in lines if line.startswith("instant-soup ")]
@@ -237,13 +238,13 @@ def test_examples_are_right_usage():
 
 
 def test_an_interrupt_has_its_status(monkeypatch: pytest.MonkeyPatch):
-    from instant_soup import inspection
+    from instant_soup.tickets import inspect
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inspection, "read", interrupted)
-    assert command_line.main(["inspect", "anything"]) == 130
+    monkeypatch.setattr(inspect, "read", interrupted)
+    assert cli.main(["inspect", "anything"]) == 130
 
 
 # As a process
@@ -251,7 +252,7 @@ def test_an_interrupt_has_its_status(monkeypatch: pytest.MonkeyPatch):
 
 def process(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "instant_soup.command_line", *map(str, arguments)],
+        [sys.executable, "-m", "instant_soup.cli", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": SOURCES},
         capture_output=True,
         text=True,
@@ -288,4 +289,4 @@ def test_the_command_is_installed_under_its_name():
 
     project = tomllib.loads((Path(SOURCES).parent / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["instant-soup"].partition(":")
-    assert module == command_line.__name__ and getattr(command_line, function) is command_line.main
+    assert module == cli.__name__ and getattr(cli, function) is cli.main

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from instant_soup import compact, criteria, masks
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.methods import criteria
+from instant_soup.sparsity import masks
+from instant_soup.tickets import compact
 
 LAW = settings(deadline=None, max_examples=60)
 SHAPES = st.lists(

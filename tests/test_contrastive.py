@@ -14,12 +14,13 @@ from conftest import TINY_CLIP
 from PIL import Image
 from torch.nn import functional
 
-from instant_soup import contrastive, glyphs
-from instant_soup.clip import open_clip
-from instant_soup.contrastive import Curve
-from instant_soup.files import UserError, read_json, write_json, write_yaml
-from instant_soup.glyphs import Atlas
-from instant_soup.training import State
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json, write_yaml
+from instant_soup.models.clip import open_clip
+from instant_soup.pretraining import clip_glyph, glyphs
+from instant_soup.pretraining.clip_glyph import Curve
+from instant_soup.pretraining.glyphs import Atlas
+from instant_soup.training.state import State
 
 STAGE = Path(__file__).parent.parent / "stages/pretrain_clip.py"
 CPU = torch.device("cpu")
@@ -62,12 +63,12 @@ def small(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(glyphs, "make_atlas", lambda: Atlas(**vars(atlas)))
-    monkeypatch.setattr(contrastive, "TEXT_STEPS", 2)
-    monkeypatch.setattr(contrastive, "VALIDATION_ROWS", 2 * glyphs.GROUP)
+    monkeypatch.setattr(clip_glyph, "TEXT_STEPS", 2)
+    monkeypatch.setattr(clip_glyph, "VALIDATION_ROWS", 2 * glyphs.GROUP)
 
 
 def pretrain(**changes: Any) -> tuple[State, Curve]:
-    return contrastive.pretrain(CONFIG, {**SETTINGS, **changes}, Rows())  # type: ignore
+    return clip_glyph.pretrain(CONFIG, {**SETTINGS, **changes}, Rows())  # type: ignore
 
 
 def interrupt_pretraining(at: int) -> None:
@@ -103,13 +104,13 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A row every third step: the fourth step's loss must outlive the stop.
-    monkeypatch.setattr(contrastive, "ROWS", 2)
-    monkeypatch.setattr(contrastive, "EVALUATIONS", 1)
+    monkeypatch.setattr(clip_glyph, "ROWS", 2)
+    monkeypatch.setattr(clip_glyph, "EVALUATIONS", 1)
     whole, curve = pretrain()
     interrupt_pretraining(at=4)
     assert [read_json(file)["step"] for file in checkpoints(tmp_path)] == [4]
     rows = Rows()
-    resumed, resumed_curve = contrastive.pretrain(CONFIG, SETTINGS, rows)  # type: ignore
+    resumed, resumed_curve = clip_glyph.pretrain(CONFIG, SETTINGS, rows)  # type: ignore
     assert same(resumed, whole) and resumed.step == SETTINGS["steps"]
     assert resumed_curve == curve
     assert rows.steps == [row["step"] for row in curve] == [3, 6]
@@ -126,7 +127,7 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
 
 
 def test_weights_depend_on_the_seed() -> None:
-    one, again, other = (contrastive.build(CONFIG, seed).state_dict() for seed in (0, 0, 1))
+    one, again, other = (clip_glyph.build(CONFIG, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], again[name]) for name in one)
     name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
     assert not torch.equal(one[name], other[name])
@@ -140,7 +141,7 @@ def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert curve[0]["train_loss"] > math.log(glyphs.GROUP)  # no better than guessing
     assert curve[-1]["train_loss"] < 0.5 and curve[-1]["retrieval"] > 0.7
     measured = [row["validation"] for row in curve if row["validation"] is not None]
-    assert len(measured) == contrastive.EVALUATIONS
+    assert len(measured) == clip_glyph.EVALUATIONS
     assert measured[-1] == curve[-1]["validation"] > 10 / len(glyphs.CHARACTERS)
 
 
@@ -149,28 +150,28 @@ def test_supervised_training_learns_and_leaves_the_text_tower_alone(tmp_path: Pa
     settings = {"objective": "supervised", "steps": 30, "learning_rate": 3e-3}
     state, curve = pretrain(**settings)
     assert curve[-1]["train_loss"] < 0.9 * curve[0]["train_loss"]
-    text = [n for n in state.weights if not n.startswith(contrastive.IMAGE_SIDE)]
+    text = [n for n in state.weights if not n.startswith(clip_glyph.IMAGE_SIDE)]
     assert text and all(torch.equal(state.weights[n], short.weights[n]) for n in text)
     assert not torch.equal(state.weights["visual.proj"], short.weights["visual.proj"])
 
 
 def test_the_share_of_weights_near_zero_is_counted() -> None:
-    model = contrastive.build(CONFIG, 0)
-    weights = contrastive.prunable(model.visual)
+    model = clip_glyph.build(CONFIG, 0)
+    weights = clip_glyph.prunable(model.visual)
     with torch.no_grad():
         for w in weights.values():
             w.fill_(0.5)
         next(iter(weights.values())).fill_(-0.001)
     small = next(iter(weights.values())).numel()
     share = small / sum(w.numel() for w in weights.values())
-    assert contrastive.near_zero(model) == pytest.approx(share)
+    assert clip_glyph.near_zero(model) == pytest.approx(share)
 
 
 def test_text_warm_up_tells_the_classes_apart(
     atlas: Atlas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrastive, "TEXT_STEPS", 40)
-    model = contrastive.build(CONFIG, seed=0)
+    monkeypatch.setattr(clip_glyph, "TEXT_STEPS", 40)
+    model = clip_glyph.build(CONFIG, seed=0)
     tokenizer = open_clip().get_tokenizer("", context_length=20)
     before = {name: w.clone() for name, w in model.state_dict().items()}
 
@@ -184,7 +185,7 @@ def test_text_warm_up_tells_the_classes_apart(
         return float(((one @ other.T).argmax(1) == torch.arange(len(one))).float().mean())
 
     untrained = matched()
-    contrastive.warm_up_text_tower(model, atlas, seed=0)
+    clip_glyph.warm_up_text_tower(model, atlas, seed=0)
     assert matched() > untrained + 0.2
     untouched = [name for name in before if name.startswith(("visual.", "logit_scale"))]
     assert untouched and all(torch.equal(before[n], model.state_dict()[n]) for n in untouched)
@@ -203,15 +204,15 @@ def test_loss_compares_within_groups_only() -> None:
         both = (functional.cross_entropy(m, right) for m in (logits, logits.T))
         return sum(both) / 2  # type: ignore
 
-    found = contrastive.group_loss(open_clip().ClipLoss(), image, text, scale)
+    found = clip_glyph.group_loss(open_clip().ClipLoss(), image, text, scale)
     halves = [reference(i, t) for i, t in zip(image.chunk(2), text.chunk(2), strict=True)]
     torch.testing.assert_close(found, sum(halves) / 2)
     assert not torch.isclose(found, reference(image, text))
 
 
 def test_logit_scale_stays_below_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "LARGEST_SCALE", 2.0)
-    assert contrastive.build(CONFIG, 0).logit_scale.item() > 2.0
+    monkeypatch.setattr(clip_glyph, "LARGEST_SCALE", 2.0)
+    assert clip_glyph.build(CONFIG, 0).logit_scale.item() > 2.0
     state, _ = pretrain(steps=2)
     assert float(state.weights["logit_scale"]) <= 2.0
 
@@ -225,20 +226,20 @@ def test_zero_shot_accuracy_is_the_share_of_right_answers(
     atlas: Atlas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that sees the answer is always right, one that looks elsewhere never."""
-    model = contrastive.build(CONFIG, seed=0)
+    model = clip_glyph.build(CONFIG, seed=0)
     package, key = open_clip(), (1, 2)
-    _, _, classes = glyphs.draw(atlas, contrastive.VALIDATION_ROWS, key, CPU)
+    _, _, classes = glyphs.draw(atlas, clip_glyph.VALIDATION_ROWS, key, CPU)
     head = torch.eye(len(atlas.names))
     monkeypatch.setattr(package, "build_zero_shot_classifier", lambda *_, **__: head)
     for answers, score in ((classes, 1.0), ((classes + 1) % len(head), 0.0)):
         monkeypatch.setattr(model, "encode_image", lambda _, a=answers: head[a])
-        assert contrastive.zero_shot_accuracy(model, atlas, key, CPU) == score
+        assert clip_glyph.zero_shot_accuracy(model, atlas, key, CPU) == score
     assert model.training
 
 
 def test_open_clip_loads_the_folder_as_it_is(tmp_path: Path) -> None:
     state, curve = pretrain()
-    contrastive.save_model(tmp_path / "out", CONFIG, state, curve)
+    clip_glyph.save_model(tmp_path / "out", CONFIG, state, curve)
     package, where = open_clip(), f"local-dir:{tmp_path / 'out'}"
     model, _, preprocess = package.create_model_and_transforms(where)
     loaded = model.state_dict()
@@ -249,7 +250,7 @@ def test_open_clip_loads_the_folder_as_it_is(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     image = Image.fromarray(pixels).convert("RGB")
     seen = torch.from_numpy(np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).copy())
-    torch.testing.assert_close(preprocess(image), contrastive.normalised(seen.permute(2, 0, 1)))
+    torch.testing.assert_close(preprocess(image), clip_glyph.normalised(seen.permute(2, 0, 1)))
 
     with open(tmp_path / "out/curve.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -268,7 +269,7 @@ def test_an_idle_stage_leaves_a_note() -> None:
 
 def test_the_stage_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "small.json", CONFIG)
-    monkeypatch.setattr(contrastive, "MODEL_CONFIG", tmp_path / "small.json")
+    monkeypatch.setattr(clip_glyph, "MODEL_CONFIG", tmp_path / "small.json")
     run_the_stage({**SETTINGS, "steps": 2})
     files = sorted(path.name for path in Path("models/pretrained").iterdir())
     assert files == ["curve.csv", "open_clip_config.json", "open_clip_model.safetensors"]
@@ -278,8 +279,8 @@ def test_the_stage_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_model_that_comes_with_the_package_fits_its_data() -> None:
-    config = read_json(contrastive.MODEL_CONFIG)
-    model = contrastive.build(config, seed=0)
+    config = read_json(clip_glyph.MODEL_CONFIG)
+    model = clip_glyph.build(config, seed=0)
     assert config["vision_cfg"]["image_size"] == glyphs.SIDE
     blocks = model.visual.transformer.resblocks
     matrices = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from torch import nn
 
-from instant_soup import criteria, masks
-from instant_soup import settings as plans
-from instant_soup.criteria import CRITERIA, PASSES, Probe
-from instant_soup.criteria.erdos_renyi import densities
-from instant_soup.files import UserError, read_yaml
-from instant_soup.schedules import pattern
-from instant_soup.tasks import BASELINES
+from instant_soup.errors import UserError
+from instant_soup.files import read_yaml
+from instant_soup.methods import criteria
+from instant_soup.methods.criteria import CRITERIA, PASSES, Probe
+from instant_soup.methods.erdos_renyi import densities
+from instant_soup.methods.registry import BASELINES
+from instant_soup.methods.rounds import pattern
+from instant_soup.pipeline.plan import plan
+from instant_soup.sparsity import masks
 
 ROOT = Path(__file__).parent.parent
 LAW = settings(deadline=None, max_examples=100)
@@ -150,7 +152,7 @@ def test_the_plan_knows_every_baseline_and_no_other() -> None:
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_planned_ticket_tells_its_criterion_all_that_it_asks_for(method: str) -> None:
     params = {**read_yaml(ROOT / "params.yaml"), "sparsity": 0.5, "baselines": [method]}
-    ticket = plans.plan(params)[f"ticket_{method}"]
+    ticket = plan(params)[f"ticket_{method}"]
     if method in CRITERIA:
         weights, probe = toy_probe()
         probe.seed, probe.settings = ticket["seed"], ticket

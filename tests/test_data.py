@@ -15,10 +15,11 @@ import pytest
 import torch
 from conftest import make_table
 
-from instant_soup import batches, data
-from instant_soup.batches import Texts
-from instant_soup.files import UserError
-from instant_soup.tasks import DATASETS, REVIEWS
+from instant_soup.data import batches, reviews, tables, texts
+from instant_soup.data.batches import Texts
+from instant_soup.data.datasets import DATASETS, REVIEWS
+from instant_soup.data.splits import cut, read_splits
+from instant_soup.errors import UserError
 
 SOURCES = str(Path(__file__).parent.parent / "src")
 
@@ -29,7 +30,7 @@ SOURCES = str(Path(__file__).parent.parent / "src")
 @pytest.fixture(scope="module")
 def ratings() -> pd.DataFrame:
     """The reviews with their ratings."""
-    return data.read_reviews("regression")
+    return reviews.read_reviews("regression")
 
 
 def test_the_ratings_are_complete_and_in_range(ratings: pd.DataFrame) -> None:
@@ -43,7 +44,7 @@ def test_the_ratings_are_complete_and_in_range(ratings: pd.DataFrame) -> None:
 
 
 def test_the_sentiments_are_the_ratings_signs(ratings: pd.DataFrame) -> None:
-    sentiments = data.read_reviews("classification")
+    sentiments = reviews.read_reviews("classification")
     rated = ratings[ratings["label"] != 0]
     assert len(sentiments) == 10_603 - 37
     assert sentiments["sentence"].tolist() == rated["sentence"].tolist()
@@ -63,7 +64,7 @@ def test_an_archive_with_the_wrong_checksum_is_refused(empty_cache: Path) -> Non
     empty_cache.mkdir()
     (empty_cache / REVIEWS["archive"]).write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(UserError, match="SHA-256") as caught:
-        data.download_reviews()
+        reviews.download_reviews()
     assert str(empty_cache / REVIEWS["archive"]) in str(caught.value)
     assert "delete it" in str(caught.value)
 
@@ -71,13 +72,13 @@ def test_an_archive_with_the_wrong_checksum_is_refused(empty_cache: Path) -> Non
 def test_one_flipped_bit_in_the_archive_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = bytearray(data.download_reviews().read_bytes())
+    content = bytearray(reviews.download_reviews().read_bytes())
     assert hashlib.sha256(content).hexdigest() == REVIEWS["sha256"]
     content[len(content) // 2] ^= 1
     (tmp_path / REVIEWS["archive"]).write_bytes(content)
     monkeypatch.setenv("INSTANT_SOUP_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="SHA-256"):
-        data.read_reviews("classification")
+        reviews.read_reviews("classification")
 
 
 def test_without_a_network_the_reviews_are_refused_and_nothing_is_left(
@@ -91,7 +92,7 @@ def test_without_a_network_the_reviews_are_refused_and_nothing_is_left(
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     with pytest.raises(UserError, match=r"could not download vaderSentiment==0\.5") as caught:
-        data.download_reviews()
+        reviews.download_reviews()
     assert "\n" not in str(caught.value)
     assert list(empty_cache.iterdir()) == []
 
@@ -117,7 +118,7 @@ def planned(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_splits_are_disjoint_and_nothing_is_lost(tiny_data: Path) -> None:
-    splits = data.read_splits(planned(tiny_data))
+    splits = read_splits(planned(tiny_data))
     assert {name: len(table) for name, table in splits.items()} == {
         "train": 170,
         "validation": 30,
@@ -133,7 +134,7 @@ def test_splits_are_disjoint_and_nothing_is_lost(tiny_data: Path) -> None:
 def test_without_a_test_split_one_is_cut_from_the_training_rows(tmp_path: Path) -> None:
     table = make_table(200)
     table.to_parquet(tmp_path / "train.parquet")
-    splits = data.read_splits(planned(tmp_path))
+    splits = read_splits(planned(tmp_path))
     assert {n: len(t) for n, t in splits.items()} == {"train": 145, "validation": 30, "test": 25}
     texts = [set(t["sentence"]) for t in splits.values()]
     assert set.union(*texts) == set(table["sentence"])
@@ -144,21 +145,21 @@ def test_the_cuts_keep_text_and_label_together(tmp_path: Path) -> None:
     table = make_table(100)
     table.to_parquet(tmp_path / "train.parquet")
     label_of = dict(zip(table["sentence"], table["label"], strict=True))
-    for split in data.read_splits(planned(tmp_path)).values():
+    for split in read_splits(planned(tmp_path)).values():
         assert [label_of[s] for s in split["sentence"]] == split["label"].tolist()
 
 
 def test_the_cuts_are_always_the_same(tmp_path: Path) -> None:
     make_table(100).to_parquet(tmp_path / "train.parquet")
-    one = data.read_splits(planned(tmp_path))
+    one = read_splits(planned(tmp_path))
     np.random.seed(1)
-    other = data.read_splits(planned(tmp_path))
+    other = read_splits(planned(tmp_path))
     for name in one:
         pd.testing.assert_frame_equal(one[name], other[name])
 
 
 def test_the_cuts_are_random(tmp_path: Path) -> None:
-    rest, taken = data.cut(pd.DataFrame({"i": range(1000)}), 200)
+    rest, taken = cut(pd.DataFrame({"i": range(1000)}), 200)
     assert taken["i"].is_monotonic_increasing and rest["i"].is_monotonic_increasing
     assert 400 < taken["i"].mean() < 600
     assert len(np.unique(np.diff(taken["i"]))) > 5
@@ -167,8 +168,8 @@ def test_the_cuts_are_random(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [2, 50, 120])
 def test_test_and_validation_do_not_depend_on_train_rows(tmp_path: Path, rows: int) -> None:
     make_table(200).to_parquet(tmp_path / "train.parquet")
-    whole = data.read_splits(planned(tmp_path))
-    fewer = data.read_splits(planned(tmp_path, train_rows=rows))
+    whole = read_splits(planned(tmp_path))
+    fewer = read_splits(planned(tmp_path, train_rows=rows))
     for name in ("validation", "test"):
         pd.testing.assert_frame_equal(whole[name], fewer[name])
     assert len(fewer["train"]) == rows
@@ -177,27 +178,27 @@ def test_test_and_validation_do_not_depend_on_train_rows(tmp_path: Path, rows: i
 
 def test_the_test_split_does_not_depend_on_validation_rows(tmp_path: Path) -> None:
     make_table(200).to_parquet(tmp_path / "train.parquet")
-    one = data.read_splits(planned(tmp_path))["test"]
-    other = data.read_splits(planned(tmp_path, validation_rows=5))["test"]
+    one = read_splits(planned(tmp_path))["test"]
+    other = read_splits(planned(tmp_path, validation_rows=5))["test"]
     pd.testing.assert_frame_equal(one, other)
 
 
 def test_fewer_training_rows_are_among_more(tmp_path: Path) -> None:
     make_table(200).to_parquet(tmp_path / "train.parquet")
-    few = data.read_splits(planned(tmp_path, train_rows=40))["train"]
-    more = data.read_splits(planned(tmp_path, train_rows=80))["train"]
+    few = read_splits(planned(tmp_path, train_rows=40))["train"]
+    more = read_splits(planned(tmp_path, train_rows=80))["train"]
     assert set(few["sentence"]) < set(more["sentence"])
 
 
 def test_a_small_table_gives_up_a_fifth_at_most() -> None:
-    rest, taken = data.cut(make_table(20), 500)
+    rest, taken = cut(make_table(20), 500)
     assert (len(rest), len(taken)) == (16, 4)
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     make_table(4).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match="too few rows: the validation split would be empty"):
-        data.read_splits(planned(tmp_path))
+        read_splits(planned(tmp_path))
 
 
 # Local copies
@@ -213,7 +214,7 @@ def test_parquet_csv_and_tsv_are_read_alike(tmp_path: Path, suffix: str) -> None
         else:
             separator = "\t" if suffix == "tsv" else ","
             rows.to_csv(tmp_path / f"{name}.{suffix}", index=False, sep=separator)
-    splits = data.read_splits(planned(tmp_path))
+    splits = read_splits(planned(tmp_path))
     assert splits["test"]["sentence"].tolist() == table["sentence"][:10].tolist()
     assert splits["test"]["label"].tolist() == table["label"][:10].tolist()
 
@@ -231,7 +232,7 @@ def test_pairs_string_labels_and_other_columns(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "validation_matched.csv", index=False)
     facts = DATASETS["mnli"]
     settings = planned(tmp_path, text=list(facts.text), labels=list(facts.labels), test=facts.test)
-    test = data.read_splits(settings)["test"]
+    test = read_splits(settings)["test"]
     assert list(test.columns) == ["premise", "hypothesis", "label"]
     assert test["premise"].tolist() == table["premise"].tolist()
     assert test["label"].tolist() == [2, 0] * 5
@@ -242,7 +243,7 @@ def test_regression_labels_become_floats_even_from_whole_numbers(tmp_path: Path)
     table["label"] = range(20)
     table.to_csv(tmp_path / "train.csv", index=False)
     settings = planned(tmp_path, kind="regression", labels=[])
-    splits = data.read_splits(settings)
+    splits = read_splits(settings)
     assert all(t["label"].dtype == np.float32 for t in splits.values())
     assert sorted(pd.concat(splits.values())["label"]) == list(range(20))
 
@@ -251,7 +252,7 @@ def test_an_empty_text_is_an_empty_text(tmp_path: Path) -> None:
     table = make_table(20)
     table.loc[3, "sentence"] = None
     table.to_csv(tmp_path / "train.csv", index=False)
-    splits = data.read_splits(planned(tmp_path))
+    splits = read_splits(planned(tmp_path))
     assert "" in pd.concat(splits.values())["sentence"].tolist()
 
 
@@ -267,7 +268,7 @@ def test_the_datasets_own_test_split_is_taken_first(tmp_path, held_out, chosen) 
     make_table(10).to_parquet(tmp_path / "train.parquet")
     for seed, name in enumerate(held_out, 1):
         make_table(5, seed).to_parquet(tmp_path / f"{name}.parquet")
-    _, test = data.read_local(tmp_path, "validation_matched")
+    _, test = tables.read_local(tmp_path, "validation_matched")
     expected = make_table(5, 1 + held_out.index(chosen))
     assert test is not None and test["sentence"].tolist() == expected["sentence"].tolist()
 
@@ -278,7 +279,7 @@ def test_a_split_in_several_files_is_read_in_order(tmp_path: Path, ending: str) 
     for i in range(3):
         part = table[10 * i : 10 * i + 10]
         part.to_parquet(tmp_path / f"train-0000{i}-of-00003{ending}.parquet")
-    train, test = data.read_local(tmp_path, "test")
+    train, test = tables.read_local(tmp_path, "test")
     pd.testing.assert_frame_equal(train, table)
     assert test is None
 
@@ -296,14 +297,14 @@ def test_files_that_are_not_one_split_are_refused(tmp_path: Path, names: tuple[s
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="for the train split; allowed: one file, or all") as caught:
-        data.read_local(tmp_path, "test")
+        tables.read_local(tmp_path, "test")
     assert all(name in str(caught.value) for name in names)
 
 
 def test_a_folder_without_a_training_split_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "dev.csv").touch()
     with pytest.raises(UserError, match=r"has no train\.parquet, .* \(it has dev\)"):
-        data.read_local(tmp_path, "test")
+        tables.read_local(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_a_folder_without_a_training_split_says_what_it_has(tmp_path: Path) -> N
 def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: str) -> None:
     table = pd.DataFrame({"label": values})
     with pytest.raises(UserError, match=message):
-        data.check_labels(table, "classification", ["no", "yes"], "label", "test")
+        tables.check_labels(table, "classification", ["no", "yes"], "label", "test")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: s
 )
 def test_text_columns_are_known_by_their_usual_names(text: tuple[str, ...]) -> None:
     table = pd.DataFrame({**{c: ["x", "y"] for c in text}, "label": [0, 1]})
-    assert data.guess_task(table, None, "label")["text"] == list(text)
+    assert texts.guess_task(table, None, "label")["text"] == list(text)
 
 
 # The hub
@@ -410,7 +411,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match="is there a network") as caught:
-        data.read_hub({"hub": ["nyu-mll/glue", "rte"], "test": "validation"})
+        texts.read_hub({"hub": ["nyu-mll/glue", "rte"], "test": "validation"})
     assert "nyu-mll/glue/rte" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -426,8 +427,8 @@ def test_a_hub_dataset_with_another_number_of_classes_is_refused(
     with pytest.raises(
         UserError, match=r"has 4 classes \(a, b, c, …\), but 2 are named \(x, y, …\)"
     ):
-        data.read_hub({**settings, "labels": ["x", "y"]})
-    assert data.read_hub({**settings, "labels": list("wxyz")})[1]["label"].tolist() == [0, 1]
+        texts.read_hub({**settings, "labels": ["x", "y"]})
+    assert texts.read_hub({**settings, "labels": list("wxyz")})[1]["label"].tolist() == [0, 1]
 
 
 # Encoding
@@ -596,5 +597,5 @@ def test_evaluation_sees_every_row_once_shortest_first() -> None:
 
 
 def test_a_table_is_written_whole(tmp_path: Path) -> None:
-    data.save_table(tmp_path / "new" / "train.parquet", make_table(5))
+    tables.save_table(tmp_path / "new" / "train.parquet", make_table(5))
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new/train.parquet"), make_table(5))

@@ -8,10 +8,15 @@ import pytest
 import torch
 from conftest import bert_settings, new_classifier, random_texts
 
-from instant_soup import bert, criteria, data_parallel, masks, models, training
-from instant_soup.batches import Texts
-from instant_soup.files import UserError
-from instant_soup.training import Cost, State
+from instant_soup.data.batches import Texts
+from instant_soup.errors import UserError
+from instant_soup.methods import criteria
+from instant_soup.models import base as models
+from instant_soup.models import bert
+from instant_soup.sparsity import masks
+from instant_soup.training import data_parallel, loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
@@ -40,7 +45,7 @@ def train(base: Path, data: Texts, processes: int, after_step: Any = None, **cha
             after_step(step)
 
     cost, settings = Cost(), {**SETTINGS, "processes": processes, **changes}
-    state = training.train(model, state, mask, data, settings, cost,
+    state = loop.train(model, state, mask, data, settings, cost,
                            last=12, total=12, label="test", after_step=note)  # fmt: skip
     return losses, state, mask, cost
 
@@ -78,14 +83,14 @@ def test_each_process_draws_dropout_for_its_own_rows(tiny_bert: Path, data: Text
     full = masks.full(models.prunable(model))
     seen: list[float] = []
     settings = {**SETTINGS, "batch_size": 2, "processes": 2}
-    training.train(model, state, full, twice, settings, Cost(), last=1, total=None, label="test",
+    loop.train(model, state, full, twice, settings, Cost(), last=1, total=None, label="test",
                    after_step=lambda step, loss, _: seen.append(float(loss.detach())))  # fmt: skip
     expected = []
     for number in (0, 1):
         model, _ = classifier()
         row = twice.rows(torch.tensor([0]))
         torch.manual_seed(SETTINGS["seed"] * 1_000_003 + 7_919 * number)
-        loss = training.loss_of(training.logits_of(model, row), row["labels"])
+        loss = loop.loss_of(loop.logits_of(model, row), row["labels"])
         expected.append(float(loss.detach()))
     assert abs(expected[0] - expected[1]) > 1e-3
     assert seen == [pytest.approx(sum(expected) / 2, abs=1e-6)]

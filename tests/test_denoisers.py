@@ -9,7 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from instant_soup.denoisers import draw_protocol, generator
+from instant_soup.methods.protocols import draw_protocol
+from instant_soup.seeds import generator
 
 LAW = hypothesis_settings(deadline=None, max_examples=60)
 SETTINGS = {

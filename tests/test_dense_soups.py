@@ -8,10 +8,14 @@ import torch
 from test_early_bird import make_project, run_script
 from test_lottery import assert_same_weights, cost_in, network
 
-from instant_soup import main_network, masks, model_soup, training
 from instant_soup.files import read_json, read_yaml
-from instant_soup.tasks import SOUPS
-from instant_soup.training import Weights
+from instant_soup.methods import dense_soups
+from instant_soup.methods.registry import SOUPS
+from instant_soup.pipeline import main_network
+from instant_soup.sparsity import masks
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import Weights
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
@@ -63,7 +67,7 @@ def weights_in(folder: str) -> Weights:
 def score(weights: Weights) -> float:
     plan = read_yaml("models/plan/model_soup_greedy_soup.yaml")
     _, mask = main_network.load_start("models/start")
-    return main_network.validation_score(plan, mask, training.Cost())(weights)
+    return main_network.validation_score(plan, mask, Cost())(weights)
 
 
 def test_members_are_trained_each_under_its_own_protocol(inside) -> None:
@@ -92,7 +96,7 @@ def test_denoisers_are_sparse_networks_of_the_pretrained_weights(inside) -> None
 def test_the_uniform_soup_is_the_mean_of_its_networks(inside) -> None:
     networks = [weights_in(f"models/members/networks_{n}") for n in range(MEMBERS)]
     assert_same_weights(
-        weights_in("models/retrained/uniform_soup"), model_soup.uniform_soup(networks)
+        weights_in("models/retrained/uniform_soup"), dense_soups.uniform_soup(networks)
     )
 
 
@@ -101,7 +105,7 @@ def test_the_greedy_soup_is_not_below_its_best_network(inside) -> None:
     found = weights_in("models/retrained/greedy_soup")
     assert score(found) >= max(score(weights) for weights in networks)
     chosen = read_json(Path("models/retrained/greedy_soup/run.json"))["members"]
-    assert_same_weights(found, model_soup.uniform_soup([networks[i] for i in chosen]))
+    assert_same_weights(found, dense_soups.uniform_soup([networks[i] for i in chosen]))
 
 
 def test_instant_model_soup_begins_no_worse_and_is_fine_tuned(inside) -> None:
@@ -112,15 +116,13 @@ def test_instant_model_soup_begins_no_worse_and_is_fine_tuned(inside) -> None:
     assert len(taken) == 2
     for n, share in enumerate(taken):
         other = weights_in(f"models/members/denoisers_{n}")
-        current.weights = model_soup.interpolate(current.weights, other, share)
+        current.weights = dense_soups.interpolate(current.weights, other, share)
         assert score(current.weights) >= best
         best = score(current.weights)
     # From there it is the plain run.
     data = main_network.load_split(main_network.ENCODED / "train.safetensors", torch.device("cpu"))
-    model, cost = main_network.build(current, plan), training.Cost()
-    expected = training.train(
-        model, current, mask, data, plan, cost, last=6, total=6, label="expected"
-    )
+    model, cost = main_network.build(current, plan), Cost()
+    expected = loop.train(model, current, mask, data, plan, cost, last=6, total=6, label="expected")
     assert_same_weights(weights_in("models/retrained/instant_model_soup"), expected.weights)
 
 

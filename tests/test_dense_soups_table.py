@@ -2,8 +2,8 @@
 
 from invented import cells_of, ledger_of, of_seeds, result
 
-from instant_soup import dense_soups_table
-from instant_soup.layout import markdown
+from instant_soup.reports import dense_soups
+from instant_soup.reports.render import markdown
 
 
 def test_soups_stand_beside_fine_tuning_of_their_seeds_and_the_paper(tmp_path):
@@ -16,7 +16,7 @@ def test_soups_stand_beside_fine_tuning_of_their_seeds_and_the_paper(tmp_path):
         result("greedy_soup", 0.1, variant="model_soup.networks=9", **dense),
         result("dense", 0.5, model="other"),
     )
-    text = markdown([dense_soups_table.chapter(ledger)])
+    text = markdown([dense_soups.chapter(ledger)])
     full = cells_of(text, "Full (dense)")
     assert full[:3] == ["81.00 ± 1.00 (n = 3)", "1.00", "76.43"]
     greedy = cells_of(text, "Greedy soup (dense)")
@@ -27,4 +27,4 @@ def test_soups_stand_beside_fine_tuning_of_their_seeds_and_the_paper(tmp_path):
 
 def test_without_soups_nothing_is_shown(tmp_path):
     ledger = ledger_of(tmp_path, *of_seeds("dense", 0.8))
-    assert dense_soups_table.chapter(ledger).tables == []
+    assert dense_soups.chapter(ledger).tables == []

@@ -14,23 +14,22 @@ import torch
 from test_training import FakeRun, assert_same, bits, copied, interrupt_at, prunable
 from torch.utils.flop_counter import FlopCounterMode
 
-from instant_soup import (
-    batches,
-    clip,
-    criteria,
-    main_network,
-    masks,
-    models,
-    settings,
-    training,
-)
-from instant_soup.criteria import CRITERIA, Probe
-from instant_soup.early_bird import early_bird
+from instant_soup.data import batches
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
-from instant_soup.main_network import Ticket
-from instant_soup.masks import Mask
-from instant_soup.progressive import progressive
-from instant_soup.training import Cost, State
+from instant_soup.methods import criteria
+from instant_soup.methods.criteria import CRITERIA, Probe
+from instant_soup.methods.early_bird import early_bird
+from instant_soup.methods.progressive import progressive
+from instant_soup.models import base as models
+from instant_soup.models import clip
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.main_network import Ticket
+from instant_soup.pipeline.plan import plan
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State, load_state
 
 ROOT = Path(__file__).parent.parent
 Search = Callable[..., Ticket]
@@ -64,7 +63,7 @@ def make_project(folder: Path, model: Path, dataset: Path, **changes: Any) -> Pa
         params[key] = {**params[key], **value} if isinstance(value, dict) else value
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, contents in settings.plan(params).items():
+        for name, contents in plan(params).items():
             write_yaml(f"models/plan/{name}.yaml", contents)
         for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
             run_script(stage)
@@ -85,9 +84,7 @@ def trained(state: State, mask: Mask, plan: dict, last: int, cost: Cost | None =
     data = batches.load_split(main_network.ENCODED / "train.safetensors", torch.device("cpu"))
     _, total = main_network.budget(plan)
     model = main_network.build(state, plan)
-    return training.train(
-        model, state, mask, data, plan, cost, last=last, total=total, label="test"
-    )
+    return loop.train(model, state, mask, data, plan, cost, last=last, total=total, label="test")
 
 
 def same(one: Mask, other: Mask) -> bool:
@@ -239,13 +236,13 @@ def test_an_interrupted_search_goes_on_to_the_very_same_ticket(
 
 def taken_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every training step from now on."""
-    loss_of, taken = training.loss_of, []
+    loss_of, taken = loop.loss_of, []
 
     def counted(*given: Any) -> torch.Tensor:
         taken.append(1)
         return loss_of(*given)
 
-    monkeypatch.setattr(training, "loss_of", counted)
+    monkeypatch.setattr(loop, "loss_of", counted)
     return taken
 
 
@@ -354,7 +351,7 @@ def test_progressive_is_isp_without_denoisers_to_the_end_of_the_budget(checkpoin
     run_script("find_ticket", "--method", "progressive")
     run_script("sparse_retrain", "--method", "progressive")
     isp, own = (Path(f"models/retrained/{method}") for method in ("isp", "progressive"))
-    one, other = (training.load_state(f / "state", moments=False) for f in (isp, own))
+    one, other = (load_state(f / "state", moments=False) for f in (isp, own))
     assert_same(one, other)
     assert one.step == 20
     assert same(masks.load(isp / "mask.safetensors"), masks.load(own / "mask.safetensors"))
@@ -371,7 +368,7 @@ def test_progressive_is_isp_without_denoisers_to_the_end_of_the_budget(checkpoin
     plan = read_yaml("models/plan/retrain_random_init.yaml")
     state = main_network.random_state(plan)
     state.prune(mask)
-    final = training.load_state(control / "state", moments=False).weights
+    final = load_state(control / "state", moments=False).weights
     expected = trained(state, mask, plan, 20).weights
     assert all(torch.equal(bits(final[n]), bits(w)) for n, w in expected.items())
     assert read_json(control / "run.json")["cost"]["steps"] == 20
@@ -394,7 +391,7 @@ def test_an_early_bird_is_trained_from_the_start_for_the_whole_budget(
     trained(state, full, plan, 2 * (drawn + 1), search)
     state.prune(mask)
     expected = trained(state, mask, plan, 20, own).weights
-    final = training.load_state(folder / "state", moments=False).weights
+    final = load_state(folder / "state", moments=False).weights
     assert all(torch.equal(bits(final[n]), bits(w)) for n, w in expected.items())
     run = read_json(folder / "run.json")
     assert run["drawn"]["step"] == run["cost"]["search_steps"] == 2 * (drawn + 1)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented import cells_of, ledger_of, of_seeds, result
 
-from instant_soup import essential_sparsity, figures
-from instant_soup.essential_sparsity import curves_of, knee, knee_over_seeds
-from instant_soup.layout import markdown
+from instant_soup.reports import essential_sparsity, figures
+from instant_soup.reports.essential_sparsity import curves_of, knee, knee_over_seeds
+from instant_soup.reports.render import markdown
 
 SPARSITIES = [round(0.1 * i, 1) for i in range(1, 10)]
 

@@ -15,18 +15,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_early_bird import run_script
 
-from instant_soup import (
-    batches,
-    compact,
-    evaluation,
-    export,
-    main_network,
-    masks,
-    model_card,
-    torchvision_cpu,
-    training,
-)
-from instant_soup.files import UserError, read_json, read_yaml, write_json, write_yaml
+from instant_soup.data import batches
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, read_yaml, write_json, write_yaml
+from instant_soup.models import torchvision_cpu
+from instant_soup.pipeline import main_network
+from instant_soup.sparsity import masks
+from instant_soup.tickets import card, compact, evaluate, export
+from instant_soup.training import loop
+from instant_soup.training.state import load_state
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
@@ -102,12 +99,12 @@ def our_logits(run: Path) -> torch.Tensor:
     """The logits of the run's own network on the test split, in the order of its rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run)
-        state = training.load_state("models/retrained/one_shot/state", moments=False)
+        state = load_state("models/retrained/one_shot/state", moments=False)
         settings = {"dropout": "model", "freeze_embeddings": True}
         network = main_network.build(state, settings).eval()
         data = batches.load_split(main_network.ENCODED / "test.safetensors", torch.device("cpu"))
         with torch.no_grad():
-            return training.logits_of(network, data.rows(torch.arange(len(data))))
+            return loop.logits_of(network, data.rows(torch.arange(len(data))))
 
 
 def exported(run: Path, folder: Path, **options: Any) -> Path:
@@ -227,7 +224,7 @@ def test_the_snippets_of_cards_and_docs_run(family, tmp_path: Path):
 
 def test_weights_are_the_trained_ones_under_the_models_own_names(family):
     run, folder = family
-    trained = training.load_state(run / "models/retrained/one_shot/state", False).weights
+    trained = load_state(run / "models/retrained/one_shot/state", False).weights
     after = weights_of(folder)
     base = next((run / "models/base").glob("*model.safetensors"))
     before = load_file(base)
@@ -354,7 +351,7 @@ def test_a_ticket_scores_what_its_run_scored(family, dtype: str, tmp_path: Path)
     run, _ = family
     folder = exported(run, tmp_path / "ticket", dtype=dtype)
     dataset = read_yaml(run / "models/plan/data.yaml")["path"]
-    found = evaluation.evaluate(folder, f"local:{dataset}", precision="fp32")
+    found = evaluate.evaluate(folder, f"local:{dataset}", precision="fp32")
     expected = read_json(run / "reports/results/one_shot.json")["test"]
     if dtype == "fp32":
         assert found["metrics"] == expected
@@ -368,23 +365,23 @@ def test_class_names_of_a_folder_are_the_tickets(texts: Path, tmp_path: Path):
     rows = pd.DataFrame({"sentence": ["the film is fine", "a dull plot"], "label": ["good", "bad"]})
     rows.to_csv(tmp_path / "train.csv", index=False)
     rows.iloc[:1].to_csv(tmp_path / "test.csv", index=False)
-    named = evaluation.evaluate(texts, f"local:{tmp_path}")
+    named = evaluate.evaluate(texts, f"local:{tmp_path}")
     numbered = rows.assign(label=[1, 0])
     numbered.to_csv(tmp_path / "train.csv", index=False)
     numbered.iloc[:1].to_csv(tmp_path / "test.csv", index=False)
-    assert evaluation.evaluate(texts, f"local:{tmp_path}") == named and named["rows"] == 1
+    assert evaluate.evaluate(texts, f"local:{tmp_path}") == named and named["rows"] == 1
 
 
 def test_columns_can_be_named(texts: Path, tmp_path: Path):
     rows = pd.DataFrame({"words": ["the film is fine", "a dull plot"], "stars": ["good", "bad"]})
     for split in ("train", "test"):
         rows.to_csv(tmp_path / f"{split}.csv", index=False)
-    found = evaluation.evaluate(texts, f"local:{tmp_path}", ["words"], "stars")
+    found = evaluate.evaluate(texts, f"local:{tmp_path}", ["words"], "stars")
     assert found["rows"] == 2
     with pytest.raises(UserError, match=r"no column 'sentence'; the data has \['words', 'stars'\]"):
-        evaluation.evaluate(texts, f"local:{tmp_path}")
+        evaluate.evaluate(texts, f"local:{tmp_path}")
     with pytest.raises(UserError, match="columns: a b c: too many; allowed: one or two, of texts"):
-        evaluation.evaluate(texts, f"local:{tmp_path}", ["a", "b", "c"])
+        evaluate.evaluate(texts, f"local:{tmp_path}", ["a", "b", "c"])
 
 
 def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Path, tmp_path: Path):
@@ -407,7 +404,7 @@ def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Pat
     ]
     for folder, dataset, words in cases:
         with pytest.raises(UserError, match=words) as caught:
-            evaluation.evaluate(folder, dataset)
+            evaluate.evaluate(folder, dataset)
         assert "\n" not in str(caught.value)
 
 
@@ -420,26 +417,26 @@ def test_a_local_copy_of_a_hub_dataset_can_be_named(texts: Path, tmp_path: Path)
     (tmp_path / "sst2").mkdir()
     for split, count in (("train", 4), ("validation", 3), ("test", 2)):
         rows.head(count).to_parquet(tmp_path / f"sst2/{split}.parquet")
-    found = evaluation.evaluate(folder, "sst2", path=tmp_path / "sst2")
+    found = evaluate.evaluate(folder, "sst2", path=tmp_path / "sst2")
     assert (found["dataset"], found["rows"]) == ("sst2@local", 3)
     for dataset, words in (("reviews-sentiment", "is packaged"), ("local:sst2", "already named")):
         with pytest.raises(UserError, match=words):
-            evaluation.evaluate(folder, dataset, path=tmp_path / "sst2")
+            evaluate.evaluate(folder, dataset, path=tmp_path / "sst2")
 
 
 def test_a_damaged_ticket_is_refused(texts: Path, tmp_path: Path):
     folder = Path(shutil.copytree(texts, tmp_path / "ticket"))
     (folder / "model.safetensors").write_bytes(b"gone")
     with pytest.raises(UserError, match=r"model\.safetensors: cannot be read as safetensors"):
-        evaluation.evaluate(folder, "sst2")
+        evaluate.evaluate(folder, "sst2")
     write_json(folder / "ticket.json", {"format": "another"})
     with pytest.raises(UserError, match="not of the format"):
-        evaluation.evaluate(folder, "sst2")
+        evaluate.evaluate(folder, "sst2")
 
 
 def test_an_image_ticket_takes_on_another_datasets_classes(images: Path):
     """Zero-shot: the digits' names and prompts go through its own text tower."""
-    found = evaluation.evaluate(images, "mnist-sample")
+    found = evaluate.evaluate(images, "mnist-sample")
     assert (found["dataset"], found["rows"]) == ("mnist-sample", 1000)
     assert set(found["metrics"]) == {"accuracy", "f1", "matthews"}
 
@@ -450,9 +447,9 @@ def test_prompts_of_ones_own_stay_the_tickets(images: Path, tmp_path: Path):
     ticket = read_json(folder / "ticket.json") | {"dataset": "mnist-sample", "templates": ["{}"]}
     names = [f"a {word}" for word in "abcdefghij"]
     write_json(folder / "ticket.json", {**ticket, "classes": names})
-    own = evaluation.evaluate(folder, "mnist-sample")
+    own = evaluate.evaluate(folder, "mnist-sample")
     write_json(folder / "ticket.json", {**ticket, "classes": names[::-1]})
-    turned = evaluation.evaluate(folder, "mnist-sample")
+    turned = evaluate.evaluate(folder, "mnist-sample")
     assert own["metrics"] != turned["metrics"]
 
 
@@ -525,7 +522,7 @@ RESULT = {
 )
 def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, notes):
     data = {"text": ["a", "b"], "image": "", "label": "stars"}
-    text = model_card.regenerate({**RESULT, **changes}, data, {"source": source}, "bf16")
+    text = card.regenerate({**RESULT, **changes}, data, {"source": source}, "bf16")
     assert expected in text
     assert notes in text
     if not notes:
@@ -534,14 +531,14 @@ def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, n
 
 def test_dense_is_made_again_without_a_sparsity():
     dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
-    found = model_card.changes(dense, {}, {"source": "packaged"}, "fp32")
+    found = card.changes(dense, {}, {"source": "packaged"}, "fp32")
     assert "sparsity" not in found and "baselines" not in found and found["exports"] == "[dense]"
 
 
 def test_what_is_on_the_hub_is_named_as_the_cards_base_and_dataset():
     result = {**RESULT, "family": "bert", "test": {"pearson": 0.5}, "metric": "pearson"}
     data = {"source": "hub", "hub": ["nyu-mll/glue", "stsb"], "test": "validation"}
-    found = model_card.front_matter(result, data, {"source": "hub", "repo": "org/bert"})
+    found = card.front_matter(result, data, {"source": "hub", "repo": "org/bert"})
     assert found["base_model"] == "org/bert" and found["datasets"] == ["nyu-mll/glue"]
     (entry,) = found["model-index"][0]["results"]
     assert entry["dataset"] == {
@@ -554,4 +551,4 @@ def test_a_folder_too_small_for_a_test_split_is_refused(texts: Path, tmp_path: P
     rows = pd.DataFrame({"sentence": ["fine", "dull"], "label": ["good", "bad"]})
     rows.to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(UserError, match="too few rows to cut a test split from"):
-        evaluation.evaluate(texts, f"local:{tmp_path}")
+        evaluate.evaluate(texts, f"local:{tmp_path}")

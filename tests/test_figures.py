@@ -9,7 +9,8 @@ import pytest
 from invented import ledger_of, of_seeds, result
 from matplotlib.figure import Figure
 
-from instant_soup import figures, tables
+from instant_soup.reports import figures
+from instant_soup.reports.results import METHOD_NAMES, summary
 
 
 def curve(steps: int, prunings: int) -> pd.DataFrame:
@@ -123,7 +124,7 @@ def test_curves_have_the_large_panels(tmp_path, monkeypatch, curves, points):
 
 
 def test_every_method_is_told_apart_by_its_marker():
-    assert set(figures.STYLES) == set(tables.METHOD_NAMES)
+    assert set(figures.STYLES) == set(METHOD_NAMES)
     markers = [marker for _, marker in (*figures.STYLES.values(), *figures.OTHER_STYLES)]
     assert len(set(markers)) == len(markers)
 
@@ -151,7 +152,7 @@ def test_a_collapsed_control_does_not_flatten_the_others():
 
 def test_points_of_the_cost_figure_are_the_ledger_s_means(tmp_path):
     runs = [*of_seeds("dense", 0.9, 0.8), *of_seeds("isp", 0.7, 0.8), *of_seeds("lth", 0.5, 0.6)]
-    cells = tables.summary(ledger_of(tmp_path, *runs)).assign(flops_vs_dense=[1.0, 1.5, 1.5])
+    cells = summary(ledger_of(tmp_path, *runs)).assign(flops_vs_dense=[1.0, 1.5, 1.5])
     axes = Figure().subplots()
     figures._cost_panel(axes, cells, "accuracy", ["dense", "isp", "lth"])
     points = {

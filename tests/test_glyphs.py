@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from instant_soup import glyphs
-from instant_soup.glyphs import Atlas
+from instant_soup.pretraining import glyphs
+from instant_soup.pretraining.glyphs import Atlas
 
 CPU = torch.device("cpu")
 LAW = settings(deadline=None, max_examples=25)

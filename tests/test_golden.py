@@ -16,9 +16,9 @@ from conftest import new_classifier
 from test_early_bird import make_project, run_script
 
 import instant_soup
-from instant_soup import masks
 from instant_soup.files import read_json, read_yaml
-from instant_soup.training import load_state
+from instant_soup.sparsity import masks
+from instant_soup.training.state import load_state
 
 DIGESTS = Path(__file__).with_name("golden.json")
 

@@ -14,10 +14,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from instant_soup import clip, masks, models
-from instant_soup.batches import Images, Texts
-from instant_soup.criteria import CRITERIA, Probe
-from instant_soup.criteria.probe import gradient, hessian_product
+from instant_soup.data.batches import Images, Texts
+from instant_soup.methods.criteria import CRITERIA, Probe
+from instant_soup.methods.probe import gradient, hessian_product
+from instant_soup.models import base as models
+from instant_soup.models import clip
+from instant_soup.sparsity import masks
 
 SIZES = (4, 6, 5, 3)
 # The engine takes logits to fp32 for the loss: so exact are a double network's gradients.

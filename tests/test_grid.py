@@ -22,11 +22,13 @@ import pytest
 import yaml
 from test_pipeline import REPOSITORY, environment, make_project, ran, run
 
-from instant_soup import grid, run_grid
-from instant_soup.files import UserError
-from instant_soup.ledger import KEY, merge_ledger
-from instant_soup.paper_tables import read_paper
-from instant_soup.settings import plan
+from instant_soup.errors import UserError
+from instant_soup.grids import command, runner
+from instant_soup.grids.cells import Cell, identity, known_results, lanes_of, read_cells
+from instant_soup.pipeline import processes
+from instant_soup.pipeline.plan import plan
+from instant_soup.reports.ledger import KEY, merge_ledger
+from instant_soup.reports.paper import read_paper
 
 SHARED = REPOSITORY.parent / "shared/data"
 ALL_METHODS = {
@@ -49,15 +51,15 @@ def write_grid(folder: Path, name: str = "mine", **changes: Any) -> Path:
     return path
 
 
-def cells_of(tmp_path: Path, params: dict[str, Any], **changes: Any) -> list[grid.Cell]:
-    return grid.read_cells(write_grid(tmp_path, **changes), params)
+def cells_of(tmp_path: Path, params: dict[str, Any], **changes: Any) -> list[Cell]:
+    return read_cells(write_grid(tmp_path, **changes), params)
 
 
 # The files of the repository
 
 
 def test_quick_grid_has_all_methods_on_both_families(params):
-    cells = grid.read_cells(REPOSITORY / "grids/quick.yaml", params)
+    cells = read_cells(REPOSITORY / "grids/quick.yaml", params)
     assert len(cells) == len({cell.name for cell in cells}) == 2 * 3 * 3
     assert all(set(cell.methods) == ALL_METHODS for cell in cells)
     assert {cell.changes["model"] for cell in cells} == {"minilm", "clip-glyph"}
@@ -65,7 +67,7 @@ def test_quick_grid_has_all_methods_on_both_families(params):
 
 @pytest.mark.parametrize("name", ["table2", "table3"])
 def test_grids_of_the_paper_have_its_columns_rows_and_three_seeds(name: str, params):
-    cells = grid.read_cells(REPOSITORY / f"grids/{name}.yaml", params)
+    cells = read_cells(REPOSITORY / f"grids/{name}.yaml", params)
     table = read_paper()[name]
     columns = {(c["dataset"], s) for c in table["columns"] for s in c["sparsities"]}
     found = Counter((cell.changes["dataset"], cell.changes["sparsity"]) for cell in cells)
@@ -86,7 +88,7 @@ def test_every_grid_can_be_run(path: Path, params, tmp_path: Path):
         text = text.replace("data.path: ../", f"data.path: {SHARED}/")
     own = tmp_path / path.name
     own.write_text(text)
-    cells = grid.read_cells(own, params)
+    cells = read_cells(own, params)
     assert len({cell.name for cell in cells}) == len({cell.results for cell in cells}) == len(cells)
 
 
@@ -166,7 +168,7 @@ def test_lanes_go_from_low_to_high_sparsity_and_seed_by_seed(tmp_path: Path, par
     cells = cells_of(tmp_path, params, tasks=tasks, seeds=[1, 0])
     order = [
         [(c.changes["dataset"], c.changes["seed"], c.changes["sparsity"]) for c in lane]
-        for lane in grid.lanes_of(cells)
+        for lane in lanes_of(cells)
     ]
     assert order == [
         [("reviews-sentiment", 1, 0.5), ("reviews-sentiment", 1, 0.9)],
@@ -178,14 +180,14 @@ def test_lanes_go_from_low_to_high_sparsity_and_seed_by_seed(tmp_path: Path, par
 
 def test_a_task_in_two_pieces_is_one_lane(tmp_path: Path, params):
     pieces = [TASK, {**TASK, "dataset": "reviews-rating"}, {**TASK, "sparsities": [0.5]}]
-    lanes = grid.lanes_of(cells_of(tmp_path, params, tasks=pieces))
+    lanes = lanes_of(cells_of(tmp_path, params, tasks=pieces))
     assert [len(lane) for lane in lanes] == [2, 1]
 
 
 def test_lanes_that_start_together_have_dense_runs_of_their_own(tmp_path: Path, params):
     pieces = [TASK, *({**TASK, "settings": {"isp.denoisers": n}} for n in (1, 6))]
     cells = cells_of(tmp_path, params, tasks=pieces, seeds=[0, 1])
-    order = [(lane[0].changes.get("isp.denoisers"), lane[0].dense) for lane in grid.lanes_of(cells)]
+    order = [(lane[0].changes.get("isp.denoisers"), lane[0].dense) for lane in lanes_of(cells)]
     assert [denoisers for denoisers, _ in order] == [None, None, 1, 1, 6, 6]
     assert len({dense for _, dense in order}) == 2
     assert all(a != b for (_, a), (_, b) in pairwise(order))
@@ -242,13 +244,13 @@ def test_not_a_grid(tmp_path: Path, params):
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n")
     with pytest.raises(UserError, match="must be a mapping with the keys preset, methods"):
-        grid.read_cells(path, params)
+        read_cells(path, params)
 
 
 # What is done
 
 
-def results_for(cell: grid.Cell) -> list[dict[str, Any]]:
+def results_for(cell: Cell) -> list[dict[str, Any]]:
     """Invented results with the identities of a cell."""
     rest = {"metric": "accuracy", "test": {"accuracy": 0.5}, "cost": {"steps": 1}}
     return [{**dict(zip(KEY, identity, strict=True)), **rest} for identity in cell.results]
@@ -258,18 +260,18 @@ def test_a_cell_is_done_when_the_ledger_has_all_of_its_rows(tmp_path: Path, para
     (cell,) = cells_of(tmp_path, params)
     (more,) = cells_of(tmp_path, params, methods=["one_shot", "random"])
     (other,) = cells_of(tmp_path, params, settings={"training.epochs": 0.4})
-    assert grid.known_results(tmp_path) == set()
+    assert known_results(tmp_path) == set()
     *most, last = results_for(cell)
     merge_ledger(tmp_path / "reports/results.csv", most, "1234")
-    assert not cell.results <= grid.known_results(tmp_path)
+    assert not cell.results <= known_results(tmp_path)
     merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
-    known = grid.known_results(tmp_path)
+    known = known_results(tmp_path)
     assert cell.results <= known
     assert not more.results <= known and not other.results <= known
     # Of weights that another machine has pre-trained otherwise it is not done.
     last |= {"base": "89abcdef", "finished": "2026-11-21T09:30:00+00:00"}
     merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
-    assert grid.known_results(tmp_path) == {grid.identity(last)}
+    assert known_results(tmp_path) == {identity(last)}
 
 
 # Parts of the runner
@@ -279,11 +281,11 @@ def test_written_params_keep_comments_and_make_the_cell(tmp_path: Path, params):
     settings = {"imp.coefficients": [0.5], "training.learning_rate": "1e-4"}
     (cell,) = cells_of(tmp_path, params, settings=settings, methods=["lth"], preset="paper")
     path = tmp_path / "params.yaml"
-    run_grid.write_params(path, (REPOSITORY / "params.yaml").read_text(), cell)
+    runner.write_params(path, (REPOSITORY / "params.yaml").read_text(), cell)
     text = path.read_text()
     assert "# The only file to edit." in text and "# the budget T" in text
     files = plan(yaml.safe_load(text))
-    assert {grid.identity(files[f"evaluate_{m}"]) for m in cell.methods} == cell.results
+    assert {identity(files[f"evaluate_{m}"]) for m in cell.methods} == cell.results
 
 
 @pytest.mark.parametrize(
@@ -302,27 +304,27 @@ def test_written_params_keep_comments_and_make_the_cell(tmp_path: Path, params):
 )
 def test_the_last_error_is_the_stages_own(tmp_path: Path, log: str, expected: str):
     (tmp_path / "log").write_text(log)
-    assert run_grid.last_error(tmp_path / "log").startswith(expected)
+    assert processes.last_error(tmp_path / "log").startswith(expected)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(41.4, "41 s"), (125, "2 min"), (5000, "83 min"), (12_600, "3.5 h")]
 )
 def test_spans_as_people_say_them(seconds: float, text: str):
-    assert run_grid.span(seconds) == text
+    assert processes.span(seconds) == text
 
 
 def test_cells_inherit_no_outer_dvc_and_share_the_cores(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("DVC_EXP_NAME", "outer")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    found = run_grid.environment(tmp_path, jobs=4)
+    found = processes.environment(tmp_path, jobs=4)
     assert "DVC_EXP_NAME" not in found and found["OMP_NUM_THREADS"] == "1"
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    assert run_grid.environment(tmp_path, jobs=2)["OMP_NUM_THREADS"] == "3"
-    assert "OMP_NUM_THREADS" not in run_grid.environment(tmp_path, jobs=1)
+    assert processes.environment(tmp_path, jobs=2)["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in processes.environment(tmp_path, jobs=1)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert run_grid.environment(tmp_path, jobs=2)["OMP_NUM_THREADS"] == "5"
+    assert processes.environment(tmp_path, jobs=2)["OMP_NUM_THREADS"] == "5"
 
 
 def started(script: str, **options: Any) -> subprocess.Popen:
@@ -335,9 +337,9 @@ def started(script: str, **options: Any) -> subprocess.Popen:
 
 
 def test_a_group_that_ignores_the_interrupt_is_killed_with_its_children(monkeypatch):
-    monkeypatch.setattr(run_grid, "PATIENCE", 0.5)
+    monkeypatch.setattr(command, "PATIENCE", 0.5)
     process = started("trap '' INT; sleep 60 & echo ready; while true; do wait; done")
-    run_grid.end_groups([process.pid], lambda: process.poll() is not None)
+    processes.end_groups([process.pid], lambda: process.poll() is not None)
     assert process.wait(timeout=5) == -signal.SIGKILL
     assert process.stdout is not None and process.stdout.read() == b""  # the child has let go of it
 
@@ -345,20 +347,20 @@ def test_a_group_that_ignores_the_interrupt_is_killed_with_its_children(monkeypa
 def test_a_group_that_ends_in_good_order_is_not_waited_for():
     process = started("trap 'echo kept; exit 3' INT; echo ready; while true; do sleep 0.1; done")
     start = time.monotonic()
-    run_grid.end_groups([process.pid], lambda: process.poll() is not None)
-    assert time.monotonic() - start < run_grid.PATIENCE / 2
+    processes.end_groups([process.pid], lambda: process.poll() is not None)
+    assert time.monotonic() - start < command.PATIENCE / 2
     assert process.wait() == 3
     assert process.stdout is not None and process.stdout.read() == b"kept\n"
 
 
 def test_only_one_grid_runs_in_a_repository(tmp_path: Path):
     with (
-        run_grid.only_grid(tmp_path),
+        runner.only_grid(tmp_path),
         pytest.raises(UserError, match="another grid is running"),
-        run_grid.only_grid(tmp_path),
+        runner.only_grid(tmp_path),
     ):
         pass
-    with run_grid.only_grid(tmp_path):
+    with runner.only_grid(tmp_path):
         pass
 
 
@@ -369,7 +371,7 @@ def test_what_a_killed_grid_left_is_ended_and_removed(tmp_path: Path, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = started("sleep 60 & echo ready; wait", pass_fds=[lock.fileno()])
         lock.write(str(process.pid))
-    with run_grid.only_grid(tmp_path):
+    with runner.only_grid(tmp_path):
         assert process.wait(timeout=5) != 0
         assert list(copies.iterdir()) == []
     assert "lane: a killed call left it running" in capsys.readouterr().out
@@ -381,7 +383,7 @@ def test_what_a_killed_grid_left_is_ended_and_removed(tmp_path: Path, capsys):
 def call(project: Path, *arguments: str) -> tuple[int, str]:
     """Exit code and output of the runner in a project."""
     done = subprocess.run(
-        [sys.executable, "-m", "instant_soup.run_grid", *arguments],
+        [sys.executable, "-m", "instant_soup.grids.command", *arguments],
         cwd=project, env={**environment(), "PYTHONPATH": "src"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -542,7 +544,7 @@ def start_and_wait_for(project: Path, stages: re.Pattern) -> tuple[subprocess.Po
     for log in (project / ".dvc/tmp/grid/logs").glob("late-*.log"):
         log.unlink()
     process = subprocess.Popen(
-        [sys.executable, "-m", "instant_soup.run_grid", "grids/late.yaml"],
+        [sys.executable, "-m", "instant_soup.grids.command", "grids/late.yaml"],
         cwd=project, env={**environment(), "PYTHONPATH": "src"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

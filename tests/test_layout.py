@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from instant_soup.layout import Cell, Chapter, Table, html, markdown, tex
+from instant_soup.reports.render import Cell, Chapter, Table, html, markdown, tex
 
 NASTY = r"a_b & 50 % #1 {x} $y ~ ^ \z <b> | ± “é”"
 TABLE = Table(

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented import ledger_of, of_seeds, result
 
-from instant_soup import ledger
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.reports import ledger
 
 RESULTS = st.lists(
     st.builds(

@@ -13,20 +13,17 @@ from test_early_bird import make_project, run_script, same, trained
 from test_training import assert_same, bits, copied, prunable
 from torch.utils.flop_counter import FlopCounterMode
 
-from instant_soup import (
-    batches,
-    criteria,
-    lottery_pool,
-    main_network,
-    masks,
-    metrics,
-    training,
-)
+from instant_soup.data import batches
 from instant_soup.files import read_json, read_yaml
-from instant_soup.lottery_pool import pruned_to
-from instant_soup.masks import Mask
-from instant_soup.model_soup import interpolate
-from instant_soup.training import Cost, State, Weights
+from instant_soup.methods import criteria, lottery_pool
+from instant_soup.methods.dense_soups import interpolate
+from instant_soup.methods.lottery_pool import pruned_to
+from instant_soup.pipeline import main_network
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import loop, metrics
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State, Weights, load_state
 
 LAW = settings(deadline=None, max_examples=100)
 COEFFICIENTS = [0.1, 0.3, 0.5, 0.7, 0.9]
@@ -186,7 +183,7 @@ def inside(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def network(folder: str | Path) -> State:
     """The state in a folder, with its moments where it has them."""
     has_moments = (Path(folder) / "state/first_moments.safetensors").exists()
-    return training.load_state(Path(folder) / "state", moments=has_moments)
+    return load_state(Path(folder) / "state", moments=has_moments)
 
 
 def mask_of(folder: str | Path) -> Mask:
@@ -301,7 +298,7 @@ def validation_score(weights: Weights) -> float:
     plan = read_yaml("models/plan/lottery_lottery_pool.yaml")
     split = batches.load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
     model = main_network.build(State({n: w.clone() for n, w in weights.items()}), plan)
-    return metrics.score(plan["metric"], *training.predict(model, split, "fp32"))
+    return metrics.score(plan["metric"], *loop.predict(model, split, "fp32"))
 
 
 def test_the_pool_is_mixed_of_lths_rounds_nearest_first(
@@ -359,7 +356,7 @@ def test_the_pools_result_is_exact_and_not_below_lths(inside) -> None:
     model = main_network.build(network(folder), read_yaml("models/plan/lottery_lottery_pool.yaml"))
     model.set_attn_implementation("eager")  # the counter does not see CPUs' fused attention
     with FlopCounterMode(display=False) as counter:
-        training.predict(model, split, "fp32")
+        loop.predict(model, split, "fp32")
     looks = 1 + 2 * len(COEFFICIENTS)
     more = costs[1]["flops"] - costs[0]["flops"]
     assert more == pytest.approx(looks * counter.get_total_flops(), rel=0.02)

@@ -12,8 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from instant_soup import criteria, masks
-from instant_soup.files import UserError, new_file, new_folder
+from instant_soup.errors import UserError
+from instant_soup.files import new_file, new_folder
+from instant_soup.methods import criteria
+from instant_soup.sparsity import masks
 
 LAW = settings(deadline=None, max_examples=100)
 TIED_SCORES = st.lists(st.integers(-2, 3).map(float), min_size=1, max_size=60)

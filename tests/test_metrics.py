@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from instant_soup.metrics import scores
+from instant_soup.training.metrics import scores
 
 LAW = settings(deadline=None, max_examples=60)
 CLASSES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_inspection import network
 
-from instant_soup.models import digest
+from instant_soup.models.base import digest
 
 
 def test_equal_weights_alone_share_a_digest():

@@ -8,7 +8,7 @@ import pytest
 from invented import ledger_of, of_seeds, result
 from PIL import Image
 
-from instant_soup import figures, page
+from instant_soup.reports import figures, page
 
 
 @pytest.fixture

@@ -11,24 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented import cells_of, ledger_of, of_seeds, result
 
-from instant_soup import ledger, paper_tables
-from instant_soup.layout import MISSING, Chapter, markdown
-from instant_soup.tasks import DATASETS, MODELS
+from instant_soup.data.datasets import DATASETS
+from instant_soup.models.known import MODELS
+from instant_soup.reports import ledger, paper
+from instant_soup.reports.render import MISSING, Chapter, markdown
 
-PAPER = paper_tables.read_paper()
+PAPER = paper.read_paper()
 SST2 = {"model": "bert-base", "dataset": "sst2", "preset": "paper", "target_sparsity": 0.6}
 
 
 def chapters_of(name: str, runs: pd.DataFrame) -> tuple[Chapter, Chapter]:
     """What was measured here, and the paper's columns."""
-    numbers = paper_tables.comparison(PAPER[name], runs)
-    ours, paper = paper_tables.chapters(name, PAPER[name], numbers)
-    return ours, paper
+    numbers = paper.comparison(PAPER[name], runs)
+    ours, theirs = paper.chapters(name, PAPER[name], numbers)
+    return ours, theirs
 
 
 def printed(name: str) -> dict[tuple[str, str, float], str]:
     """(method, dataset, sparsity) → what the paper printed."""
-    rows = paper_tables.paper_numbers(PAPER[name]).to_dict("records")
+    rows = paper.paper_numbers(PAPER[name]).to_dict("records")
     return {(row["method"], row["dataset"], row["target_sparsity"]): row["paper"] for row in rows}
 
 
@@ -91,17 +92,17 @@ def series(**values: float) -> pd.Series:
 def test_p_values_by_hand():
     # Student's t with 2 degrees of freedom: p = 1 − |t| / √(t² + 2); here t = 2 / (1 / √3).
     lth = series(s0=10.0, s1=20.0, s2=30.0)
-    p, difference = paper_tables.paired_test(series(s0=11.0, s1=22.0, s2=33.0), lth)
+    p, difference = paper.paired_test(series(s0=11.0, s1=22.0, s2=33.0), lth)
     assert p == pytest.approx(1 - math.sqrt(12) / math.sqrt(14)) and difference == 2.0
     # With 1 degree: p = 1 − (2/π) · arctan |t|; differences −1 and −3, t = −2.
-    p, difference = paper_tables.paired_test(series(s0=9.0, s1=17.0), lth)
+    p, difference = paper.paired_test(series(s0=9.0, s1=17.0), lth)
     assert p == pytest.approx(1 - 2 / math.pi * math.atan(2)) and difference == -2.0
 
 
 def test_pairs_are_the_seeds_that_both_have():
     lth = series(s0=10.0, s1=20.0, s2=30.0, s7=0.0)
     shuffled = series(s5=1.0, s2=33.0, s0=11.0, s1=22.0)
-    p, difference = paper_tables.paired_test(shuffled, lth)
+    p, difference = paper.paired_test(shuffled, lth)
     assert p == pytest.approx(1 - math.sqrt(12) / math.sqrt(14)) and difference == 2.0
 
 
@@ -109,7 +110,7 @@ def test_pairs_are_the_seeds_that_both_have():
     series(s1=1.0), series(s8=1.0, s9=2.0), series(s0=0.83, s1=0.84, s2=0.85),
 ])  # fmt: skip
 def test_no_p_value_without_two_pairs_or_without_spread(other):
-    p, _ = paper_tables.paired_test(other, series(s0=0.80, s1=0.81, s2=0.82))
+    p, _ = paper.paired_test(other, series(s0=0.80, s1=0.81, s2=0.82))
     assert math.isnan(p)
 
 
@@ -128,7 +129,7 @@ def test_marks_are_for_significant_differences_in_their_direction(tmp_path):
     assert cells_of(table, "SNIP") == ["82.67 ± 2.08"]
     assert cells_of(table, "LTH (IMP)") == ["82.00 ± 2.00"]
     assert cells_of(table, "Full (dense)") == ["95.10 ± 0.10"]
-    marks = paper_tables.against_lth(runs).set_index("method")["mark"]
+    marks = paper.against_lth(runs).set_index("method")["mark"]
     assert marks.to_dict() == {"isp": "better", "random": "worse", "snip": ""}
 
 
@@ -140,7 +141,7 @@ def test_lth_of_another_sparsity_or_section_is_no_partner(tmp_path):
         *of_seeds("lth", 0.80, 0.82, 0.84, dataset="other"),
         *of_seeds("lth", 0.80, 0.82, 0.84, variant="lth.rounds=3"),
     )
-    assert paper_tables.against_lth(runs).empty
+    assert paper.against_lth(runs).empty
 
 
 # What stands where
@@ -268,7 +269,7 @@ def test_counts_of_seeds_that_differ_are_shown(tmp_path):
 def test_written_files(tmp_path):
     runs = [*of_seeds("isp", 0.90, 0.92, 0.94, **SST2), *of_seeds("lth", 0.9, 0.91, 0.9, **SST2)]
     runs += of_seeds("isp", 0.5, 0.7)
-    written = paper_tables.write_tables(tmp_path / "a", ledger_of(tmp_path, *runs))
+    written = paper.write_tables(tmp_path / "a", ledger_of(tmp_path, *runs))
     assert [path.name for path in written] == [
         f"{name}.{kind}" for name in ("table2", "table3") for kind in ("md", "tex", "csv")
     ]  # fmt: skip
@@ -303,13 +304,13 @@ def test_the_same_results_in_any_order_give_the_same_bytes(tmp_path):
     files = []
     for name, some in (("a", runs), ("b", runs[::-1])):
         (tmp_path / name).mkdir()
-        written = paper_tables.write_tables(tmp_path / name, ledger_of(tmp_path / name, *some))
+        written = paper.write_tables(tmp_path / name, ledger_of(tmp_path / name, *some))
         files.append([path.read_bytes() for path in written])
     assert files[0] == files[1]
 
 
 def test_an_empty_ledger_leaves_the_paper_s_numbers(tmp_path):
-    written = paper_tables.write_tables(tmp_path, ledger_of(tmp_path))
+    written = paper.write_tables(tmp_path, ledger_of(tmp_path))
     assert "No results yet." in written[0].read_text()
     table = pd.read_csv(io.StringIO(written[2].read_text()))
     assert (table["n"] == 0).all() and table["paper_mean"].notna().all()

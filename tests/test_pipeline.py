@@ -20,7 +20,9 @@ import pytest
 import torch
 import yaml
 
-from instant_soup import masks, models, training
+from instant_soup.models import base as models
+from instant_soup.sparsity import masks
+from instant_soup.training.state import load_state
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -167,7 +169,7 @@ def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
         assert result["base"] == models.digest(models.pretrained_prunable(project / "models/base"))
         assert result["cost"]["steps"] == 20  # one epoch of 160 rows in batches of 8
         assert result["cost"]["search_steps"] == (8 if method == "isp" else 0)
-        weights = training.load_state(project / f"models/retrained/{method}/state", False).weights
+        weights = load_state(project / f"models/retrained/{method}/state", False).weights
         mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
         assert sum(int((weights[n] == 0).sum()) for n in mask) == pruned
 
@@ -183,7 +185,7 @@ def test_rounds_are_nested_and_their_training_grows(project: Path):
 def test_stages_equal_one_uninterrupted_process_bit_for_bit(project: Path):
     single = run(project, sys.executable, str(REPOSITORY / "tests/single_process.py"))
     expected = torch.load(single.strip().splitlines()[-1], weights_only=True)
-    weights = training.load_state(project / "models/retrained/isp/state", False).weights
+    weights = load_state(project / "models/retrained/isp/state", False).weights
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
 

@@ -15,8 +15,8 @@ import yaml
 from ray.cluster_utils import Cluster
 from test_pipeline import environment, make_project, run
 
-from instant_soup import ray_grid
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.grids import ray as ray_runner
 
 SETTINGS = {"isp.denoisers": 1, "isp.look_ahead": 1}
 
@@ -73,7 +73,7 @@ def test_a_lost_node_costs_its_running_cells_only(
     nodes = [add_node(cluster, place) for place in places]
     cluster.wait_for_nodes()
     process = subprocess.Popen(
-        [sys.executable, "-m", "instant_soup.run_grid", "grids/far.yaml",
+        [sys.executable, "-m", "instant_soup.grids.command", "grids/far.yaml",
          "--ray", cluster.address, "--remote", str(tmp_path / "remote")],
         cwd=project, env={**os.environ, "PYTHONPATH": str(project / "src")}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -111,7 +111,7 @@ def test_what_no_node_has_and_no_cluster_are_refused(cluster: Cluster, tmp_path:
     add_node(cluster, tmp_path / "node")
     cluster.wait_for_nodes()
     with pytest.raises(UserError, match=r"--cpus, --gpus: no node has 1 and 8"):
-        ray_grid.connect(cluster.address, 1, 8)
+        ray_runner.connect(cluster.address, 1, 8)
     ray.shutdown()
     with pytest.raises(UserError, match=r"--ray: 127\.0\.0\.1:1: no cluster there"):
-        ray_grid.connect("127.0.0.1:1", 1, 0)
+        ray_runner.connect("127.0.0.1:1", 1, 0)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline import environment
 
-from instant_soup import run_grid
-from instant_soup.run_jobs import affected_stages
+from instant_soup.pipeline import processes
+from instant_soup.pipeline.jobs import affected_stages
 
 # Each toy stage notes when it began and ended, then writes its output.
 TOY = """
@@ -73,7 +73,7 @@ def project(tmp_path: Path) -> Path:
 
 def run_jobs(folder: Path) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "instant_soup.run_jobs", "--jobs", "3"],
+        [sys.executable, "-m", "instant_soup.pipeline.jobs", "--jobs", "3"],
         cwd=folder, env=environment(), text=True, capture_output=True,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
@@ -131,5 +131,5 @@ def test_jobs_share_the_gpus(
     visible: str, jobs: int, shares: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    slots = run_grid.slots_of(jobs)
+    slots = processes.slots_of(jobs)
     assert [slots.get_nowait() for _ in range(jobs)] == shares

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instant_soup.schedules import (
-    calibration_steps,
-    learning_rate,
-    mask_finding_share,
-    round_sparsities,
-    steps_of,
-)
+from instant_soup.methods.rounds import calibration_steps, mask_finding_share, round_sparsities
+from instant_soup.training.schedule import learning_rate, steps_of
 
 LAW = settings(deadline=None, max_examples=100)
 HUNDREDTHS = st.integers(1, 99).map(lambda n: n / 100)

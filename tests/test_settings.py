@@ -16,10 +16,13 @@ import pytest
 from conftest import make_table
 from safetensors.numpy import save_file
 
-from instant_soup import settings
-from instant_soup.files import UserError, read_yaml, write_yaml
-from instant_soup.presets import PRESETS
-from instant_soup.tasks import BASELINES, CONTROLS, DATASETS, LOTTERY, SOUPS
+from instant_soup.config.presets import PRESETS
+from instant_soup.data.datasets import DATASETS
+from instant_soup.errors import UserError
+from instant_soup.files import read_yaml, write_yaml
+from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
+from instant_soup.pipeline.plan import MEMBERS
+from instant_soup.pipeline.plan import plan as plan_of
 
 ROOT = Path(__file__).parent.parent
 PARAMS = {
@@ -64,7 +67,7 @@ def params(**changes: Any) -> dict[str, Any]:
 
 def plan(**changes: Any) -> dict[str, dict[str, Any]]:
     """The plan of the changed params.yaml."""
-    return settings.plan(params(**changes))
+    return plan_of(params(**changes))
 
 
 def refusal(**changes: Any) -> str:
@@ -197,7 +200,7 @@ def test_a_mistake_is_refused_by_name(changes: dict[str, Any], parts: list[str])
 @pytest.mark.parametrize("given", [None, [], "sparsity: 0.7", 3])
 def test_params_that_are_no_mapping_are_refused(given: Any) -> None:
     with pytest.raises(UserError, match=r"params\.yaml: must be a mapping"):
-        settings.plan(given)
+        plan(given)
 
 
 @pytest.mark.parametrize("content", [b"a: [1", b"a: 1\n  b: 2", b"a: \xff\xfe", b"\x00\x01"])
@@ -402,9 +405,7 @@ def test_the_repositorys_own_params_are_planned() -> None:
     expected |= {"export", *(f"{stage}_{i}" for stage in ("calibrate", "soup") for i in rounds)}
     expected |= {f"weak_mask_{i}_{n}" for i in rounds for n in denoisers}
     expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["baselines"]}
-    expected |= {
-        f"soup_member_{kind}_{n}" for kind in settings.MEMBERS for n in PARAMS["soup_members"]
-    }
+    expected |= {f"soup_member_{kind}_{n}" for kind in MEMBERS for n in PARAMS["soup_members"]}
     expected |= {f"evaluate_{m}" for m in methods}
     assert files.keys() == expected
     assert [files[f"soup_{i}"].get("sparsity") for i in rounds] == [0.2, 0.4, 0.6, 0.7] + [None] * 5

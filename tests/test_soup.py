@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instant_soup import masks, soup
-from instant_soup.masks import Mask
+from instant_soup.sparsity import mask_soup, masks
+from instant_soup.sparsity.masks import Mask
 
 LAW = settings(deadline=None, max_examples=100)
 WAYS = ("union", "intersection", "vote")
@@ -48,29 +48,29 @@ def magnitude_mask(weights: dict[str, torch.Tensor], k: int) -> Mask:
 
 
 def test_votes_are_counted_weight_by_weight() -> None:
-    tally = soup.votes(bits("110000", "101001", "100001"))
+    tally = mask_soup.votes(bits("110000", "101001", "100001"))
     assert tally["a"].tolist() == [[3, 1], [1, 0]]
     assert tally["b"].tolist() == [0, 2]
 
 
 def test_combine_gives_each_weight_its_standing() -> None:
     weak = bits("110000", "101001", "100001")
-    assert flat(soup.combine(weak, "union")).tolist() == [1, 1, 1, 0, 0, 1]
-    assert flat(soup.combine(weak, "intersection")).tolist() == [1, 0, 0, 0, 0, 0]
-    assert flat(soup.combine(weak, "vote")).tolist() == [3, 1, 1, 0, 0, 2]
+    assert flat(mask_soup.combine(weak, "union")).tolist() == [1, 1, 1, 0, 0, 1]
+    assert flat(mask_soup.combine(weak, "intersection")).tolist() == [1, 0, 0, 0, 0, 0]
+    assert flat(mask_soup.combine(weak, "vote")).tolist() == [3, 1, 1, 0, 0, 2]
 
 
 def test_an_unknown_way_to_combine_is_an_error() -> None:
     with pytest.raises(KeyError):
-        soup.combine(bits("110000"), "average")
+        mask_soup.combine(bits("110000"), "average")
 
 
 @LAW
 @given(soups())
 def test_the_intersection_is_in_each_mask_and_each_mask_in_the_union(drawn) -> None:
     weak, _, _ = drawn
-    union = flat(soup.combine(weak, "union")).bool()
-    common = flat(soup.combine(weak, "intersection")).bool()
+    union = flat(mask_soup.combine(weak, "union")).bool()
+    common = flat(mask_soup.combine(weak, "intersection")).bool()
     for mask in weak:
         assert not (common & ~flat(mask)).any()
         assert not (flat(mask) & ~union).any()
@@ -82,7 +82,7 @@ def test_the_intersection_is_in_each_mask_and_each_mask_in_the_union(drawn) -> N
 @given(soups(), st.sampled_from(WAYS))
 def test_the_adjusted_soup_keeps_exactly_k(drawn, how: str) -> None:
     weak, weights, k = drawn
-    adjusted = soup.adjust(soup.combine(weak, how), weights, k)
+    adjusted = mask_soup.adjust(mask_soup.combine(weak, how), weights, k)
     assert masks.count(adjusted)[0] == k
     assert {n: m.shape for n, m in adjusted.items()} == {n: w.shape for n, w in weights.items()}
 
@@ -91,16 +91,16 @@ def test_the_adjusted_soup_keeps_exactly_k(drawn, how: str) -> None:
 @given(soups())
 def test_the_adjusted_union_takes_nothing_from_outside_the_union(drawn) -> None:
     weak, weights, k = drawn
-    adjusted = flat(soup.adjust(soup.combine(weak, "union"), weights, k))
-    assert not (adjusted & ~flat(soup.combine(weak, "union")).bool()).any()
+    adjusted = flat(mask_soup.adjust(mask_soup.combine(weak, "union"), weights, k))
+    assert not (adjusted & ~flat(mask_soup.combine(weak, "union")).bool()).any()
 
 
 @LAW
 @given(soups())
 def test_the_adjusted_intersection_gives_nothing_of_the_intersection_up(drawn) -> None:
     weak, weights, k = drawn
-    common = flat(soup.combine(weak, "intersection")).bool()
-    adjusted = flat(soup.adjust(soup.combine(weak, "intersection"), weights, k))
+    common = flat(mask_soup.combine(weak, "intersection")).bool()
+    adjusted = flat(mask_soup.adjust(mask_soup.combine(weak, "intersection"), weights, k))
     assert int(common.sum()) <= k
     assert not (common & ~adjusted).any()
 
@@ -109,8 +109,8 @@ def test_the_adjusted_intersection_gives_nothing_of_the_intersection_up(drawn) -
 @given(soups())
 def test_no_weight_left_out_has_more_votes_than_one_kept(drawn) -> None:
     weak, weights, k = drawn
-    tally = flat(soup.combine(weak, "vote"))
-    kept = flat(soup.adjust(soup.combine(weak, "vote"), weights, k))
+    tally = flat(mask_soup.combine(weak, "vote"))
+    kept = flat(mask_soup.adjust(mask_soup.combine(weak, "vote"), weights, k))
     if 0 < k < len(kept):
         assert int(tally[~kept].max()) <= int(tally[kept].min())
 
@@ -118,7 +118,7 @@ def test_no_weight_left_out_has_more_votes_than_one_kept(drawn) -> None:
 def test_within_the_union_the_largest_weights_stay() -> None:
     weights = {"a": torch.tensor([[1.0, -5.0], [3.0, 9.0]]), "b": torch.tensor([-4.0, 2.0])}
     weak = bits("110001", "101010")  # the union is all but the 9
-    assert flat(soup.adjust(soup.combine(weak, "union"), weights, 3)).tolist() == [
+    assert flat(mask_soup.adjust(mask_soup.combine(weak, "union"), weights, 3)).tolist() == [
         *(False, True, True, False),
         *(True, False),
     ]
@@ -127,7 +127,7 @@ def test_within_the_union_the_largest_weights_stay() -> None:
 def test_beyond_the_intersection_the_largest_weights_fill_up() -> None:
     weights = {"a": torch.tensor([[1.0, -5.0], [3.0, 9.0]]), "b": torch.tensor([-4.0, 2.0])}
     weak = bits("110001", "101010")  # the intersection is the 1; the 9 is in no mask
-    assert flat(soup.adjust(soup.combine(weak, "intersection"), weights, 3)).tolist() == [
+    assert flat(mask_soup.adjust(mask_soup.combine(weak, "intersection"), weights, 3)).tolist() == [
         *(True, True, False, True),
         *(False, False),
     ]
@@ -137,7 +137,7 @@ def test_beyond_the_intersection_the_largest_weights_fill_up() -> None:
 @given(soups(), st.sampled_from(WAYS))
 def test_a_single_weak_mask_comes_back_unchanged(drawn, how: str) -> None:
     weak, weights, k = drawn
-    adjusted = soup.adjust(soup.combine(weak[:1], how), weights, k)
+    adjusted = mask_soup.adjust(mask_soup.combine(weak[:1], how), weights, k)
     assert torch.equal(flat(adjusted), flat(weak[0]))
 
 
@@ -147,7 +147,7 @@ def test_a_soup_with_the_networks_own_mask_in_it_is_that_mask(drawn, how: str, a
     weak, weights, k = drawn
     own = magnitude_mask(weights, k)
     weak.insert(min(at, len(weak)), own)
-    adjusted = soup.adjust(soup.combine(weak, how), weights, k)
+    adjusted = mask_soup.adjust(mask_soup.combine(weak, how), weights, k)
     assert torch.equal(flat(adjusted), flat(own))
 
 
@@ -156,7 +156,7 @@ def test_a_vote_can_overrule_the_networks_own_mask() -> None:
     own = magnitude_mask(weights, 2)
     assert flat(own).tolist() == [False] * 4 + [True] * 2
     weak = [own, *bits("110000", "110000")]
-    assert flat(soup.adjust(soup.combine(weak, "vote"), weights, 2)).tolist() == [
+    assert flat(mask_soup.adjust(mask_soup.combine(weak, "vote"), weights, 2)).tolist() == [
         *(True, True, False, False),
         *(False, False),
     ]
@@ -164,18 +164,18 @@ def test_a_vote_can_overrule_the_networks_own_mask() -> None:
 
 def test_the_union_of_others_need_not_be_the_networks_own_mask() -> None:
     weights = {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([5.0, 6.0])}
-    adjusted = soup.adjust(soup.combine(bits("110000", "011000"), "union"), weights, 2)
+    adjusted = mask_soup.adjust(mask_soup.combine(bits("110000", "011000"), "union"), weights, 2)
     assert not torch.equal(flat(adjusted), flat(magnitude_mask(weights, 2)))
 
 
 def test_agreement_of_known_masks() -> None:
-    apart = soup.agreement(bits("11000000", "00110000"))
+    apart = mask_soup.agreement(bits("11000000", "00110000"))
     assert apart == {"union_density": 0.5, "intersection_density": 0.0, "agreement": 0.0}
-    some = soup.agreement(bits("11100000", "01110000", "01100000"))
+    some = mask_soup.agreement(bits("11100000", "01110000", "01100000"))
     assert some == {"union_density": 0.5, "intersection_density": 0.25, "agreement": 0.5}
-    same = soup.agreement(bits("11000000", "11000000"))
+    same = mask_soup.agreement(bits("11000000", "11000000"))
     assert same == {"union_density": 0.25, "intersection_density": 0.25, "agreement": 1.0}
 
 
 def test_more_votes_than_a_few_bits_hold_are_still_counted() -> None:
-    assert int(soup.votes(bits("100000") * 200)["a"][0, 0]) == 200
+    assert int(mask_soup.votes(bits("100000") * 200)["a"][0, 0]) == 200

@@ -7,8 +7,12 @@ import torch
 from conftest import new_classifier
 from torch import nn
 
-from instant_soup import clip, criteria, masks, models, sparse_layouts
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.methods import criteria
+from instant_soup.models import base as models
+from instant_soup.models import clip
+from instant_soup.sparsity import masks
+from instant_soup.tickets import layouts
 
 
 @pytest.mark.parametrize("layout", ["CSR", "BSR"])
@@ -16,23 +20,23 @@ def test_a_sparse_copy_gives_the_same_logits(tiny_bert: Path, layout: str) -> No
     model = new_classifier(tiny_bert, 2, 0).eval()
     mask = criteria.magnitude(models.prunable(model), 0.8)
     masks.apply(mask, dict(model.named_parameters()))
-    sparse = sparse_layouts.convert(model, mask, layout)
+    sparse = layouts.convert(model, mask, layout)
     ids = torch.randint(5, 20, (3, 7), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = model(input_ids=ids).logits, sparse(input_ids=ids).logits
     torch.testing.assert_close(found, expected)
-    kinds = [m for m in sparse.modules() if isinstance(m, sparse_layouts.SparseLinear)]
+    kinds = [m for m in sparse.modules() if isinstance(m, layouts.SparseLinear)]
     assert len(kinds) == len(mask)
     kept = sum(m.sparse.values().count_nonzero().item() for m in kinds)
     assert kept == masks.count(mask)[0]
-    assert all(type(m) is not sparse_layouts.SparseLinear for m in model.modules())
+    assert all(type(m) is not layouts.SparseLinear for m in model.modules())
 
 
 def test_the_mlps_of_an_image_tower_can_be_sparse(tiny_clip: Path) -> None:
     package = clip.open_clip()
     model, _, _ = package.create_model_and_transforms(f"local-dir:{tiny_clip}")
     names = [name for name in models.prunable(model.eval()) if "visual" in name and ".mlp." in name]
-    fast = sparse_layouts.convert(model, names)
+    fast = layouts.convert(model, names)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(fast.encode_image(images), model.encode_image(images))
@@ -43,6 +47,6 @@ def test_what_cannot_be_sparse_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.MultiheadAttention(4, 2))
     for name in ("1.weight", "2.in_proj_weight", "2.out_proj.weight"):
         with pytest.raises(UserError, match=name):
-            sparse_layouts.convert(model, [name])
+            layouts.convert(model, [name])
     with pytest.raises(UserError, match="allowed: CSR"):
-        sparse_layouts.convert(model, ["0.weight"], "COO")
+        layouts.convert(model, ["0.weight"], "COO")

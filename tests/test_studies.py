@@ -12,8 +12,9 @@ import pretraining
 import pytest
 from test_early_bird import make_project, run_script
 
-from instant_soup.files import UserError, read_json, read_yaml
-from instant_soup.settings import check
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, read_yaml
+from instant_soup.pipeline.plan import check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

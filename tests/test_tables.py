@@ -5,26 +5,36 @@ import re
 import pandas as pd
 from invented import cells_of, ledger_of, of_seeds, result
 
-from instant_soup import (
+from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY
+from instant_soup.reports import (
     ablations,
-    dense_soups_table,
+    dense_soups,
     essential_sparsity,
     figures,
     head_to_head,
     ledger,
-    paper_tables,
-    tables,
+    paper,
+    results,
 )
-from instant_soup.layout import markdown
-from instant_soup.tasks import BASELINES, CONTROLS, LOTTERY
+from instant_soup.reports.render import markdown
+from instant_soup.reports.results import (
+    METHOD_NAMES,
+    UNPRUNED,
+    cost_chapter,
+    preset_rows,
+    results_chapter,
+    row_order,
+    terminal_table,
+    write_tables,
+)
 
 
 def results_of(runs: pd.DataFrame) -> str:
-    return markdown([tables.results_chapter(runs)])
+    return markdown([results_chapter(runs)])
 
 
 def cost_of(runs: pd.DataFrame) -> str:
-    return markdown([tables.cost_chapter(runs)])
+    return markdown([cost_chapter(runs)])
 
 
 def test_mean_and_standard_deviation(tmp_path):
@@ -119,24 +129,24 @@ def test_cost_of_a_method_with_settings_of_its_own_and_of_unknown_memory(tmp_pat
 
 def test_every_method_has_a_name_and_the_paper_s_come_in_its_order():
     methods = {"dense", "isp", *BASELINES, *LOTTERY, *CONTROLS}
-    assert methods <= set(tables.METHOD_NAMES)
-    assert len(set(tables.METHOD_NAMES.values())) == len(tables.METHOD_NAMES)
+    assert methods <= set(METHOD_NAMES)
+    assert len(set(METHOD_NAMES.values())) == len(METHOD_NAMES)
     paper = ["dense", "random", "one_shot", "progressive", "early_bird", "snip", "grasp", "lth"]
     paper += ["lth_rewind", "lottery_pool", "isp"]
-    assert sorted(reversed(paper), key=tables.row_order) == paper
+    assert sorted(reversed(paper), key=row_order) == paper
 
 
 def test_written_tables(tmp_path):
-    written = tables.write_tables(tmp_path / "tables", ledger_of(tmp_path, result(value=1 / 3)))
+    written = write_tables(tmp_path / "tables", ledger_of(tmp_path, result(value=1 / 3)))
     assert [p.name for p in written] == ["results.md", "results.csv", "cost.md", "cost.csv"]
     assert ",0.3333333333333333," in written[1].read_text()
-    empty = tables.write_tables(tmp_path / "empty", ledger.merge_ledger(tmp_path / "e", [], "v"))
+    empty = write_tables(tmp_path / "empty", ledger.merge_ledger(tmp_path / "e", [], "v"))
     assert "No results yet" in empty[0].read_text()
 
 
 def test_terminal_table_without_terminal(capsys):
     long_variant = "training.learning_rate=0.0001 isp.learning_rate_range=[0.00001,0.0005] " * 2
-    tables.terminal_table([result("isp"), result("dense"), result("isp", variant=long_variant)])
+    terminal_table([result("isp"), result("dense"), result("isp", variant=long_variant)])
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100 and "\x1b" not in shown
     assert re.search(r"ISP +│ +70\.00 % │ +80\.00 │ +330 │ +1\.50 │ +88\.2", shown)
@@ -152,9 +162,9 @@ def test_figures_and_bold_are_of_the_presets_own_settings_where_there_are_any(tm
         result("isp", 0.5, variant="training.epochs=9", dataset="mine"),
         result("zero_shot", 0.1, dataset="mine"),
     )  # fmt: skip
-    shown = tables.preset_rows(ledger)
+    shown = preset_rows(ledger)
     assert sorted(shown["value"]) == [0.1, 0.5, 0.6, 0.7, 0.9]
-    text = markdown([tables.results_chapter(ledger)])
+    text = markdown([results_chapter(ledger)])
     text, of_mine = sorted(text.split("## ")[1:], key=lambda table: "· mine ·" in table)
     assert of_mine.splitlines()[0].endswith(" · training.epochs=9")
     assert cells_of(of_mine, "ISP") == ["50.00"] and cells_of(of_mine, "Zero-shot") == ["10.00"]
@@ -167,15 +177,15 @@ def test_every_kind_of_row_can_be_shown(tmp_path):
     unpruned = {"target_sparsity": 0.0, "sparsity": 0.0}
     rows = [
         result(method, 0.5 + 0.1 * seed, seed=seed, variant=variant, family=family, model=family,
-               **(unpruned if method in tables.UNPRUNED else {"target_sparsity": sparsity}))
-        for method in [*tables.METHOD_NAMES, "their_own"]
+               **(unpruned if method in UNPRUNED else {"target_sparsity": sparsity}))
+        for method in [*METHOD_NAMES, "their_own"]
         for variant in variants
         for family in ("bert", "clip")
         for seed in (0, 1)
         for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9)
     ]  # fmt: skip
     ledger = ledger_of(tmp_path, *rows)
-    for module in (tables, paper_tables, head_to_head, ablations, dense_soups_table,
+    for module in (results, paper, head_to_head, ablations, dense_soups,
                    essential_sparsity):  # fmt: skip
         for path in module.write_tables(tmp_path, ledger):
             assert path.stat().st_size, path

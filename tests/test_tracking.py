@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from instant_soup import tracking
-from instant_soup.tracking import flush, spool_folder, stage_run
+from instant_soup.pipeline import tracking
+from instant_soup.pipeline.tracking import flush, spool_folder, stage_run
 
 SOURCE = Path(tracking.__file__).parents[1]
 PARAMS = (

@@ -10,8 +10,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import instant_soup
-from instant_soup import api, criteria, masks
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.library import prune
+from instant_soup.methods import criteria
+from instant_soup.sparsity import masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,12 +126,12 @@ def test_look_aheads_leave_the_trainers_random_numbers_alone(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same masks found with and without drawing: dropout and data order must not change."""
-    found = api.find_mask
+    found = prune.find_mask
 
     def without_looking(
         model: nn.Module, state: Any, mask: Any, batches: Any, loss: Any, rounds: Any, *rest: Any
     ) -> masks.Mask:
-        none = api.Rounds(rounds.sparsities, rounds.ends, 0, 0, "union", "magnitude")
+        none = prune.Rounds(rounds.sparsities, rounds.ends, 0, 0, "union", "magnitude")
         return found(model, state, mask, batches, loss, none, *rest)
 
     def looking_in_vain(*arguments: Any) -> masks.Mask:
@@ -138,7 +140,7 @@ def test_look_aheads_leave_the_trainers_random_numbers_alone(
 
     ends = []
     for find in (without_looking, looking_in_vain):
-        monkeypatch.setattr(api, "find_mask", find)
+        monkeypatch.setattr(prune, "find_mask", find)
         model = new_classifier(tiny_bert, 2, 0)
         trainer(tmp_path, model, instant_soup.InstantSoupCallback(**SETTINGS)).train()
         ends.append(model.state_dict())
@@ -178,7 +180,7 @@ def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Pa
     model = new_classifier(tiny_bert, 2, 0)
     run = trainer(tmp_path / "dense", model, Stop(end))
     run.train()
-    matrices = api.choose(model)
+    matrices = prune.choose(model)
     moments = {name: run.optimizer.state[p]["exp_avg_sq"] for name, p in matrices.items()}
     expected = criteria.fisher(matrices, moments, 0.6)
     assert all(torch.equal(soup.mask[name], kept) for name, kept in expected.items())

@@ -15,23 +15,21 @@ from conftest import bert_settings, new_classifier, random_texts
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from instant_soup import (
-    batches,
-    bert,
-    checkpoints,
-    criteria,
-    main_network,
-    masks,
-    metrics,
-    models,
-    settings,
-    training,
-)
-from instant_soup.batches import Texts
-from instant_soup.files import UserError, read_yaml, write_yaml
-from instant_soup.masks import Mask
-from instant_soup.schedules import learning_rate
-from instant_soup.training import Cost, State
+from instant_soup.data import batches
+from instant_soup.data.batches import Texts
+from instant_soup.errors import UserError
+from instant_soup.files import read_yaml, write_yaml
+from instant_soup.methods import criteria
+from instant_soup.models import base as models
+from instant_soup.models import bert
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import plan
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import checkpoints, loop, metrics
+from instant_soup.training.cost import Cost
+from instant_soup.training.schedule import learning_rate
+from instant_soup.training.state import State, load_state, save_state
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
@@ -82,7 +80,7 @@ def train(tiny_bert: Path, data: Texts) -> Callable[..., State]:
         model = bert.classifier(tiny_bert, state.weights, bert_settings(outputs, dropout))
         if frozen:
             bert.freeze_embeddings(model)
-        return training.train(
+        return loop.train(
             model,
             state,
             masks.full(models.prunable(model)) if mask is None else mask,
@@ -187,8 +185,8 @@ def test_a_chain_of_stages_is_one_uninterrupted_run(fresh, train, tmp_path, stop
     state = fresh
     for stop in stops:
         state = train(state, stop)
-        training.save_state(tmp_path / "state", state)
-        state = training.load_state(tmp_path / "state")
+        save_state(tmp_path / "state", state)
+        state = load_state(tmp_path / "state")
     assert_same(state, whole)
     assert state.step == 9
 
@@ -206,10 +204,10 @@ def test_so_it_is_with_pruning_on_the_way(fresh, train, tmp_path, stops, frozen)
     state, mask = fresh, None
     for stop in stops:
         state = train(state, stop, mask, frozen=frozen)
-        training.save_state(tmp_path / "state", state)
+        save_state(tmp_path / "state", state)
         if mask is not None:
             masks.save(tmp_path / "mask", mask)
-        state = training.load_state(tmp_path / "state")
+        state = load_state(tmp_path / "state")
         mask = prune(state) if stop == 4 else mask and masks.load(tmp_path / "mask")
     assert_same(state, whole)
 
@@ -245,7 +243,7 @@ def test_snapshots_are_the_states_on_the_way(fresh, train) -> None:
 )
 @pytest.mark.parametrize("damage", ["missing", "cut", "overwritten"])
 def test_a_damaged_state_is_refused(fresh, train, tmp_path, name, damage) -> None:
-    training.save_state(tmp_path / "state", train(fresh, 1))
+    save_state(tmp_path / "state", train(fresh, 1))
     path = tmp_path / "state" / name
     if damage == "missing":
         path.unlink()
@@ -254,39 +252,39 @@ def test_a_damaged_state_is_refused(fresh, train, tmp_path, name, damage) -> Non
     else:
         path.write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="state: cannot be read as a training state") as caught:
-        training.load_state(tmp_path / "state")
+        load_state(tmp_path / "state")
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, "", '{"step": 1'])
 def test_a_damaged_progress_file_is_refused(fresh, tmp_path, content: str | None) -> None:
-    training.save_state(tmp_path / "state", fresh)
+    save_state(tmp_path / "state", fresh)
     (tmp_path / "state/progress.json").unlink()
     if content is not None:
         (tmp_path / "state/progress.json").write_text(content)
     with pytest.raises(UserError, match=r"progress\.json"):
-        training.load_state(tmp_path / "state")
+        load_state(tmp_path / "state")
 
 
 def test_a_missing_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        training.load_state(tmp_path / "nowhere")
+        load_state(tmp_path / "nowhere")
 
 
 def test_a_state_half_written_is_never_seen(fresh, tmp_path, monkeypatch) -> None:
     def full_disk(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(training, "write_json", full_disk)
+    monkeypatch.setattr(loop, "write_json", full_disk)
     with pytest.raises(OSError, match="disk full"):
-        training.save_state(tmp_path / "state", fresh)
+        save_state(tmp_path / "state", fresh)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_moments_need_not_be_read(fresh, train, tmp_path) -> None:
-    training.save_state(tmp_path / "state", train(fresh, 2))
+    save_state(tmp_path / "state", train(fresh, 2))
     (tmp_path / "state/first_moments.safetensors").unlink()
-    state = training.load_state(tmp_path / "state", moments=False)
+    state = load_state(tmp_path / "state", moments=False)
     assert state.step == 2 and state.first_moments == {} == state.second_moments
 
 
@@ -295,7 +293,7 @@ def test_the_moments_need_not_be_read(fresh, train, tmp_path) -> None:
 
 def rates_of(train, fresh, monkeypatch, last: int, **arguments: Any) -> list[float]:
     """The learning rate that the optimiser had at each step."""
-    make, rates = training.make_optimizer, []
+    make, rates = loop.make_optimizer, []
 
     def spied(*given: Any) -> torch.optim.Optimizer:
         optimizer = make(*given)
@@ -309,7 +307,7 @@ def rates_of(train, fresh, monkeypatch, last: int, **arguments: Any) -> list[flo
         optimizer.step = recorded  # type: ignore
         return optimizer
 
-    monkeypatch.setattr(training, "make_optimizer", spied)
+    monkeypatch.setattr(loop, "make_optimizer", spied)
     train(fresh, last, **arguments)
     return rates
 
@@ -377,9 +375,9 @@ def test_a_loss_that_is_no_longer_finite_is_an_error(fresh, train) -> None:
 def test_the_loss_is_cross_entropy_for_classes_and_squared_error_for_numbers() -> None:
     logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     expected = (torch.tensor(2.0).log() + (1 + torch.tensor(2.0).exp()).log()) / 2
-    assert float(training.loss_of(logits, torch.tensor([0, 1]))) == pytest.approx(float(expected))
+    assert float(loop.loss_of(logits, torch.tensor([0, 1]))) == pytest.approx(float(expected))
     outputs = torch.tensor([[1.0], [2.0], [-1.0]])
-    assert float(training.loss_of(outputs, torch.tensor([0.0, 2.0, 1.0]))) == pytest.approx(5 / 3)
+    assert float(loop.loss_of(outputs, torch.tensor([0.0, 2.0, 1.0]))) == pytest.approx(5 / 3)
 
 
 def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
@@ -390,26 +388,26 @@ def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
     (_, batch), *_ = batches.training_batches(rows, {"batch_size": 8, "seed": 3}, 0, 1)
     model = bert.classifier(tiny_bert, copied(state).weights, bert_settings(1, 0.0))
     with torch.no_grad():
-        outputs = training.logits_of(model, batch)[:, 0].double()
+        outputs = loop.logits_of(model, batch)[:, 0].double()
     expected = ((outputs - batch["labels"].double()) ** 2).mean()
     train(state, 1, rows=rows, dropout=0.0, after_step=lambda s, loss, snap: losses.append(loss))
     assert float(losses[0]) == pytest.approx(float(expected), rel=1e-5)
-    assert metrics.scores(*training.predict(model, rows, "fp32")).keys() == {"pearson", "spearman"}
+    assert metrics.scores(*loop.predict(model, rows, "fp32")).keys() == {"pearson", "spearman"}
 
 
 def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, train, data) -> None:
     state = train(fresh, 40, total=40, dropout=0.0)
     model = bert.classifier(tiny_bert, state.weights, bert_settings(2, 0.5))
-    found = metrics.scores(*training.predict(model, data, "fp32"))
+    found = metrics.scores(*loop.predict(model, data, "fp32"))
     right = 0
     model.eval()
     with torch.no_grad():
         for row in range(40):
             batch = data.rows(torch.tensor([row]))
-            right += int(training.logits_of(model, batch).argmax() == batch["labels"])
+            right += int(loop.logits_of(model, batch).argmax() == batch["labels"])
     assert found["accuracy"] == pytest.approx(right / 40)
     assert right > 25
-    metrics.scores(*training.predict(model, data, "fp32"))
+    metrics.scores(*loop.predict(model, data, "fp32"))
     assert model.training  # back in training mode
 
 
@@ -417,7 +415,7 @@ def test_weight_decay_spares_biases_and_norms(tiny_bert, fresh) -> None:
     model = bert.classifier(tiny_bert, fresh.weights, bert_settings(2))
     decays = {
         id(p): group["weight_decay"]
-        for group in training.make_optimizer(model, fresh, 0.1).param_groups
+        for group in loop.make_optimizer(model, fresh, 0.1).param_groups
         for p in group["params"]
     }
     for name, parameter in model.named_parameters():
@@ -426,9 +424,9 @@ def test_weight_decay_spares_biases_and_norms(tiny_bert, fresh) -> None:
 
 
 def test_precision_is_as_asked_or_as_the_hardware_has_it() -> None:
-    assert training.resolve_precision("fp32") == "fp32"
-    assert training.resolve_precision("bf16") == "bf16"
-    assert training.resolve_precision("auto") in ("fp32", "bf16")
+    assert loop.resolve_precision("fp32") == "fp32"
+    assert loop.resolve_precision("bf16") == "bf16"
+    assert loop.resolve_precision("auto") in ("fp32", "bf16")
 
 
 def test_in_bf16_too_weights_and_moments_are_kept_in_full(fresh, train) -> None:
@@ -502,7 +500,7 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     params["training"] |= {"learning_rate": 2e-3, "evaluations": 4, "epochs": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, contents in settings.plan(params).items():
+        for name, contents in plan(params).items():
             write_yaml(f"models/plan/{name}.yaml", contents)
         for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
             runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
@@ -529,7 +527,7 @@ def pruned_start() -> tuple[State, Mask]:
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
     """Have `how` called within the given training step (counted from now, from 1)."""
-    loss_of, calls = training.loss_of, [0]
+    loss_of, calls = loop.loss_of, [0]
 
     def counted(*given: Any) -> torch.Tensor:
         calls[0] += 1
@@ -537,7 +535,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], N
             how()
         return loss_of(*given)
 
-    monkeypatch.setattr(training, "loss_of", counted)
+    monkeypatch.setattr(loop, "loss_of", counted)
 
 
 # (epochs of the budget, so steps between two rows of the curve): 160 rows in batches of 16.
@@ -560,7 +558,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_result(
         main_network.advance(copied(start), mask, plan, run=FakeRun(), **arguments)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     (checkpoint,) = inside.iterdir()
-    assert training.load_state(checkpoint).step == 3 + step
+    assert load_state(checkpoint).step == 3 + step
 
     run = FakeRun()
     resumed, own_cost, own_curve = main_network.advance(
@@ -612,7 +610,7 @@ def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
         interrupt_at(6, patch, crash)
         main_network.advance(copied(start), mask, plan, last=12, label="test", run=FakeRun())
     (checkpoint,) = inside.iterdir()
-    assert training.load_state(checkpoint).step == 3 + 5
+    assert load_state(checkpoint).step == 3 + 5
     resumed, cost, own_curve = main_network.advance(
         copied(start), mask, plan, last=12, label="test", run=FakeRun()
     )
@@ -669,7 +667,7 @@ def test_the_start_holds_the_base_and_a_new_head(inside: Path, tiny_bert: Path) 
 def test_a_start_is_pruned_by_its_mask_when_it_is_read(inside: Path, tmp_path: Path) -> None:
     state, _ = main_network.load_start("models/start")
     mask = criteria.magnitude(prunable(state), 0.5)
-    training.save_state(tmp_path / "round/state", state)
+    save_state(tmp_path / "round/state", state)
     masks.save(tmp_path / "round/mask.safetensors", mask)
     read, own_mask = main_network.load_start(tmp_path / "round")
     assert all(torch.equal(own_mask[n], kept) for n, kept in mask.items())

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from instant_soup import warm_start
+from instant_soup.pipeline import warm_start
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or any(Path(driver).exists() for driver in warm_start.GPU_DRIVERS),
     reason="scripts start cold here",
 )
-COMMAND = [sys.executable, "-m", "instant_soup.warm_start"]
+COMMAND = [sys.executable, "-m", "instant_soup.pipeline.warm_start"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,8 @@ json.dump({
     "argv": sys.argv[1:], "folder": os.getcwd(), "variable": os.environ.get("DVC_STAGE"),
     "beside": __import__("beside").answer, "name": __name__, "input": sys.stdin.read(),
     "torch": "torch" in sys.modules, "own": any(n.startswith("instant_soup.") and n not in (
-        "instant_soup.torchvision_cpu", "instant_soup.warm_start") for n in sys.modules),
+        "instant_soup.models", "instant_soup.models.torchvision_cpu", "instant_soup.pipeline",
+        "instant_soup.pipeline.warm_start") for n in sys.modules),
 }, sys.stdout)
 print("a warning", file=sys.stderr)
 """
@@ -190,7 +191,7 @@ time.sleep(float(sys.argv[3]))
 """
 SERVE = """
 import time
-from instant_soup import warm_start
+from instant_soup.pipeline import warm_start
 warm_start.IDLE = 1.5
 warm_start.import_libraries = lambda: time.sleep(1)
 warm_start.serve()

@@ -10,11 +10,11 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name in ("prune", "Pruned"):
-        from instant_soup import api
+        from instant_soup.library import prune
 
-        return getattr(api, name)
+        return getattr(prune, name)
     if name == "InstantSoupCallback":
-        from instant_soup.trainer_callback import InstantSoupCallback
+        from instant_soup.library.trainer import InstantSoupCallback
 
         return InstantSoupCallback
     raise AttributeError(f"module 'instant_soup' has no attribute {name!r}")

@@ -13,11 +13,9 @@ from typing import Any
 
 import yaml
 
+from instant_soup.errors import UserError
+
 CODE = ("src", "stages", "dvc.yaml", "requirements.txt")
-
-
-class UserError(Exception):
-    """Something the user can mend: shown as one line, without a traceback."""
 
 
 @contextmanager
@@ -133,3 +131,28 @@ def code_version(root: str | Path = ".", code: tuple[str, ...] = CODE) -> str:
 
     commit = git("rev-parse", "--short", "HEAD").strip() or "unknown"
     return commit + ("+" if git("status", "--porcelain", "--", *code) else "")
+
+
+def resolve_path(text: str, key: str) -> Path:
+    """A path of params.yaml, relative to the main repository; UserError if it is not there."""
+    path = (project_root() / Path(text).expanduser()).resolve()
+    if not path.is_dir():
+        raise UserError(f"params.yaml: {key}: no folder {text} (looked for {path})")
+    return path
+
+
+def digest(folder: Path) -> str:
+    """What a local folder holds, so that a changed file reruns what reads it.
+
+    The files in it by their contents; those in folders below, thousands of images, by their names,
+    sizes and times.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = [f"{p.name}:{sha256(p)[:12]}" for p in files if p.parent == folder]
+    below = [p for p in files if p.parent != folder]
+    if below:
+        listed = [(str(p.relative_to(folder)), p.stat()) for p in below]
+        lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in listed]
+        whole = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        own.append(f"{len(below)} files below:{whole[:12]}")
+    return " ".join(own)

@@ -1,0 +1,224 @@
+"""`instant-soup`: look at masks and pruned models, compare, export, apply and evaluate them.
+
+What is heavy is imported by the command that needs it, so that --help answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instant_soup.errors import UserError
+
+Command = Callable[[argparse.Namespace], None]
+
+INSPECT = """\
+examples:
+  instant-soup inspect models/retrained/isp/mask.safetensors
+  instant-soup inspect models/exported/isp --plot sparsity.png
+  instant-soup inspect models/exported/isp/compact.safetensors --near-zero 1e-4
+  instant-soup inspect bert/model.safetensors --json | jq .sparsity
+
+Of a checkpoint count the matrices that a mask.safetensors beside it names, else the weight matrices
+of numbered blocks. Near zero is a weight with 0 < |w| < the threshold."""
+COMPARE = """\
+examples:
+  instant-soup compare models/retrained/isp models/retrained/one_shot
+  instant-soup compare a/mask.safetensors b/mask.safetensors --json | jq .jaccard
+
+A mask file, a compact file, or a checkpoint, whose mask is where its weights are not zero.
+overlap: kept by both / kept by the one that keeps fewer; cosine: kept by both / √(kept by one · by
+the other); jaccard: kept by both / kept by either; Hamming: share of weights that one keeps and the
+other prunes."""
+EXPORT = """\
+examples:
+  instant-soup export isp
+  instant-soup export isp --dtype bf16 --to ../isp-sst2
+
+Run it in the repository, after `dvc repro`. The folder loads with transformers, or open_clip's
+local-dir:, as it is. Without --dtype it is params.yaml's export_dtype."""
+APPLY = """\
+examples:
+  instant-soup apply models/exported/isp ../bert-base-uncased --to ../bert-base-pruned
+  instant-soup apply mask.safetensors model.safetensors --to pruned
+
+What the mask prunes becomes zero in the copy; configuration and tokenizer come along."""
+EVALUATE = """\
+examples:
+  instant-soup evaluate models/exported/isp reviews-sentiment
+  instant-soup evaluate models/exported/isp local:../my-reviews --columns text --label stars
+  instant-soup evaluate ../isp-sst2 sst2 --path ../glue/sst2
+  instant-soup evaluate ../isp-mnist svhn --json | jq .metrics.accuracy
+
+The dataset's test split, as the pipeline has it; without one, a part cut from the training rows. A
+folder is laid out like one to train on. An image model takes on the classes and prompts of another
+known dataset; a text model's classes must be the dataset's."""
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Sparsity by layer and matrix type, near-zero weights, N:M patterns."""
+    from instant_soup.tickets import inspect
+
+    threshold = inspect.NEAR_ZERO if options.near_zero is None else options.near_zero
+    if threshold < 0:
+        raise UserError(f"--near-zero: {threshold:g} is not allowed; allowed: a number from 0")
+    numbers = inspect.statistics(inspect.read(options.path, threshold))
+    if options.plot:
+        from instant_soup.reports.figures import matrix_sparsity
+
+        matrix_sparsity(numbers, options.plot)
+    if options.json:
+        return write(numbers | {"threshold": threshold})
+    inspect.show(numbers, str(options.path), threshold)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """How two masks of one model agree, over all and by layer."""
+    from instant_soup.tickets import inspect
+
+    a, b = (inspect.read(path).mask for path in (options.one, options.other))
+    numbers = inspect.compare(a, b)
+    if options.json:
+        return write(numbers)
+    inspect.show_comparison(numbers, f"{options.one} and {options.other}")
+
+
+def export(options: argparse.Namespace) -> None:
+    """A finished method of this repository as a folder to take away."""
+    from instant_soup.tickets import export
+
+    if options.to:
+        check_free(options.to)
+    elif options.dtype:  # there lies what the stage makes, by params.yaml
+        raise UserError(f"--to: missing; allowed with --dtype {options.dtype}: a new folder")
+    folder = options.to or export.EXPORTED / options.method
+    ticket = export.export(options.method, folder, options.dtype)
+    if options.json:
+        return write({"folder": str(folder), **ticket})
+    print(f"{folder}: {ticket['method']} of {ticket['model']} on {ticket['dataset']}")
+
+
+def apply(options: argparse.Namespace) -> None:
+    """A checkpoint with the weights that a mask prunes set to zero."""
+    from instant_soup.sparsity import masks
+    from instant_soup.tickets import weights
+
+    check_free(options.to)
+    mask = weights.apply(options.mask, options.model, options.to)
+    share, total = 100 * masks.sparsity(mask), masks.count(mask)[1]
+    if options.json:
+        return write(
+            {"folder": str(options.to), "sparsity": masks.sparsity(mask), "weights": total}
+        )
+    print(f"{options.to}: {share:.2f} % of {total:,} prunable weights are zero")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """An exported folder on the test split of a dataset."""
+    from instant_soup.tickets import evaluate
+
+    found = evaluate.evaluate(
+        options.ticket,
+        options.dataset,
+        options.columns,
+        options.label,
+        options.precision,
+        options.path,
+    )
+    write(found) if options.json else evaluate.show(found)
+
+
+def check_free(folder: Path) -> None:
+    """UserError unless a folder is new or empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; name a new folder")
+
+
+def write(numbers: dict[str, Any]) -> None:
+    """Print JSON."""
+    print(json.dumps(numbers, indent=2))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    top = argparse.ArgumentParser(
+        prog="instant-soup",
+        description="Look at masks and pruned models; compare, export, apply and evaluate them.",
+        epilog="instant-soup COMMAND --help has examples. Exit status: 0, 1 for an error, 2 for "
+        "wrong usage.",
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(command: Command, examples: str) -> argparse.ArgumentParser:
+        words = command.__doc__ or ""
+        own = commands.add_parser(
+            command.__name__,
+            help=words,
+            description=words,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        own.set_defaults(command=command)
+        return own
+
+    own = add(inspect, INSPECT)
+    own.add_argument("path", type=Path, help="a mask, checkpoint or compact file, or its folder")
+    own.add_argument("--near-zero", type=float, metavar="W", help="threshold (default 0.01)")
+    own.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw sparsity by layer and type"
+    )
+    add_json(own)
+    own = add(compare, COMPARE)
+    own.add_argument("one", type=Path, metavar="MASK")
+    own.add_argument("other", type=Path, metavar="MASK")
+    add_json(own)
+    own = add(export, EXPORT)
+    own.add_argument("method", metavar="METHOD", help="dense, isp or another row of the tables")
+    own.add_argument("--dtype", choices=["fp32", "bf16"], help="(default: export_dtype)")
+    own.add_argument("--to", type=Path, metavar="FOLDER", help="(default models/exported/METHOD)")
+    add_json(own)
+    own = add(apply, APPLY)
+    own.add_argument(
+        "mask", type=Path, metavar="MASK", help="a mask or compact file, or its folder"
+    )
+    own.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint file, or its folder")
+    own.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="a new folder")
+    add_json(own)
+    own = add(evaluate, EVALUATE)
+    own.add_argument("ticket", type=Path, metavar="TICKET", help="an exported folder")
+    own.add_argument("dataset", metavar="DATASET", help="as in params.yaml, or local:FOLDER")
+    own.add_argument(
+        "--columns", nargs="+", metavar="COLUMN", help="one or two texts, or the image"
+    )
+    own.add_argument("--label", metavar="COLUMN", help="of local:FOLDER (default label)")
+    own.add_argument(
+        "--path", type=Path, metavar="FOLDER", help="a copy of DATASET, instead of the hub"
+    )
+    own.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    add_json(own)
+    return top
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """The option --json."""
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit status. What a user can mend is one line on stderr."""
+    options = parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (UserError, OSError) as error:
+        # The pipeline's checks speak of params.yaml; here its values are arguments.
+        print(f"error: {str(error).removeprefix('params.yaml: ')}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Encoded data: tokenised or decoded once, held as tensors on the device, batched there.
+
+Texts are batched by length; images are augmented in the batch, without a loop over samples.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from instant_soup.errors import UserError
+from instant_soup.files import new_file
+from instant_soup.seeds import generator
+
+SORTED_BATCHES = 50  # batches that are sorted by length together
+
+
+@dataclass
+class Texts:
+    """Rows of one split: input_ids (rows × longest), token_type_ids, lengths, labels.
+
+    Lengths are on the CPU, wherever the rest is: a batch's width is then known without waiting
+    for a GPU. Row numbers (`index`) are on the CPU, too.
+    """
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    lengths: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A batch, cut to its longest row (rounded up to 8 tokens), with its attention mask."""
+        lengths = self.lengths[index]
+        longest = min(-(-int(lengths.max()) // 8) * 8, self.input_ids.shape[1])
+        mask, where = (torch.arange(longest) < lengths[:, None]).long(), self.labels.device
+        on_device = index.to(where, non_blocking=True)
+        return {
+            "input_ids": self.input_ids[on_device, :longest].long(),
+            "token_type_ids": self.token_type_ids[on_device, :longest].long(),
+            "attention_mask": mask.to(where, non_blocking=True),
+            "labels": self.labels[on_device],
+        }
+
+    def subset(self, index: torch.Tensor) -> "Texts":
+        """The rows of `index` as a split of their own."""
+        return Texts(*(t[index] for t in vars(self).values()))
+
+
+@dataclass
+class Images:
+    """Rows of one split: images (rows × 3 × side × side, uint8) and labels (class numbers)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """All images are of one size."""
+        return torch.zeros(len(self), dtype=torch.int32)
+
+    def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A batch, as it is."""
+        on_device = index.to(self.labels.device, non_blocking=True)
+        return {"images": self.images[on_device], "labels": self.labels[on_device]}
+
+    def subset(self, index: torch.Tensor) -> "Images":
+        """The rows of `index` as a split of their own."""
+        return Images(self.images[index], self.labels[index])
+
+
+Split = Texts | Images
+
+
+def to_device(split: Split, where: torch.device) -> Split:
+    """A split with its tensors on a device; lengths stay on the CPU (see Texts)."""
+    parts = vars(split).items()
+    return type(split)(**{n: v if n == "lengths" else v.to(where) for n, v in parts})
+
+
+def augment(images: torch.Tensor, crop: float, flip: bool, draws: torch.Generator) -> torch.Tensor:
+    """Random crops and, with `flip`, mirror images of a batch (rows × 3 × side × side).
+
+    Each image is shifted by up to `crop` of its side in both directions, its edges reflected: a
+    random crop of the padded image. One gather does all of it, on the images' device.
+    """
+    rows, _, _, side = images.shape
+    most = round(crop * side)
+    shifts = torch.randint(-most, most + 1, (2, rows, 1), generator=draws)
+    down, across = shifts + torch.arange(side)
+    mirrored = torch.rand(rows, 1, generator=draws) < (0.5 if flip else 0.0)
+    across = torch.where(mirrored, side - 1 - across, across)
+    # Positions beyond an edge reflect at it.
+    inside = (side - 1 - (side - 1 - torch.stack([down, across]).abs()).abs()).to(images.device)
+    row = torch.arange(rows, device=images.device)[:, None, None, None]
+    channel = torch.arange(3, device=images.device)[:, None, None]
+    return images[row, channel, inside[0][:, None, :, None], inside[1][:, None, None, :]]
+
+
+def encode(
+    tokenizer_file: str | Path, texts: list[list[str]], labels: list, max_length: int, pad: int
+) -> Texts:
+    """Tokenise rows of one or two texts with a fast tokenizer's own special tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    pairs = [tuple(row) if len(row) == 2 else row[0] for row in texts]
+    encodings = tokenizer.encode_batch(pairs)
+    lengths = torch.tensor([len(e.ids) for e in encodings], dtype=torch.int32)
+    input_ids = torch.full((len(encodings), int(lengths.max())), pad, dtype=torch.int32)
+    token_type_ids = torch.zeros(input_ids.shape, dtype=torch.uint8)
+    for row, encoding in enumerate(encodings):
+        input_ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int32)
+        token_type_ids[row, : len(encoding.ids)] = torch.tensor(encoding.type_ids)
+    kind = torch.float32 if isinstance(labels[0], float) else torch.int64
+    return Texts(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
+
+
+def save_split(path: str | Path, split: Split) -> None:
+    """Write an encoded split as safetensors, atomically."""
+    with new_file(path) as unfinished:
+        save_file(vars(split), unfinished)
+
+
+def load_split(path: str | Path, device: torch.device) -> Split:
+    """Read an encoded split onto a device; UserError if the file is missing or damaged."""
+    try:
+        tensors = load_file(path, device=str(device))
+        if "images" in tensors:
+            return Images(**tensors)
+        return Texts(**{**tensors, "lengths": tensors["lengths"].cpu()})
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as encoded data ({error})") from None
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Full batches in one pass over the rows, at least one."""
+    return max(1, rows // batch_size)
+
+
+def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[torch.Tensor]:
+    """One epoch's batches of row numbers: shuffled, then grouped by similar length.
+
+    Depends on `key` alone. Rows that do not fill a last batch wait for another epoch's shuffle.
+    """
+    draws = generator(*key)
+    order = torch.randperm(len(lengths), generator=draws)
+    steps = steps_per_epoch(len(lengths), batch_size)
+    order = order[: steps * batch_size]
+    groups = order.split(SORTED_BATCHES * batch_size)
+    batches = [b for g in groups for b in g[lengths[g].argsort(stable=True)].split(batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=draws)]
+
+
+def training_batches(
+    split: Split, settings: dict, first: int, last: int
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """Yield (step, batch) for the steps first … last − 1 of a run's one data order.
+
+    `settings`: batch_size, seed and, for images, crop and flip (see `augment`). Order and
+    augmentation are functions of seed and step: a run that stops and goes on sees the same
+    batches as one that never stopped.
+    """
+    batch_size, seed = settings["batch_size"], settings["seed"]
+    augmented = isinstance(split, Images) and (settings["crop"] > 0 or settings["flip"])
+    steps = steps_per_epoch(len(split), batch_size)
+    for step in range(first, last):
+        if step == first or step % steps == 0:
+            batches = epoch_batches(split.lengths, batch_size, seed, step // steps)
+        batch = split.rows(batches[step % steps])
+        if augmented:
+            draws = generator(seed, step, 1)
+            batch["images"] = augment(batch["images"], settings["crop"], settings["flip"], draws)
+        yield step, batch
+
+
+def evaluation_batches(split: Split, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    """Row numbers of all rows, shortest first, in batches."""
+    yield from split.lengths.argsort(stable=True).split(batch_size)

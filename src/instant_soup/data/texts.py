@@ -1,0 +1,78 @@
+"""Tables of texts: of the hub, of packages, of a folder; in one layout."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instant_soup.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+from instant_soup.data.reviews import read_reviews
+from instant_soup.data.splits import TEXT_COLUMNS
+from instant_soup.data.tables import check_class_names, label_numbers, read_local
+
+
+def read_hub(settings: dict) -> list["pd.DataFrame"]:
+    """Training and test rows of a dataset on the Hugging Face hub (or in its local cache).
+
+    UserError when they cannot be had, or when the hub knows another number of classes.
+    """
+    import datasets
+
+    name, configuration = settings["hub"]
+    wanted = (settings.get("train", "train"), settings["test"])
+    datasets.disable_progress_bars()
+    try:
+        splits = [datasets.load_dataset(name, configuration or None, split=s) for s in wanted]
+    except Exception as error:  # the hub client raises a dozen kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"dataset: {'/'.join(filter(None, settings['hub']))} cannot be loaded from the Hugging "
+            f"Face hub (is there a network? For a local copy set data.path): {reason}"
+        ) from None
+    for split in splits:
+        names = getattr(split.features.get(settings["label"]), "names", None)
+        if names:
+            check_class_names(names, settings["labels"])
+    return [split.to_pandas() for split in splits]
+
+
+def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dict:
+    """Text columns, kind and class names of an unknown table, from its columns and types."""
+    columns = list(table.columns)
+    if text is None:
+        known = [t for t in TEXT_COLUMNS if set(t) <= set(columns)]
+        if not known:
+            raise UserError(f"data.text: name the text column(s); the data has {columns}")
+        text = list(max(known, key=len))
+    missing = [c for c in [*text, label] if c not in columns]
+    if missing:
+        raise UserError(f"data.text/data.label: no column {missing[0]!r}; the data has {columns}")
+    values = table[label]
+    if values.dtype.kind == "f":
+        return {"text": text, "kind": "regression", "labels": []}
+    names = sorted(values.dropna().unique().tolist())
+    return {"text": text, "kind": "classification", "labels": [str(n) for n in names]}
+
+
+def normalise(table: "pd.DataFrame", settings: dict, split: str) -> "pd.DataFrame":
+    """The task's text columns and `label` as class numbers or floats; checked."""
+    missing = [c for c in settings["text"] if c not in table.columns]
+    if missing:
+        raise UserError(f"data.text: no column {missing[0]!r}; the data has {list(table.columns)}")
+    clean = table[settings["text"]].fillna("").astype(str)
+    clean["label"] = label_numbers(table, settings, split)
+    return clean.reset_index(drop=True)
+
+
+def read_texts(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+    """Training and test rows of a text dataset; None for a test split that has to be cut."""
+    test = None
+    if settings["source"] == "packaged":
+        train = read_reviews(settings["kind"])
+    elif settings["source"] == "hub":
+        train, test = read_hub(settings)
+    else:
+        train, test = read_local(Path(settings["path"]), settings["test"])
+    train = normalise(train, settings, "train")
+    return train, None if test is None else normalise(test, settings, "test")

@@ -1,0 +1,219 @@
+"""A grid: the runs that fill a table, as a short YAML file. Tasks × sparsities × seeds.
+
+A *cell* is one task, sparsity and seed with all methods of the grid: one DVC experiment. The cells
+of one task and seed share their dense run and their rounds and form a *lane*, from low to high
+sparsity. Lanes share data and base model, and where only ISP's or a baseline's settings differ the
+dense run. docs/grids.md tells how to run them.
+"""
+
+import copy
+import difflib
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from instant_soup.errors import UserError
+from instant_soup.files import read_yaml
+from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
+from instant_soup.methods.rounds import round_sparsities
+from instant_soup.pipeline.plan import check, plan, round_entry, soup_size
+from instant_soup.reports.ledger import KEY, of_newest_base, read_ledger, results_of_experiments
+
+Settings = dict[str, Any]
+Identity = tuple[Any, ...]  # a result's values of KEY
+
+# The lists of params.yaml that choose a run's rows beside dense and isp.
+ROWS = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS, "soups": SOUPS}
+OF_GRID, OF_TASK = ("preset", "methods", "tasks", "seeds"), ("model", "dataset", "sparsities")
+OWN = ("sparsity", "dataset", "model", "seed", "preset", *ROWS, "exports")
+OWN += ("rounds", "weak_seeds", "soup_members")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a grid."""
+
+    name: str  # the experiment's
+    lane: str
+    dense: Identity  # of its dense run, which lanes may share
+    changes: Settings  # of params.yaml: key or section.key → value
+    methods: list[str]  # its rows, dense and isp included
+    results: frozenset[Identity]  # what it adds to the ledger
+
+
+def read_cells(path: Path, params: Settings) -> list[Cell]:
+    """The cells of a grid file: all tasks of the first seed, then of the next.
+
+    `params` is the contents of params.yaml, which holds for all that the grid leaves open. What is
+    wrong with any cell is a UserError in one line, before any work.
+    """
+    check(params)
+    grid = _read_grid(path)
+    cells: list[Cell] = []
+    for seed in grid["seeds"]:
+        for task in grid["tasks"]:
+            for sparsity in task["sparsities"]:
+                try:
+                    cells.append(_cell(path.stem, grid, task, sparsity, seed, params))
+                except UserError as error:
+                    where = f"{task['model']} on {task['dataset']}, sparsity {sparsity}"
+                    reason = str(error).removeprefix("params.yaml: ")
+                    raise UserError(f"{path}: {where}, seed {seed}: {reason}") from None
+    names = [cell.name for cell in cells]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: {name} is there twice; allowed: once")
+    return cells
+
+
+def lanes_of(cells: list[Cell]) -> list[list[Cell]]:
+    """The cells in their lanes, each from low to high sparsity: later cells reuse its rounds.
+
+    First come lanes of different dense runs: those that start together do not wait for each other.
+    """
+    lanes: dict[str, list[Cell]] = {}
+    for cell in cells:
+        lanes.setdefault(cell.lane, []).append(cell)
+    before: Counter[Identity] = Counter()  # lanes with the same dense run that come earlier
+    rank: dict[str, int] = {}
+    for name, lane in lanes.items():
+        rank[name] = before[lane[0].dense]
+        before[lane[0].dense] += 1
+    ordered = sorted(lanes, key=rank.__getitem__)
+    return [sorted(lanes[name], key=lambda cell: cell.changes["sparsity"]) for name in ordered]
+
+
+def known_results(root: Path) -> set[Identity]:
+    """What the repository's experiments and its ledger have results of, and tables show."""
+    found = results_of_experiments(root)
+    ledger = root / "reports/results.csv"
+    rows = read_ledger(ledger).to_dict("records") if ledger.exists() else []
+    columns = [*KEY, "base", "finished"]
+    every = [{name: result.get(name, "") for name in columns} for result in [*found, *rows]]
+    shown = of_newest_base(pd.DataFrame(every, columns=columns))
+    return {identity(result) for result in shown.to_dict("records")}
+
+
+def identity(result: Settings) -> Identity:
+    """What tells a result from others: its values of KEY."""
+    return tuple(result[key] for key in KEY)
+
+
+def change(params: Settings, changes: Settings) -> None:
+    """Write changes (key or section.key → value) into the contents of params.yaml, in place."""
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        if not key:
+            params[section] = value
+        elif params.get(section) is None:
+            params[section] = {key: value}
+        else:
+            params[section][key] = value
+
+
+def _cell(
+    grid_name: str, grid: Settings, task: Settings, sparsity: Any, seed: Any, params: Settings
+) -> Cell:
+    changes = {
+        **{key: task[key] for key in ("model", "dataset")},
+        **{"sparsity": sparsity, "seed": seed, "preset": grid["preset"]},
+        **{key: [m for m in grid["methods"] if m in rows] for key, rows in ROWS.items()},
+        "exports": [],
+        **grid["settings"],
+        **task["settings"],
+    }
+    changes |= _needed_lists(params, changes)
+    changed = copy.deepcopy(params)
+    change(changed, changes)
+    files = plan(changed)
+    methods = files["tables"]["methods"]
+    results = [files[f"evaluate_{method}"] for method in methods]
+    model, dataset = results[0]["model"], results[0]["dataset"]
+    variants = sorted({result["variant"] for result in results} - {""})
+    digest = hashlib.sha256("\n".join(variants).encode()).hexdigest()[:6]
+    front, back = [grid_name, model, dataset], [f"seed{seed}", *([digest] if variants else [])]
+    return Cell(
+        name=_plain([*front, f"s{100 * sparsity:g}", *back]),
+        lane=_plain([*front, *back]),
+        dense=identity(files["evaluate_dense"]),
+        changes=changes,
+        methods=methods,
+        results=frozenset(identity(result) for result in results),
+    )
+
+
+def _plain(words: list[str]) -> str:
+    """Words joined to a name that Git takes."""
+    return re.sub(r"[^A-Za-z0-9.]+|\.{2,}", "-", "-".join(words)).strip("-.")
+
+
+def _needed_lists(params: Settings, changes: Settings) -> Settings:
+    """`rounds`, `weak_seeds` and `soup_members` of a cell: what it takes and no more."""
+    least = copy.deepcopy(params)
+    change(least, {**changes, "rounds": [round_entry(0)], "weak_seeds": [0]})
+    settings = check(least)
+    sections = ["isp", *(["imp"] if settings["lottery"] else [])]
+    rounds = max(
+        len(round_sparsities(settings["sparsity"], own["compression_rate"], own["rate_of"]))
+        for own in (settings[section] for section in sections)
+    )
+    return {
+        "rounds": [round_entry(index) for index in range(rounds)],
+        "weak_seeds": list(range(max(1, settings["isp"]["denoisers"]))),
+        "soup_members": list(range(soup_size(settings))),
+    }
+
+
+def _read_grid(path: Path) -> Settings:
+    """A grid file, its form checked; the values within are for `plan` to judge."""
+    grid = _with_settings(path, "", read_yaml(path), OF_GRID)
+    for key in ("methods", "tasks", "seeds"):
+        _check_list(path, key, grid[key])
+    known = [method for rows in ROWS.values() for method in rows]
+    for method in grid["methods"]:
+        if method not in known or grid["methods"].count(method) > 1:
+            raise UserError(
+                f"{path}: methods: {method!r} is not allowed; allowed: {' | '.join(known)}, each "
+                "at most once (dense and isp are always there)"
+            )
+    tasks = []
+    for index, task in enumerate(grid["tasks"]):
+        tasks.append(_with_settings(path, f"tasks[{index}]", task, OF_TASK))
+        _check_list(path, f"tasks[{index}].sparsities", tasks[-1]["sparsities"])
+    return {**grid, "tasks": tasks}
+
+
+def _with_settings(path: Path, where: str, given: Any, needed: tuple[str, ...]) -> Settings:
+    """A mapping with the keys `needed` and perhaps `settings`: {} if not given."""
+    known, place = [*needed, "settings"], f"{path}: {where}: " if where else f"{path}: "
+    if not isinstance(given, dict):
+        raise UserError(f"{place}must be a mapping with the keys {', '.join(needed)}")
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{place}unknown key {key}; {hint}")
+    for key in needed:
+        if given.get(key) is None:
+            raise UserError(f"{place}{key} is missing; needed: {', '.join(needed)}")
+    settings = given.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{place}settings: must be a mapping, as {{training.epochs: 0.3}}")
+    for key in settings:
+        if key in OWN:
+            raise UserError(f"{place}settings: {key} is the grid's own; leave it out")
+        if not re.fullmatch(r"\w+\.\w+", str(key)):
+            raise UserError(
+                f"{place}settings: {key!r} is not allowed; allowed: section.key of params.yaml"
+            )
+    return {**given, "settings": settings}
+
+
+def _check_list(path: Path, key: str, value: Any) -> None:
+    if not isinstance(value, list) or (not value and key != "methods"):
+        raise UserError(f"{path}: {key}: {value!r} is not allowed; allowed: a list of at least one")

@@ -1,0 +1,113 @@
+"""Run a grid: every cell that has no results yet, as a DVC experiment of its own.
+
+    python -m instant_soup.grids.command grids/quick.yaml --jobs 2
+
+A lane of cells works in a copy of the repository, as DVC's own queue does, but a copy of ours: the
+workspace is never touched, cells that share work come one after another, and nothing is left
+running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and the numbers.
+"""
+
+import argparse
+import re
+import signal
+import sys
+from pathlib import Path
+
+from instant_soup.errors import UserError
+from instant_soup.files import project_root, read_yaml, run_stage
+from instant_soup.grids.cells import Cell, known_results, lanes_of, read_cells
+from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
+
+PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
+DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
+PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
+STAGE = re.compile(r"Running stage '([^']+)'")
+OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
+
+
+def take_signals() -> None:
+    """Let what ends us do so in good order.
+
+    A handler of ours also undoes what a shell's background job inherits: that it and all it starts
+    ignore Ctrl-C. Under nohup SIGHUP stays ignored.
+    """
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
+        signal.signal(number, signal.default_int_handler)
+
+
+def runner_of(root: Path, options: argparse.Namespace, lanes: int) -> tuple[Runner, int]:
+    """What runs the cells, here or on a Ray cluster, and how many lanes at a time."""
+    if not options.ray or not lanes:
+        jobs = options.jobs or 1
+        return Runner(root, jobs), jobs
+    from instant_soup.grids.ray import RayRunner
+
+    jobs = options.jobs or lanes
+    return RayRunner(
+        root, jobs, options.ray, options.remote, options.cpus or 1, options.gpus or 0
+    ), jobs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m instant_soup.grids.command", description=__doc__
+    )
+    parser.add_argument("grid", type=Path, help="a YAML file, as grids/quick.yaml")
+    parser.add_argument("--jobs", type=int, help="lanes side by side (default 1; with --ray all)")
+    parser.add_argument("--only", default="", help="only cells with this in their names")
+    parser.add_argument("--again", action="store_true", help="also cells that have results")
+    parser.add_argument("--dry-run", action="store_true", help="only list the cells")
+    ray = parser.add_argument_group("on many machines (docs/grids.md)")
+    ray.add_argument("--ray", metavar="ADDRESS", help="run cells on this Ray cluster (auto, …)")
+    ray.add_argument("--remote", help="a folder that all nodes see, or a DVC remote's URL or name")
+    ray.add_argument("--cpus", type=float, help="that a cell takes of a node (default 1)")
+    ray.add_argument("--gpus", type=float, help="that a cell takes of a node (default 0)")
+    options = parser.parse_args()
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs: {options.jobs} is not allowed; allowed: a whole number from 1")
+    if options.ray and not options.remote:
+        raise UserError(
+            "--remote: missing; allowed with --ray: a folder, a DVC remote's URL or name"
+        )
+    for name in ("remote", "cpus", "gpus"):
+        if getattr(options, name) is not None and not options.ray:
+            raise UserError(f"--{name}: only with --ray")
+
+    root = project_root().resolve()
+    cells = read_cells(options.grid, read_yaml(root / "params.yaml"))
+    chosen = [cell for cell in cells if options.only in cell.name]
+    if not chosen:
+        raise UserError(f"--only: no cell has {options.only!r} in its name, as {cells[0].name} has")
+    known = set() if options.again else known_results(root)
+    todo = [cell for cell in chosen if not cell.results <= known]
+    if options.dry_run:
+        for cell in chosen:
+            print(f"{'to do' if cell in todo else 'done '}  {cell.name}")
+    print(f"{options.grid}: {len(chosen)} cells, {len(todo)} to do", flush=True)
+    if options.dry_run:
+        return
+
+    take_signals()
+    failed: list[tuple[Cell, str]] = []
+    try:
+        with only_grid(root):
+            runner, jobs = runner_of(root, options, len(lanes_of(todo)))
+            take_signals()  # Ray has taken SIGTERM for itself
+            failed = run_all(runner, todo, jobs) if todo else []
+            runner.logs.mkdir(parents=True, exist_ok=True)
+            trouble = make_tables(root, runner.logs / "tables.log")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    for cell, reason in failed:
+        print(f"failed: {cell.name}: {reason} (log: {runner.log(cell)})", file=sys.stderr)
+    if trouble:
+        print(trouble, file=sys.stderr)
+    if failed or trouble:
+        sys.exit(1)
+    print("all cells done; tables: reports/tables/results.md")
+
+
+if __name__ == "__main__":
+    run_stage(main)

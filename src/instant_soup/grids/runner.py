@@ -1,0 +1,294 @@
+"""Lanes of cells: each in a copy of the repository of its own, one cell after another.
+
+The workspace is never touched, cells that share work come one after another, and nothing is left
+running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and the numbers.
+"""
+
+import fcntl
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from instant_soup.errors import UserError
+from instant_soup.grids.cells import Cell, Identity, change, lanes_of
+from instant_soup.grids.command import DENSE, PREPARED, STAGE
+from instant_soup.pipeline.processes import (
+    dvc,
+    end_groups,
+    end_leftover,
+    environment,
+    git,
+    last_error,
+    slots_of,
+    span,
+    try_lock,
+)
+from instant_soup.reports.ledger import merge_ledger, read_results
+
+
+class Stopped(Exception):
+    """The grid was interrupted: no cell starts or goes on."""
+
+
+class Runner:
+    """Runs lanes in copies of the repository; what it does arrives in `events`."""
+
+    def __init__(self, root: Path, jobs: int) -> None:
+        self.root = root
+        self.copies, self.logs = root / ".dvc/tmp/grid/copies", root / ".dvc/tmp/grid/logs"
+        # One state of code and settings for all cells, however long they take: the commit, with
+        # what is changed in tracked files.
+        self.head = git(root, "rev-parse", "HEAD")
+        self.state = git(root, "stash", "create") or self.head
+        self.params = (root / "params.yaml").read_text()
+        self.cache = dvc(root, "cache", "dir").splitlines()[-1]
+        self.environment = environment(root, jobs)
+        self.events: queue.Queue[tuple[Cell, str, str]] = queue.Queue()
+        self.processes: set[subprocess.Popen] = set()
+        self.prepared: set[str] = set()  # lanes
+        self.dense: dict[Identity, threading.Lock] = {}  # of each dense run
+        self.slots, self.cards = slots_of(jobs), dict[str, str]()  # lane → its GPUs
+        self.stopped = False
+        self.starting, self.preparing, self.collecting = (threading.Lock() for _ in range(3))
+
+    def run_lane(self, lane: list[Cell]) -> None:
+        """Run cells one after another in one copy; a failed one does not hold up the next."""
+        copy = self.copies / lane[0].lane
+        self.cards[lane[0].lane] = cards = self.slots.get()
+        for cell in lane:
+            if self.stopped:
+                break
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.log(cell).write_text("")
+            self.events.put((cell, "running", ""))
+            try:
+                self.run_cell(copy, cell)
+                self.events.put((cell, "done", ""))
+            except Stopped:
+                break
+            except Exception as error:  # a thread's traceback would show at the very end only
+                reason = str(error) if isinstance(error, UserError) else repr(error)
+                self.events.put((cell, "failed", " ".join(reason.split())))
+        self.slots.put(cards)
+        shutil.rmtree(copy, ignore_errors=True)
+        self.lock(copy).unlink(missing_ok=True)
+
+    def run_cell(self, copy: Path, cell: Cell) -> None:
+        """Run one cell; then it is an experiment, and in the ledger."""
+        with open(self.log(cell), "a") as log:
+            if not copy.exists():
+                self.make_copy(copy)
+            write_params(copy / "params.yaml", self.params, cell)
+            self.prepare(cell, lambda stage: self.dvc(copy, cell, log, "repro", stage))
+            self.dvc(copy, cell, log, "repro")
+        with self.collecting:
+            self.save_experiment(copy, cell)
+            results = read_results(copy / "reports/results", cell.methods)
+            merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
+
+    def prepare(self, cell: Cell, make: Callable[[str], Any]) -> None:
+        """Make what lanes share, one lane at a time: nothing is made twice."""
+        if cell.lane in self.prepared:
+            return
+        with self.preparing:
+            make(PREPARED)
+        with self.dense.setdefault(cell.dense, threading.Lock()):
+            make(DENSE)
+        self.prepared.add(cell.lane)
+
+    def save_experiment(self, copy: Path, cell: Cell) -> None:
+        """Make a copy's state an experiment, in place of one with its name and commit.
+
+        As `dvc exp save` does, which also commits a temporary file of its own (DVC 3.67).
+        """
+        git(copy, "add", "--all")
+        tree = git(copy, "write-tree")
+        commit = git(copy, "commit-tree", tree, "-p", self.head, "-m", f"grid: {cell.name}")
+        ref = f"refs/exps/{self.head[:2]}/{self.head[2:]}/{cell.name}"
+        git(copy, "update-ref", ref, commit)
+        quiet = ("--quiet", "--no-tags", "--no-write-fetch-head")
+        git(self.root, "fetch", *quiet, str(copy), f"+{ref}:{ref}")
+
+    def make_copy(self, copy: Path) -> None:
+        """A clone of the repository in the runner's state, which shares its cache."""
+        unfinished = copy.with_name(f"{copy.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        git(self.root, "clone", "-q", "--shared", "--no-checkout", ".", str(unfinished))
+        git(unfinished, "checkout", "-q", "--detach", self.head)
+        git(unfinished, "read-tree", "--reset", "-u", self.state)
+        for key in ("user.name", "user.email"):  # of the commits; a clone lacks them
+            if value := git(self.root, "config", "--default", "", key):
+                git(unfinished, "config", key, value)
+        local = self.root / ".dvc/config.local"
+        if local.exists():
+            shutil.copyfile(local, unfinished / ".dvc/config.local")
+        dvc(unfinished, "cache", "dir", "--local", self.cache)
+        unfinished.replace(copy)
+
+    def dvc(self, copy: Path, cell: Cell, log: TextIO, *arguments: str) -> None:
+        """Run DVC in a copy, its output to the log; UserError with the log's error if it fails."""
+        # DVC_ROOT: where stages keep checkpoints, find relative paths and leave records for MLflow.
+        # Its own caches go with the copy.
+        own = {"DVC_ROOT": str(self.root), "DVC_EXP_NAME": cell.name}
+        own["DVC_SITE_CACHE_DIR"] = str(copy / ".dvc/tmp/site")
+        if cards := self.cards.get(cell.lane):
+            own["CUDA_VISIBLE_DEVICES"] = cards
+        with open(self.lock(copy), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with self.starting:
+                if self.stopped:
+                    raise Stopped
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "dvc", *arguments],
+                    cwd=copy,
+                    env={**self.environment, **own},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C comes from us, and in time
+                    pass_fds=[lock.fileno()],  # DVC holds the lock even when we are gone
+                )
+                self.processes.add(process)
+            lock.write(str(process.pid))
+        status = process.wait()
+        self.processes.discard(process)
+        if self.stopped:
+            raise Stopped
+        if status:
+            raise UserError(last_error(Path(log.name)))
+
+    def stop(self) -> None:
+        """Let nothing start any more and end what runs: stages keep a checkpoint."""
+        with self.starting:
+            self.stopped = True
+            running = list(self.processes)
+        end_groups(
+            [process.pid for process in running],
+            lambda: all(process.poll() is not None for process in running),
+        )
+
+    def lock(self, copy: Path) -> Path:
+        """What a DVC at work in a copy holds locked; its process id is in it."""
+        return copy.with_name(f"{copy.name}.lock")
+
+    def log(self, cell: Cell) -> Path:
+        """Where a cell's output goes."""
+        return self.logs / f"{cell.name}.log"
+
+
+def write_params(path: Path, text: str, cell: Cell) -> None:
+    """Write params.yaml's `text` with a cell's changes; comments stay."""
+    from dvc.utils.serialize import modify_yaml
+
+    path.write_text(text)
+    with modify_yaml(str(path)) as params:
+        change(params, cell.changes)
+
+
+@contextmanager
+def only_grid(root: Path) -> Iterator[None]:
+    """Be the only grid of this repository, and end what a killed one has left running."""
+    folder = root / ".dvc/tmp/grid"
+    (folder / "copies").mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        if not try_lock(lock):
+            raise UserError(f"another grid is running in {root}: wait for it, or stop it")
+        for path in (folder / "copies").glob("*.lock"):
+            end_leftover(path)
+        shutil.rmtree(folder / "copies")
+        (folder / "copies").mkdir()
+        yield
+
+
+class Board:
+    """Shows how far a grid is: bars on a terminal, else a line for each event."""
+
+    def __init__(self, runner: Runner, todo: list[Cell], at_once: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.runner, self.todo, self.at_once = runner, todo, at_once
+        self.console = Console(highlight=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        live = self.console.is_terminal
+        self.bars = Progress(*columns, console=self.console, transient=True, disable=not live)
+        self.total = self.bars.add_task("cells", total=len(todo))
+        self.running: dict[str, tuple[Cell, Any, float]] = {}  # name → cell, its bar, its start
+        self.seconds: list[float] = []  # of each finished cell
+        self.failed: list[tuple[Cell, str]] = []
+
+    def tell(self, cell: Cell, state: str, reason: str) -> None:
+        """Take up an event of the runner."""
+        if state == "running":
+            bar = self.bars.add_task(cell.name, total=None)
+            self.running[cell.name] = (cell, bar, time.monotonic())
+            return self.line(f"started {cell.name}")
+        _, bar, start = self.running.pop(cell.name)
+        self.bars.remove_task(bar)
+        self.bars.advance(self.total)
+        self.seconds.append(time.monotonic() - start)
+        if state == "failed":
+            self.failed.append((cell, reason))
+        count = f"{len(self.seconds)} of {len(self.todo)}"
+        end = f"{state} {cell.name} in {span(self.seconds[-1])}"
+        self.line(f"{count}: {end}{f': {reason}' if reason else ''}; {self.left()}")
+
+    def left(self) -> str:
+        """The time left, were all cells as long as those so far."""
+        left = len(self.todo) - len(self.seconds)
+        mean = sum(self.seconds) / len(self.seconds)
+        return f"about {span(mean * left / self.at_once)} left" if left else "none left"
+
+    def refresh(self) -> None:
+        """Show which stage each cell is at."""
+        if not self.console.is_terminal:
+            return
+        for cell, bar, _ in self.running.values():
+            stages = STAGE.findall(self.runner.log(cell).read_text(errors="replace"))
+            self.bars.update(bar, description=f"{cell.name} {stages[-1] if stages else ''}")
+
+    def line(self, text: str) -> None:
+        """Print a line, above the bars if there are any."""
+        self.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False)
+
+
+def run_all(runner: Runner, todo: list[Cell], jobs: int) -> list[tuple[Cell, str]]:
+    """Run cells, `jobs` lanes at a time; those that failed, and why. Ctrl-C ends all of them."""
+    lanes = lanes_of(todo)
+    board = Board(runner, todo, min(jobs, len(lanes)))
+    with ThreadPoolExecutor(jobs) as pool, board.bars:
+        try:
+            ends = [pool.submit(runner.run_lane, lane) for lane in lanes]
+            ended = False
+            while not ended or not runner.events.empty():
+                ended = all(end.done() for end in ends)
+                try:
+                    board.tell(*runner.events.get(timeout=0.5))
+                except queue.Empty:
+                    board.refresh()
+        finally:
+            runner.stop()
+    for end in ends:
+        end.result()
+    return board.failed
+
+
+def make_tables(root: Path, log: Path) -> str:
+    """Make ledger and tables of all experiments; what went wrong, or nothing."""
+    with open(log, "w") as file:
+        done = subprocess.run(
+            [sys.executable, "stages/tables.py"],
+            cwd=root,
+            env={**environment(root, 1), "PYTHONPATH": str(root / "src")},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    return f"tables: {last_error(log)} (log: {log})" if done.returncode else ""

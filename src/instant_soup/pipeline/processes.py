@@ -1,0 +1,120 @@
+"""Processes side by side: commands, their environment, GPUs and signals."""
+
+import fcntl
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from instant_soup.errors import UserError
+from instant_soup.grids.command import OWN_ERROR, PATIENCE
+
+
+def graphics_cards() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    cards = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(cards))]
+
+
+def slots_of(jobs: int) -> queue.Queue[str]:
+    """What each of `jobs` at a time may use: its share of the GPUs; "" where there are none.
+
+    With more jobs than GPUs several take the same one.
+    """
+    cards, slots = graphics_cards(), queue.Queue[str]()
+    for job in range(jobs):
+        own = cards[job::jobs] or cards[job % len(cards) :][:1] if cards else []
+        slots.put(",".join(own))
+    return slots
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """A Git command's output; UserError with its message if it fails."""
+    return _output(["git", *arguments], folder)
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """The output of a DVC command that runs no stage; UserError with its message if it fails."""
+    return _output([sys.executable, "-m", "dvc", *arguments], folder)
+
+
+def _output(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        message = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise UserError(f"{' '.join(command[-4:])}: {message}")
+    return done.stdout.strip()
+
+
+def environment(root: Path, jobs: int) -> dict[str, str]:
+    """The environment of all cells: this Python, no outer DVC, the cores shared between jobs."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    shared = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+    return {**shared, **kept, "PATH": folders}
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that says best why DVC failed."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if OWN_ERROR.match(line)]
+    general = [line for line in lines if line.startswith("ERROR:")]
+    return (own or general or lines or ["no output"])[-1]
+
+
+def end_groups(leaders: list[int], ended: Callable[[], bool]) -> None:
+    """Interrupt process groups; kill what has not ended after PATIENCE or another Ctrl-C."""
+    for leader in leaders:
+        send(leader, signal.SIGINT)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not ended() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        for leader in leaders:
+            send(leader, signal.SIGKILL)
+
+
+def send(leader: int, number: int) -> None:
+    """Send a signal to a process group, if there still is one."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, number)
+
+
+def try_lock(file: TextIO) -> bool:
+    """Lock a file, or say that another process holds it locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def end_leftover(path: Path) -> None:
+    """End the DVC that holds a copy's lock, if one does."""
+    with open(path) as lock:
+        if not try_lock(lock):
+            print(f"{path.stem}: a killed call left it running; it is stopped", flush=True)
+            if leader := lock.read():
+                end_groups([int(leader)], lambda: try_lock(lock))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def span(seconds: float) -> str:
+    """A duration as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

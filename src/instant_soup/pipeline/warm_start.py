@@ -1,0 +1,267 @@
+"""Run a script in a process that has imported torch and transformers already.
+
+    python -m instant_soup.pipeline.warm_start stages/calibrate.py --round 0
+
+A run is dozens of stage processes, and each would spend four seconds on imports alone. Here the
+first of them leaves a server behind that imports the libraries (none of our own code); for each
+later one it forks, and the fork runs the script with the arguments, environment, folder, input
+and outputs of the command, which passes signals on and ends as the script does.
+
+A server serves the commands of one terminal job only (of one `dvc repro`, say), in one
+environment, and ends when none has run for IDLE seconds. Where none is ready, the script runs
+in the command's own process; so it does on anything but Linux, and beside a GPU, whose runs are
+long and whose driver does not survive a fork.
+"""
+
+import atexit
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, either in WSL
+IDLE = 20  # seconds without a command, after which a server ends
+# Variables that differ from stage to stage, and that no library reads when it is imported.
+IGNORED, IGNORED_PREFIXES = ("PWD", "OLDPWD", "SHLVL", "_"), ("DVC_", "GIT_", "MLFLOW_", "PYTEST_")
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main() -> None:
+    script, *arguments = sys.argv[1:]
+    # As `python SCRIPT ARGUMENTS` has them.
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).resolve().parent)
+    if sys.platform == "linux" and not any(Path(driver).exists() for driver in GPU_DRIVERS):
+        received, former = hold_signals()  # until it is known who shall have them
+        if fork := ask_server():
+            sys.exit(status_of(*fork, received))
+        for one, handler in former.items():
+            signal.signal(one, handler)
+        for number in received:
+            os.kill(os.getpid(), number)
+        start_server()
+    runpy.run_path(script, run_name="__main__")
+
+
+def address() -> str:
+    """The name, in Linux's abstract namespace, of the server for commands like this one.
+
+    It names what a fork has from its server, not from the command: the interpreter, what was read
+    from the environment at imports, and the limits of a job.
+    """
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
+    }
+    job = [os.getpgrp(), os.getsid(0), sorted(os.sched_getaffinity(0)), os.nice(0)]
+    shared = json.dumps([sys.executable, sorted(own.items()), job])
+    return f"instant-soup-{os.getuid()}-{hashlib.sha256(shared.encode()).hexdigest()[:24]}"
+
+
+def ask_server() -> tuple[int, IO[bytes]] | None:
+    """Have this process's script run by the server: the fork's process number, and its answers.
+
+    None where no server of this user's is ready, or where it ends at this moment.
+    """
+    here = {
+        "argv": sys.argv,
+        "path": sys.path,
+        "folder": os.getcwd(),
+        "environment": {**os.environ},
+    }
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
+        server.connect("\0" + address())
+        if user_of(server) == os.getuid():
+            socket.send_fds(server, [b"\0"], [0, 1, 2])
+            server.sendall(json.dumps(here).encode() + b"\n")
+            answers = server.makefile("rb")
+            if number := answers.readline():
+                return int(number), answers
+    return None
+
+
+def hold_signals() -> tuple[list[int], dict[signal.Signals, Any]]:
+    """From now on, note the signals that would be passed on: their list, and former handlers."""
+    received: list[int] = []
+    former = {
+        one: signal.signal(one, lambda number, _: received.append(number))
+        for one in PASSED_ON
+        if signal.getsignal(one) != signal.SIG_IGN
+    }
+    return received, former
+
+
+def user_of(other: socket.socket) -> int:
+    """The user at a socket's other end."""
+    size = struct.calcsize("3i")
+    return struct.unpack("3i", other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1]
+
+
+def start_server() -> None:
+    """Start a server in the background; it ends at once if another one has the address."""
+    subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from instant_soup.pipeline import warm_start; warm_start.serve()",
+            address(),
+            str(os.getpid()),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the commands
+    )
+
+
+def status_of(number: int, answers: IO[bytes], received: list[int]) -> int:
+    """Wait for the fork, passing signals on to it, first those `received` before: its exit status.
+
+    Where it was killed, by what was passed on or by the system, this process dies the same way.
+    """
+    passed_on = []
+
+    def pass_on(sent: int, _: object) -> None:
+        passed_on.append(sent)
+        os.kill(number, sent)
+
+    def pause(*_: object) -> None:
+        os.kill(number, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(number, signal.SIGCONT)
+
+    for one in PASSED_ON:
+        if signal.getsignal(one) != signal.SIG_IGN:
+            signal.signal(one, pass_on)
+    signal.signal(signal.SIGTSTP, pause)
+    for before in received:
+        pass_on(before, None)
+    if status := answers.readline():
+        return int(status)
+    last = passed_on[-1] if passed_on else signal.SIGKILL
+    if passed_on:
+        signal.signal(last, signal.SIG_DFL)
+    os.kill(os.getpid(), last)
+    return 128 + last
+
+
+def serve() -> None:
+    """Import what stages need, then fork for each command until none has come for a while.
+
+    `sys.argv`: the server's address, and the process number of the command that started it.
+    """
+    with socket.socket(socket.AF_UNIX) as listening:
+        try:
+            listening.bind("\0" + sys.argv[1])
+        except OSError:
+            return  # another one was first
+        sys.path[:] = map(os.path.abspath, sys.path)
+        os.chdir("/")  # the command's folder may be removed
+        import_libraries()
+        listening.listen()  # until here, commands are refused and run on their own
+        listening.settimeout(1)
+        starter, running, busy = int(sys.argv[2]), 0, time.monotonic()
+        while time.monotonic() < busy + IDLE:
+            with contextlib.suppress(TimeoutError):
+                command, _ = listening.accept()
+                if user_of(command) == os.getuid():
+                    _, streams, _, _ = socket.recv_fds(command, 1, 3)
+                    if os.fork() == 0:
+                        listening.close()
+                        run_forked(command, streams)
+                    running += 1
+                    for descriptor in (*streams, command.detach()):
+                        os.close(descriptor)
+            while running and os.waitpid(-1, os.WNOHANG)[0]:
+                running -= 1
+            if running or os.getppid() == starter:  # the first command, which runs on its own
+                busy = time.monotonic()
+
+
+def import_libraries() -> None:
+    """Import what the stages import, by our own code, which is then forgotten.
+
+    A fork imports that anew, from where its command has it.
+    """
+    import scipy.stats  # noqa: F401 - by the metrics, and so is scikit-learn
+    import sklearn.metrics  # noqa: F401
+    import torch._dynamo  # noqa: F401 - by the optimiser's first step
+
+    from instant_soup.models import bert, clip
+    from instant_soup.pipeline import main_network  # noqa: F401
+
+    clip.open_clip()
+    bert.transformers_auto()
+    from transformers.models.bert import modeling_bert  # noqa: F401
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "instant_soup"]:
+        if (
+            name != "instant_soup.models.torchvision_cpu"
+        ):  # which keeps what torch cannot be told twice
+            del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # so that a fork's collections leave the shared pages alone
+
+
+def run_forked(command: socket.socket, streams: list[int]) -> NoReturn:
+    """Run a command's script in this fork and tell the command how it ended."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a server may have inherited none
+    status = 1
+    try:
+        asked = command.makefile("rb")
+        here = json.loads(asked.readline())
+        os.environ.clear()
+        os.environ.update(here["environment"])
+        os.chdir(here["folder"])
+        sys.argv[:], sys.path[:] = here["argv"], here["path"]
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+        threading.Thread(target=end_with, args=(asked,), daemon=True).start()
+        command.sendall(f"{os.getpid()}\n".encode())
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+        status = 0 if end.code is None else end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        leave(command, status)
+
+
+def end_with(asked: IO[bytes]) -> None:
+    """End this process when the command that it runs for is gone."""
+    asked.read()  # nothing comes any more: it waits for the end
+    os._exit(137)
+
+
+def leave(command: socket.socket, status: int) -> NoReturn:
+    """End this process as the interpreter would, but without taking all modules apart."""
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    with contextlib.suppress(OSError):
+        command.sendall(f"{status}\n".encode())
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,519 @@
+"""Figures of a run and of the ledger, as PNG files that are the same for the same numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from instant_soup.files import new_file
+from instant_soup.methods.registry import SOUPS
+from instant_soup.reports.essential_sparsity import TOLERANCE, curves_of, knee_over_seeds
+from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.results import (
+    CELL,
+    common_variant,
+    costs,
+    heading,
+    label,
+    methods_of,
+    percent,
+    preset_rows,
+    row_order,
+    scale,
+    summary,
+    unit,
+)
+from instant_soup.sparsity.names import in_order, layer_of, type_of
+
+# Okabe and Ito's palette, kin in shades of one colour; each method has a marker of its own.
+STYLES = {
+    "zero_shot": ("#000000", "_"),
+    "dense": ("#000000", "s"),
+    "random": ("#8C8C8C", "v"),
+    "erdos_renyi": ("#8C8C8C", "1"),
+    "random_init": ("#8C8C8C", "x"),
+    "one_shot": ("#0072B2", "^"),
+    "layerwise": ("#56B4E9", "<"),
+    "min_density": ("#56B4E9", ">"),
+    "n_of_m": ("#56B4E9", "d"),
+    "progressive": ("#E69F00", "P"),
+    "early_bird": ("#B8860B", "X"),
+    "snip": ("#CC79A7", "*"),
+    "grasp": ("#882255", "p"),
+    "lth": ("#009E73", "D"),
+    "lth_rewind": ("#44C29B", "h"),
+    "lottery_pool": ("#117733", "8"),
+    "isp": ("#D55E00", "o"),
+    "isp_plus": ("#7A2E00", r"$\oplus$"),
+    "uniform_soup": ("#332288", "|"),
+    "greedy_soup": ("#6655BB", "H"),
+    "instant_model_soup": ("#9988DD", "."),
+}
+OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
+# Drawn strongly; all others are thin and pale.
+MAIN = ("dense", "one_shot", "lth", "isp", "isp_plus")
+DPI = 150
+
+# Figure files with their captions; what one shows is in the docstring of the function of its name.
+OF_LEDGER = {
+    "accuracy_vs_sparsity.png": "Test metric over sparsity, mean and sample standard deviation "
+    "over seeds; methods are set a little apart so that ties stay visible. Lines that leave a "
+    "panel below go on; the tables have their values, and those of changed settings.",
+    "accuracy_vs_cost.png": "Test metric over training FLOPs relative to dense fine-tuning, means "
+    "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
+    "equal cost are set a little apart.",
+    "cost_vs_sparsity.png": "Training FLOPs relative to dense fine-tuning over sparsity, means "
+    "over seeds, search included.",
+    "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
+    "where its mean leaves the tolerance of one point below dense (band: where the single seeds "
+    "leave it).",
+    "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
+    "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
+    "the density as theirs (dotted).",
+}
+OF_RUN = {
+    "training_curves.png": "Training loss (smoothed; faint: each step of the main methods) and "
+    "validation metric over the optimiser steps of the budget.",
+    "isp_rounds.png": "ISP's rounds: sparsity, agreement of the weak masks, and the validation "
+    "metric before and just after each prune.",
+    "layer_sparsity.png": "Sparsity of each layer; methods are set a little apart.",
+    "matrix_density.png": "Share of the weights that each method keeps, by layer and by type of "
+    "matrix.",
+}
+BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
+ABOVE: dict[str, Any] = {"loc": "lower center", "fontsize": 8, "frameon": False}
+DASHES = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]  # variants of a method, which share a colour
+
+
+def training_curves(curves: dict[str, pd.DataFrame], metric: str, path: str | Path) -> None:
+    """Training loss and validation metric over the main network's optimiser steps.
+
+    `curves`: method → columns step, train_loss, validation (NaN: not measured), sparsity. Dotted
+    lines mark where ISP pruned.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for method in sorted(curves, key=row_order):
+        curve, (colour, marker) = curves[method], _style(method, curves)
+        loss = curve.dropna(subset="train_loss")
+        smooth = loss["train_loss"].rolling(max(1, len(loss) // 25), 1, center=True).mean()
+        if method in MAIN:
+            left.plot(loss["step"], loss["train_loss"], color=colour, alpha=0.2, lw=0.7)
+        in_legend = {"marker": marker, "ms": 4, "markevery": [], "label": label(method)}
+        strength = _strength(method)
+        left.plot(loss["step"], smooth, color=colour, **strength, **in_legend)
+        score = curve.dropna(subset="validation")
+        values = scale(metric) * score["validation"]
+        right.plot(score["step"], values, color=colour, marker=marker, ms=4, **strength)
+    if "isp" in curves:
+        _mark_pruning(left, right, curves["isp"])
+    _finish(left, "optimiser step", "training loss (faint: each step)")
+    _finish(right, "optimiser step", f"validation {metric}{unit(metric)}")
+    # Below the panels, where it hides no curve; both have the same methods.
+    figure.legend(*left.get_legend_handles_labels(), **BELOW, ncols=6)
+    _save(figure, path)
+
+
+def isp_rounds(rounds: list[dict[str, Any]], metric: str, path: str | Path) -> None:
+    """ISP's rounds: sparsity and the weak masks' agreement; the metric before and after pruning.
+
+    `before` and `after` are the metric's value or dicts of metrics; None where not measured.
+    """
+    numbers = [r["round"] for r in rounds]
+    sparsity = [100 * r["sparsity"] for r in rounds]
+    agreement = [100 * _score(r.get("agreement"), metric) for r in rounds]
+    before = scale(metric) * np.array([_score(r.get("before"), metric) for r in rounds])
+    after = scale(metric) * np.array([_score(r.get("after"), metric) for r in rounds])
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bars = left.bar(numbers, sparsity, width=0.6, color="#9FC5E8", label="sparsity of the mask")
+    left.bar_label(bars, fmt="%.3g", fontsize=8)
+    left.plot(numbers, agreement, color="#D55E00", marker="o", label="agreement of weak masks")
+    left.set_ylim(0, 108)
+    right.vlines(numbers, before, after, color="#8C8C8C", lw=1)
+    right.plot(numbers, before, color="#0072B2", marker="^", label="before pruning")
+    right.plot(numbers, after, color="#D55E00", marker="v", ls="--", label="just after pruning")
+    margin = max(0.6, (4 - len(rounds)) / 2)  # keeps the bars of one or two rounds slim
+    for axes in (left, right):
+        axes.set_xticks(numbers)
+        axes.set_xlim(min(numbers) - margin, max(numbers) + margin)
+        axes.legend(**ABOVE, bbox_to_anchor=(0.5, 1.0), ncols=2)
+    _finish(left, "round", "share (%)")
+    _finish(right, "round", f"validation {metric}{unit(metric)}")
+    _save(figure, path)
+
+
+def layer_sparsity(results: list[dict[str, Any]], path: str | Path) -> None:
+    """Sparsity of each layer, one line per sparse method (dense only if there is no other).
+
+    Methods are set a little apart horizontally: magnitude-based masks nearly coincide.
+    """
+    shown = [r for r in results if r["method"] != "dense"] or results
+    shown = sorted(shown, key=lambda r: row_order(r["method"], r["variant"]))
+    names = list(dict.fromkeys(layer["name"] for r in shown for layer in r["layer_sparsity"]))
+    figure = Figure(figsize=(max(7.2, 2 + 0.4 * len(names)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    methods = [r["method"] for r in shown]
+    for number, result in enumerate(shown):
+        colour, marker = _style(result["method"], methods)
+        apart = (number - (len(shown) - 1) / 2) * min(0.08, 0.7 / len(shown))
+        own = {layer["name"]: 100 * layer["sparsity"] for layer in result["layer_sparsity"]}
+        values = [own.get(name, np.nan) for name in names]
+        name = label(result["method"], result["variant"])
+        x = np.arange(len(names)) + apart
+        strength = _strength(result["method"])
+        axes.plot(x, values, color=colour, marker=marker, ms=5, label=name, **strength)
+    for overall in sorted({round(100 * r["sparsity"], 2) for r in shown}):
+        axes.axhline(overall, color="#555555", lw=0.8, ls=":", label=f"all layers: {overall:g} %")
+    axes.set_xticks(range(len(names)), _short(names), rotation=45 if len(names) > 6 else 0,
+                    ha="right" if len(names) > 6 else "center", fontsize=8)  # fmt: skip
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    low, high = axes.get_ylim()
+    if high - low < 2:  # a flat line is no reason to show thousandths of a percent
+        axes.set_ylim(low - 1, high + 1)
+    _finish(axes, "layer", "sparsity (%)")
+    figure.legend(*axes.get_legend_handles_labels(), **BELOW, ncols=3)
+    _save(figure, path)
+
+
+def matrix_sparsity(statistics: dict[str, Any], path: str | Path) -> None:
+    """Sparsity of each weight matrix of a mask: layers by matrix types (inspection.statistics)."""
+    layers, types = ([entry["name"] for entry in statistics[key]] for key in ("layers", "types"))
+    grid = np.full((len(layers), len(types)), np.nan)
+    for matrix in statistics["matrices"]:
+        place = layers.index(matrix["layer"]), types.index(matrix["type"])
+        grid[place] = 100 * matrix["sparsity"]
+    size = (2.5 + 1.1 * len(types), 2.2 + 0.32 * len(layers))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(grid)):
+        value = grid[row, column]
+        colour = "white" if value > 60 else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_yticks(range(len(layers)), _short(layers), fontsize=8)
+    axes.set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)
+    axes.set_title(f"all: {100 * statistics['sparsity']:.2f} % sparse", fontsize=9)
+    figure.colorbar(picture, ax=axes, label="sparsity (%)")
+    _save(figure, path)
+
+
+def matrix_density(results: list[dict[str, Any]], path: str | Path) -> None:
+    """Density of each prunable matrix, a panel for each sparse method: types × layers."""
+    sparse = [r for r in results if r["sparsity"] > 0 and r.get("matrix_sparsity")]
+    shown = sorted(sparse, key=lambda r: row_order(r["method"], r["variant"]))
+    columns = max(1, min(4, len(shown)))
+    lines = max(1, -(-len(shown) // columns))
+    tables = [_by_layer_and_type(result) for result in shown]
+    rows, width = tables[0].shape if tables else (6, 6)
+    size = (2.2 + columns * (0.6 + 0.22 * width), lines * (0.6 + 0.28 * rows) + 0.9)
+    figure = Figure(figsize=(max(7.2, size[0]), max(3.0, size[1])), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True).ravel()
+    densest = max((table.to_numpy().max() for table in tables), default=1.0)
+    image = None
+    for axes, result, table in zip(panels, shown, tables, strict=False):
+        image = axes.imshow(table, cmap="viridis", vmin=0, vmax=densest, aspect="auto")
+        axes.set_title(label(result["method"], result["variant"]), fontsize=8)
+        axes.set_yticks(range(rows), list(table.index), fontsize=7)
+        ticks = range(0, width, 1 if width <= 6 else 3)
+        axes.set_xticks(ticks, [str(table.columns[i]) for i in ticks], fontsize=7)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    if image is None:
+        panels[0].text(0.5, 0.5, "no sparse results yet", ha="center", va="center")
+    else:
+        figure.colorbar(image, ax=list(panels), label="density", shrink=0.8, pad=0.02)
+        figure.supxlabel("layer", fontsize=9)
+    _save(figure, path)
+
+
+def _by_layer_and_type(result: dict[str, Any]) -> pd.DataFrame:
+    """A result's densities: types of matrices (rows) × layers (columns)."""
+    cells: dict[str, dict[int, float]] = {}
+    for matrix in result["matrix_sparsity"]:
+        _, number = in_order(layer_of(matrix["name"]))
+        cells.setdefault(type_of(matrix["name"]), {})[number] = 1 - matrix["sparsity"]
+    return pd.DataFrame(cells).T.sort_index(axis=1)
+
+
+def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Test metric over sparsity, one panel per section of the ledger.
+
+    Error bars and the dense band are one sample standard deviation over seeds (n > 1). Methods
+    are set a little apart horizontally, so that ties stay visible. What is far below the MAIN
+    methods leaves the panel.
+    """
+    rows = preset_rows(ledger)
+    _panels(summary(rows) if len(rows) else pd.DataFrame(columns=CELL), _sparsity_panel, path)
+
+
+def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Test metric over training FLOPs relative to dense, one panel per section of the ledger.
+
+    A point for each method and sparsity, means over seeds; larger points are sparser. Methods of
+    about equal cost are set a little apart horizontally. What is far below the MAIN methods leaves
+    the panel.
+    """
+    _panels(_with_cost(ledger), _cost_panel, path)
+
+
+def cost_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Training FLOPs relative to dense over sparsity, one panel per section (figure 1).
+
+    Means over seeds, of the sparse methods; of the dense soups nothing depends on sparsity.
+    """
+    cells = _with_cost(ledger)
+    _panels(cells[~cells["method"].isin(("dense", *SOUPS))], _flops_panel, path)
+
+
+def _with_cost(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The summary of what a figure shows, with FLOPs relative to dense."""
+    rows = preset_rows(ledger)
+    if not len(rows):
+        return pd.DataFrame(columns=CELL)
+    cost = costs(rows)[[*CELL, "flops_vs_dense"]]
+    return summary(rows).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
+
+
+def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """One-shot's curve of each section with its knee: the last sparsity within ε of dense."""
+    curves = curves_of(ledger)
+    figure = Figure(figsize=(max(7.2, 4.2 * len(curves)), 3.8), layout="constrained")
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False).ravel()
+    for axes, (section, (sparsities, values, dense)) in zip(panels, curves.items(), strict=False):
+        factor, colour = scale(section[3]), STYLES["one_shot"][0]
+        x = 100 * np.array([0.0, *sparsities])
+        every = factor * np.concatenate([dense[:, None], values], axis=1)
+        for own in every:
+            axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
+        axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
+        floor = factor * (dense.mean() - TOLERANCE)
+        axes.axhline(floor, color="#555555", lw=0.8, ls=":", label="dense − ε")
+        middle, low, high = knee_over_seeds(sparsities, values, dense)
+        axes.axvline(100 * middle, color="#D55E00", lw=1.2, label=f"knee: {100 * middle:.0f} %")
+        if not np.isnan(low):
+            axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
+        axes.set_title(heading(section), fontsize=9)
+        axes.legend(fontsize=8, frameon=False, loc="lower left")
+        _finish(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
+    if not curves:
+        panels[0].text(0.5, 0.5, "not measured yet", ha="center", va="center")
+        panels[0].set_axis_off()
+    _save(figure, path)
+
+
+def mask_similarity(ledger: pd.DataFrame, path: str | Path) -> None:
+    """Cosine of the masks with the one-shot mask over sparsity, one panel per section (figure 3).
+
+    Means over seeds; the dotted line is what two random masks of that density have.
+    """
+    rows = preset_rows(ledger)
+    sparse = rows[(rows["target_sparsity"] > 0) & rows["overlap_one_shot"].notna()]
+    cells = sparse.groupby(CELL, sort=True)["overlap_one_shot"].mean().reset_index(name="mean")
+    _panels(cells, _similarity_panel, path)
+
+
+Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]
+
+
+def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
+    """Save a figure with `draw`'s panel for each section of a summary, and one legend for all.
+
+    Sections with several sparsities come first; those with a single one get smaller panels below.
+    """
+    cells = cells[cells["method"] != "zero_shot"]  # far below, it would flatten all others
+    sections = sorted(cells.groupby(SECTION), key=lambda pair: _is_a_point(pair[1]))
+    curves = sum(not _is_a_point(own) for _, own in sections) or max(1, len(sections))
+    points = max(0, len(sections) - curves)
+    columns = 1 if len(sections) < 2 else 2
+    lines = -(-curves // 2)
+    heights = [4.6] * lines + [3.4] * -(-points // 3)
+    figure = Figure(figsize=(max(7.2, 5.6 * columns), sum(heights) + 0.9), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)  # shares of a line's width
+    wide = 6 // min(2, curves)
+    places = [(number * wide, wide) for number in range(curves)]
+    places += [(6 * lines + number * 2, 2) for number in range(points)]
+    panels = []
+    for place, width in places:
+        line, left = divmod(place, 6)
+        panels.append(figure.add_subplot(grid[line, left : left + width]))
+    for axes, (section, own) in zip(panels, sections, strict=False):
+        variant, own = common_variant(own)
+        draw(axes, own, section[3], list(cells["method"]))
+        axes.set_title("\n".join(filter(None, (heading(section), variant))), fontsize=9)
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        found, names = axes.get_legend_handles_labels()
+        handles = dict(zip(names, found, strict=True)) | handles
+    if not sections:
+        panels[0].text(0.5, 0.5, "no results yet", ha="center", va="center")
+    longest = max(map(len, handles), default=1)
+    ncols = max(1, min(6, 60 * columns // longest))
+    figure.legend(list(handles.values()), list(handles), **BELOW, ncols=ncols)
+    _save(figure, path)
+
+
+def _is_a_point(cells: pd.DataFrame) -> bool:
+    """Whether a section's summary has a single sparsity at most, so that it makes no curve."""
+    return cells.loc[cells["target_sparsity"] > 0, "target_sparsity"].nunique() < 2
+
+
+def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
+    factor = scale(metric)
+    cells = cells[~cells["method"].isin(SOUPS)]
+    sparse = cells[cells["method"] != "dense"]
+    ticks = sorted(set(100 * sparse["target_sparsity"])) or [0.0]
+    margin = max(4.0, 0.06 * (ticks[-1] - ticks[0]))
+    axes.set_xlim(ticks[0] - margin, ticks[-1] + margin)
+    axes.set_xticks(ticks)
+    lines = [pair for pair in methods_of(cells) if pair[0] != "dense"]
+    # Side by side, so that error bars can be told apart, but nearer to their tick than to the next.
+    side_by_side = min([1.2 * margin, *(0.4 * np.diff(ticks))])
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        mean, spread = factor * own["mean"], factor * own["std"]
+        look = _look(method, variant, cells, methods)
+        if method == "dense":
+            plain = {key: look[key] for key in ("color", "ls", "label")}
+            axes.axhline(mean.iloc[0], lw=1.2, **plain)
+            low, high = mean.iloc[0] - spread.iloc[0], mean.iloc[0] + spread.iloc[0]
+            if not np.isnan(low):
+                axes.axhspan(low, high, color=look["color"], alpha=0.1, lw=0)
+            continue
+        apart = ((lines.index((method, variant)) + 0.5) / len(lines) - 0.5) * side_by_side
+        bars = None if spread.isna().all() else spread  # single runs have none
+        x = 100 * own["target_sparsity"] + apart
+        axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)
+    _leave_out_far_below(axes, factor * cells.set_index("method")["mean"])
+    _finish(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
+
+
+def _similarity_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        look = _look(method, variant, cells, methods)
+        axes.plot(100 * own["target_sparsity"], own["mean"], **look)
+    sparsities = cells["target_sparsity"]
+    ends = np.array([sparsities.min() - 0.03, sparsities.max() + 0.03])
+    axes.plot(100 * ends, 1 - ends, color="#555555", lw=0.8, ls=":")
+    axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
+    _finish(axes, "sparsity (%)", "cosine with the one-shot mask")
+
+
+def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
+    alike = cells.groupby([cells["flops_vs_dense"].round(1), "target_sparsity"])["mean"]
+    apart = 1.012 ** (alike.cumcount() - (alike.transform("size") - 1) / 2)
+    cells = cells.assign(x=apart * cells["flops_vs_dense"])
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        look = _look(method, variant, cells, methods)
+        x, y = own["x"], scale(metric) * own["mean"]
+        sizes = [3 + 6 * s if s else 8 for s in own["target_sparsity"]]  # dense ones stand alone
+        for number, (x_, y_, size) in enumerate(zip(x, y, sizes, strict=True)):
+            axes.plot(x_, y_, **look | {"ms": size, "label": "" if number else look["label"]})
+        axes.plot(x, y, **look | {"marker": "", "lw": 0.7, "label": ""})
+    most = cells["flops_vs_dense"].max()
+    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30) if tick <= max(2, most)]
+    axes.set_xscale("log")
+    axes.set_xlim(0.88 * min(1, cells["flops_vs_dense"].min()), 1.15 * max(2, most))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    _leave_out_far_below(axes, scale(metric) * cells.set_index("method")["mean"])
+    _finish(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
+
+
+def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
+    for method, variant in methods_of(cells):
+        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
+        look = _look(method, variant, cells, methods)
+        axes.plot(100 * own["target_sparsity"], own["flops_vs_dense"], **look)
+    axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
+    axes.set_ylim(bottom=0)
+    _finish(axes, "sparsity (%)", "training FLOPs ÷ dense")
+
+
+def _mark_pruning(left: Axes, right: Axes, curve: pd.DataFrame) -> None:
+    """Dotted lines where the sparsity jumps, with the new sparsity on them if there is room."""
+    jumps = curve[curve["sparsity"].diff() > 0]
+    steps = jumps["step"].to_numpy()
+    span = max(1.0, float(curve["step"].max() - curve["step"].min()))
+    roomy = len(steps) < 2 or np.diff(steps).min() > 0.035 * span
+    for number, (step, sparsity) in enumerate(zip(steps, jumps["sparsity"], strict=True)):
+        for axes in (left, right):
+            axes.axvline(
+                step, color="#D55E00", lw=0.9, ls=":", label="" if number else "ISP prunes"
+            )
+        if roomy:
+            left.text(
+                step, 0.99, f"to {percent(sparsity)}", transform=left.get_xaxis_transform(),
+                rotation=90, ha="left", va="top", fontsize=7, color="#A04000",
+            )  # fmt: skip
+
+
+def _score(value: Any, metric: str) -> float:
+    """A number out of a number, a dict of metrics, or None (NaN)."""
+    value = value.get(metric) if isinstance(value, dict) else value
+    return float("nan") if value is None else float(value)
+
+
+def _leave_out_far_below(axes: Axes, means: pd.Series) -> None:
+    """Let a panel end below its MAIN methods, so that a collapsed one does not flatten the others.
+
+    `means`: by method.
+    """
+    main = means[means.index.isin(MAIN) & (means.index != "dense")]
+    best, worst = means.max(), means.min()
+    gap = max(best - main.min(), 0.15 * (best - worst))
+    if len(main) and worst < main.min() - gap:
+        axes.set_ylim(bottom=main.min() - 0.6 * gap)
+
+
+def _strength(method: str) -> dict[str, Any]:
+    """How strongly a method's line is drawn."""
+    return {"lw": 1.8, "alpha": 1.0} if method in MAIN else {"lw": 0.9, "alpha": 0.75}
+
+
+def _look(method: str, variant: str, cells: pd.DataFrame, methods: list[str]) -> dict[str, Any]:
+    """How a method's line looks in a panel; variants share colour and marker, not dash and fill."""
+    colour, marker = _style(method, methods)
+    variants = sorted(set(cells["variant"]) - {""})
+    dash: Any = DASHES[variants.index(variant) % len(DASHES)] if variant else "-"
+    fill = "white" if variant else colour
+    look = {"color": colour, "marker": marker, "ms": 5, "ls": dash, "mfc": fill}
+    return look | {"label": label(method, variant)} | _strength(method)
+
+
+def _style(method: str, methods: Any) -> tuple[str, str]:
+    """Colour and marker of a method; those not in STYLES take turns, in alphabetical order."""
+    if method in STYLES:
+        return STYLES[method]
+    others = sorted(set(methods) - set(STYLES))
+    return OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
+
+
+def _short(names: list[str]) -> list[str]:
+    """Layer names without the dotted parts with which all of them begin."""
+    parts = [name.split(".") for name in names]
+    same = 0
+    while len(names) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
+        same += 1
+    return [".".join(p[same:]) for p in parts]
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color="#E5E5E5", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with new_file(path) as unfinished:
+        # No version of matplotlib in the file: pictures change only when their numbers do.
+        figure.savefig(unfinished, dpi=DPI, format="png", metadata={"Software": None})

@@ -1,0 +1,276 @@
+"""Results → ledger: one CSV row for each setting that was ever run.
+
+A *result* is the dict that the evaluate stage writes for one method. The *ledger* holds one row of
+it for each KEY; tables and figures are views of it. A *section* is one (model, dataset, preset,
+metric).
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from instant_soup.errors import UserError
+from instant_soup.files import new_file, read_json
+
+KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
+COST = ["steps", "search_steps", "flops", "sparse_flops", "seconds", "peak_memory"]
+NUMBERS = ["target_sparsity", "seed", "value", "sparsity", *COST, "overlap_one_shot"]
+RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "precision", "base"]
+ORIGIN = ["family", "code_version", "finished"]
+COLUMNS = [*KEY, *RESULT, *ORIGIN]
+SECTION = ["model", "dataset", "preset", "metric"]
+FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in ledgers and results of before
+
+Row = dict[str, str]
+EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/\S+")  # DVC 3.67
+
+
+# Reading results
+
+
+def check_result(result: Any, source: str) -> dict[str, Any]:
+    """The result, with today's names; UserError if it lacks identity, cost or primary metric."""
+    missing = (
+        [k for k in (*KEY, "cost") if k not in result]
+        if isinstance(result, dict)
+        else ["everything"]
+    )
+    if not missing and result.get("metric") not in result.get("test", {}):
+        missing = ["test metric"]
+    if missing:
+        raise UserError(f"{source}: not a result file ({', '.join(missing)} missing)")
+    cost = {FORMER_NAMES.get(name, name): value for name, value in result["cost"].items()}
+    return {**result, "cost": cost}
+
+
+def read_results(folder: str | Path, methods: list[str]) -> list[dict[str, Any]]:
+    """The results `folder`/METHOD.json, in the order of `methods`; UserError if one is missing."""
+    files = [Path(folder) / f"{method}.json" for method in methods]
+    return [check_result(read_json(file), str(file)) for file in files]
+
+
+# What a zero-shot result depends on beside model and dataset.
+ZERO_SHOT_SETTINGS = ("data.", "pretraining.", "training.precision=")
+
+
+def with_zero_shot(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results, and before each that knows how well its network did untrained, that as one.
+
+    A zero-shot result costs nothing and depends neither on seed nor on how a network is trained.
+    """
+    found = []
+    for result in results:
+        if "zero_shot" in result:
+            parts = result["variant"].split(" ")
+            kept = [part for part in parts if part.startswith(ZERO_SHOT_SETTINGS)]
+            same = {"method": "zero_shot", "seed": 0, "variant": " ".join(kept)}
+            cost = {key: type(value)(0) for key, value in result["cost"].items()}
+            found.append({**result, **same, "test": result["zero_shot"], "cost": cost})
+        found.append(result)
+    return found
+
+
+def results_of_experiments(root: str | Path) -> list[dict[str, Any]]:
+    """Results of every DVC experiment of the Git repository at `root`, oldest commit first.
+
+    Each also says under `code_version` which commit its experiment started from. Without a
+    repository or experiments the list is empty; a damaged file is skipped with a warning.
+    """
+    baselines: dict[str, str] = {}  # blob → commit; a blob that several experiments share
+    paths: dict[str, str] = {}  # counts once, as part of the newest
+    for commit, ref in _experiments(root):
+        _, _, start, rest, _ = ref.split("/", 4)
+        for blob, path in _result_files(root, commit):
+            baselines.pop(blob, None)
+            baselines[blob] = (start + rest)[:12]
+            paths[blob] = f"{ref}:{path}"
+    results = []
+    for blob, text in _read_blobs(root, list(baselines)):
+        try:
+            result = check_result(json.loads(text), paths[blob])
+        except ValueError as error:
+            print(f"warning: {paths[blob]}: skipped, not JSON ({error})", file=sys.stderr)
+        except UserError as error:
+            print(f"warning: {error}: skipped", file=sys.stderr)
+        else:
+            results.append({"code_version": baselines[blob], **result})
+    return results
+
+
+def _git(root: str | Path, *arguments: str, stdin: bytes = b"") -> bytes:
+    """A Git command's output; nothing when Git, the repository or the object is missing."""
+    try:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""
+
+
+def _experiments(root: str | Path) -> list[tuple[str, str]]:
+    """(commit, ref) of each experiment, oldest first; DVC's stashes and marks left out."""
+    form = "--format=%(objectname) %(refname)"
+    order = ("--sort=refname", "--sort=committerdate")
+    lines = _git(root, "for-each-ref", *order, form, "refs/exps").decode().splitlines()
+    pairs = [line.split(" ", 1) for line in lines]
+    return [(commit, ref) for commit, ref in pairs if EXPERIMENT_REF.fullmatch(ref)]
+
+
+def _result_files(root: str | Path, commit: str) -> list[tuple[str, str]]:
+    """(blob, path) of the result files in a commit."""
+    entries = _git(root, "ls-tree", "-z", commit, "reports/results/").decode().split("\0")
+    found = [(entry.split("\t")[0].split()[2], entry.split("\t")[1]) for entry in entries if entry]
+    return [(blob, path) for blob, path in found if path.endswith(".json")]
+
+
+def _read_blobs(root: str | Path, blobs: list[str]) -> Iterator[tuple[str, bytes]]:
+    """(blob, contents) for each blob, by one Git process."""
+    stream = io.BytesIO(_git(root, "cat-file", "--batch", stdin="\n".join(blobs).encode() + b"\n"))
+    while header := stream.readline().split():
+        if len(header) == 3:  # otherwise "NAME missing"
+            yield header[0].decode(), stream.read(int(header[2]))
+            stream.readline()
+
+
+# The ledger
+
+
+def merge_ledger(
+    ledger_csv: str | Path,
+    results: list[dict[str, Any]],
+    code_version: str,
+) -> pd.DataFrame:
+    """Merge results into the ledger file (made if missing) and return the whole ledger.
+
+    A result takes the place of the row with the same KEY unless that one finished later. Results
+    that do not say when they finished are the oldest; of equally old ones the last wins.
+    `code_version` stands for results that bring none of their own. Rows are sorted by KEY and old
+    ones keep their text, so that merging nothing changes no byte.
+    Several processes may merge at once. UserError if the file is no ledger.
+    """
+    path = Path(ledger_csv)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        old = path.read_text() if path.exists() else ""
+        rows, more_columns = _parse(old, path)
+        for result in with_zero_shot(results):
+            row = _row(result, code_version)
+            if row["finished"] >= rows.get(_key(row), row)["finished"]:
+                rows[_key(row)] = row
+        new = _to_text([rows[key] for key in sorted(rows)], more_columns)
+        if new != old:
+            with new_file(path) as unfinished:
+                unfinished.write_text(new)
+    return _frame(new)
+
+
+def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
+    """The ledger as a table with COLUMNS; UserError if it is missing or no ledger."""
+    try:
+        text = Path(ledger_csv).read_text()
+    except OSError as error:
+        raise UserError(f"{ledger_csv}: cannot be read ({error.strerror})") from None
+    rows, more_columns = _parse(text, Path(ledger_csv))
+    return _frame(_to_text(list(rows.values()), more_columns))
+
+
+def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The rows that began at the weights that a dataset's newest row of that pre-training began at.
+
+    clip-glyph is pre-trained where it is used, and another kind of CPU makes another checkpoint of
+    it; so does a hub that has changed a model. What began at another checkpoint compares with
+    nothing here. `base` is a digest of the weights; rows that know none go with each other.
+    """
+    pretraining = ledger["variant"].map(
+        lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
+    )
+    same = [ledger["model"], ledger["dataset"], ledger["preset"], pretraining]
+    by_time = ledger.sort_values("finished", kind="stable")
+    newest = by_time.groupby(same)["base"].transform("last")
+    return ledger[ledger["base"] == newest.reindex(ledger.index)]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on `path`, by a file beside it that is gone afterwards."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        file = open(lock, "a")  # noqa: SIM115 - closed at the end of this function
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Whoever held the lock before us removed the file; then ours locks nothing: once more.
+        if _same_file(lock, file.fileno()):
+            break
+        file.close()
+    try:
+        yield
+    finally:
+        lock.unlink()
+        file.close()
+
+
+def _same_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _row(result: dict[str, Any], code_version: str) -> Row:
+    """A result as a ledger row of text; floats with all their digits, unknown values empty."""
+    values = {
+        **result,
+        **result.get("cost", {}),
+        "value": result["test"][result["metric"]],
+        "target_sparsity": float(result["target_sparsity"]),
+        "code_version": result.get("code_version", code_version),
+    }
+    if drawn := result.get("drawn"):
+        values["drawn"] = f"{drawn['epoch']:g}" + ("" if drawn["settled"] else " (not settled)")
+    return {c: "" if values.get(c) is None else str(values[c]) for c in COLUMNS}
+
+
+def _key(row: Row) -> tuple:
+    texts = tuple(row[c] for c in KEY[:5])
+    return (*texts, float(row["target_sparsity"]), int(row["seed"]))
+
+
+def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:
+    """The ledger's rows by key, and names of columns that are not ours (they are kept)."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = [FORMER_NAMES.get(name, name) for name in reader.fieldnames or KEY]
+    reader.fieldnames = columns
+    try:
+        rows = {_key(row): {**dict.fromkeys(COLUMNS, ""), **row} for row in reader}
+        whole = all(None not in row and None not in row.values() for row in rows.values())
+    except (KeyError, ValueError, TypeError):
+        whole = False
+    if not whole or not set(KEY) <= set(columns):
+        raise UserError(f"{path}: not a ledger of results (an unfinished Git merge?)")
+    return rows, [c for c in columns if c not in COLUMNS]
+
+
+def _to_text(rows: list[Row], more_columns: list[str]) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, [*COLUMNS, *more_columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _frame(text: str) -> pd.DataFrame:
+    """A ledger's text as a table: NUMBERS as numbers (unknown: NaN), all else as text."""
+    ledger = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    for column in NUMBERS:
+        # Python's float() reads every digit back; pandas' faster parsers may miss the last.
+        ledger[column] = [float(text or "nan") for text in ledger[column]]
+    return ledger.astype({"seed": int})

@@ -1,0 +1,240 @@
+"""The paper's Tables 2 and 3 with our numbers: what was measured here, then the paper's columns.
+
+A *column* is a section at a sparsity. It is the paper's only where model, dataset, preset, metric
+and sparsity are; what else was measured stands apart. Only runs with a preset's own settings
+(variant "") enter. What the paper printed is in paper_tables.yaml.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_rel
+
+from instant_soup.files import read_yaml
+from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
+from instant_soup.reports.results import (
+    CELL,
+    UNPRUNED,
+    bold_words,
+    column_of,
+    heading,
+    in_units,
+    methods_of,
+    one_count,
+    percent,
+    row_order,
+    rows_of,
+    scale,
+    sparse_columns,
+    spread_words,
+    summary,
+    unit,
+    write_texts,
+)
+
+PAPER = "paper"  # the preset that has the paper's settings
+SIGNIFICANT = 0.05
+COLUMNS_PER_TABLE = 3  # of the paper's, each with ours and the paper's number
+
+OURS_TEXT = (
+    "Rows as in the paper; columns are what was measured here and has no counterpart in the paper. "
+    "Only runs with a preset's own settings enter. ▲ and ▼: better and worse than LTH (IMP) at the "
+    "same sparsity, p < 0.05 in a two-sided t-test paired over common seeds, not corrected for "
+    "the number of tests; with three seeds it has little power, so no mark does not mean no "
+    "difference. –: not measured."
+)
+PAPER_TEXT = (
+    "Numbers of ours stand here only where model, data, preset, metric and sparsity are the "
+    "paper's. Paper: as printed, in percent, means of three runs; the spread where it is given. "
+    "Marks and bold are about ours, as above. –: not measured here, or not in the paper."
+)
+
+
+def read_paper() -> dict[str, dict[str, Any]]:
+    """The paper's tables: name → network, family, model, columns and rows of text."""
+    return read_yaml(Path(__file__).with_name("paper.yaml"))
+
+
+def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
+    """Write table2 and table3 as .md, .tex and .csv (long form, full precision); their paths."""
+    texts = {}
+    for name, table in read_paper().items():
+        numbers = comparison(table, ledger)
+        texts[f"{name}.md"] = markdown(chapters(name, table, numbers))
+        texts[f"{name}.tex"] = tex(chapters(name, table, numbers))
+        texts[f"{name}.csv"] = long_form(name, numbers).to_csv(index=False, lineterminator="\n")
+    return write_texts(folder, texts)
+
+
+def chapters_of(ledger: pd.DataFrame) -> list[Chapter]:
+    """The chapters of both tables, for the page."""
+    tables = read_paper().items()
+    return [c for name, table in tables for c in chapters(name, table, comparison(table, ledger))]
+
+
+# Numbers
+
+
+def paper_numbers(table: dict[str, Any]) -> pd.DataFrame:
+    """What the paper printed, a row each: CELL and `paper` (text). Dense has sparsity 0."""
+    columns = [(c, sparsity) for c in table["columns"] for sparsity in c["sparsities"]]
+    cells = [("dense", c, 0.0) for c in table["columns"]]
+    texts = table["dense"].split("|")
+    for method, row in table["sparse"].items():
+        cells += [(method, *column) for column in columns]
+        texts += re.split(r"[|,]", row)
+    rows = [
+        (table["model"], column["dataset"], PAPER, column["metric"], method, "", sparsity)
+        for method, column, sparsity in cells
+    ]
+    stripped = [text.strip() for text in texts]
+    return pd.DataFrame(rows, columns=CELL).assign(paper=pd.Series(stripped, dtype=str))
+
+
+def comparison(table: dict[str, Any], ledger: pd.DataFrame) -> pd.DataFrame:
+    """Ours and the paper's, a row for each CELL that either has.
+
+    Columns: CELL; n, mean and std of ours (in_units; n = 0 where there is none); p_vs_lth and
+    mark (against_lth); paper (text, NaN where there is none). What the paper lacks comes first,
+    then its columns in its order; methods in the order of table rows.
+    """
+    own = ledger[(ledger["variant"] == "") & (ledger["family"] == table["family"])]
+    ours = in_units(summary(own)).merge(against_lth(own), on=CELL, how="left")
+    both = ours.merge(paper_numbers(table), on=CELL, how="outer")
+    both = both.assign(n=both["n"].fillna(0).astype(int), mark=both["mark"].fillna(""))
+    place = {section: i for i, section in enumerate(_paper_sections(table))}
+    order = []
+    for row in both.to_dict("records"):
+        section = tuple(row[key] for key in SECTION)
+        line = (*section, row["target_sparsity"], row_order(row["method"]))
+        order.append((place.get(section, -1), *line))
+    return both.assign(order=order).sort_values("order").drop(columns="order")
+
+
+def against_lth(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Per CELL with an LTH at the same sparsity: CELL, p_vs_lth, and mark: better, worse or ""."""
+    rows = []
+    sparse = ledger[~ledger["method"].isin(UNPRUNED)]
+    for _, runs in sparse.groupby([*SECTION, "variant", "target_sparsity"]):
+        values = {method: own.set_index("seed")["value"] for method, own in runs.groupby("method")}
+        cells = runs.drop_duplicates("method").sort_values("method")
+        for cell in cells.to_dict("records"):
+            if "lth" in values and cell["method"] != "lth":
+                pair = values[cell["method"]], values["lth"]
+                rows.append([*(cell[key] for key in CELL), paired_test(*pair)[0], mark_of(*pair)])
+    types = {**dict.fromkeys(CELL, str), "target_sparsity": float, "p_vs_lth": float, "mark": str}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
+
+
+def paired_test(one: pd.Series, other: pd.Series) -> tuple[float, float]:
+    """(two-sided p of a paired t-test, mean difference) over the seeds (index) common to both.
+
+    p is NaN for fewer than two seeds, and where the differences are all alike up to rounding:
+    they have no spread to test against.
+    """
+    seeds = one.index.intersection(other.index)
+    first, second = one[seeds].to_numpy(), other[seeds].to_numpy()
+    differences = first - second
+    if len(seeds) < 2 or np.ptp(differences) < 1e-9:
+        return np.nan, differences.mean() if len(seeds) else np.nan
+    return float(ttest_rel(first, second).pvalue), float(differences.mean())
+
+
+def mark_of(one: pd.Series, other: pd.Series) -> str:
+    """Whether one is significantly better or worse than another, by `paired_test`; else nothing."""
+    p, difference = paired_test(one, other)
+    return ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
+
+
+def seeds_cell(values: pd.Series | None, other: pd.Series | None, metric: str) -> Cell:
+    """Mean ± deviation of a metric over seeds, marked where it differs from another row's."""
+    if values is None:
+        return Cell(MISSING)
+    factor = scale(metric)
+    text = f"{factor * values.mean():.2f}"
+    if len(values) > 1:
+        text += f" ± {factor * values.std(ddof=1):.2f}"
+    mark = mark_of(values, other) if other is not None and other is not values else ""
+    return Cell(f"{text} (n = {len(values)})", mark=mark)
+
+
+def long_form(name: str, numbers: pd.DataFrame) -> pd.DataFrame:
+    """The comparison as a table for programs; n, mean and std empty where nothing was measured."""
+    paper = numbers["paper"].str.split("±", expand=True).reindex(columns=[0, 1]).astype(float)
+    columns = ["method", "model", "dataset", "preset", "target_sparsity", "metric"]
+    table = numbers[[*columns, "n", "mean", "std"]].rename(columns={"target_sparsity": "sparsity"})
+    table = table.assign(paper_mean=paper[0], paper_std=paper[1], p_vs_lth=numbers["p_vs_lth"])
+    table.insert(0, "table", name)
+    return table
+
+
+# Tables
+
+
+def chapters(name: str, table: dict[str, Any], numbers: pd.DataFrame) -> list[Chapter]:
+    """What was measured here and the paper has not; then the paper's columns, ours beside them."""
+    title = name.replace("table", "Table ")
+    ours = Chapter(f"{title}, measured here", OURS_TEXT, _measured(table, numbers))
+    columns = [(c, sparsity) for c in table["columns"] for sparsity in c["sparsities"]]
+    groups = [columns[i : i + COLUMNS_PER_TABLE] for i in range(0, len(columns), COLUMNS_PER_TABLE)]
+    tables = [_beside_paper(table, group, numbers) for group in groups]
+    return [ours, Chapter(f"{title} of the paper: {table['network']}", PAPER_TEXT, tables)]
+
+
+def _paper_sections(table: dict[str, Any]) -> list[tuple]:
+    return [(table["model"], c["dataset"], PAPER, c["metric"]) for c in table["columns"]]
+
+
+def _measured(table: dict[str, Any], numbers: pd.DataFrame) -> list[Table]:
+    """A table for each section that was measured here, without the paper's columns."""
+    printed = numbers[numbers["paper"].notna()]
+    of_paper = set(printed[[*SECTION, "target_sparsity"]].itertuples(index=False, name=None))
+    tables = []
+    for section, cells in numbers[numbers["n"] > 0].groupby(SECTION, sort=True):
+        sparsities = [s for s in sparse_columns(cells) if (*section, s) not in of_paper]
+        if not sparsities:
+            continue
+        methods = methods_of(pd.concat([printed, cells]))
+        count = one_count(cells)
+        columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
+        metric = section[3]
+        caption = f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)}"
+        header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
+        title = f"{heading(section)} (no counterpart in the paper)"
+        tables.append(Table(title, header, rows_of(methods, columns), caption))
+    return tables
+
+
+def _beside_paper(
+    table: dict[str, Any], group: list[tuple[dict[str, Any], float]], numbers: pd.DataFrame
+) -> Table:
+    """A table of some of the paper's columns, each as ours and the paper's."""
+    sections = [(table["model"], c["dataset"], PAPER, c["metric"]) for c, _ in group]
+    cells = numbers[pd.MultiIndex.from_frame(numbers[SECTION]).isin(sections)]
+    ours = cells[cells["n"] > 0]
+    methods, count = methods_of(cells), one_count(ours)
+    header, columns = [], []
+    for section, (column, sparsity) in zip(sections, group, strict=True):
+        own = (cells[SECTION] == list(section)).all(axis=1)
+        metric = "" if column["metric"] == "accuracy" else f", {column['metric']}"
+        name = f"{column['name']} {percent(sparsity)}{metric}"
+        header += [(name, "ours"), (name, "paper")]
+        columns.append(column_of(ours[own[ours.index]], methods, sparsity, count))
+        columns.append(_paper_column(cells[own], methods, sparsity))
+    names = dict.fromkeys(column["name"] for column, _ in group)
+    measured = f"{spread_words(ours)}{bold_words(columns)}" if len(ours) else "not measured yet."
+    caption = f"Ours (model {table['model']}, preset {PAPER}): {measured}"
+    return Table(", ".join(names), header, rows_of(methods, columns), caption)
+
+
+def _paper_column(
+    cells: pd.DataFrame, methods: list[tuple[str, str]], sparsity: float
+) -> list[Cell]:
+    """The paper's number of each method at a sparsity."""
+    at_hand = cells["method"].isin(UNPRUNED) | (cells["target_sparsity"] == sparsity)
+    printed = cells[at_hand & cells["paper"].notna()].set_index("method")["paper"]
+    return [Cell(printed.get(method, MISSING)) for method, _ in methods]

@@ -1,0 +1,384 @@
+"""Ledger → tables: numbers over seeds, and the tables of results and of cost."""
+
+import math
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from instant_soup.files import new_file
+from instant_soup.methods.registry import SOUPS
+from instant_soup.reports.ledger import COST, SECTION, with_zero_shot
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, terminal
+
+# Display names, in the order of table rows: the paper's, with others beside their kin. Methods not
+# named here follow, as they are.
+METHOD_NAMES = {
+    "zero_shot": "Zero-shot",
+    "dense": "Full (dense)",
+    "random": "Random",
+    "erdos_renyi": "Random, Erdős–Rényi",
+    "one_shot": "One-shot magnitude",
+    "layerwise": "Layer-wise magnitude",
+    "min_density": "Magnitude, minimum density",
+    "n_of_m": "N:M magnitude",
+    "progressive": "Progressive magnitude",
+    "early_bird": "EarlyBird",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "lth": "LTH (IMP)",
+    "lth_rewind": "LTH-Rewind",
+    "lottery_pool": "Lottery Pool",
+    "isp": "ISP",
+    "isp_plus": "ISP+ (Fisher, no denoisers)",
+    "random_init": "ISP's ticket, random weights",
+    "uniform_soup": "Uniform soup (dense)",
+    "greedy_soup": "Greedy soup (dense)",
+    "instant_model_soup": "Instant Model Soup (dense)",
+}
+UNPRUNED = ("zero_shot", "dense", *SOUPS)  # one value for all sparsities
+PERCENT = {"accuracy", "f1", "matthews", "pearson", "spearman"}  # fractions, shown times 100
+
+CELL = [*SECTION, "method", "variant", "target_sparsity"]
+
+
+# Numbers behind the tables
+
+
+def scale(metric: str) -> float:
+    """What a metric is multiplied with to be shown: 100 (percent) or 1."""
+    return 100.0 if metric in PERCENT else 1.0
+
+
+def unit(metric: str) -> str:
+    """A metric's unit as words end: " (%)" or nothing."""
+    return " (%)" if metric in PERCENT else ""
+
+
+def label(method: str, variant: str = "") -> str:
+    """A method's display name, with what its settings change from the preset."""
+    name = METHOD_NAMES.get(method, method)
+    return f"{name} ({variant})" if variant else name
+
+
+def row_order(method: str, variant: str = "") -> tuple:
+    """Sort key of table rows: METHOD_NAMES in order, then other methods; variants beneath."""
+    known = list(METHOD_NAMES)
+    return (known.index(method) if method in known else len(known), method, variant)
+
+
+def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the preset's own settings; all rows of a section that has trained none such."""
+    if not len(rows):
+        return rows
+    own = rows["variant"] == ""
+    trained = own & (rows["method"] != "zero_shot")  # most variants share zero-shot
+    has_own = trained.groupby([rows[name] for name in SECTION]).transform("any")
+    return rows[own | ~has_own]
+
+
+def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The variant that all trained rows of a section share, and the rows without it.
+
+    It belongs in a heading then. Nothing and the rows as they are where variants differ.
+    """
+    variants = set(cells.loc[cells["method"] != "zero_shot", "variant"])
+    if len(variants) != 1:
+        return "", cells
+    return variants.pop(), cells.assign(variant="")
+
+
+def summary(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Over seeds: n, mean and sample standard deviation (NaN for n = 1) of `value`, per CELL."""
+    groups = ledger.groupby(CELL, sort=True)["value"]
+    # A run that came out as NaN must show, not be left out of a mean.
+    table = groups.agg(
+        n="size",
+        mean=lambda values: values.mean(skipna=False),
+        std=lambda values: values.std(ddof=1, skipna=False),
+    )
+    return table.reset_index()
+
+
+def costs(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Mean cost over seeds, per CELL: COST (FLOPs, wall seconds, bytes), and relative to dense.
+
+    `steps_vs_dense` (search steps included) and `flops_vs_dense` compare with dense
+    fine-tuning of the same model, data, preset, training settings and seed; NaN without it.
+    """
+    # What changes only a method's own settings has the unchanged dense run as its equal.
+    trained = ledger[ledger["method"] != "zero_shot"]
+    table = trained.assign(shared=trained["variant"].map(shared_settings))
+    same = ["model", "dataset", "preset", "shared", "seed"]
+    dense = table[table["method"] == "dense"].drop_duplicates(same)
+    dense = dense[[*same, "steps", "flops"]]
+    table = table.merge(dense, on=same, how="left", suffixes=("", "_of_dense"))
+    all_steps = table["steps"] + table["search_steps"]
+    table["steps_vs_dense"] = all_steps / table["steps_of_dense"]
+    table["flops_vs_dense"] = table["flops"] / table["flops_of_dense"]
+    columns = [*COST, "steps_vs_dense", "flops_vs_dense"]
+    groups = table.groupby(CELL, sort=True)
+    return groups[columns].mean().assign(n=groups.size()).reset_index()
+
+
+def shared_settings(variant: str) -> str:
+    """The part of a variant that all methods share: data, training, pre-training."""
+    shared = ("data.", "training.", "pretraining.")
+    return " ".join(part for part in variant.split(" ") if part.startswith(shared))
+
+
+# Tables
+
+
+def results_chapter(ledger: pd.DataFrame) -> Chapter:
+    """Per section, methods by sparsities: mean ± std over seeds, variants beneath their method."""
+    sections = summary(ledger).groupby(SECTION, sort=True) if len(ledger) else []
+    return Chapter("Results", "", [_results_table(s, cells, ledger) for s, cells in sections])
+
+
+def cost_chapter(ledger: pd.DataFrame) -> Chapter:
+    """Per section, what each method cost at each sparsity, means over seeds."""
+    sections = costs(ledger).groupby(SECTION, sort=True) if len(ledger) else []
+    return Chapter("Cost", COST_TEXT, [_cost_table(s, cells, ledger) for s, cells in sections])
+
+
+def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
+    """Write results.md, results.csv, cost.md and cost.csv (full precision); their paths."""
+    texts = {
+        "results.md": markdown([results_chapter(ledger)]),
+        "results.csv": summary(ledger).to_csv(index=False, lineterminator="\n"),
+        "cost.md": markdown([cost_chapter(ledger)]),
+        "cost.csv": costs(ledger).to_csv(index=False, lineterminator="\n"),
+    }
+    return write_texts(folder, texts)
+
+
+def write_texts(folder: str | Path, texts: dict[str, str]) -> list[Path]:
+    """Write files of a folder, each atomically; their paths."""
+    for name, text in texts.items():
+        with new_file(Path(folder) / name) as unfinished:
+            unfinished.write_text(text)
+    return [Path(folder) / name for name in texts]
+
+
+def in_units(cells: pd.DataFrame) -> pd.DataFrame:
+    """A summary with means and deviations as they are shown: percent where the metric is one."""
+    factors = cells["metric"].map(scale).astype(float)
+    return cells.assign(mean=cells["mean"] * factors, std=cells["std"] * factors)
+
+
+def methods_of(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """(method, variant) of a summary, in the order of table rows."""
+    pairs = set(zip(cells["method"], cells["variant"], strict=True))
+    return sorted(pairs, key=lambda pair: row_order(*pair))
+
+
+def one_count(cells: pd.DataFrame) -> int | None:
+    """How many seeds each cell of a summary has; None where they differ."""
+    trained = cells[cells["method"] != "zero_shot"]  # always one run: nothing is drawn
+    return int(trained["n"].iloc[0]) if trained["n"].nunique() == 1 else None
+
+
+def column_of(
+    cells: pd.DataFrame, methods: list[tuple[str, str]], sparsity: float, count: int | None
+) -> list[Cell]:
+    """One column of a table: each method's value at a sparsity, the best sparse one bold.
+
+    `cells` are a section's, in_units; a column `mark` may come with them. Where the table has no
+    one `count` of seeds, each value says its own.
+    """
+    best = _best(cells, sparsity)
+    found: dict[tuple[str, str], dict[Hashable, Any]] = {}
+    for cell in cells.to_dict("records"):  # a mask of the frame for every cell takes seconds
+        if cell["method"] in UNPRUNED or cell["target_sparsity"] == sparsity:
+            found.setdefault((cell["method"], cell["variant"]), cell)
+    column = []
+    for method in methods:
+        if cell := found.get(method):
+            text = _value(cell, plain=count is not None or method[0] == "zero_shot")
+            column.append(Cell(text, bold=method in best, mark=cell.get("mark", "")))
+        else:
+            column.append(Cell(MISSING))
+    return column
+
+
+def sparse_columns(cells: pd.DataFrame) -> list[float]:
+    """The sparsities that a summary's table has columns of; [0.0] if nothing in it is sparse."""
+    sparse = cells[~cells["method"].isin(UNPRUNED)]
+    return sorted(set(sparse["target_sparsity"])) or [0.0]
+
+
+def rows_of(
+    methods: list[tuple[str, str]], columns: list[list[Cell]]
+) -> list[tuple[str, list[Cell]]]:
+    """A table's rows out of its columns."""
+    cells = zip(*columns, strict=True)
+    return [(label(*method), list(own)) for method, own in zip(methods, cells, strict=True)]
+
+
+def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
+    """(method, variant) with the best mean of a column, as shown; none without a competitor."""
+    competing = preset_rows(cells)  # the best of many variants would be so by chance
+    sparse = competing[~competing["method"].isin(UNPRUNED) & competing["mean"].notna()]
+    sparse = sparse[sparse["target_sparsity"] == sparsity]
+    if sparse["method"].nunique() < 2:
+        return set()
+    shown = sparse["mean"].round(2)  # equal as printed is equal
+    top = sparse[shown == shown.max()]
+    return set(zip(top["method"], top["variant"], strict=True))
+
+
+def _value(cell: dict[Hashable, Any], plain: bool) -> str:
+    """ "81.00 ± 0.35", without ± for a single run, with n unless `plain`."""
+    text = f"{cell['mean']:.2f}"
+    if cell["n"] > 1:
+        text += f" ± {cell['std']:.2f}"
+    return text if plain else f"{text} (n = {cell['n']})"
+
+
+def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
+    model, dataset, preset, metric = section
+    variant, cells = common_variant(in_units(cells))
+    methods, count = methods_of(cells), one_count(cells)
+    sparsities = sparse_columns(cells)
+    columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
+    mine = (ledger[SECTION] == list(section)).all(axis=1)
+    precision, bases = (
+        ", ".join(sorted(set(ledger.loc[mine, name]) - {""})) for name in ("precision", "base")
+    )
+    caption = (
+        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)} Model {model} "
+        f"(weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
+        f"precision {precision or 'not recorded'}."
+    )
+    header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
+    return Table(heading(section, variant), header, rows_of(methods, columns), caption)
+
+
+def spread_words(cells: pd.DataFrame) -> str:
+    """What a caption says of means, deviations and seeds."""
+    count = one_count(cells)
+    counts = f" (n = {count})" if count is not None else ""
+    trained = cells[cells["method"] != "zero_shot"]
+    single = " Single runs (n = 1) carry no error bar." if (trained["n"] == 1).any() else ""
+    return f"mean ± sample standard deviation over seeds{counts}.{single}"
+
+
+def bold_words(columns: list[list[Cell]]) -> str:
+    """What a caption says of bold cells, if there are any."""
+    bold = any(cell.bold for column in columns for cell in column)
+    return " Bold: the best sparse method at that sparsity." if bold else ""
+
+
+COST_TEXT = (
+    "Means over n seeds. Training FLOPs are dense-equivalent; sparsity-aware FLOPs leave out the "
+    "pruned weights' multiply-adds. Search steps are those outside the run of the budget T: ISP's "
+    "look-ahead, EarlyBird's search, the earlier rounds of iterative pruning; FLOPs, wall time and "
+    "both ratios include them. Ratios are to dense fine-tuning with the same data, preset and "
+    "seed. Peak memory is that of a method's most demanding stage, of the GPU where there is one. "
+    "Wall time and memory depend on the machine. –: not recorded, or no dense run to compare with."
+)
+
+
+def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
+    per_unit, flop = _flop_unit(cells[["flops", "sparse_flops"]].max(axis=None))
+    columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
+    columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
+    columns += ["steps ÷ dense", "FLOPs ÷ dense", "n"]
+    variant, cells = common_variant(cells)
+    order = [row_order(m, v) for m, v in zip(cells["method"], cells["variant"], strict=True)]
+    cells = cells.assign(order=order).sort_values(["order", "target_sparsity"])
+    rows = []
+    for cell in cells.to_dict("records"):
+        texts = [
+            percent(cell["target_sparsity"]),
+            number(cell["steps"], ".0f"),
+            number(cell["search_steps"], ".0f"),
+            number(cell["flops"] / per_unit, "#.3g"),
+            number(cell["sparse_flops"] / per_unit, "#.3g"),
+            number(cell["seconds"], ".1f"),
+            number(cell["peak_memory"] / 2**30, ".2f"),
+            number(cell["steps_vs_dense"], ".2f"),
+            number(cell["flops_vs_dense"], ".2f"),
+            str(cell["n"]),
+        ]
+        rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
+    mine = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
+    mine = mine.assign(variant="") if variant else mine
+    caption = _drawing_words(mine.sort_values(["target_sparsity", "seed"]))
+    return Table(heading(section, variant), [("", name) for name in columns], rows, caption)
+
+
+def _drawing_words(runs: pd.DataFrame) -> str:
+    """When searches drew their tickets, run by run: " EarlyBird drew … 50 %: 0.3, 0.4; …"."""
+    words = []
+    for (method, variant), own in runs.groupby(["method", "variant"]):
+        epochs = own.groupby("target_sparsity")["drawn"].agg(", ".join)
+        listed = "; ".join(f"{percent(sparsity)}: {text}" for sparsity, text in epochs.items())
+        words.append(f"{label(method, variant)} drew its tickets after epoch {listed}.")
+    return " ".join(words)
+
+
+def _flop_unit(largest: float) -> tuple[float, str]:
+    """Divisor and name of the unit in which a table's largest number of FLOPs reads well."""
+    units = [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")]
+    return next((u for u in units if largest >= u[0]), units[-1])
+
+
+def percent(fraction: float) -> str:
+    """0.7 → "70 %"."""
+    return f"{100 * fraction:g} %"
+
+
+def number(value: float | None, form: str) -> str:
+    """A formatted number, "–" where there is none."""
+    return MISSING if value is None or math.isnan(value) else format(value, form)
+
+
+def heading(section: tuple, variant: str = "") -> str:
+    """A section's model, data and preset, and what all of its rows change in that."""
+    return " · ".join([*section[:3], *([variant] if variant else [])])
+
+
+# The end of a run
+
+
+def terminal_table(results: list[dict[str, Any]]) -> None:
+    """Print one line per method of this workspace's run, and where the tables are.
+
+    Steps include search steps; FLOPs are relative to this run's dense fine-tuning. Plain text
+    of 100 columns when the output is no terminal.
+    """
+    from rich.table import Table
+
+    console = terminal()
+    metric = results[0]["metric"] if results else "metric"
+    dense = next((r["cost"]["flops"] for r in results if r["method"] == "dense"), None)
+    table = Table(title=_run_title(results), title_justify="left")
+    headers = ["sparsity", f"test {metric}{unit(metric)}", "steps", "FLOPs ÷ dense", "seconds"]
+    table.add_column("method", overflow="fold")
+    for header in headers:
+        table.add_column(header, justify="right")
+    rows = with_zero_shot(results)
+    for result in sorted(rows, key=lambda r: row_order(r["method"], r["variant"])):
+        cost = result["cost"]
+        table.add_row(
+            label(result["method"], result["variant"]),
+            f"{100 * result['sparsity']:.2f} %",
+            f"{scale(metric) * result['test'][result['metric']]:.2f}",
+            str(cost["steps"] + cost["search_steps"]),
+            number(cost["flops"] / dense if dense else np.nan, ".2f"),
+            f"{cost['seconds']:.1f}",
+        )
+    console.print(table, markup=False)
+    files = "reports/tables/results.md, reports/tables/cost.md; as a page: reports/index.html"
+    console.print(f"Tables: {files}", highlight=False)
+
+
+def _run_title(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return "No results"
+    first = results[0]
+    return f"{first['model']} · {first['dataset']} · {first['preset']} · seed {first['seed']}"

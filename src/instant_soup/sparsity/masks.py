@@ -1,0 +1,252 @@
+"""Masks over the prunable weights: exact top-k, one bit per weight on disk.
+
+A mask is a dict of boolean tensors, one per prunable weight, under the weight's name in the
+model's state dict and with its shape; True means kept.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from instant_soup.errors import UserError
+from instant_soup.files import new_file, order_header
+from instant_soup.sparsity.names import layer_of
+
+Mask = dict[str, torch.Tensor]
+
+FORMAT = "instant-soup-mask-1"
+NAN = "scores hold NaN: the training diverged"
+SAMPLE = 2**17  # scores that a threshold is estimated from
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+def count(mask: Mask) -> tuple[int, int]:
+    """Number of kept weights, number of weights."""
+    return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
+
+
+def sparsity(mask: Mask) -> float:
+    """Fraction of pruned weights."""
+    kept, total = count(mask)
+    return 1 - kept / total
+
+
+def number_kept(total: int, target_sparsity: float) -> int:
+    """How many of `total` weights stay so that exactly round(S · total) are pruned."""
+    return total - math.floor(target_sparsity * total + 0.5)
+
+
+def keep_count(weights: dict[str, torch.Tensor], target_sparsity: float) -> int:
+    """How many weights of all tensors together stay at a sparsity."""
+    return number_kept(sum(w.numel() for w in weights.values()), target_sparsity)
+
+
+def share_out(wanted: dict[str, float], total: int) -> dict[str, int]:
+    """Whole numbers that add up to `total`, each within one of what is wanted.
+
+    `wanted` adds up to about `total`. The largest fractions are rounded up; of equal ones the
+    first.
+    """
+    shares = {name: math.floor(value) for name, value in wanted.items()}
+    by_fraction = sorted(wanted, key=lambda name: shares[name] - wanted[name])
+    for name in by_fraction[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+def full(weights: dict[str, torch.Tensor]) -> Mask:
+    """The dense network's mask: everything kept."""
+    return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
+
+
+def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Boolean vector with True at exactly the k largest of a vector of scores.
+
+    Of equal scores the one with the lower index is kept, so the result never depends on the
+    machine. ValueError for NaN, which has no place in an order.
+    """
+    if scores.isnan().any():
+        raise ValueError(NAN)
+    if k <= 0 or k >= scores.numel():
+        return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
+    threshold = scores.kthvalue(scores.numel() - k + 1).values
+    kept = scores > threshold
+    ties = (scores == threshold).nonzero().flatten()
+    kept[ties[: k - int(kept.sum())]] = True
+    return kept
+
+
+def keep_largest(
+    scores: dict[str, torch.Tensor], k: int, priority: dict[str, torch.Tensor] | None = None
+) -> Mask:
+    """Mask of the k best weights of all tensors together: by priority first, then by score.
+
+    `scores` are floats of one type, `priority` small non-negative integers (or booleans), both
+    shaped like the weights. One global ranking, as in the paper: layers get the density they earn.
+    """
+    if priority is None:
+        return _largest_of_all(scores, k)
+    if any(s.isnan().any() for s in scores.values()):
+        raise ValueError(NAN)
+    mask = {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
+    best = max(int(p.max()) for p in priority.values() if p.numel())
+    for level in range(best, -1, -1):
+        members = {name: priority[name] == level for name in scores}
+        chosen = _largest_of_all({name: s[members[name]] for name, s in scores.items()}, k)
+        for name, kept in chosen.items():
+            mask[name][members[name]] = kept
+            k -= kept.numel()
+        if k <= 0:
+            break
+    return mask
+
+
+def keep_largest_each(scores: dict[str, torch.Tensor], kept: dict[str, int]) -> Mask:
+    """Mask of the best weights of each tensor by itself: kept[name] of them."""
+    return {name: _largest_of_all({name: s}, kept[name])[name] for name, s in scores.items()}
+
+
+def _largest_of_all(scores: dict[str, torch.Tensor], k: int) -> Mask:
+    """Mask of exactly the k largest of all tensors together, as if `largest` saw them joined.
+
+    A sample brackets the k-th largest; only what lies in the bracket is ranked. So the scores are
+    read twice, and neither sorted nor copied.
+    """
+    for low, high in (_bracket(scores, k), (-math.inf, math.inf)):
+        mask = {name: s > high for name, s in scores.items()}
+        # Not `s >= low`: so that NaN lies in the bracket, where it is found.
+        within = {
+            name: (s < low).logical_not_().logical_xor_(mask[name]) for name, s in scores.items()
+        }
+        above = sum(int(m.count_nonzero()) for m in mask.values())
+        values = torch.cat([s[within[name]] for name, s in scores.items()])
+        if above < k <= above + values.numel():
+            break
+    counts = [int(w.count_nonzero()) for w in within.values()]
+    for name, kept in zip(mask, largest(values, k - above).split(counts), strict=True):
+        mask[name][within[name]] = kept
+    return mask
+
+
+def _bracket(scores: dict[str, torch.Tensor], k: int) -> tuple[float, float]:
+    """Two bounds between which the k-th largest score lies almost surely, out of a sample."""
+    total = sum(s.numel() for s in scores.values())
+    if total <= SAMPLE or k >= total:  # k: an intersection keeps fewer than are asked for
+        return -math.inf, math.inf
+    draws = torch.Generator().manual_seed(0)
+    sample = []
+    for s in scores.values():
+        wanted = math.ceil(SAMPLE * s.numel() / total)
+        index = torch.randint(max(1, s.numel()), (wanted,), generator=draws)
+        sample.append(s.flatten()[index.to(s.device)])
+    ordered = torch.cat(sample).sort(descending=True).values
+    rank, slack = k / total * len(ordered), 2 * math.sqrt(len(ordered))  # four deviations
+    first, last = math.floor(rank - slack), math.ceil(rank + slack)
+    high = float(ordered[first]) if first >= 0 else math.inf
+    low = float(ordered[last]) if last < len(ordered) else -math.inf
+    return low, high
+
+
+def apply(mask: Mask, tensors: dict[str, torch.Tensor]) -> None:
+    """Set the pruned entries of `tensors` (by the mask's names) to exact zero, in place."""
+    with torch.no_grad():
+        for name, kept in mask.items():
+            # Bits times 0 or 1: a true zero, of negative numbers, inf and nan too, and 3 times as
+            # fast on a CPU as masked_fill_.
+            bits = tensors[name].view(INTEGERS[tensors[name].element_size()])
+            bits.mul_(kept.to(bits.device))
+
+
+def cosine_similarity(a: Mask, b: Mask) -> float:
+    """Cosine of two masks as 0/1 vectors (paper, figure 3): |a ∩ b| / sqrt(|a| · |b|)."""
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    return both / math.sqrt(count(a)[0] * count(b)[0]) if both else 0.0
+
+
+def distance(a: Mask, b: Mask) -> float:
+    """Share of all weights that one mask keeps and the other prunes (normalised Hamming)."""
+    return sum(int((a[name] ^ b[name]).sum()) for name in a) / count(a)[1]
+
+
+def by_layer(mask: Mask) -> dict[str, Mask]:
+    """The parts of a mask by block, in the mask's order."""
+    layers: dict[str, Mask] = {}
+    for name, kept in mask.items():
+        layers.setdefault(layer_of(name), {})[name] = kept
+    return layers
+
+
+def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
+    """Name and sparsity of each block."""
+    return [{"name": layer, "sparsity": sparsity(part)} for layer, part in by_layer(mask).items()]
+
+
+def pack(kept: torch.Tensor) -> np.ndarray:
+    """One tensor of a mask as bits, row by row; the last byte is filled up with zeros."""
+    return np.packbits(kept.cpu().numpy().reshape(-1))
+
+
+def unpack(bits: np.ndarray | None, name: str, shape: list[int]) -> torch.Tensor:
+    """One tensor of a mask out of its bits. ValueError, naming it, if these are not its bits."""
+    size = math.prod(shape)
+    if bits is None or bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
+        raise ValueError(f"tensor {name}")
+    if np.unpackbits(bits[-1:])[(size - 1) % 8 + 1 :].any():
+        raise ValueError(f"stray bits after {name}")
+    return torch.from_numpy(np.unpackbits(bits, count=size).view(np.bool_)).view(shape)
+
+
+def sparsity_by_matrix(mask: Mask) -> list[dict[str, Any]]:
+    """Name and sparsity of each weight."""
+    return [{"name": name, "sparsity": sparsity({name: kept})} for name, kept in mask.items()]
+
+
+def save(path: str | Path, mask: Mask, **description: object) -> None:
+    """Write a mask, bit-packed, with a JSON description (sparsity, method, round, seed, …)."""
+    header = {
+        "format": FORMAT,
+        "shapes": json.dumps({name: list(m.shape) for name, m in mask.items()}),
+        "description": json.dumps({"sparsity": sparsity(mask), **description}),
+    }
+    packed = {name: pack(kept) for name, kept in mask.items()}
+    with new_file(path) as unfinished:
+        save_file(packed, unfinished, metadata=header)
+        order_header(unfinished)
+
+
+def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
+    """Read a mask; with `shapes`, check that it fits that model (name → shape).
+
+    UserError if the file is missing, damaged, not a mask, or a mask of another model.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a mask ({error})") from None
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: not a mask file of the format {FORMAT!r}")
+    try:
+        stored = json.loads(header.get("shapes", "{}"))
+    except ValueError:
+        raise UserError(f"{path}: damaged mask (its list of shapes)") from None
+    if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
+        odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
+        raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
+    try:
+        return {name: unpack(packed.get(name), name, shape) for name, shape in stored.items()}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged mask ({error})") from None
+
+
+def describe(path: str | Path) -> dict:
+    """The JSON description that a mask was saved with."""
+    with safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["description"])

@@ -1,0 +1,211 @@
+"""The model card of an exported ticket: README.md with the front matter that the hub reads."""
+
+import shlex
+from typing import Any
+
+import yaml
+
+from instant_soup.config.presets import PRESETS
+from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
+from instant_soup.models import bert, clip
+from instant_soup.models.known import MODELS
+from instant_soup.pipeline.plan import MEMBERS
+from instant_soup.reports.results import label, percent
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+
+# What the hub calls our metrics and libraries.
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+LISTED = 3  # weak_seeds in params.yaml
+USUAL_COLUMNS = {"text": "sentence", "image": "image", "label": "label"}
+LIBRARY = {"bert": "transformers", "clip": "open_clip"}
+BLOCKS = {"bert": "encoder's", "clip": "image tower's"}
+PIPELINE = {"bert": "text-classification", "clip": "zero-shot-image-classification"}
+
+USE_TEXTS = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+batch = tokenizer({inputs}, truncation=True, padding=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**batch).logits
+print({answer})"""
+USE_IMAGES = """\
+import json
+
+import open_clip
+import torch
+from PIL import Image
+
+folder = "."  # this folder
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+ticket = json.load(open(f"{folder}/ticket.json"))
+head = open_clip.build_zero_shot_classifier(
+    model.eval(), tokenizer, ticket["classes"], ticket["templates"]
+)
+image = preprocess(Image.open("image.png")).unsqueeze(0)
+with torch.no_grad():
+    logits = model.logit_scale.exp() * model.encode_image(image, normalize=True) @ head
+print(ticket["classes"][logits.argmax().item()])"""
+FILES = [
+    ("mask.safetensors", "the mask, one bit for every prunable weight"),
+    ("compact.safetensors", "the same weights without their zeros (`instant_soup.compact.load`)"),
+    ("ticket.json", "class names, prompts, and what a test needs to know"),
+]
+
+
+def card(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mask: Mask, dtype: str
+) -> str:
+    """The text of a model card.
+
+    `result`: as the evaluate stage writes it; `data`, `base`: the plan's settings of dataset and
+    base model; `dtype`: of the weights, fp32 | bf16.
+    """
+    family, model, dataset = result["family"], result["model"], result["dataset"]
+    kept, total = masks.count(mask)
+    pruned = f"pruned to {percent(round(masks.sparsity(mask), 6))} sparsity and " * (kept < total)
+    layers = [(e["name"], f"{1 - e['sparsity']:.4f}") for e in masks.sparsity_by_layer(mask)]
+    scores = [(name, f"{value:.4f}") for name, value in result["test"].items()]
+    weights = {"bert": bert.WEIGHTS, "clip": clip.WEIGHTS}[family]
+    files = [(weights, f"the weights in {dtype} under their usual names, with exact zeros"), *FILES]
+    parts = [
+        f"---\n{yaml.safe_dump(front_matter(result, data, base), sort_keys=False)}---",
+        f"# {label(result['method'])}: {model} on {dataset}",
+        f"{model}, {pruned}fine-tuned on {dataset}, out of a reproduction of [Instant Soup Pruning]"
+        "(https://arxiv.org/abs/2306.10460).",
+        f"## Use\n\n```python\n{_use(family, data)}\n```",
+        f"## Test\n\n{_table('metric', 'value', scores)}",
+        f"One run, seed {result['seed']}, precision {result['precision']}, at the end of training.",
+        f"## Sparsity\n\n{total - kept:,} of {total:,} prunable weights, the linear maps of "
+        f"the {BLOCKS[family]} blocks, are zero.\n\n{_table('layer', 'density', layers)}",
+        f"## Cost\n\n{_table('what', 'value', _cost(result['cost']))}",
+        f"## Files\n\n{_table('file', 'what', files)}",
+        f"## Regenerate\n\n{regenerate(result, data, base, dtype)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]
+) -> dict[str, Any]:
+    """What the hub reads of a card; base and dataset are named where they are on the hub."""
+    task, dataset = PIPELINE[result["family"]], result["dataset"]
+    tested, facts = {"type": dataset, "name": dataset}, {}
+    if base["source"] == "hub":
+        facts["base_model"] = base["repo"]
+    if data["source"] == "hub":
+        repository, configuration = data["hub"]
+        facts["datasets"] = [repository]
+        tested |= {"type": repository, "config": configuration or "default", "split": data["test"]}
+    scores = [{"type": METRICS[name], "value": value} for name, value in result["test"].items()]
+    entry = {"task": {"type": task}, "dataset": tested, "metrics": scores}
+    name = "-".join([result["method"], result["model"], dataset]).replace("/", "-")
+    return {
+        "library_name": LIBRARY[result["family"]],
+        "pipeline_tag": task,
+        **facts,
+        "metrics": [METRICS[result["metric"]]],
+        "tags": ["pruning", "sparse", "lottery-ticket", "instant-soup"],
+        "model-index": [{"name": name, "results": [entry]}],
+    }
+
+
+def regenerate(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], dtype: str
+) -> str:
+    """The commands that make this ticket again, and what they cannot say."""
+    commit = result["code_version"]
+    known = [] if commit == "unknown" else [f"git checkout {commit.rstrip('+')}"]
+    keys = changes(result, data, base, dtype)
+    words = [f"-S {shlex.quote(f'{key}={value}')}" for key, value in keys.items()]
+    lines = "\n".join([*known, " \\\n  ".join(["dvc exp run", *words])])
+    parts = [f"In the repository of the code:\n\n```bash\n{lines}\n```"]
+    if not known:
+        parts.append("The code's commit is not known.")
+    elif commit.endswith("+"):
+        parts.append("The code differed from that commit when this ran.")
+    own = [
+        n for n in (result["model"], result["dataset"]) if "local" in n.replace("@", ":").split(":")
+    ]
+    if own:
+        parts.append(f"{' and '.join(own)}: not in the repository; give the folder's path.")
+    if result["preset"] == "paper":
+        parts.append("The paper's preset takes more `rounds` in params.yaml: `plan` says which.")
+    return "\n\n".join(parts)
+
+
+def changes(
+    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], dtype: str
+) -> dict[str, Any]:
+    """The keys of params.yaml that make this ticket, with the texts of their values."""
+    method, model, dataset = result["method"], result["model"], result["dataset"]
+    if base["source"] == "hub" and model not in MODELS:
+        model = f"hub:{model}"
+    found = {"model": model, "dataset": dataset.removesuffix("@local")}
+    if dataset.endswith("@local"):
+        found["data.path"] = "FOLDER"
+    if dataset.startswith("local:"):  # the columns, where they are not those looked for
+        for key, usual in USUAL_COLUMNS.items():
+            column = data.get(key)
+            if column not in (None, "", [], usual, [usual]):
+                several = isinstance(column, list)
+                found[f"data.{key}"] = f"[{','.join(column)}]" if several else column
+    found |= {"preset": result["preset"], "seed": result["seed"]}
+    if result["target_sparsity"]:
+        found["sparsity"] = result["target_sparsity"]
+    lists = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS, "soups": SOUPS}
+    for key, rows in lists.items():
+        if method in rows:
+            needed = ["lth", method] if method == "lottery_pool" else [method]
+            found[key] = f"[{','.join(needed)}]"
+    parts = (part.partition("=") for part in result["variant"].split(" ") if part)
+    own = {key: value for key, _, value in parts}
+    preset: dict[str, Any] = PRESETS[result["family"]][result["preset"]]
+    denoisers = int(own.get("isp.denoisers", preset["isp"]["denoisers"]))
+    if denoisers > LISTED:
+        found["weak_seeds"] = _numbers(denoisers)
+    for key, soups in MEMBERS.items():
+        if method in soups:
+            members = own.get(f"model_soup.{key}", preset["model_soup"][key])
+            found["soup_members"] = _numbers(int(members))
+    return found | own | {"exports": f"[{method}]", "export_dtype": dtype}
+
+
+def _numbers(count: int) -> str:
+    return f"[{','.join(map(str, range(count)))}]"
+
+
+def _use(family: str, data: dict[str, Any]) -> str:
+    """A snippet that runs the ticket with the stock library."""
+    if family == "clip":
+        return USE_IMAGES
+    inputs = ", ".join(f'["{text} …"]' for text in data["text"])
+    answer = "model.config.id2label[logits.argmax().item()]"
+    regression = data["kind"] == "regression"
+    return USE_TEXTS.format(inputs=inputs, answer="logits.item()" if regression else answer)
+
+
+def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("training steps", f"{cost['steps']:,}"),
+        ("search steps beside them", f"{cost['search_steps']:,}"),
+        ("training FLOPs, dense-equivalent, search included", f"{cost['flops']:.3g}"),
+        ("the same without pruned weights' multiply-adds", f"{cost['sparse_flops']:.3g}"),
+        ("wall seconds", f"{cost['seconds']:.1f}"),
+    ]
+
+
+def _table(left: str, right: str, rows: list[tuple[str, str]]) -> str:
+    lines = [(left, right), ("---", "---"), *rows]
+    return "\n".join(f"| {a} | {b} |" for a, b in lines)

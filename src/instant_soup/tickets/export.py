@@ -1,0 +1,127 @@
+"""A finished network as a folder to take away, which transformers or open_clip loads as it is.
+
+Weights under their usual names with exact zeros, configuration, tokenizer, label names and
+preprocessing; beside them the mask, a compact file, what a test needs to know (ticket.json) and a
+model card. Read from the workspace of a run.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from instant_soup.errors import UserError
+from instant_soup.files import new_folder, read_json, read_yaml, write_json
+from instant_soup.models import base as models
+from instant_soup.models import bert, clip, encoding
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.main_network import BASE
+from instant_soup.reports import ledger
+from instant_soup.sparsity import masks
+from instant_soup.tickets import card, compact
+from instant_soup.tickets.weights import MASK, TICKET, open_to_others
+from instant_soup.training.state import Weights, load_state
+
+FORMAT = "instant-soup-ticket-1"
+PLAN, RETRAINED, RESULTS = Path("models/plan"), Path("models/retrained"), Path("reports/results")
+EXPORTED = Path("models/exported")
+COMPACT = "compact.safetensors"
+# What ticket.json has of a result.
+OF_RESULT = (*ledger.KEY, "family", "metric", "test", "precision", "sparsity", "code_version")
+# How images are prepared here, whatever a base model asks for (docs/data.md).
+PREPARED = {"interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[str, Any]:
+    """Write a method's finished network into a folder; returns what ticket.json says of it.
+
+    `dtype`, of the weights and the compact file: fp32 | bf16; None: the plan's. UserError when the
+    workspace has no finished run of the method.
+    """
+    result = finished(method)
+    dtype = dtype or read_yaml(PLAN / "export.yaml")["dtype"]
+    data, base = (read_yaml(PLAN / f"{name}.yaml") for name in ("data", "base"))
+    mask = masks.load(RETRAINED / method / MASK, main_network.prunable_shapes())
+    trained = load_state(RETRAINED / method / "state", moments=False).weights
+    with new_folder(folder) as unfinished:
+        write = _write_images if data["image"] else _write_texts
+        weights, task = write(unfinished, trained, data, dtype)
+        weights = {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
+        save_file(weights, unfinished / models.family(BASE).WEIGHTS, metadata={"format": "pt"})
+        compact.save(unfinished / COMPACT, weights, mask, dtype)
+        masks.save(unfinished / MASK, mask, method=method, seed=result["seed"])
+        ticket = {**_identity(result, data), **task, "dtype": dtype}
+        write_json(unfinished / TICKET, ticket)
+        (unfinished / "README.md").write_text(card.card(result, data, base, mask, dtype))
+        open_to_others(unfinished)
+    return ticket
+
+
+def finished(method: str) -> dict[str, Any]:
+    """The result of a method's run in this workspace; UserError when it is not finished."""
+    if not (RETRAINED / method / "run.json").exists():
+        done = sorted(path.parent.name for path in RETRAINED.glob("*/run.json"))
+        have = f"finished are {', '.join(done)}" if done else "nothing is finished in this folder"
+        raise UserError(f"no finished run of {method!r} here; {have} (`dvc repro` runs the rest)")
+    (result,) = ledger.read_results(RESULTS, [method])
+    own = read_json(RETRAINED / method / "run.json")["cost"]
+    # No two runs take the same wall time; what is missing is of an older version of this code.
+    if result["cost"]["seconds"] != own["seconds"] or not result.keys() >= set(OF_RESULT):
+        raise UserError(f"{RESULTS / method}.json is not of this run of {method}: `dvc repro`")
+    return result
+
+
+def _identity(result: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What ticket.json says whatever the family."""
+    columns = data["image"] or data["text"]
+    return {
+        "format": FORMAT,
+        **{key: result[key] for key in OF_RESULT},
+        **{key: data[key] for key in ("kind", "label", "test_rows")},
+        "columns": [columns] if isinstance(columns, str) else columns,
+        "classes": data["labels"],
+    }
+
+
+def _write_texts(
+    folder: Path, trained: Weights, data: dict[str, Any], dtype: str
+) -> tuple[Weights, dict[str, Any]]:
+    """Configuration and tokenizer; the weights, and what ticket.json says of texts."""
+    auto = bert.transformers_auto()
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    classes = data["labels"]
+    config = bert.configuration(BASE, max(1, len(classes)))
+    config.architectures = [auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
+    config.dtype = compact.DTYPES[dtype]
+    config.problem_type = "single_label_classification" if classes else "regression"
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+    config.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
+    # So that truncation=True cuts where training and test did.
+    length = encoding.longest(BASE, read_yaml(PLAN / "encode.yaml")["max_length"])
+    tokenizer.model_max_length = length
+    for how_it_was_read in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(how_it_was_read, None)
+    tokenizer.save_pretrained(folder)
+    return trained, {"max_length": length}
+
+
+def _write_images(
+    folder: Path, trained: Weights, data: dict[str, Any], dtype: str
+) -> tuple[Weights, dict[str, Any]]:
+    """Configuration and tokenizer; the whole CLIP model, with its image tower as trained.
+
+    The text tower is as it was, so that the prompts in ticket.json make the classifier's head.
+    """
+    for file in BASE.iterdir():
+        if file.suffix != ".safetensors" and file.name != "prunable.json":
+            shutil.copyfile(file, folder / file.name)
+    config = read_json(BASE / clip.CONFIG)
+    config["preprocess_cfg"] |= PREPARED
+    write_json(folder / clip.CONFIG, config)
+    whole = {name: trained.get(name, w) for name, w in models.base_weights(BASE).items()}
+    return whole, {"templates": read_yaml(PLAN / "start.yaml")["templates"]}

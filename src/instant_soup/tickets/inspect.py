@@ -1,0 +1,216 @@
+"""What a mask or a pruned checkpoint looks like, and how two of them differ.
+
+A checkpoint's mask is where its weights are not zero. A matrix's *layer* is its name up to the
+first number, its *type* what follows ("attention.self.query").
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from instant_soup.errors import UserError
+from instant_soup.models.base import NEAR_ZERO
+from instant_soup.reports.render import terminal
+from instant_soup.sparsity import mask_soup, masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.names import in_block, in_order, layer_of, type_of
+from instant_soup.tickets import compact
+from instant_soup.tickets.weights import MASK, files_of, fitted, header, shapes_of
+
+PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
+
+
+@dataclass
+class Found:
+    """A mask, and how many kept weights are near zero, by name; none where there are no values."""
+
+    mask: Mask
+    near_zero: dict[str, int] = field(default_factory=dict)
+
+
+def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Found:
+    """The mask of a mask file, a compact file, a checkpoint, or a folder with one of them.
+
+    Of a checkpoint count the matrices that a mask beside it names, else all within numbered blocks;
+    they are read one at a time. Near zero is a weight with 0 < |w| < `near_zero`. UserError when a
+    file is damaged, or there is nothing to count.
+    """
+    files = files_of(path)
+    kind = header(files[0]).get("format")
+    if kind == masks.FORMAT:
+        return Found(masks.load(files[0]))
+    if kind == compact.FORMAT:
+        mask, weights = compact.load_mask(files[0]), compact.load(files[0])
+        return Found(mask, {name: _small(weights[name], near_zero) for name in mask})
+    shapes, beside = shapes_of(files), files[0].parent / MASK
+    if beside.exists():
+        names = set(fitted(masks.load(beside), shapes, files[0]))
+    else:
+        names = {name for name, shape in shapes.items() if in_block(name, shape)}
+    found = Found({})
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in sorted(names & set(opened.keys())):
+                weights = opened.get_tensor(name)
+                found.mask[name] = weights != 0
+                found.near_zero[name] = _small(weights, near_zero)
+    if not found.mask:
+        raise UserError(f"{path}: no weight matrices of numbered blocks in it")
+    return found
+
+
+def _small(weights: torch.Tensor, near_zero: float) -> int:
+    """How many weights are near zero, but not zero."""
+    sizes = weights.abs()
+    return int(((sizes > 0) & (sizes < near_zero)).count_nonzero())
+
+
+def statistics(found: Found) -> dict[str, Any]:
+    """Sparsity and near-zero weights of all, of each layer, matrix type and matrix; N:M patterns.
+
+    Entries have weights, kept, sparsity and, where there are values, near_zero.
+    """
+    layers, types = _groups(found.mask)
+    whole = _entry("all", list(found.mask), found)
+    return {
+        **{key: value for key, value in whole.items() if key != "name"},
+        "layers": [_entry(name, members, found) for name, members in layers.items()],
+        "types": [_entry(name, members, found) for name, members in types.items()],
+        "matrices": [
+            {**_entry(name, [name], found), "layer": layer_of(name), "type": type_of(name)}
+            for name in found.mask
+        ],
+        "patterns": [_pattern(found.mask, n, m) for n, m in PATTERNS],
+    }
+
+
+def _groups(mask: Mask) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Names by layer, with numbered layers in the order of their numbers, and names by type."""
+    layers = {layer: list(part) for layer, part in masks.by_layer(mask).items()}
+    types: dict[str, list[str]] = {}
+    for name in mask:
+        types.setdefault(type_of(name), []).append(name)
+    return dict(sorted(layers.items(), key=lambda item: in_order(item[0]))), types
+
+
+def _entry(name: str, members: list[str], found: Found) -> dict[str, Any]:
+    part = {member: found.mask[member] for member in members}
+    kept, weights = masks.count(part)
+    entry = {"name": name, "weights": weights, "kept": kept, "sparsity": masks.sparsity(part)}
+    if found.near_zero:
+        entry["near_zero"] = sum(found.near_zero[member] for member in members)
+    return entry
+
+
+def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:
+    """How far a mask keeps to N:M: at most N of every M consecutive inputs.
+
+    `share`: of all whole groups of M, those that do; `matrices`: how many do throughout, their rows
+    a multiple of M long.
+    """
+    groups = good = matrices = 0
+    for kept in mask.values():
+        whole = kept.shape[-1] // m * m
+        fits = kept[..., :whole].reshape(-1, m).sum(1) <= n
+        groups, good = groups + len(fits), good + int(fits.sum())
+        matrices += bool(whole == kept.shape[-1] and fits.all())
+    share = good / groups if groups else None
+    compliant = matrices == len(mask)
+    return {"pattern": f"{n}:{m}", "share": share, "matrices": matrices, "compliant": compliant}
+
+
+def compare(a: Mask, b: Mask) -> dict[str, Any]:
+    """How two masks of one model agree, over all and by layer.
+
+    overlap: |a ∩ b| / min(|a|, |b|), 1 where one lies within the other; cosine: |a ∩ b| /
+    √(|a| · |b|) (paper, figure 3); jaccard: |a ∩ b| / |a ∪ b|; hamming: the share of all weights
+    that one keeps and the other prunes. The first three are None where a mask keeps nothing.
+    UserError when the masks are of different models.
+    """
+    for name in [*a, *b]:
+        if name not in a or name not in b or a[name].shape != b[name].shape:
+            raise UserError(f"masks of different models (first difference: {name})")
+    layers = masks.by_layer(a)
+    ordered = sorted(layers, key=in_order)
+    return {
+        **_agreement(a, b),
+        "layers": [
+            {"name": layer, **_agreement(layers[layer], {n: b[n] for n in layers[layer]})}
+            for layer in ordered
+        ],
+    }
+
+
+def _agreement(a: Mask, b: Mask) -> dict[str, Any]:
+    (kept_a, weights), (kept_b, _) = masks.count(a), masks.count(b)
+    found: dict[str, Any] = {"weights": weights, "kept": [kept_a, kept_b], "both": 0}
+    found |= {"overlap": None, "cosine": None, "jaccard": None}
+    if kept_a and kept_b:
+        both = sum(int((a[name] & b[name]).sum()) for name in a)
+        found |= {"both": both, "overlap": both / min(kept_a, kept_b)}
+        found |= {"cosine": masks.cosine_similarity(a, b)}
+        found |= {"jaccard": mask_soup.agreement([a, b])["agreement"]}
+    return {**found, "hamming": masks.distance(a, b)}
+
+
+# In a terminal
+
+
+def _near_share(entry: dict[str, Any]) -> list[str]:
+    """The near-zero column's cell, where there are weights."""
+    return [_percent(entry["near_zero"] / entry["weights"])] if "near_zero" in entry else []
+
+
+def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
+    """Print statistics: sparsity by layer and matrix type, near-zero weights, N:M patterns."""
+    from rich.table import Table
+
+    types = [entry["name"] for entry in numbers["types"]]
+    cells = {(m["layer"], m["type"]): _percent(m["sparsity"]) for m in numbers["matrices"]}
+    console, table = terminal(), Table()
+    table.add_column("layer", no_wrap=True)
+    for name in [*types, "all"]:
+        table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
+    near = "near_zero" in numbers
+    if near:
+        table.add_column("near\nzero", justify="right")
+    for entry in numbers["layers"]:
+        own = [cells.get((entry["name"], name), "") for name in types]
+        table.add_row(entry["name"], *own, _percent(entry["sparsity"]), *_near_share(entry))
+    own = [_percent(entry["sparsity"]) for entry in numbers["types"]]
+    all_of_it = [*own, _percent(numbers["sparsity"]), *_near_share(numbers)]
+    table.add_row("all", *all_of_it, end_section=True)
+    console.print(f"{title}: sparsity (%)", markup=False, highlight=False, soft_wrap=True)
+    console.print(table, markup=False)
+    pruned = numbers["weights"] - numbers["kept"]
+    console.print(f"{pruned:,} of {numbers['weights']:,} weights are zero", highlight=False)
+    if near:
+        count = f"{numbers['near_zero']:,} more have |w| < {near_zero:g}: near zero (% of all)"
+        console.print(count, highlight=False)
+    for entry in numbers["patterns"]:
+        share = "no group" if entry["share"] is None else f"{_percent(entry['share'])} % of groups"
+        matrices = f"{entry['matrices']} of {len(numbers['matrices'])} matrices throughout"
+        console.print(f"{entry['pattern']}: {share} comply, {matrices}", highlight=False)
+
+
+def show_comparison(numbers: dict[str, Any], title: str) -> None:
+    """Print how two masks agree, by layer and over all."""
+    from rich.table import Table
+
+    columns = {"overlap": "overlap", "cosine": "cosine", "jaccard": "Jaccard", "hamming": "Hamming"}
+    console, table = terminal(), Table()
+    table.add_column("layer", overflow="fold")
+    for shown in columns.values():
+        table.add_column(shown, justify="right")
+    for entry in [*numbers["layers"], {"name": "all", **numbers}]:
+        values = [entry[name] for name in columns]
+        table.add_row(entry["name"], *("–" if v is None else f"{v:.4f}" for v in values))
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(table, markup=False)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"

@@ -1,0 +1,69 @@
+"""A pruned model for inference on a CPU: its matrices in one of torch's sparse layouts.
+
+from instant_soup import masks, sparse_layouts
+
+fast = sparse_layouts.convert(model, masks.load("mask.safetensors"))  # CSR
+
+Whether that pays depends on sparsity and batch size: reports/benchmarks.md, Inference.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from instant_soup.errors import UserError
+
+LAYOUTS = ("CSR", "BSR", "2:4")
+BLOCK = 32  # rows and columns of a block of the BSR layout
+
+
+class SparseLinear(nn.Module):
+    """A linear layer, for inference only, whose weight matrix is in one of LAYOUTS.
+
+    The matrix is a plain attribute, as safetensors and `nn.Parameter` know dense layouts only: save
+    the dense model, or its compact file, and convert after loading.
+    """
+
+    def __init__(self, dense: nn.Linear, layout: str) -> None:
+        super().__init__()
+        weight = dense.weight.detach()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
+            if layout == "CSR":
+                self.sparse = weight.to_sparse_csr()
+            elif layout == "BSR":
+                self.sparse = weight.to_sparse_bsr((BLOCK, BLOCK))
+            else:
+                self.sparse = torch.sparse.to_sparse_semi_structured(weight)
+        self.bias = dense.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear's, of inputs of any number of leading dimensions."""
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        outputs = (self.sparse @ flat.T).T
+        if self.bias is not None:
+            outputs = outputs + self.bias
+        return outputs.reshape(*inputs.shape[:-1], -1)
+
+
+def convert(model: nn.Module, names: Iterable[str], layout: str = "CSR") -> nn.Module:
+    """A copy of a model with these matrices (a mask's names) in a sparse layout, for inference.
+
+    CSR: any zeros. BSR: stores every block of BLOCK × BLOCK with a non-zero in it. 2:4: a GPU, at
+    most 2 non-zero of every 4. UserError for another layout, or for a name that is not the weight
+    of a linear layer (`nn.MultiheadAttention` multiplies its own matrices).
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"layout: {layout!r} is not allowed; allowed: {' | '.join(LAYOUTS)}")
+    model = copy.deepcopy(model)
+    for name in names:
+        owner, _, child = name.removesuffix(".weight").rpartition(".")
+        parent = model.get_submodule(owner)
+        dense = getattr(parent, child, None)
+        if not isinstance(dense, nn.Linear) or isinstance(parent, nn.MultiheadAttention):
+            raise UserError(f"{name}: not the weight of a linear layer, which alone can be sparse")
+        setattr(parent, child, SparseLinear(dense, layout))
+    return model

@@ -1,0 +1,33 @@
+"""What training cost: counted by the engine while it trains (docs/method.md, Cost)."""
+
+import resource
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+
+
+@dataclass
+class Cost:
+    """What training cost: counted by the engine while it trains (docs/method.md, Cost)."""
+
+    steps: int = 0  # of the run of T that made the network
+    search_steps: int = 0  # all others: look-ahead, EarlyBird's search, IMP's earlier rounds
+    flops: float = 0.0  # dense-equivalent training FLOPs, look-ahead included
+    sparse_flops: float = 0.0  # the same without the pruned weights' multiply-adds
+    seconds: float = 0.0  # wall seconds of training steps and mask work, validation excluded
+    peak_memory: int = 0  # bytes: of the GPU where there is one, else the process's resident set
+
+    def add(self, other: "Cost | dict") -> None:
+        """Add another cost to this one; of memory the larger."""
+        for name, value in (other if isinstance(other, dict) else asdict(other)).items():
+            own = getattr(self, name)
+            setattr(self, name, max(own, value) if name == "peak_memory" else own + value)
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has used so far (see Cost)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest

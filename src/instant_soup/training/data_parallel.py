@@ -1,0 +1,166 @@
+"""Data-parallel training: several processes, each with its share of every batch.
+
+A stage's process is the first of them; it starts the others for the time of one training. Gradients
+are averaged before anything is done with them, so all processes take the same steps, and whatever
+calls the engine knows nothing of the others (`training.processes` in params.yaml).
+"""
+
+import contextlib
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from instant_soup.errors import UserError
+from instant_soup.models.torchvision_cpu import declare_missing_operators
+
+Batch = dict[str, torch.Tensor]
+START, STEP = timedelta(minutes=1), timedelta(minutes=30)  # how long one waits for the others
+_here: dict[str, Any] = {"size": 1, "rank": 0, "device": torch.device("cpu")}
+
+
+class _Importable:
+    """Goes to a fresh process before the model does, whose package must then be importable."""
+
+    def __reduce__(self) -> tuple:
+        return declare_missing_operators, ()
+
+
+def size() -> int:
+    """How many processes are training together; 1 outside of `together`."""
+    return _here["size"]
+
+
+def rank() -> int:
+    """This process's number among them."""
+    return _here["rank"]
+
+
+def own_device() -> torch.device:
+    """Where this one of several processes trains."""
+    return _here["device"]
+
+
+def share(batch: Batch) -> Batch:
+    """This process's rows of a batch: every `size()`-th one."""
+    return {name: rows[rank() :: size()] for name, rows in batch.items()}
+
+
+def average(tensors: list[torch.Tensor]) -> None:
+    """Replace tensors by their means over the processes, in place and in one exchange."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+
+
+def check(processes: int, batch_size: int, rows: int, kind: str) -> None:
+    """UserError unless batches have equal shares, and each process a GPU of its own on `cuda`."""
+    if batch_size % processes or rows < batch_size:
+        raise UserError(
+            f"training.processes: {processes} do not share batches of {min(rows, batch_size)} "
+            "equally; allowed: a divisor of training.batch_size, and at least so many rows"
+        )
+    if kind == "cuda" and processes > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise UserError(f"training.processes: {processes}; allowed: at most {gpus}, one per GPU")
+
+
+@contextlib.contextmanager
+def together(
+    processes: int, kind: str, work: Callable[..., Any], *arguments: Any
+) -> Iterator[None]:
+    """Inside, `processes` − 1 others run `work(*arguments)` and exchange gradients with this one.
+
+    `kind` of device: cpu or cuda. `work` and its arguments go to fresh processes by pickle, their
+    tensors by shared memory. When this process leaves, by an error or Ctrl-C too, the others are
+    killed. Ctrl-C and SIGTERM are for the first one alone to answer: it stops between steps.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        context = torch.multiprocessing.get_context("spawn")
+        others = [
+            context.Process(
+                target=_other,
+                args=(_Importable(), number, processes, kind, meeting, work, arguments),
+                daemon=True,
+            )
+            for number in range(1, processes)
+        ]
+        try:
+            with _deaf_to_ctrl_c():  # which is inherited
+                for other in others:
+                    other.start()
+            _await(others, Path(folder))
+            _meet(0, processes, kind, meeting)
+            yield
+            _part()
+            for other in others:
+                other.join(START.total_seconds())
+        finally:
+            for other in others:
+                if other.pid is not None:
+                    other.kill()
+            if size() > 1:
+                _part()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _await(others: list[Any], folder: Path) -> None:
+    """Wait until all are loaded; an error of theirs must not leave this one waiting for them."""
+    while len(list(folder.glob("loaded-*"))) < len(others):
+        if any(not other.is_alive() for other in others):
+            raise RuntimeError("a process that was to share the batches ended; see above")
+        time.sleep(0.02)
+
+
+def _meet(number: int, processes: int, kind: str, meeting: str) -> None:
+    where = torch.device("cpu")
+    if kind == "cuda":
+        where = torch.device("cuda", number)
+        torch.cuda.set_device(where)
+    store = dist.FileStore(meeting, processes)
+    store.set_timeout(START)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=STEP)
+    _here.update(size=processes, rank=number, device=where)
+
+
+def _part() -> None:
+    _here.update(size=1, rank=0)
+    dist.destroy_process_group()
+
+
+def _other(
+    _: None,
+    number: int,
+    processes: int,
+    kind: str,
+    meeting: str,
+    work: Callable[..., Any],
+    arguments: tuple,
+) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ctrl-C: the first process kills this one
+    Path(meeting).with_name(f"loaded-{number}").touch()
+    _meet(number, processes, kind, meeting)
+    work(*arguments)
+    _part()

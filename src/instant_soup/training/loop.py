@@ -1,0 +1,279 @@
+"""The training engine: one for every stage, from dense fine-tuning to a 10-step look-ahead.
+
+A state (weights, optimiser moments, step) is all that passes from stage to stage. Data order,
+dropout and learning rate are functions of seed and step, so a chain of stages takes the very
+same steps as one uninterrupted run.
+"""
+
+import contextlib
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from instant_soup.data.batches import Split, evaluation_batches, to_device, training_batches
+from instant_soup.errors import UserError
+from instant_soup.models import base as models
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import data_parallel
+from instant_soup.training.cost import Cost, peak_memory
+from instant_soup.training.schedule import learning_rate
+from instant_soup.training.state import State
+
+Batch = dict[str, torch.Tensor]
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(wanted: str, where: torch.device | None = None) -> str:
+    """`auto` is bf16 where the device (the engine's own, if none) multiplies it natively."""
+    if wanted != "auto":
+        return wanted
+    if (where or device()).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def autocast(precision: str, where: torch.device) -> contextlib.AbstractContextManager:
+    """Mixed precision for `bf16`; weights, moments and gradients stay fp32 either way."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(where.type, dtype=torch.bfloat16)
+
+
+def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, taking up the state's moments.
+
+    Weight decay spares biases and norms (vectors), as is usual for transformers.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = [
+        {"params": [p for p in trainable.values() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    for name, parameter in trainable.items():
+        if name in state.first_moments:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step), device=parameter.device),
+                "exp_avg": state.first_moments[name].to(parameter.device),
+                "exp_avg_sq": state.second_moments[name].to(parameter.device),
+            }
+    return optimizer
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> State:
+    """The state of a running training, on the CPU; the tensors are the live ones there."""
+    cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
+    # A parameter that no loss has reached yet has no moments.
+    trained = {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
+    first = {name: moments["exp_avg"].cpu().contiguous() for name, moments in trained.items()}
+    second = {name: moments["exp_avg_sq"].cpu().contiguous() for name, moments in trained.items()}
+    return State(cpu, first, second, step)
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error for float labels (regression), cross-entropy for class numbers."""
+    if labels.is_floating_point():
+        return functional.mse_loss(logits.float().squeeze(-1), labels)
+    return functional.cross_entropy(logits.float(), labels)
+
+
+def logits_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The classifier's outputs (rows × outputs) for a batch."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if "token_type_ids" in inputs and getattr(model.config, "type_vocab_size", 0) < 2:
+        del inputs["token_type_ids"]
+    outputs = model(**inputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Kind of task, predictions and labels of a split, as `metrics.scores` takes them."""
+    model.eval()
+    order, outputs = [], []
+    with torch.inference_mode(), autocast(precision, split.labels.device):
+        for index in evaluation_batches(split):
+            order.append(index)
+            outputs.append(logits_of(model, split.rows(index)).float())
+    model.train()
+    labels = split.labels.cpu()[torch.cat(order)].numpy()
+    logits = torch.cat(outputs).cpu().numpy()
+    if split.labels.is_floating_point():
+        return "regression", logits[:, 0], labels
+    return "classification", logits, labels
+
+
+AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]
+
+
+def train(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    data: Split,
+    settings: dict,
+    cost: Cost,
+    *,
+    last: int,
+    total: int | None,
+    label: str,
+    after_step: AfterStep | None = None,
+) -> State:
+    """`take_steps` of a classifier over an encoded split, in the split's one data order.
+
+    `settings` are those of `take_steps`, with batch_size, for images crop and flip, and processes
+    where several share each batch (data_parallel.py).
+    """
+    processes = settings.get("processes", 1)
+    if processes > 1 and data_parallel.size() == 1 and state.step < last:
+        kind, cpu = data.labels.device.type, torch.device("cpu")
+        data_parallel.check(processes, settings["batch_size"], len(data), kind)
+        beside = copy.deepcopy(model).cpu() if kind == "cuda" else model
+        others = (beside, state, mask, to_device(data, cpu), settings, last, total)
+        with data_parallel.together(processes, kind, _train_beside, *others):
+            return train(model, state, mask, data, settings, cost,
+                         last=last, total=total, label=label, after_step=after_step)  # fmt: skip
+    # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
+    if data.labels.device.type == "cpu" and hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+    prunable = masks.count(mask)[1]
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return loss_of(logits_of(model, batch), batch["labels"])
+
+    def flops(batch: Batch) -> tuple[float, float]:
+        of_share = models.forward_flops(model, prunable, batch)
+        return of_share[0] * data_parallel.size(), of_share[1] * data_parallel.size()
+
+    batches: Iterable[tuple[int, Batch]] = training_batches(data, settings, state.step, last)
+    if data_parallel.size() > 1:
+        batches = ((step, data_parallel.share(batch)) for step, batch in batches)
+    model.to(data.labels.device)
+    return take_steps(
+        model, state, mask, batches, loss, flops, settings, cost,
+        last=last, total=total, label=label, after_step=after_step,
+    )  # fmt: skip
+
+
+def _train_beside(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    data: Split,
+    settings: dict,
+    last: int,
+    total: int | None,
+) -> None:
+    """The same training in another process of data_parallel.py, on a device of its own.
+
+    Model and state come in memory that the first process trains in, so copies are trained.
+    """
+    model, state = copy.deepcopy((model, state))
+    here = to_device(data, data_parallel.own_device())
+    train(model, state, mask, here, settings, Cost(), last=last, total=total, label="beside")
+
+
+def take_steps(
+    model: nn.Module,
+    state: State,
+    mask: Mask,
+    batches: Iterable[tuple[int, Any]],
+    loss_of_batch: Callable[[Any], torch.Tensor],
+    flops_of_batch: Callable[[Any], tuple[float, float]] | None,
+    settings: dict,
+    cost: Cost,
+    *,
+    last: int,
+    total: int | None,
+    label: str,
+    after_step: AfterStep | None = None,
+) -> State:
+    """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
+
+    `batches` yields (step, batch) for just these steps. `settings`: learning_rate, weight_decay,
+    clip_norm, warmup (a share of `total`), seed, precision. The rate decays to zero over `total`
+    steps; with total=None it is constant (a look-ahead). The model stays on its device. The mask's
+    pruned weights must be zero already, moments too; they stay exact zeros, because masked
+    gradients leave AdamW's update of a zero at zero. `flops_of_batch` gives a forward pass's FLOPs
+    in prunable matrices and elsewhere. `after_step(steps done, loss, snapshot)` is called after
+    each step; `snapshot()` is the state at that point.
+    UserError when the loss is no longer finite.
+    """
+    where = next(model.parameters()).device
+    precision = resolve_precision(settings["precision"], where)
+    model.train()
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(model, state, settings["weight_decay"])
+    optimizer.zero_grad()  # what a caller's own code may have left
+    trainable = [p for p in parameters.values() if p.requires_grad]
+    kept, prunable = masks.count(mask)
+    sparse = kept < prunable
+    # As floats: multiplying gradients by them in one call is far quicker than filling one by one.
+    pruned = [parameters[name] for name in mask]
+    factors = [kept_here.to(where, torch.float32) for kept_here in mask.values()] if sparse else []
+    first = state.step
+    if last <= first:
+        return state
+    warmup = round(settings["warmup"] * total) if total else 0
+
+    def snapshot() -> State:
+        return state_of(model, optimizer, step + 1)
+
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    mark = time.perf_counter()
+    for step, batch in tqdm(
+        batches, desc=label, total=last - first, unit="step", mininterval=interval,
+        disable=data_parallel.rank() > 0,
+    ):  # fmt: skip
+        # This step's dropout, of this process's rows.
+        torch.manual_seed(
+            (settings["seed"] * 1_000_003 + step + 7_919 * data_parallel.rank()) % 2**63
+        )
+        rate = settings["learning_rate"]
+        rate = rate if total is None else learning_rate(step, total, rate, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        unfused = sdpa_kernel(SDPBackend.MATH) if where.type == "cpu" else contextlib.nullcontext()
+        with autocast(precision, where), unfused:
+            loss = loss_of_batch(batch)
+        loss.backward()
+        if data_parallel.size() > 1:
+            loss = loss.detach()
+            data_parallel.average([loss, *(p.grad for p in trainable if p.grad is not None)])
+        if sparse:
+            # A matrix that this loss does not reach has no gradient.
+            pairs = [
+                (p.grad, f) for p, f in zip(pruned, factors, strict=True) if p.grad is not None
+            ]
+            torch._foreach_mul_([g for g, _ in pairs], [f for _, f in pairs])  # type: ignore
+        nn.utils.clip_grad_norm_(trainable, settings["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        if flops_of_batch is not None:
+            in_prunable, others = flops_of_batch(batch)
+            cost.flops += 3 * (in_prunable + others)
+            cost.sparse_flops += 3 * (in_prunable * kept / prunable + others)
+        cost.steps += 1
+        cost.seconds += time.perf_counter() - mark
+        if after_step is not None:
+            after_step(step + 1, loss, snapshot)
+        mark = time.perf_counter()
+    if not torch.isfinite(loss):
+        raise UserError(f"{label}: the loss is {loss.item()}: try a smaller learning rate")
+    cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
+    cost.peak_memory = max(cost.peak_memory, peak_memory())
+    return snapshot()

@@ -1,0 +1,16 @@
+"""When the learning rate is what, and how many steps some epochs take."""
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """Optimiser steps in a number of epochs, at least one."""
+    return max(1, round(epochs * steps_per_epoch))
+
+
+def learning_rate(step: int, total: int, peak: float, warmup_steps: int = 0) -> float:
+    """Linear warm-up to `peak`, then linear decay to zero at `total` (paper, section 3).
+
+    `step` counts from 0; the first step after the warm-up has the full rate.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (total - step) / max(1, total - warmup_steps)
