@@ -1,0 +1,1 @@
+"""Settings that are typed and said once: bounds, defaults by preset and a line of doc a field."""

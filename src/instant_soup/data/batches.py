@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
 from instant_soup.files import new_file
 from instant_soup.seeds import generator
@@ -163,16 +164,16 @@ def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[tor
 
 
 def training_batches(
-    split: Split, settings: dict, first: int, last: int
+    split: Split, recipe: Recipe, first: int, last: int
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Yield (step, batch) for the steps first … last − 1 of a run's one data order.
 
-    `settings`: batch_size, seed and, for images, crop and flip (see `augment`). Order and
+    Of `recipe` it takes batch_size, seed and, for images, crop and flip (see `augment`). Order and
     augmentation are functions of seed and step: a run that stops and goes on sees the same
     batches as one that never stopped.
     """
-    batch_size, seed = settings["batch_size"], settings["seed"]
-    augmented = isinstance(split, Images) and (settings["crop"] > 0 or settings["flip"])
+    batch_size, seed, crop = recipe.batch_size, recipe.seed, recipe.crop or 0.0
+    augmented = isinstance(split, Images) and (crop > 0 or recipe.flip)
     steps = steps_per_epoch(len(split), batch_size)
     for step in range(first, last):
         if step == first or step % steps == 0:
@@ -180,7 +181,7 @@ def training_batches(
         batch = split.rows(batches[step % steps])
         if augmented:
             draws = generator(seed, step, 1)
-            batch["images"] = augment(batch["images"], settings["crop"], settings["flip"], draws)
+            batch["images"] = augment(batch["images"], crop, recipe.flip, draws)
         yield step, batch
 
 

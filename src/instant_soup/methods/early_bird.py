@@ -1,46 +1,74 @@
 """EarlyBird (You et al. 2020; Chen et al. 2021): the mask settles long before the network does."""
 
 from collections import deque
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods import criteria
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.main_network import Ticket, advance
-from instant_soup.sparsity import masks
-from instant_soup.training.cost import Cost
-from instant_soup.training.schedule import steps_of
+from instant_soup.config.fields import ByFamily, integer, number, setting
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Method, register
 
 if TYPE_CHECKING:
-    from instant_soup.pipeline.tracking import StageRun
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.run import Run
 
 
-def early_bird(settings: dict, run: "StageRun") -> Ticket:
-    """Train densely until the magnitude mask at the target sparsity stays put; return that mask.
+@register
+@dataclass(frozen=True, kw_only=True)
+class EarlyBird(Method):
+    """Train densely until the magnitude mask at the target sparsity stays put; train that mask.
 
-    Every `every` epochs the mask is taken; it is drawn once it differs from each of the `window`
-    masks before in less than a share `threshold` of all weights. The search's steps are extra: the
-    ticket is then trained from the start. Where the mask never settles within the budget, the last
-    one is drawn, and `drawn` says so. `settings` are those of training and of `early_bird`.
+    The search's steps are extra: the ticket is then trained from the start. Where the mask never
+    settles within the budget, the last one is drawn, and `drawn` says so.
     """
-    state, mask = main_network.load_start(settings["start"])
-    steps_per_epoch, total = main_network.budget(settings)
-    every = steps_of(settings["every"], steps_per_epoch)
-    cost, kept = Cost(), []  # type: tuple[Cost, list]
-    earlier: deque[masks.Mask] = deque(maxlen=settings["window"])
-    distance, settled = 1.0, False
-    for last in [*range(every, total, every), total]:
-        state, part, _ = advance(
-            state, mask, settings, last=last, label="search", run=run, keep=kept
-        )
-        cost.add(vars(part))
-        candidate = criteria.magnitude({n: state.weights[n] for n in mask}, settings["sparsity"])
-        if earlier:
-            distance = max(masks.distance(candidate, other) for other in earlier)
-        settled = len(earlier) == settings["window"] and distance < settings["threshold"]
-        if settled:
-            break
-        earlier.append(candidate)
-    cost.search_steps, cost.steps = cost.steps, 0
-    drawn = {"step": state.step, "epoch": round(state.step / steps_per_epoch, 4)}
-    drawn |= {"distance": distance, "settled": settled}
-    return Ticket(candidate, cost, drawn=drawn, checkpoints=kept)
+
+    name: ClassVar[str] = "early_bird"
+    title: ClassVar[str] = "EarlyBird"
+    order: ClassVar[float] = 40
+    style: ClassVar[tuple[str, str] | None] = ("#B8860B", "X")
+
+    every: float = setting(
+        "epochs between two masks",
+        number(0, float("inf"), low_too=False),
+        paper=1.0,
+        quick=ByFamily(0.1, 1.0),
+    )
+    window: int = setting("masks that a new one is compared with", integer(1), default=3)
+    threshold: float = setting(
+        "share of the weights in which they may differ",
+        number(0, 1, low_too=False),
+        paper=0.1,
+        quick=0.02,
+    )
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """UserError where the budget has no room for two masks."""
+        if self.every * 2 > epochs:
+            raise UserError(
+                f"early_bird.every: {self.every} epochs between two masks, of a budget of "
+                f"{epochs}; allowed: at most half of it"
+            )
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        """Every `every` epochs a mask; drawn once it is near each of the `window` before."""
+        from instant_soup.sparsity import masks, scores
+        from instant_soup.training.schedule import steps_of
+
+        start, every = run.moment(), steps_of(self.every, run.steps_per_epoch)
+        earlier: deque[Mask] = deque(maxlen=self.window)
+        distance, settled = 1.0, False
+        for last in [*range(every, run.total, every), run.total]:
+            run.train(last, "search")
+            candidate = scores.magnitude(run.weights, sparsity)
+            if earlier:
+                distance = max(masks.distance(candidate, other) for other in earlier)
+            settled = len(earlier) == self.window and distance < self.threshold
+            if settled:
+                break
+            earlier.append(candidate)
+        step = run.state.step
+        run.found["drawn"] = {
+            **{"step": step, "epoch": round(step / run.steps_per_epoch, 4)},
+            **{"distance": distance, "settled": settled},
+        }
+        run.go_back(start, candidate)

@@ -1,19 +1,48 @@
 """Random with Erdős–Rényi-kernel densities (Mocanu et al. 2018; Evci et al. 2020)."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods.probe import Probe
+from instant_soup.methods.base import AtStart, register
 from instant_soup.methods.random import random_scores
-from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 
-def densities(weights: dict[str, torch.Tensor], sparsity: float) -> dict[str, float]:
+@register
+@dataclass(frozen=True, kw_only=True)
+class ErdosRenyi(AtStart):
+    """A random mask whose small matrices are denser; drawn from the run's seed."""
+
+    name: ClassVar[str] = "erdos_renyi"
+    title: ClassVar[str] = "Random, Erdős–Rényi"
+    order: ClassVar[float] = 11
+    style: ClassVar[tuple[str, str] | None] = ("#8C8C8C", "1")
+    looks_at: ClassVar[tuple[str, ...]] = ("seed",)
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
+        """A random mask of the densities below."""
+        from instant_soup.sparsity import masks
+
+        wanted = densities(run.weights, sparsity)
+        kept = masks.share_out(
+            {name: wanted[name] * w.numel() for name, w in run.weights.items()},
+            masks.keep_count(run.weights, sparsity),
+        )
+        return masks.keep_largest_each(random_scores(run.weights, run.seed), kept)
+
+
+def densities(weights: "Weights", sparsity: float) -> dict[str, float]:
     """Density of each matrix: proportional to (inputs + outputs) / (inputs · outputs), at most 1.
 
     Small matrices are denser. Where the common factor would take one above 1 it stays dense, and
     the factor is solved again for the rest.
     """
+    from instant_soup.sparsity import masks
+
     raw = {name: sum(w.shape) / w.numel() for name, w in weights.items()}
     budget = masks.keep_count(weights, sparsity)
     dense: set[str] = set()
@@ -25,13 +54,3 @@ def densities(weights: dict[str, torch.Tensor], sparsity: float) -> dict[str, fl
         if not over:
             return {name: 1.0 if name in dense else factor * raw[name] for name in raw}
         dense |= over
-
-
-def erdos_renyi(weights: dict[str, torch.Tensor], sparsity: float, probe: Probe) -> Mask:
-    """A random mask whose matrices have the densities above; drawn from the probe's seed."""
-    wanted = densities(weights, sparsity)
-    kept = masks.share_out(
-        {name: wanted[name] * w.numel() for name, w in weights.items()},
-        masks.keep_count(weights, sparsity),
-    )
-    return masks.keep_largest_each(random_scores(weights, probe.seed), kept)

@@ -1,21 +1,33 @@
 """GraSP (Wang et al. 2020): keep the weights that the gradient's flow needs most."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods.probe import Probe, gradient, hessian_product
-from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.methods.base import register
+from instant_soup.methods.snip import OnBatches
+
+if TYPE_CHECKING:
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 
-def grasp(weights: dict[str, torch.Tensor], sparsity: float, probe: Probe) -> Mask:
+@register
+@dataclass(frozen=True, kw_only=True)
+class GraSP(OnBatches):
     """Score −θ ⊙ Hg, the change of the squared gradient norm on removal; the lowest stay.
 
     H is the loss's Hessian over the prunable weights, g its gradient, both means over some
     batches of the pre-trained network.
     """
-    product = hessian_product(weights, probe, gradient(weights, probe))
-    scores = {
-        name: (w * hg.cpu()).float()  # minus the score: the largest stay
-        for (name, w), hg in zip(weights.items(), product, strict=True)
-    }
-    return masks.keep_largest(scores, masks.keep_count(weights, sparsity))
+
+    name: ClassVar[str] = "grasp"
+    title: ClassVar[str] = "GraSP"
+    order: ClassVar[float] = 51
+    style: ClassVar[tuple[str, str] | None] = ("#882255", "p")
+
+    def scores(self, run: "Run") -> "Weights":
+        """θ ⊙ Hg: minus the score, as the largest stay."""
+        from instant_soup.training.gradients import hessian_product, mean_gradient
+
+        product = hessian_product(run, self.batches, mean_gradient(run, self.batches))
+        return {name: (w * product[name]).float() for name, w in run.weights.items()}

@@ -1,16 +1,28 @@
 """Uniform magnitude: every matrix is pruned to the same sparsity by its own magnitudes."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods.probe import Probe
-from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.methods.base import AtStart, register
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.run import Run
 
 
-def layerwise(weights: dict[str, torch.Tensor], sparsity: float, probe: Probe) -> Mask:
+@register
+@dataclass(frozen=True, kw_only=True)
+class Layerwise(AtStart):
     """The largest |w| of each matrix stay; all matrices have the same density, up to a weight."""
-    kept = masks.share_out(
-        {name: (1 - sparsity) * w.numel() for name, w in weights.items()},
-        masks.keep_count(weights, sparsity),
-    )
-    return masks.keep_largest_each({n: w.abs().float() for n, w in weights.items()}, kept)
+
+    name: ClassVar[str] = "layerwise"
+    title: ClassVar[str] = "Layer-wise magnitude"
+    order: ClassVar[float] = 21
+    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", "<")
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
+        """The largest of each matrix by itself."""
+        from instant_soup.sparsity import scores
+
+        return scores.best_each(scores.magnitude_scores(run.weights), sparsity)

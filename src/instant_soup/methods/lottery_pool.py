@@ -1,20 +1,61 @@
 """Lottery Pools (Yin et al. 2023): tickets of IMP's rounds, interpolated greedily."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods import criteria
-from instant_soup.methods.dense_soups import interpolate
-from instant_soup.training.state import Weights
+from instant_soup.config.fields import setting, shares
+from instant_soup.methods.base import register
+from instant_soup.methods.lth import Lottery
+
+if TYPE_CHECKING:
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 
-def lottery_pool(
-    ticket: Weights,
-    others: list[Weights],
+@register
+@dataclass(frozen=True, kw_only=True)
+class LotteryPool(Lottery):
+    """LTH's trained ticket, mixed with those of its earlier rounds where validation gains."""
+
+    name: ClassVar[str] = "lottery_pool"
+    title: ClassVar[str] = "Lottery Pool"
+    order: ClassVar[float] = 72
+    style: ClassVar[tuple[str, str] | None] = ("#117733", "8")
+
+    coefficients: list[float] = setting(
+        "lottery_pool: shares that another round's ticket may get",
+        shares(),
+        section="imp",
+        default=[0.1, 0.3, 0.5, 0.7, 0.9],
+    )
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        """Train all of LTH, last round included; mix, prune back. Nothing is left to train."""
+        from instant_soup.sparsity import scores
+
+        earlier = [{n: w.clone() for n, w in one.items()} for one in self.rounds(run, sparsity)]
+        run.train(run.total, "lth, the last round")
+        weights, run.found["coefficients"] = pool(
+            run.state.weights,
+            earlier[::-1],
+            list(run.mask),
+            sparsity,
+            self.coefficients,
+            run.score,
+        )
+        run.state.weights = weights
+        run.prune(scores.magnitude(run.weights, sparsity))
+
+
+def pool(
+    ticket: "Weights",
+    others: list["Weights"],
     prunable: list[str],
     sparsity: float,
     coefficients: list[float],
-    score: Callable[[Weights], float],
-) -> tuple[Weights, list[float]]:
+    score: Callable[["Weights"], float],
+) -> tuple["Weights", list[float]]:
     """Mix the tickets of other rounds into the last round's where validation gains by it.
 
     The others come nearest round first. Each is tried at every coefficient (the share it gets),
@@ -22,6 +63,8 @@ def lottery_pool(
     what remains is better than before, so the result never scores below the ticket. Returns
     weights and the coefficients taken, 0 for a ticket left out.
     """
+    from instant_soup.methods.soups import interpolate
+
     best, best_score, taken = ticket, score(ticket), []
     for other in others:
         base, chosen = best, 0.0
@@ -33,8 +76,10 @@ def lottery_pool(
     return best, taken
 
 
-def pruned_to(weights: Weights, prunable: list[str], sparsity: float) -> Weights:
+def pruned_to(weights: "Weights", prunable: list[str], sparsity: float) -> "Weights":
     """The weights with the smallest of the prunable ones set to zero, to exactly `sparsity`."""
-    mask = criteria.magnitude({name: weights[name] for name in prunable}, sparsity)
+    from instant_soup.sparsity import scores
+
+    mask = scores.magnitude({name: weights[name] for name in prunable}, sparsity)
     zeroed = {name: weights[name].where(kept, 0.0) for name, kept in mask.items()}
     return {**weights, **zeroed}

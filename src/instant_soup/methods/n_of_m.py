@@ -1,27 +1,65 @@
 """N:M magnitude: N non-zero weights in every M consecutive ones of a row."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
+from instant_soup.config.fields import integer, setting
 from instant_soup.errors import UserError
-from instant_soup.methods.probe import Probe
-from instant_soup.methods.rounds import pattern
-from instant_soup.sparsity.masks import Mask
+from instant_soup.methods.base import AtStart, register
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.run import Run
 
 
-def n_of_m(weights: dict[str, torch.Tensor], sparsity: float, probe: Probe) -> Mask:
+@register
+@dataclass(frozen=True, kw_only=True)
+class NOfM(AtStart):
     """The N largest |w| of each group of M consecutive inputs stay: N non-zero of every M.
 
     M is a setting; N = (1 − S) · M. (2:4 is what GPUs multiply faster.) Of equal magnitudes the
-    first stays. UserError when N is no whole number, or a row no multiple of M.
+    first stays.
     """
-    m = probe.settings["m"]
-    n = pattern(sparsity, m)
-    mask = {}
-    for name, weight in weights.items():
-        if weight.shape[-1] % m:
-            raise UserError(f"criteria.m: {m} does not divide the {weight.shape[-1]} of {name}")
-        groups = weight.abs().float().view(-1, m)
-        # Ranks within a group, stable: of equals the first is larger.
-        ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        mask[name] = (ranks < n).view(weight.shape)
-    return mask
+
+    name: ClassVar[str] = "n_of_m"
+    title: ClassVar[str] = "N:M magnitude"
+    order: ClassVar[float] = 23
+    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", "d")
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
+    m: int = setting(
+        "n_of_m: N non-zero weights of every M; (1 - sparsity) * M must be whole",
+        integer(2),
+        section="criteria",
+        default=4,
+    )
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """UserError when N is no whole number."""
+        pattern(sparsity, self.m)
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
+        """The mask; UserError when N is no whole number, or a row no multiple of M."""
+        n, m, mask = pattern(sparsity, self.m), self.m, {}
+        for name, weight in run.weights.items():
+            if weight.shape[-1] % m:
+                raise UserError(f"criteria.m: {m} does not divide the {weight.shape[-1]} of {name}")
+            groups = weight.abs().float().view(-1, m)
+            # Ranks within a group, stable: of equals the first is larger.
+            ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            mask[name] = (ranks < n).view(weight.shape)
+        return mask
+
+
+def pattern(sparsity: float, m: int) -> int:
+    """N of the N:M pattern with this sparsity: N non-zero weights of every M.
+
+    UserError when (1 − S) · M is no whole number.
+    """
+    n = round((1 - sparsity) * m)
+    if abs(n - (1 - sparsity) * m) > 1e-9 or not 0 < n < m:
+        allowed = ", ".join(str(i / m) for i in range(1, m))
+        raise UserError(
+            f"sparsity: {sparsity} is no N:{m} pattern; allowed with criteria.m {m}: {allowed}"
+        )
+    return n

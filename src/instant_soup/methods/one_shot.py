@@ -1,18 +1,29 @@
 """One-shot magnitude: the largest weights stay (paper, section 8)."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods.probe import Probe
-from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.methods.base import AtStart, register
 
-
-def magnitude(weights: dict[str, torch.Tensor], sparsity: float) -> Mask:
-    """Global unstructured magnitude pruning: the largest |w| of all weights together stay."""
-    scores = {name: w.abs().float() for name, w in weights.items()}
-    return masks.keep_largest(scores, masks.keep_count(weights, sparsity))
+if TYPE_CHECKING:
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 
-def one_shot(weights: dict[str, torch.Tensor], sparsity: float, probe: Probe) -> Mask:
+@register
+@dataclass(frozen=True, kw_only=True)
+class OneShot(AtStart):
     """The magnitude mask of the pre-trained weights: no seed, no data."""
-    return magnitude(weights, sparsity)
+
+    name: ClassVar[str] = "one_shot"
+    title: ClassVar[str] = "One-shot magnitude"
+    order: ClassVar[float] = 20
+    style: ClassVar[tuple[str, str] | None] = ("#0072B2", "^")
+    main: ClassVar[bool] = True
+    looks_at: ClassVar[tuple[str, ...]] = ()
+
+    def scores(self, run: "Run") -> "Weights":
+        """|w|."""
+        from instant_soup.sparsity.scores import magnitude_scores
+
+        return magnitude_scores(run.weights)

@@ -1,12 +1,99 @@
-"""The rows of the tables."""
+"""All methods, by name: every file of this folder is read, and what it registers is known."""
 
-# Rows of the tables beside dense and isp. BASELINES find their mask before training or on the way,
-# LOTTERY in rounds of training from the start, CONTROLS train a ticket that another method found.
-# SOUPS are dense networks mixed of several.
-BASELINES = (
-    *("random", "erdos_renyi", "one_shot", "layerwise", "min_density", "n_of_m"),
-    *("snip", "grasp", "early_bird", "progressive", "isp_plus"),
-)
-LOTTERY = ("lth", "lth_rewind", "lottery_pool")
-CONTROLS = ("random_init",)
-SOUPS = ("uniform_soup", "greedy_soup", "instant_model_soup")
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from instant_soup.config.fields import check_names, default_of, make, settings_of
+from instant_soup.errors import UserError
+from instant_soup.methods.base import REGISTRY, Method, keys_of
+
+DENSE, ISP = "dense", "isp"  # rows of every run
+FOLDER = Path(__file__).parent
+# Files of this folder that hold no method.
+SHARED = ("base", "registry", "rounds", "custom")
+
+
+@cache
+def _read_all() -> None:
+    for module in pkgutil.iter_modules([str(FOLDER)]):
+        if module.name not in SHARED:
+            importlib.import_module(f"instant_soup.methods.{module.name}")
+
+
+def methods() -> dict[str, type[Method]]:
+    """Name → method, in the order of table rows."""
+    _read_all()
+    return dict(sorted(REGISTRY.items(), key=lambda item: (item[1].order, item[0])))
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of a name; UserError, naming those that there are."""
+    found = methods()
+    if name not in found:
+        try:
+            check_names([name], found)
+        except UserError as error:
+            raise UserError(f"method: {error}".replace("unknown key", "unknown")) from None
+    return found[name]
+
+
+def file_of(name: str) -> Path:
+    """The file that a method is written in."""
+    module = importlib.import_module(method_named(name).__module__)
+    return Path(str(module.__file__))
+
+
+def selectable() -> tuple[str, ...]:
+    """The names that `methods:` of params.yaml may list: all but the rows of every run."""
+    return tuple(name for name in methods() if name not in (DENSE, ISP))
+
+
+def title_of(name: str) -> str:
+    """A row's name in tables; the name itself where no method has it."""
+    found = methods()
+    return found[name].title if name in found else name
+
+
+def dense_rows() -> tuple[str, ...]:
+    """Rows in which nothing is pruned."""
+    return tuple(name for name, method in methods().items() if method.dense)
+
+
+def sections() -> dict[str, dict[str, tuple[type[Method], str]]]:
+    """Section of params.yaml → key → a method that has this setting, and its name there."""
+    found: dict[str, dict[str, tuple[type[Method], str]]] = {}
+    for method in methods().values():
+        for name, key in keys_of(method).items():
+            section, _, short = key.partition(".")
+            found.setdefault(section, {}).setdefault(short, (method, name))
+    return found
+
+
+def create(name: str, family: str, preset: str, given: dict[str, dict[str, Any]]) -> Method:
+    """A method with its settings: `given` of params.yaml's sections, the preset's for the rest."""
+    method = method_named(name)
+    own = {}
+    for setting, key in keys_of(method).items():
+        section, _, short = key.partition(".")
+        own[setting] = (given.get(section) or {}).get(short)
+    return make(method, own, family, preset, "params.yaml")
+
+
+def rebuild(name: str, settings: dict[str, Any]) -> Method:
+    """A method out of the settings that a stage's file holds of it."""
+    return method_named(name)(**settings)
+
+
+def variant_parts(method: Method, family: str, preset: str) -> list[str]:
+    """What a method's settings change from the preset: ["isp.combine=vote", …]."""
+    from instant_soup.config.fields import as_text
+
+    fields, parts = settings_of(type(method)), []
+    for name, key in keys_of(type(method)).items():
+        value = getattr(method, name)
+        if value is not None and value != default_of(fields[name], family, preset):
+            parts.append(f"{key}={as_text(value)}")
+    return parts

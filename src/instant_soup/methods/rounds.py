@@ -1,6 +1,19 @@
-"""When to prune, and how much: rounds, calibration steps and the learning rate (Algorithm 1)."""
+"""Rounds: train a little, prune a little, go on (Algorithm 1); how long and how far each goes."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import BOOLEAN, ByFamily, number, one_of, setting
 from instant_soup.errors import UserError
+from instant_soup.methods.base import Method
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+RATE = number(0.01, 1, high_too=False)
+RATE_OF = one_of("total", "remaining")
 
 
 def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
@@ -19,21 +32,6 @@ def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
     return sparsities
 
 
-def pattern(sparsity: float, m: int) -> int:
-    """N of the N:M pattern with this sparsity: N non-zero weights of every M.
-
-    UserError when (1 − S) · M is no whole number.
-    """
-    n = round((1 - sparsity) * m)
-    if abs(n - (1 - sparsity) * m) > 1e-9 or not 0 < n < m:
-        allowed = ", ".join(str(i / m) for i in range(1, m))
-        raise UserError(
-            f"params.yaml: sparsity: {sparsity} is no N:{m} pattern; allowed with criteria.m {m}: "
-            f"{allowed}"
-        )
-    return n
-
-
 def calibration_steps(round_index: int, seed_steps: int, growing: bool = True) -> int:
     """Training steps before round i = 0, 1, …'s pruning: t · (i + 1) (Algorithm 1, line 3).
 
@@ -47,3 +45,110 @@ def mask_finding_share(
 ) -> float:
     """Share of the budget that `rounds` rounds spend on calibration: t(1 + … + R) / T."""
     return sum(calibration_steps(i, 1, growing) for i in range(rounds)) * calibration / epochs
+
+
+def round_ends(rounds: int, share: float, total: int, growing: bool = True) -> list[int]:
+    """The steps at which rounds end that together take a `share` of `total` steps."""
+    lengths = [calibration_steps(i, 1, growing) for i in range(rounds)]
+    t = share * total / sum(lengths)
+    return [round(t * sum(lengths[: i + 1])) for i in range(rounds)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTheWay(Method):
+    """Prune at the ends of rounds, and train on: nothing restarts.
+
+    A subclass has `find_mask(run, i, sparsity)`.
+    """
+
+    wants_gradients: ClassVar[bool] = False  # dense ones, of a round's last step
+
+    compression_rate: float = setting(
+        "s: sparsity added a round", RATE, section="isp",
+        paper=ByFamily(0.1, 0.15), quick=0.2, library=0.2,
+    )  # fmt: skip
+    rate_of: str = setting("total | remaining", RATE_OF, section="isp", default="total")
+    calibration: float = setting(
+        "t in epochs; round i = 0, 1, … trains (i + 1) · t before it prunes",
+        number(0, float("inf"), low_too=False), section="isp",
+        paper=0.1, quick=ByFamily(0.02, 0.2),
+    )  # fmt: skip
+    growing: bool = setting("false: every round trains t", BOOLEAN, section="isp", default=True)
+    mask_finding: float | None = setting(
+        "share of T that all rounds take together, instead of calibration",
+        number(0, 1, high_too=False), section="isp", library=0.3,
+    )  # fmt: skip
+
+    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+        """Round i's mask of exactly this sparsity, found on the run as it is now."""
+        raise TypeError(f"{type(self).__name__} does not say how it finds a round's mask")
+
+    def sparsities(self, target: float) -> list[float]:
+        """The sparsity after each round."""
+        return round_sparsities(target, self.compression_rate, self.rate_of)
+
+    def ends(self, target: float, total: int, steps_per_epoch: int | None = None) -> list[int]:
+        """The step at which each round ends."""
+        rounds = len(self.sparsities(target))
+        if self.mask_finding is not None or steps_per_epoch is None:
+            return round_ends(rounds, self.mask_finding or 0.0, total, self.growing)
+        t = max(1, round(self.calibration * steps_per_epoch))
+        return [
+            sum(calibration_steps(j, t, self.growing) for j in range(i + 1)) for i in range(rounds)
+        ]
+
+    def share(self, target: float, epochs: float) -> float:
+        """The share of the budget that goes by until the last round has pruned."""
+        if self.mask_finding is not None:
+            return self.mask_finding
+        rounds = len(self.sparsities(target))
+        return mask_finding_share(rounds, self.calibration, epochs, self.growing)
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        rounds, share = len(self.sparsities(sparsity)), self.share(sparsity, epochs)
+        if share >= 1:
+            most = 1 / mask_finding_share(rounds, 1, epochs, self.growing)
+            raise UserError(
+                f"isp.calibration: {rounds} rounds of mask finding would take {share:.0%} of "
+                f"training.epochs {epochs}; allowed: less than {most:.3g}"
+            )
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        """Algorithm 1: rounds of training and pruning."""
+        targets = self.sparsities(sparsity)
+        ends = self.ends(sparsity, run.total, self._epoch(run))
+        self.check_ends(ends, run.total)
+        for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
+            run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
+            self.prune_round(run, i, target)
+
+    def prune_round(self, run: "Run", i: int, target: float) -> None:
+        """The end of round i: find its mask and take it."""
+        key = [self.name, vars(self), i, target]
+        run.prune(run.search(key, lambda: self.find_mask(run, i, target)))
+
+    def check_ends(self, ends: list[int], total: int) -> None:
+        """UserError where the rounds leave nothing of a budget of `total` steps."""
+        if total <= len(ends):
+            raise UserError(
+                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
+            )
+        if ends[-1] >= total:
+            raise UserError(
+                f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, "
+                "or raise training.epochs"
+            )
+
+    def _epoch(self, run: "Run") -> int | None:
+        return None if self.mask_finding is not None else run.steps_per_epoch
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        from instant_soup.training.pruner import PrunesInRounds
+
+        targets = self.sparsities(sparsity)
+        ends = self.ends(sparsity, run.total, self._epoch(run))
+        self.check_ends(ends, run.total)
+        done = sum(end <= run.state.step for end in ends) if run.state.step else 0
+        return PrunesInRounds(
+            run.mask, ends, lambda i: self.find_mask(run, i, targets[i]), done, self.wants_gradients
+        )

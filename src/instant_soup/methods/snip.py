@@ -1,17 +1,42 @@
 """SNIP (Lee et al. 2019): connection sensitivity |g ⊙ θ| of the training loss before training."""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.methods.probe import Probe, gradient
-from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.config.fields import integer, setting
+from instant_soup.methods.base import AtStart, register
+
+if TYPE_CHECKING:
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 
-def snip(weights: dict[str, torch.Tensor], sparsity: float, probe: Probe) -> Mask:
+@dataclass(frozen=True, kw_only=True)
+class OnBatches(AtStart):
+    """A criterion that looks at gradients on some batches of the pre-trained network."""
+
+    batches: int = setting(
+        "snip, grasp: batches that gradients are taken of",
+        integer(1),
+        section="criteria",
+        paper=8,
+        quick=4,
+    )
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SNIP(OnBatches):
     """The weights whose removal changes the loss of some batches most, to first order, stay."""
-    gradients = gradient(weights, probe)
-    scores = {
-        name: (g.cpu() * w).abs().float()
-        for (name, w), g in zip(weights.items(), gradients, strict=True)
-    }
-    return masks.keep_largest(scores, masks.keep_count(weights, sparsity))
+
+    name: ClassVar[str] = "snip"
+    title: ClassVar[str] = "SNIP"
+    order: ClassVar[float] = 50
+    style: ClassVar[tuple[str, str] | None] = ("#CC79A7", "*")
+
+    def scores(self, run: "Run") -> "Weights":
+        """|g ⊙ θ|, g the mean gradient over the batches."""
+        from instant_soup.training.gradients import mean_gradient
+
+        gradient = mean_gradient(run, self.batches)
+        return {name: (gradient[name] * w).abs().float() for name, w in run.weights.items()}

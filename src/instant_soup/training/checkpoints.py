@@ -1,26 +1,119 @@
-"""Where a stopped run goes on: the place of its checkpoint, and stopping between two steps."""
+"""What a stopped run goes on from: a store of trainings by content, and the record of one.
 
+A store holds a folder for each training (or search of a mask) that was begun, under a digest of
+all that it depends on. So an equal call goes on where one was interrupted, and takes what one has
+finished: the rounds of two sparsities, or a lottery ticket's dense network, are trained once.
+"""
+
+import fcntl
 import hashlib
 import json
+import os
+import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from instant_soup.files import project_root, sha256
+from instant_soup.files import new_folder, project_root, read_json, write_json
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State, load_state, write_state
 
-EVERY = 120.0  # seconds
-PACKAGE = Path(__file__).parent.parent
+EVERY = 120.0  # seconds between two checkpoints
+LIMIT = "INSTANT_SOUP_STORE_GB"  # how much the pipeline's store may hold; 20 where it is not set
+
+Curve = list[dict[str, Any]]
+
+
+def digest(*parts: Any) -> str:
+    """Sixteen hex digits of some JSON values and dicts of tensors."""
+    whole = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, dict) and any(isinstance(v, torch.Tensor) for v in part.values()):
+            for name in sorted(part):
+                tensor = part[name].detach().cpu().contiguous()
+                whole.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+                whole.update(tensor.flatten().view(torch.uint8).numpy().data)
+        else:
+            whole.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+class Store:
+    """Folders of trainings, by digests of what they depend on; several processes may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.used: list[Path] = []
+
+    @contextmanager
+    def entry(self, *parts: Any) -> Iterator[Path]:
+        """The folder of what these parts determine; no other process has it meanwhile."""
+        path = self.folder / digest(*parts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():
+                os.utime(path)
+            self.used.append(path)
+            yield path
+
+    def discard(self, entry: Path) -> None:
+        """Forget an entry: what was trained there is kept elsewhere."""
+        shutil.rmtree(entry, ignore_errors=True)
+
+    def remove_used(self) -> None:
+        """Forget what this run has kept: it is finished, and its result is elsewhere."""
+        for path in self.used:
+            shutil.rmtree(path, ignore_errors=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def trim(self, limit: float) -> None:
+        """Remove the entries not used for the longest time, down to `limit` bytes in all."""
+        entries = [e for e in self.folder.iterdir() if e.is_dir()] if self.folder.is_dir() else []
+        entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+        total = 0
+        for entry in entries:
+            total += sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
+            with open(entry.with_suffix(".lock"), "w") as lock:
+                if total > limit and _taken(lock):
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
+def _taken(lock: Any) -> bool:
+    """Whether a lock could be had at once: nobody works there."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def pipeline_store() -> Store:
+    """The store in the main repository, so that an experiment in a copy finds it again."""
+    return Store(project_root() / ".dvc/tmp/instant-soup/store")
+
+
+def limit() -> float:
+    """How many bytes the pipeline's store may hold."""
+    return 1e9 * float(os.environ.get(LIMIT, 20))
 
 
 @contextmanager
 def stop_between_steps() -> Iterator[threading.Event]:
     """Turn Ctrl-C and termination into an event, so that no step is left half done."""
     stop_asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_asked
+        return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(s, lambda *_: stop_asked.set()) for s in signals]
     try:
@@ -30,17 +123,84 @@ def stop_between_steps() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def folder(
-    settings: Any, tensors: Iterable[dict[str, torch.Tensor]] = (), files: Iterable[Path] = ()
-) -> Path:
-    """A folder named after everything that a run depends on, this package's code included.
+class Record:
+    """A training's curve, and its checkpoints in a folder, from which an equal call goes on.
 
-    It lies in the main repository, so that an experiment in a copy finds it again.
+    The curve has a row where something was measured: every `row_every` steps, at validations and
+    at the end. `row(step, mean loss since the row before, whether to validate)` makes one, and
+    `show(row)` tells somebody of it. A checkpoint is written every two minutes, when interrupted
+    and, with `keep`, at the end. Without a folder there is only the curve.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for named in tensors:
-        for name in sorted(named):
-            digest.update(named[name].numpy().tobytes())
-    for file in [*sorted(PACKAGE.rglob("*.py")), *sorted(files)]:
-        digest.update(sha256(file).encode())
-    return project_root() / ".dvc/tmp/instant-soup/checkpoints" / digest.hexdigest()[:16]
+
+    def __init__(
+        self,
+        folder: Path | None,
+        cost: Cost,
+        *,
+        last: int,
+        keep: bool,
+        row_every: int,
+        validate_every: int,
+        row: Callable[[int, float, bool], dict[str, Any]],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.folder, self.cost, self.last, self.keep = folder, cost, last, keep
+        self.row_every, self.validate_every = row_every, validate_every
+        self.row, self.show = row, show
+        self.curve: Curve = []
+        self.losses: list[torch.Tensor] = []  # of the steps since the curve's last row
+        self.saved = time.monotonic()
+
+    def resume(self, state: State, label: str) -> State:
+        """The state of an equal call that was interrupted or is finished; else the one given."""
+        if self.folder is None or not (self.folder / "progress.json").exists():
+            return state
+        state = load_state(self.folder)
+        self.cost.add(read_json(self.folder / "cost.json"))
+        self.losses = [torch.tensor(x) for x in read_json(self.folder / "losses.json")]
+        for row in read_json(self.folder / "curve.json"):
+            self.add(row)
+        done = "taking the finished training" if state.step >= self.last else "continuing"
+        print(f"{label}: {done} from the checkpoint at step {state.step}")
+        return state
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A row of the curve."""
+        self.curve.append(row)
+        self.show(row)
+
+    def going(self) -> Any:
+        """Within this, Ctrl-C waits for the end of a step, and a checkpoint."""
+        return self._stoppable() if self.folder is not None else nullcontext()
+
+    def after_step(self, step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
+        """To be called after each step, with the steps done."""
+        self.losses.append(loss.detach())
+        validating = step % self.validate_every == 0 or step == self.last
+        if validating or step % self.row_every == 0:
+            where = loss.device
+            mean = float(torch.stack([one.to(where) for one in self.losses]).mean())
+            self.losses.clear()
+            self.add(self.row(step, mean, validating))
+        if self.folder is None:
+            return
+        due = self.stop_asked.is_set() or time.monotonic() - self.saved > EVERY
+        if due or (self.keep and step == self.last):
+            self.save(snapshot())
+        if self.stop_asked.is_set():
+            raise KeyboardInterrupt
+
+    def save(self, state: State) -> None:
+        """Keep a checkpoint."""
+        assert self.folder is not None
+        with new_folder(self.folder) as unfinished:
+            write_state(unfinished, state)
+            write_json(unfinished / "cost.json", asdict(self.cost))
+            write_json(unfinished / "curve.json", self.curve)
+            write_json(unfinished / "losses.json", [float(x) for x in self.losses])
+        self.saved = time.monotonic()
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        with stop_between_steps() as self.stop_asked:
+            yield

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -17,6 +17,10 @@ class Cost:
     sparse_flops: float = 0.0  # the same without the pruned weights' multiply-adds
     seconds: float = 0.0  # wall seconds of training steps and mask work, validation excluded
     peak_memory: int = 0  # bytes: of the GPU where there is one, else the process's resident set
+
+    def as_search(self) -> "Cost":
+        """The same cost, all of its steps search."""
+        return replace(self, steps=0, search_steps=self.steps + self.search_steps)
 
     def add(self, other: "Cost | dict") -> None:
         """Add another cost to this one; of memory the larger."""

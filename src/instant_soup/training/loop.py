@@ -19,13 +19,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from instant_soup.config.sections import Recipe
 from instant_soup.data.batches import Split, evaluation_batches, to_device, training_batches
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.masks import Mask, count
 from instant_soup.training import data_parallel
 from instant_soup.training.cost import Cost, peak_memory
+from instant_soup.training.pruner import FixedMask, Pruner
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
 
@@ -75,14 +76,20 @@ def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch
     return optimizer
 
 
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> State:
+def state_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    of_pruner: dict[str, torch.Tensor] | None = None,
+) -> State:
     """The state of a running training, on the CPU; the tensors are the live ones there."""
     cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
     # A parameter that no loss has reached yet has no moments.
     trained = {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
     first = {name: moments["exp_avg"].cpu().contiguous() for name, moments in trained.items()}
     second = {name: moments["exp_avg_sq"].cpu().contiguous() for name, moments in trained.items()}
-    return State(cpu, first, second, step)
+    own = {name: tensor.cpu().contiguous() for name, tensor in (of_pruner or {}).items()}
+    return State(cpu, first, second, step, own)
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -123,9 +130,9 @@ AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]
 def train(
     model: nn.Module,
     state: State,
-    mask: Mask,
+    pruner: Pruner | Mask,
     data: Split,
-    settings: dict,
+    recipe: Recipe,
     cost: Cost,
     *,
     last: int,
@@ -135,22 +142,22 @@ def train(
 ) -> State:
     """`take_steps` of a classifier over an encoded split, in the split's one data order.
 
-    `settings` are those of `take_steps`, with batch_size, for images crop and flip, and processes
-    where several share each batch (data_parallel.py).
+    Where `recipe.processes` are several, they share each batch (data_parallel.py).
     """
-    processes = settings.get("processes", 1)
+    pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
+    processes = recipe.processes
     if processes > 1 and data_parallel.size() == 1 and state.step < last:
         kind, cpu = data.labels.device.type, torch.device("cpu")
-        data_parallel.check(processes, settings["batch_size"], len(data), kind)
+        data_parallel.check(processes, recipe.batch_size, len(data), kind)
         beside = copy.deepcopy(model).cpu() if kind == "cuda" else model
-        others = (beside, state, mask, to_device(data, cpu), settings, last, total)
+        others = (beside, state, pruner, to_device(data, cpu), recipe, last, total)
         with data_parallel.together(processes, kind, _train_beside, *others):
-            return train(model, state, mask, data, settings, cost,
+            return train(model, state, pruner, data, recipe, cost,
                          last=last, total=total, label=label, after_step=after_step)  # fmt: skip
     # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
     if data.labels.device.type == "cpu" and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # type: ignore[operator]
-    prunable = masks.count(mask)[1]
+    prunable = count(pruner.mask)[1]
 
     def loss(batch: Batch) -> torch.Tensor:
         return loss_of(logits_of(model, batch), batch["labels"])
@@ -159,12 +166,12 @@ def train(
         of_share = models.forward_flops(model, prunable, batch)
         return of_share[0] * data_parallel.size(), of_share[1] * data_parallel.size()
 
-    batches: Iterable[tuple[int, Batch]] = training_batches(data, settings, state.step, last)
+    batches: Iterable[tuple[int, Batch]] = training_batches(data, recipe, state.step, last)
     if data_parallel.size() > 1:
         batches = ((step, data_parallel.share(batch)) for step, batch in batches)
     model.to(data.labels.device)
     return take_steps(
-        model, state, mask, batches, loss, flops, settings, cost,
+        model, state, pruner, batches, loss, flops, recipe, cost,
         last=last, total=total, label=label, after_step=after_step,
     )  # fmt: skip
 
@@ -172,9 +179,9 @@ def train(
 def _train_beside(
     model: nn.Module,
     state: State,
-    mask: Mask,
+    pruner: Pruner,
     data: Split,
-    settings: dict,
+    recipe: Recipe,
     last: int,
     total: int | None,
 ) -> None:
@@ -182,19 +189,19 @@ def _train_beside(
 
     Model and state come in memory that the first process trains in, so copies are trained.
     """
-    model, state = copy.deepcopy((model, state))
+    model, state, pruner = copy.deepcopy((model, state, pruner))
     here = to_device(data, data_parallel.own_device())
-    train(model, state, mask, here, settings, Cost(), last=last, total=total, label="beside")
+    train(model, state, pruner, here, recipe, Cost(), last=last, total=total, label="beside")
 
 
 def take_steps(
     model: nn.Module,
     state: State,
-    mask: Mask,
+    pruner: Pruner | Mask,
     batches: Iterable[tuple[int, Any]],
     loss_of_batch: Callable[[Any], torch.Tensor],
     flops_of_batch: Callable[[Any], tuple[float, float]] | None,
-    settings: dict,
+    recipe: Recipe,
     cost: Cost,
     *,
     last: int,
@@ -204,34 +211,30 @@ def take_steps(
 ) -> State:
     """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
 
-    `batches` yields (step, batch) for just these steps. `settings`: learning_rate, weight_decay,
-    clip_norm, warmup (a share of `total`), seed, precision. The rate decays to zero over `total`
-    steps; with total=None it is constant (a look-ahead). The model stays on its device. The mask's
-    pruned weights must be zero already, moments too; they stay exact zeros, because masked
-    gradients leave AdamW's update of a zero at zero. `flops_of_batch` gives a forward pass's FLOPs
-    in prunable matrices and elsewhere. `after_step(steps done, loss, snapshot)` is called after
-    each step; `snapshot()` is the state at that point.
+    `batches` yields (step, batch) for just these steps. Of `recipe` it takes learning_rate,
+    weight_decay, clip_norm, warmup (a share of `total`), seed and precision. The rate decays to
+    zero over `total` steps; with total=None it is constant (a look-ahead). The model stays on its
+    device. `pruner` keeps it sparse (pruner.py); a mask stands for `FixedMask`. `flops_of_batch`
+    gives a forward pass's FLOPs in prunable matrices and elsewhere. `after_step(steps done, loss,
+    snapshot)` is called after each step; `snapshot()` is the state at that point.
     UserError when the loss is no longer finite.
     """
+    pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
     where = next(model.parameters()).device
-    precision = resolve_precision(settings["precision"], where)
+    precision = resolve_precision(recipe.precision, where)
     model.train()
     parameters = dict(model.named_parameters())
-    optimizer = make_optimizer(model, state, settings["weight_decay"])
+    optimizer = make_optimizer(model, state, recipe.weight_decay)
     optimizer.zero_grad()  # what a caller's own code may have left
     trainable = [p for p in parameters.values() if p.requires_grad]
-    kept, prunable = masks.count(mask)
-    sparse = kept < prunable
-    # As floats: multiplying gradients by them in one call is far quicker than filling one by one.
-    pruned = [parameters[name] for name in mask]
-    factors = [kept_here.to(where, torch.float32) for kept_here in mask.values()] if sparse else []
+    pruner.attach(parameters, optimizer, state.of_pruner)
     first = state.step
     if last <= first:
         return state
-    warmup = round(settings["warmup"] * total) if total else 0
+    warmup = round(recipe.warmup * total) if total else 0
 
     def snapshot() -> State:
-        return state_of(model, optimizer, step + 1)
+        return state_of(model, optimizer, step + 1, pruner.tensors())
 
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
@@ -240,10 +243,8 @@ def take_steps(
         disable=data_parallel.rank() > 0,
     ):  # fmt: skip
         # This step's dropout, of this process's rows.
-        torch.manual_seed(
-            (settings["seed"] * 1_000_003 + step + 7_919 * data_parallel.rank()) % 2**63
-        )
-        rate = settings["learning_rate"]
+        torch.manual_seed((recipe.seed * 1_000_003 + step + 7_919 * data_parallel.rank()) % 2**63)
+        rate = recipe.learning_rate
         rate = rate if total is None else learning_rate(step, total, rate, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -254,15 +255,12 @@ def take_steps(
         if data_parallel.size() > 1:
             loss = loss.detach()
             data_parallel.average([loss, *(p.grad for p in trainable if p.grad is not None)])
-        if sparse:
-            # A matrix that this loss does not reach has no gradient.
-            pairs = [
-                (p.grad, f) for p, f in zip(pruned, factors, strict=True) if p.grad is not None
-            ]
-            torch._foreach_mul_([g for g, _ in pairs], [f for _, f in pairs])  # type: ignore
-        nn.utils.clip_grad_norm_(trainable, settings["clip_norm"])
+        kept, prunable = pruner.kept, pruner.prunable
+        pruner.after_backward(step)
+        nn.utils.clip_grad_norm_(trainable, recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        pruner.after_step(step)
         if flops_of_batch is not None:
             in_prunable, others = flops_of_batch(batch)
             cost.flops += 3 * (in_prunable + others)

@@ -14,3 +14,14 @@ def learning_rate(step: int, total: int, peak: float, warmup_steps: int = 0) -> 
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return peak * (total - step) / max(1, total - warmup_steps)
+
+
+def cubic(step: float, first: float, last: float, start: float, end: float) -> float:
+    """From `start`, up to step `first`, to `end`, from step `last` on, fast and then slower.
+
+    end + (start − end)(1 − (step − first) / (last − first))³ (Zhu & Gupta 2017).
+    """
+    if last <= first:
+        return end if step >= last else start
+    left = 1 - min(1.0, max(0.0, (step - first) / (last - first)))
+    return end + (start - end) * left**3

@@ -17,12 +17,22 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class State:
-    """Everything a run is: weights, AdamW's two moments by weight name, steps done."""
+    """Everything a run is: weights, AdamW's two moments by weight name, steps done.
+
+    `of_pruner` is what a mask that moves keeps beside them (Pruner.tensors).
+    """
 
     weights: Weights
     first_moments: Weights = field(default_factory=dict)
     second_moments: Weights = field(default_factory=dict)
     step: int = 0
+    of_pruner: Weights = field(default_factory=dict)
+
+    def copy(self) -> "State":
+        """The same state in memory of its own: training goes on in place."""
+        parts = (self.weights, self.first_moments, self.second_moments, self.of_pruner)
+        w, m, v, own = ({n: t.clone() for n, t in tensors.items()} for tensors in parts)
+        return State(w, m, v, self.step, own)
 
     def prune(self, mask: Mask) -> None:
         """Set pruned weights and their moments to exact zero, in place.
@@ -46,6 +56,8 @@ def write_state(folder: Path, state: State) -> None:
     if state.first_moments:
         save_file(state.first_moments, folder / "first_moments.safetensors")
         save_file(state.second_moments, folder / "second_moments.safetensors")
+    if state.of_pruner:
+        save_file(state.of_pruner, folder / "pruner.safetensors")
     write_json(folder / "progress.json", {"step": state.step})
 
 
@@ -68,6 +80,8 @@ def load_state(folder: str | Path, moments: bool = True) -> State:
         if moments and state.step > 0:
             state.first_moments = load_file(folder / "first_moments.safetensors")
             state.second_moments = load_file(folder / "second_moments.safetensors")
+            if (folder / "pruner.safetensors").exists():
+                state.of_pruner = load_file(folder / "pruner.safetensors")
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{folder}: cannot be read as a training state ({error})") from None
     return state

@@ -1,0 +1,264 @@
+"""A setting is a field of a dataclass: its rule, its defaults by preset, its line of documentation.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Snip:
+        batches: int = setting("batches that gradients are taken of", integer(1), paper=8, quick=4)
+
+The checks with their one-line messages, params.yaml, docs/settings.md, a row's `variant` and the
+keyword arguments of `instant_soup.prune` are all made from these fields.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from instant_soup.errors import UserError
+
+FAMILIES = ("bert", "clip")
+PRESETS = ("quick", "paper")
+LIBRARY = "library"  # the defaults of instant_soup.prune: those of `paper` where none are given
+
+
+class Rule(NamedTuple):
+    """Which values a setting may have, and the words for it in a message."""
+
+    test: Callable[[Any], bool]
+    allowed: str
+
+
+class ByFamily(NamedTuple):
+    """A default that differs between texts and images."""
+
+    bert: Any
+    clip: Any
+
+
+# Rules
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def integer(low: int, high: float = math.inf) -> Rule:
+    """A whole number from `low`, up to `high`."""
+
+    def test(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(test, f"a whole number from {low}" + ("" if high == math.inf else f" to {high}"))
+
+
+def number(low: float, high: float, low_too: bool = True, high_too: bool = True) -> Rule:
+    """A number between two bounds, each of them allowed itself or not."""
+
+    def test(value: Any) -> bool:
+        return (
+            is_number(value)
+            and (low <= value if low_too else low < value)
+            and (value <= high if high_too else value < high)
+        )
+
+    above = f"at least {low:g}" if low_too else f"more than {low:g}"
+    below = f" and at most {high:g}" if high_too else f" and less than {high:g}"
+    return Rule(test, f"a number {above}" + ("" if high == math.inf else below))
+
+
+def one_of(*allowed: str) -> Rule:
+    """One of some words."""
+    return Rule(lambda value: value in allowed, " | ".join(allowed))
+
+
+def span(low: float, low_too: bool, high: float = math.inf) -> Rule:
+    """[low, high]: two numbers in order, from a bound on and below another."""
+    one, _ = number(low, math.inf, low_too)
+
+    def test(value: Any) -> bool:
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and all(one(v) for v in value)
+            and value[0] <= value[1]
+            and value[1] < high
+        )
+
+    below = "" if high == math.inf else f" < {high:g}"
+    return Rule(
+        test,
+        f"[low, high] with numbers {'from' if low_too else 'above'} {low:g}, low ≤ high{below}",
+    )
+
+
+def some_of(*allowed: str) -> Rule:
+    """A list of some words, each at most once."""
+
+    def test(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and all(v in allowed for v in value)
+            and len(set(value)) == len(value)
+        )
+
+    return Rule(test, f"a list of {' | '.join(allowed)}, each at most once")
+
+
+def shares() -> Rule:
+    """A list of numbers from 0 to 1, at least one."""
+    one = number(0, 1).test
+    return Rule(
+        lambda v: isinstance(v, list) and v != [] and all(one(x) for x in v),
+        "a list of numbers from 0 to 1",
+    )
+
+
+def or_word(word: str, rule: Rule) -> Rule:
+    """A word, or else what another rule allows."""
+    return Rule(lambda v: v == word or rule.test(v), f"{word} | {rule.allowed}")
+
+
+BOOLEAN = Rule(lambda value: isinstance(value, bool), "true | false")
+TEXT = Rule(lambda value: isinstance(value, str) and value != "", "a text")
+
+
+# Fields
+
+
+def setting(
+    doc: str,
+    rule: Rule,
+    *,
+    default: Any = None,
+    families: tuple[str, ...] = FAMILIES,
+    section: str = "",
+    **presets: Any,
+) -> Any:
+    """A field: what it is for, what is allowed, and its default in each preset.
+
+    `default` holds for all presets but those named (paper, quick, library); any of them may be
+    `ByFamily`. `families`: whom the setting means something to. `section` of params.yaml: that of
+    the dataclass where none is named.
+    """
+    own = {"doc": doc, "rule": rule, "families": families, "section": section}
+    own["defaults"] = {"": default, **presets}
+    plain = default.bert if isinstance(default, ByFamily) else default
+    if isinstance(plain, list):
+        return dataclasses.field(default_factory=lambda: list(plain), metadata=own)
+    return dataclasses.field(default=plain, metadata=own)
+
+
+def settings_of(kind: type) -> dict[str, dataclasses.Field]:
+    """Name → field of a dataclass's settings, those of its bases first."""
+    return {f.name: f for f in dataclasses.fields(kind) if "rule" in f.metadata}
+
+
+def default_of(field: dataclasses.Field, family: str, preset: str) -> Any:
+    """A setting's default; None where it means nothing to the family."""
+    if family not in field.metadata["families"]:
+        return None
+    given = field.metadata["defaults"]
+    preset = "paper" if preset == LIBRARY and LIBRARY not in given else preset
+    value = given.get(preset, given[""])
+    return getattr(value, family) if isinstance(value, ByFamily) else value
+
+
+def defaults_of(kind: type, family: str, preset: str) -> dict[str, Any]:
+    """A dataclass's settings in a preset."""
+    return {name: default_of(f, family, preset) for name, f in settings_of(kind).items()}
+
+
+# Checks
+
+
+_EXPONENT = re.compile(r"\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def as_number(value: Any) -> Any:
+    """1e-4 as a number: PyYAML takes it for a text, as it misses the dot of 1.0e-4."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def check_value(key: str, value: Any, rule: Rule) -> None:
+    """UserError, naming the key and what is allowed, unless the value is."""
+    if not rule.test(value):
+        raise UserError(f"{key}: {value!r} is not allowed; allowed: {rule.allowed}")
+
+
+def check_names(given: Iterable[Any], known: Iterable[str], prefix: str = "") -> None:
+    """UserError for the first name that is not known, with the nearest one that is."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"unknown key {prefix}{key}; {hint}")
+
+
+def make(kind: type, given: Mapping[str, Any], family: str, preset: str, where: str = "") -> Any:
+    """A dataclass of settings: what is given, checked, and the preset's defaults for the rest.
+
+    None stands for the default. UserError, beginning with `where`, names what is not allowed.
+    """
+    fields = settings_of(kind)
+    try:
+        check_names(given, fields, f"{where}.".removeprefix("."))
+        chosen = {key: as_number(value) for key, value in given.items() if value is not None}
+        for key, value in chosen.items():
+            check_value(f"{where}.{key}".removeprefix("."), value, fields[key].metadata["rule"])
+    except UserError as error:
+        raise UserError(str(error)) from None
+    return kind(**{**defaults_of(kind, family, preset), **chosen})
+
+
+def as_text(value: Any) -> str:
+    """A value as it stands in a row's variant: [0.1,10.0], true, vote."""
+    return json.dumps(value, separators=(",", ":")).replace('"', "")
+
+
+# Files
+
+
+class Stored:
+    """A dataclass that is written into a file and read back, nested ones included."""
+
+    def contents(self) -> dict[str, Any]:
+        """Its fields as plain values."""
+        return dataclasses.asdict(typing.cast(Any, self))
+
+    @classmethod
+    def of(cls, contents: Mapping[str, Any]) -> Self:
+        """The dataclass out of its contents."""
+        return rebuilt(cls, contents)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The dataclass out of a YAML file; UserError if it is missing, damaged or of another."""
+        from instant_soup.files import read_yaml
+
+        contents = read_yaml(path)
+        try:
+            return cls.of(contents)
+        except (TypeError, AttributeError, KeyError) as error:
+            raise UserError(f"{path}: not the settings of this stage ({error})") from None
+
+
+def rebuilt(kind: Any, contents: Any) -> Any:
+    """A value of a dataclass (or of one among X | None) out of plain values."""
+    if isinstance(kind, types.UnionType):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        return None if contents is None else rebuilt(kinds[0], contents)
+    if not dataclasses.is_dataclass(kind):
+        return contents
+    hints = typing.get_type_hints(kind)
+    named = {f.name for f in dataclasses.fields(kind)}
+    check = contents.keys() - named
+    if check:
+        raise TypeError(f"unknown {sorted(check)[0]}")
+    return kind(**{name: rebuilt(hints[name], value) for name, value in contents.items()})

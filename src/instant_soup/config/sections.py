@@ -1,0 +1,154 @@
+"""The sections of params.yaml that all methods share: data, training, pre-training.
+
+What a `null` stands for is each field's default in the preset: `paper` is Table 1 of the paper,
+`quick` the same algorithm scaled to minutes on two CPU cores (docs/method.md tells how those of
+texts were chosen).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from instant_soup.config.fields import (
+    BOOLEAN,
+    TEXT,
+    ByFamily,
+    Rule,
+    integer,
+    number,
+    one_of,
+    or_word,
+    setting,
+)
+
+TEXTS, IMAGES = ("bert",), ("clip",)
+SEED = integer(0, 2**31 - 1)
+PRECISION = one_of("auto", "fp32", "bf16")
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of one or more strings."""
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, str) for v in value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Rows and columns of the dataset."""
+
+    section: ClassVar[str] = "data"
+
+    path: str | None = setting("folder with a local copy of `dataset`, instead of the hub", TEXT)
+    kind: str | None = setting(
+        "of local:FOLDER: classification | regression (null: by the labels)",
+        one_of("classification", "regression"),
+        families=TEXTS,
+    )
+    text: list[str] | None = setting(
+        "of local:FOLDER: [column] or [column, column]",
+        Rule(lambda v: is_texts(v) and len(v) <= 2, "a list of one or two column names"),
+        families=TEXTS,
+    )
+    image: str | None = setting("of local:FOLDER: column", TEXT, families=IMAGES)
+    label: str | None = setting("local:FOLDER: column; null: label", TEXT)
+    flip: bool | None = setting(
+        "of local:FOLDER: true | false, whether mirror images are alike", BOOLEAN, families=IMAGES
+    )
+    prompts: str | None = setting(
+        "a YAML file with classes and templates for the zero-shot head", TEXT, families=IMAGES
+    )
+    train_rows: int | str = setting(
+        "all | number of training rows", or_word("all", integer(2)), default="all"
+    )
+    validation_rows: int = setting(
+        "cut from the training rows", integer(1), paper=2000, quick=500, default=2000
+    )
+    test_rows: int = setting(
+        "cut from the training rows where there is no test split", integer(1), default=2000
+    )
+    max_length: int | None = setting(
+        "tokens", integer(8), families=TEXTS, paper=128, quick=64, default=128
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One fine-tuning run; every method has this budget."""
+
+    section: ClassVar[str] = "training"
+
+    epochs: float = setting(
+        "the budget T",
+        number(0, float("inf"), low_too=False),
+        paper=ByFamily(10, 22),
+        quick=ByFamily(0.6, 6),
+    )
+    learning_rate: float = setting(
+        "at the start; falls linearly to zero over T",
+        number(0, 1, low_too=False),
+        paper=ByFamily(2e-5, 1e-5),
+        quick=ByFamily(1e-4, 5e-4),
+    )
+    weight_decay: float = setting("", number(0, 1), default=ByFamily(0.0, 0.1))
+    batch_size: int = setting("", integer(1), default=ByFamily(32, 128))
+    warmup: float = setting("share of T", number(0, 1, high_too=False), default=0.0)
+    clip_norm: float = setting("", number(0, float("inf"), low_too=False), default=1.0)
+    dropout: float | str | None = setting(
+        "model (as the base model has it) | a probability for all of it",
+        or_word("model", number(0, 1, high_too=False)),
+        families=TEXTS,
+        paper="model",
+        quick=0.0,
+    )
+    freeze_embeddings: bool | None = setting(
+        "true | false", BOOLEAN, families=TEXTS, paper=False, quick=True
+    )
+    crop: float | None = setting(
+        "random crops, shifted by up to this share of the side",
+        number(0, 0.5),
+        families=IMAGES,
+        paper=0.125,
+        quick=0.0625,
+    )
+    precision: str = setting("auto | bf16 | fp32", PRECISION, default="auto")
+    processes: int = setting("that share each batch, one a GPU", integer(1), default=1)
+    evaluations: int = setting("validations over T", integer(1), paper=20, quick=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Of clip-glyph, on rendered glyphs."""
+
+    section: ClassVar[str] = "pretraining"
+
+    objective: str = setting(
+        "contrastive | supervised (classes instead of captions)",
+        one_of("contrastive", "supervised"),
+        families=IMAGES,
+        default="contrastive",
+    )
+    steps: int = setting("", integer(1), families=IMAGES, paper=20000, quick=1000)
+    batch_size: int = setting(
+        "",
+        Rule(
+            lambda v: integer(32).test(v) and v % 32 == 0,
+            "a multiple of 32, the rows of a group (glyphs.py)",
+        ),
+        families=IMAGES,
+        paper=1024,
+        quick=128,
+    )
+    learning_rate: float = setting("", number(0, 1, low_too=False), families=IMAGES, default=1e-3)
+    weight_decay: float = setting("", number(0, 1), families=IMAGES, default=0.1)
+    warmup: float = setting(
+        "share of the steps", number(0, 1, high_too=False), families=IMAGES, paper=0.05, quick=0.1
+    )
+    seed: int = setting("", SEED, families=IMAGES, default=0)
+    precision: str = setting("auto | fp32 | bf16", PRECISION, families=IMAGES, default="auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """The settings of training, with what a run adds to them: all that the engine looks at."""
+
+    seed: int = 0
+    metric: str = "accuracy"
+    flip: bool = False

@@ -1,0 +1,142 @@
+"""What a pruning method is: a name, its settings, and how it finds its ticket in a run.
+
+A method is a frozen dataclass in a file of this folder, whose fields are its settings, under the
+decorator `@register`. Everything else is derived from it: its plan, its section of params.yaml, the
+table of settings, the ledger's `variant`, names and colours in tables and figures, DVC's lists.
+docs/add_a_method.md walks through one.
+
+The kinds differ in when the mask changes. A subclass says one thing, in the class of its kind:
+
+    AtStart      scores(run)             once, on the pre-trained network
+    AfterSearch  find(run, sparsity)     once, after a search; then training starts again
+    OnTheWay     find_mask(run, i, s)    at the ends of rounds (rounds.py); training goes on
+    Throughout   pruner(run, sparsity)   every few steps, by a pruner
+    OfRow        find(run, sparsity)     a ticket that another row has found
+
+Nothing in this folder imports torch before a method runs, so that planning stays quick.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from instant_soup.config.fields import settings_of
+from instant_soup.errors import UserError
+
+if TYPE_CHECKING:
+    from instant_soup.config.sections import Recipe
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
+
+REGISTRY: dict[str, type["Method"]] = {}
+
+
+def register(method: type["Method"]) -> type["Method"]:
+    """Let a method be known by its name; TypeError where it lacks one, or another has it."""
+    for needed in ("name", "title"):
+        if not isinstance(getattr(method, needed, None), str):
+            raise TypeError(f"{method.__name__}: a method needs a {needed}")
+    known = REGISTRY.get(method.name)
+    if known is not None and known.__qualname__ != method.__qualname__:
+        raise TypeError(f"{method.__name__}: {method.name} is {known.__name__}'s name already")
+    REGISTRY[method.name] = method
+    return method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of the tables."""
+
+    name: ClassVar[str]  # in params.yaml, in the ledger
+    title: ClassVar[str]  # in tables and figures
+    order: ClassVar[float] = 60  # of rows in tables; equal ones by name
+    source: ClassVar[str] = ""  # the paper
+    style: ClassVar[tuple[str, str] | None] = None  # colour and marker in figures
+    main: ClassVar[bool] = False  # drawn strongly there
+    section: ClassVar[str] = ""  # of params.yaml; its name if none is given
+    # What its ticket depends on beside the pre-trained weights: "seed", and "data", by which the
+    # settings of training enter. A method that looks at something it does not name is an error.
+    looks_at: ClassVar[tuple[str, ...]] = ("seed", "data")
+    needs: ClassVar[tuple[str, ...]] = ()  # rows that it is made of
+    dense: ClassVar[bool] = False  # whether nothing is pruned in the end
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """UserError where this sparsity or budget cannot be had; before any work."""
+
+    def recipe(self, recipe: "Recipe") -> "Recipe":
+        """The settings of training that the row trains by: those of all rows."""
+        return recipe
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        """Bring a run from its start to the point from where only training is left."""
+        raise TypeError(f"{type(self).__name__} does not say how it finds its ticket")
+
+    def run(self, run: "Run", sparsity: float) -> None:
+        """The whole method: find the ticket, then train it for the rest of the budget."""
+        self.find(run, sparsity)
+        run.train(run.total, "the rest", keep=False)
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The method as a pruner of a foreign loop, which trains once from begin to end."""
+        raise UserError(
+            f"method: {self.name} trains more than once, which a loop of one's own cannot; "
+            "allowed: instant_soup.prune"
+        )
+
+
+def key_of(method: type[Method], setting: str) -> str:
+    """A setting's place in params.yaml: section.key."""
+    own = settings_of(method)[setting].metadata["section"]
+    return f"{own or method.section or method.name}.{setting}"
+
+
+def keys_of(method: type[Method]) -> dict[str, str]:
+    """Setting → its place in params.yaml."""
+    return {name: key_of(method, name) for name in settings_of(method)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtStart(Method):
+    """The mask is found on the pre-trained network; then the whole budget is trained on it."""
+
+    def scores(self, run: "Run") -> "Weights":
+        """A score for each prunable weight; the largest of all matrices together stay."""
+        raise TypeError(f"{type(self).__name__} has no scores")
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
+        """The mask of exactly the wanted sparsity."""
+        from instant_soup.sparsity import scores
+
+        return scores.best(self.scores(run), sparsity)
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        run.prune(run.search(self._key(sparsity), lambda: self.mask(run, sparsity)))
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        from instant_soup.training.pruner import FixedMask
+
+        self.find(run, sparsity)
+        return FixedMask(run.mask)
+
+    def _key(self, sparsity: float) -> list[Any]:
+        return [self.name, vars(self), sparsity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughout(Method):
+    """The mask moves every few steps, and stays for the last part of the budget.
+
+    A subclass has `pruner(run, sparsity)` and `settled(total)`, the step from which its mask stays.
+    """
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays: at the latest when a fifth of `total` is left."""
+        raise TypeError(f"{type(self).__name__} does not say when its mask settles")
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        pruner = self.pruner(run, sparsity)
+        key = [self.name, vars(self), sparsity]
+        run.train(self.settled(run.total), self.title, pruner=pruner, key=key)
+        run.prune(pruner.mask)
+        run.state.of_pruner = {}

@@ -1,0 +1,72 @@
+"""GraNet (Liu et al. 2021): gradual magnitude pruning with regeneration.
+
+Every few steps (a) the smallest weights of all matrices go, down to a density that falls by a cubic
+schedule, and (b) in each matrix a share of the weights that are left is dropped, the smallest, and
+as many pruned ones come back, those whose loss gradient is largest: they start at zero. The share
+decays by a cosine. Regeneration goes on after (a) has ended, and stops for the last part of the
+budget. A weight that is dropped and chosen again at once never left: it keeps its value.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import integer, number, setting
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Throughout, register
+
+if TYPE_CHECKING:
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class GraNet(Throughout):
+    """Prune by magnitude, regenerate by gradient."""
+
+    name: ClassVar[str] = "granet"
+    title: ClassVar[str] = "GraNet"
+    order: ClassVar[float] = 61
+    source: ClassVar[str] = "Liu et al. 2021, arXiv 2106.10404"
+    style: ClassVar[tuple[str, str] | None] = ("#999933", "H")
+
+    every: int = setting("steps between two updates", integer(1), paper=100, quick=5)
+    end: float = setting(
+        "share of T after which the target sparsity is reached",
+        number(0, 0.8, low_too=False),
+        default=0.5,
+    )
+    regrow_until: float = setting(
+        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.75
+    )
+    regrow: float = setting(
+        "share of a matrix's weights that is exchanged, at the start; falls to a hundredth",
+        number(0, 1, high_too=False),
+        default=0.5,
+    )
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """UserError where the mask would stay before it is sparse."""
+        if self.regrow_until < self.end:
+            raise UserError(
+                f"granet.regrow_until: {self.regrow_until} is before granet.end {self.end}; "
+                f"allowed: at least {self.end}"
+            )
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return max(1, round(self.regrow_until * total))
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The mask that loses and regains weights."""
+        from instant_soup.training.granet_pruner import GraNetPruner
+
+        return GraNetPruner(
+            run.mask,
+            sparsity,
+            every=self.every,
+            end=max(1, round(self.end * run.total)),
+            settled=self.settled(run.total),
+            total=run.total,
+            regrow=self.regrow,
+        )

@@ -1,0 +1,136 @@
+"""Instant Soup Pruning (Jaiswal et al., ICML 2023): rounds whose masks are soups of weak masks.
+
+Algorithm 1 is `OnTheWay.find` (rounds.py); Algorithm 2, denoised pruning, is here: a weak mask of
+each denoiser, their soup, its adjustment. The pipeline has a stage for each of them; the library
+calls `find_mask`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from instant_soup.config.fields import BOOLEAN, ByFamily, integer, number, one_of, setting, span
+from instant_soup.methods.base import register
+from instant_soup.methods.rounds import OnTheWay
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.protocols import Protocol
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import State, Weights
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class ISP(OnTheWay):
+    """Each round: train, look ahead with N denoisers, prune to the soup of their masks."""
+
+    name: ClassVar[str] = "isp"
+    title: ClassVar[str] = "ISP"
+    order: ClassVar[float] = 80
+    style: ClassVar[tuple[str, str] | None] = ("#D55E00", "o")
+    main: ClassVar[bool] = True
+
+    look_ahead: int = setting(
+        "C: steps a denoiser trains",
+        integer(1),
+        paper=ByFamily(30, 50),
+        quick=10,
+        library=10,
+    )
+    denoisers: int = setting("N", integer(0), paper=ByFamily(4, 5), quick=3, library=3)
+    subset: float = setting(
+        "share of the training rows a denoiser sees",
+        number(0, 1, low_too=False),
+        default=0.1,
+        library=1.0,
+    )
+    learning_rate_range: list[float] = setting(
+        "a denoiser's factor on learning_rate, drawn log-uniformly",
+        span(0, low_too=False),
+        default=[0.5, 5.0],
+    )
+    weight_decay_range: list[float] = setting(
+        "a denoiser's weight decay, drawn uniformly",
+        span(0, low_too=True),
+        default=ByFamily([0.0, 0.1], [0.0, 0.2]),
+    )
+    combine: str = setting(
+        "union | intersection | vote", one_of("union", "intersection", "vote"), default="union"
+    )
+    adjust: str = setting(
+        "every_round | last_round: when the soup is pruned to the round's sparsity",
+        one_of("every_round", "last_round"),
+        default="every_round",
+    )
+    own_mask: bool = setting(
+        "true: the network's own magnitude mask joins the weak masks", BOOLEAN, default=False
+    )
+    score: str = setting(
+        "magnitude | fisher: what weak masks and the adjustment rank weights by",
+        one_of("magnitude", "fisher"),
+        default="magnitude",
+    )
+
+    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+        """Algorithm 2: the soup of the denoisers' weak masks, adjusted."""
+        weak_masks = [self.weak_mask(run, i, n, sparsity) for n in range(self.denoisers)]
+        last = i == len(self.sparsities(sparsity)) - 1
+        return self.soup(run.state, run.mask, weak_masks, sparsity, last or self.adjusts)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the soup is pruned to the round's sparsity in every round, not just the last."""
+        return self.adjust == "every_round"
+
+    def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
+        """Denoiser n's training protocol in round i, and its data subset."""
+        return run.draw_protocol(
+            self.learning_rate_range, self.weight_decay_range, self.subset, i, n
+        )
+
+    def weak_mask(self, run: "Run", i: int, n: int, sparsity: float) -> "Mask":
+        """Denoiser n's mask (Algorithm 2, lines 3–6): look ahead C steps on a copy, then rank."""
+        from instant_soup.sparsity import scores
+
+        protocol = self.protocol(run, i, n)
+        copy = run.look_ahead(protocol, self.look_ahead, f"look-ahead {i}/{n}")
+        return scores.best(self.worth(copy, run.mask), sparsity)
+
+    def soup(
+        self,
+        state: "State",
+        before: "Mask",
+        weak_masks: list["Mask"],
+        sparsity: float,
+        adjust: bool,
+    ) -> "Mask":
+        """The weak masks combined, then pruned to exactly the sparsity (Algorithm 2's last lines).
+
+        The union keeps a weight that any denoiser wants to keep; it keeps too many, so the network
+        is pruned within it by what it holds worth most itself.
+        """
+        from instant_soup.sparsity import mask_soup, masks, scores
+
+        worth = self.worth(state, before)
+        if self.own_mask or not weak_masks:
+            weak_masks = [*weak_masks, scores.best(worth, sparsity)]
+        standing = mask_soup.combine(weak_masks, self.combine)
+        if not adjust:
+            return {name: s > 0 for name, s in standing.items()}
+        k = masks.number_kept(masks.count(before)[1], sparsity)
+        return mask_soup.adjust(standing, worth, k)
+
+    def worth(self, state: "State", mask: "Mask") -> "Weights":
+        """What each prunable weight of a network is worth."""
+        from instant_soup.sparsity import scores
+
+        weights = {name: state.weights[name] for name in mask}
+        return scores.scores_of(self.score, weights, state.second_moments)
+
+    def look_ahead_settings(self) -> dict[str, Any]:
+        """What a weak mask depends on, of the settings."""
+        names = (
+            *("look_ahead", "subset", "learning_rate_range", "weight_decay_range", "score"),
+            *("denoisers",),
+        )
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,77 @@
+"""Movement pruning (Sanh, Wolf & Rush 2020): keep the weights that training moves away from zero.
+
+Every prunable matrix W has scores A of its shape, which start at zero. The network multiplies with
+W' = M ⊙ W, where M keeps the largest scores. A learns through the mask as if it were not there
+(straight-through): dL/dA = dL/dW' ⊙ W, for pruned weights too; so a weight that grows gains score,
+one that shrinks loses, and a pruned one may return with the value that it had. W's own gradient is
+M ⊙ dL/dW'. The density falls by a cubic schedule; then the mask stays for the rest of the budget.
+
+A is trained by AdamW with a rate of its own that decays as W's does. Unlike in the reference code,
+gradients are clipped without A's, which AdamW makes independent of their size anyway.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import integer, number, one_of, setting
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Throughout, register
+
+if TYPE_CHECKING:
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+SHARE = number(0, 1)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Movement(Throughout):
+    """Hard movement pruning, ranked in each matrix as in the paper, or over all of them."""
+
+    name: ClassVar[str] = "movement"
+    title: ClassVar[str] = "Movement pruning"
+    order: ClassVar[float] = 60
+    source: ClassVar[str] = "Sanh et al. 2020, arXiv 2005.07683"
+    style: ClassVar[tuple[str, str] | None] = ("#AA4499", "8")
+
+    score_learning_rate: float = setting(
+        "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
+    )
+    scope: str = setting(
+        "local (each matrix has the same density, as in the paper) | global",
+        one_of("local", "global"),
+        default="local",
+    )
+    begin: float = setting("share of T after which the density falls", SHARE, default=0.1)
+    end: float = setting(
+        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.7
+    )
+    every: int = setting("steps between two masks", integer(1), paper=1, quick=5)
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """UserError where the density has no time to fall."""
+        if self.begin >= self.end:
+            raise UserError(
+                f"movement.begin: {self.begin} is not before movement.end {self.end}; allowed: "
+                f"less than {self.end}"
+            )
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return max(1, round(self.end * total))
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The mask that moves by learnt scores."""
+        from instant_soup.training.movement_pruner import MovementPruner
+
+        return MovementPruner(
+            run.mask,
+            sparsity,
+            begin=round(self.begin * run.total),
+            settled=self.settled(run.total),
+            total=run.total,
+            learning_rate=self.score_learning_rate,
+            every=self.every,
+            local=self.scope == "local",
+        )

@@ -1,0 +1,66 @@
+"""What makes a weight worth keeping, and the masks of the weights that are worth most.
+
+Scores are tensors shaped like the weights; the largest stay.
+
+Fisher scores (Theis et al. 2018): setting a weight to zero raises the loss by about w² F / 2, F the
+mean squared gradient. AdamW's second moment is a running mean of just that, so the score costs
+nothing. A factor that is the same for all weights (the 2, the correction of a young mean) does not
+change which of them are largest.
+"""
+
+import torch
+
+from instant_soup.errors import UserError
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+
+Weights = dict[str, torch.Tensor]
+
+SCORES = ("magnitude", "fisher")
+
+
+def magnitude_scores(weights: Weights) -> Weights:
+    """|w| in fp32."""
+    return {name: w.abs().float() for name, w in weights.items()}
+
+
+def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
+    """w² · v of each weight, in fp32; `second_moments` holds v for at least these weights."""
+    return {n: w.float().square() * second_moments[n].float() for n, w in weights.items()}
+
+
+def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
+    """The scores of a kind in SCORES; UserError where a weight has no second moment."""
+    if kind == "magnitude":
+        return magnitude_scores(weights)
+    for name in weights:
+        if name not in second_moments:
+            raise UserError(
+                f"score: fisher needs the second moments of Adam or AdamW, and {name} has none "
+                "(another optimizer, frozen, or pruned before the first step); allowed: magnitude"
+            )
+    return fisher_scores(weights, second_moments)
+
+
+def best(scores: Weights, sparsity: float) -> Mask:
+    """The mask of exactly the best weights of all matrices together at a sparsity."""
+    return masks.keep_largest(scores, masks.keep_count(scores, sparsity))
+
+
+def best_each(scores: Weights, sparsity: float) -> Mask:
+    """The mask of the best weights of each matrix by itself, all of one density up to a weight."""
+    kept = masks.share_out(
+        {name: (1 - sparsity) * s.numel() for name, s in scores.items()},
+        masks.keep_count(scores, sparsity),
+    )
+    return masks.keep_largest_each(scores, kept)
+
+
+def magnitude(weights: Weights, sparsity: float) -> Mask:
+    """Global unstructured magnitude pruning: the largest |w| of all weights together stay."""
+    return best(magnitude_scores(weights), sparsity)
+
+
+def fisher(weights: Weights, second_moments: Weights, sparsity: float) -> Mask:
+    """The weights whose loss would cost most stay, of all matrices together."""
+    return best(fisher_scores(weights, second_moments), sparsity)

@@ -1,0 +1,42 @@
+"""Gradients of the training loss over some batches, and products with its Hessian."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
+
+GRADIENT = 3  # forward passes that a gradient costs
+# A gradient, then a forward pass, its gradient and the derivative of both (2 · 3).
+HESSIAN_PRODUCT = 9
+
+
+def mean_gradient(run: "Run", batches: int) -> "Weights":
+    """The mean loss's gradient over some batches, for each prunable weight; on the CPU."""
+    with run.losses(batches, GRADIENT) as (losses, parameters):
+        every = list(parameters.values())
+        total = [torch.zeros_like(p) for p in every]
+        for loss in losses:
+            torch._foreach_add_(total, list(torch.autograd.grad(loss, every)))
+        torch._foreach_div_(total, batches)
+    return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}
+
+
+def hessian_product(run: "Run", batches: int, vector: "Weights") -> "Weights":
+    """The mean loss's Hessian over the prunable weights, times a vector shaped like them.
+
+    The product is linear in the loss, so it is added up batch by batch: memory for one batch's
+    second-order graph is all it takes.
+    """
+    with run.losses(batches, HESSIAN_PRODUCT) as (losses, parameters):
+        every = list(parameters.values())
+        along_vector = [vector[name].to(p.device) for name, p in parameters.items()]
+        total = [torch.zeros_like(p) for p in every]
+        for loss in losses:
+            first = torch.autograd.grad(loss, every, create_graph=True)
+            along = sum((g * v).sum() for g, v in zip(first, along_vector, strict=True))
+            torch._foreach_add_(total, list(torch.autograd.grad(along, every)))  # type: ignore
+        torch._foreach_div_(total, batches)
+    return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}

@@ -1,0 +1,163 @@
+"""What keeps a network sparse while it trains: a mask that stays, or one that moves.
+
+A pruner is called by whoever trains, the engine (loop.py) or a loop of one's own:
+
+    pruner.attach(parameters, optimizer, tensors)   once, before the first step
+    pruner.after_backward(step)                     gradients are there: before clipping
+    pruner.after_step(step)                         the optimiser has taken its step
+    pruner.tensors()                                what a checkpoint must hold beside the state
+
+Between two steps the pruned weights are exact zeros, so that whoever looks at the network, to
+validate or to save it, sees it pruned. A pruner that needs the dense weights (movement pruning
+keeps what it prunes) holds them itself and puts them back for the optimiser's step.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+
+Tensors = dict[str, torch.Tensor]
+Parameters = dict[str, nn.Parameter]
+
+
+class Pruner(Protocol):
+    """What the engine asks of a pruner; `FixedMask` is the simplest of them."""
+
+    mask: Mask
+    kept: int  # weights that multiply at this step
+    prunable: int
+
+    def attach(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        tensors: Tensors,
+    ) -> None: ...
+
+    def after_backward(self, step: int, gradients: Tensors | None = None) -> None: ...
+
+    def after_step(self, step: int) -> None: ...
+
+    def tensors(self) -> Tensors: ...
+
+
+class FixedMask:
+    """One mask for a whole stretch of training.
+
+    The weights that it prunes must be zeros already, their moments too. They stay exact zeros,
+    because masked gradients leave AdamW's update of a zero at zero.
+    """
+
+    def __init__(self, mask: Mask, gradients_at: Iterable[int] = ()) -> None:
+        """`gradients_at`: steps whose dense gradients are kept, in `gradients`."""
+        self.mask = mask
+        self.gradients_at = frozenset(gradients_at)
+        self.gradients: Tensors = {}
+        self._count()
+
+    def attach(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        tensors: Tensors,
+    ) -> None:
+        """Take hold of the parameters of the mask's names, and of what a checkpoint had."""
+        self.parameters = {name: parameters[name] for name in self.mask}
+        self.optimizer = optimizer
+        self._make_factors()
+
+    def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
+        """Keep the gradients from the pruned weights.
+
+        `gradients`: the dense ones, where those in the parameters are masked already (hooks of a
+        foreign loop do that). A matrix that the loss does not reach has no gradient.
+        """
+        if step in self.gradients_at:
+            self.gradients = {n: g.clone() for n, g in (gradients or self._own_gradients()).items()}
+        if gradients is None:
+            self._mask_gradients()
+
+    def after_step(self, step: int) -> None:
+        """Nothing: the mask stays."""
+
+    def tensors(self) -> Tensors:
+        """Nothing beside the state: its zeros are the mask."""
+        return {}
+
+    def move_to(self, mask: Mask) -> None:
+        """Take another mask: what it prunes becomes zero, in the weights and the moments.
+
+        Stale momentum would move pruned weights again at the next step.
+        """
+        self.mask = mask
+        self._count()
+        self._make_factors()
+        with torch.no_grad():
+            masks.apply(mask, dict(self.parameters))
+            for name, parameter in self.parameters.items():
+                for moment in self.optimizer.state.get(parameter, {}).values():
+                    if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                        masks.apply({name: mask[name]}, {name: moment})
+
+    def _count(self) -> None:
+        self.kept, self.prunable = masks.count(self.mask)
+
+    def _make_factors(self) -> None:
+        # As floats: multiplying gradients by them in one call is far quicker than filling one by
+        # one.
+        self.factors: list[torch.Tensor] = []
+        if self.kept < self.prunable:
+            self.factors = [
+                kept.to(self.parameters[name].device, torch.float32)
+                for name, kept in self.mask.items()
+            ]
+
+    def _own_gradients(self) -> Tensors:
+        return {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+
+    def _mask_gradients(self) -> None:
+        if self.factors:
+            both = zip(self.parameters.values(), self.factors, strict=True)
+            pairs = [(p.grad, f) for p, f in both if p.grad is not None]
+            torch._foreach_mul_([g for g, _ in pairs], [f for _, f in pairs])  # type: ignore
+
+
+class PrunesInRounds(FixedMask):
+    """A mask that changes at the ends of rounds, within one training: for a foreign loop.
+
+    `find(i)` is round i's mask, found on the network as it is then.
+    """
+
+    def __init__(
+        self,
+        mask: Mask,
+        ends: list[int],
+        find: Callable[[int], Mask],
+        done: int = 0,
+        keep_gradients: bool = False,
+    ) -> None:
+        super().__init__(mask, [end - 1 for end in ends] if keep_gradients else ())
+        self.ends, self.find, self.done = ends, find, done
+
+    def attach(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        tensors: Tensors,
+    ) -> None:
+        super().attach(parameters, optimizer, tensors)
+        self._prune_when_due(0)
+
+    def after_step(self, step: int) -> None:
+        """Prune where a round ends with this step."""
+        self._prune_when_due(step + 1)
+
+    def _prune_when_due(self, steps_done: int) -> None:
+        while self.done < len(self.ends) and self.ends[self.done] <= steps_done:
+            self.move_to(self.find(self.done))
+            self.done += 1

@@ -1,0 +1,321 @@
+"""A run: one training of T steps, whoever's it is, as a pruning method sees it.
+
+A method trains, looks ahead, asks for gradients or a validation score, and prunes; it does not care
+whether the run is the pipeline's (pipeline/run.py) or one over a user's own model, batches and loss
+(library/run.py). Both say how a network is built, what its batches and its loss are; all else is
+here.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from instant_soup.config.sections import Recipe
+from instant_soup.errors import UserError
+from instant_soup.files import new_folder, read_json, write_json
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training.checkpoints import Curve, Record, Store, digest
+from instant_soup.training.cost import Cost, peak_memory
+from instant_soup.training.protocols import Protocol, draw_protocol
+from instant_soup.training.pruner import FixedMask, Pruner
+from instant_soup.training.state import State, Weights
+
+AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]
+
+
+@dataclass
+class Moment:
+    """A point of a run that one can go back to."""
+
+    state: State
+    mask: Mask
+    origin: str
+
+
+class Run(ABC):
+    """One training of `total` steps on the way: its state, its mask, and what it has cost.
+
+    `state.step` steps of the budget are done; `cost.steps` says the same, and `cost.search_steps`
+    has all others. `origin` is a digest of what the state depends on: with the number of steps it
+    names the state.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        mask: Mask,
+        recipe: Recipe,
+        total: int,
+        *,
+        store: Store | None,
+        origin: str,
+        looks_at: Iterable[str] = ("seed", "data"),
+    ) -> None:
+        self.state, self.mask, self.recipe, self.total = state, mask, recipe, total
+        self.store, self.origin, self.looks_at = store, origin, frozenset(looks_at)
+        self.cost = Cost()
+        self.curve: Curve = []
+        self.gradients: Weights = {}  # dense, of the last step of `train(keep_gradients=True)`
+        self.found: dict[str, Any] = {}  # what the result shall tell of a search
+
+    # What the pipeline's run and the library's do each in their own way.
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Steps in one pass over the training data; UserError where that is not known."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """What a denoiser's subset is drawn of: the number of training rows (or batches)."""
+
+    @abstractmethod
+    def network(self, state: State, recipe: Recipe) -> nn.Module:
+        """The network with a state's weights, where it trains."""
+
+    @abstractmethod
+    def take(
+        self,
+        network: nn.Module,
+        state: State,
+        pruner: Pruner | Mask,
+        recipe: Recipe,
+        cost: Cost,
+        *,
+        last: int,
+        total: int | None,
+        label: str,
+        rows: torch.Tensor | None = None,
+        after_step: AfterStep | None = None,
+    ) -> State:
+        """Train a network up to step `last`, on all rows or some: the engine's steps."""
+
+    @abstractmethod
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        """The training batches of the steps first … last − 1."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        """The training loss of a batch."""
+
+    @abstractmethod
+    def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
+        """FLOPs of a forward pass of a batch: in prunable matrices, and elsewhere."""
+
+    @abstractmethod
+    def score(self, weights: Weights) -> float:
+        """The validation score of a network with these weights, pruned as `mask`; its cost too."""
+
+    def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
+        """The record of a training: without rows, unless a run has a curve to show."""
+        return Record(
+            folder, cost, last=last, keep=keep, row_every=last + 1, validate_every=last + 1,
+            row=lambda step, mean, _: {"step": step, "train_loss": mean}, show=lambda row: None,
+        )  # fmt: skip
+
+    def ticket_of(self, row: str) -> tuple[Mask, Cost]:
+        """The mask that another row has found, and what that cost."""
+        raise UserError(f"method: only the pipeline has the ticket of {row}")
+
+    def random_state(self) -> State:
+        """A state at step 0 with random weights in place of the pre-trained ones."""
+        raise UserError("method: only the pipeline draws random weights")
+
+    # What methods ask for.
+
+    @property
+    def seed(self) -> int:
+        """The run's seed. A method that says it looks at no seed does not get it."""
+        if "seed" not in self.looks_at:
+            raise AttributeError("this method says that it does not look at the seed (`looks_at`)")
+        return self.recipe.seed
+
+    @property
+    def weights(self) -> Weights:
+        """The prunable weights as they are now."""
+        return {name: self.state.weights[name] for name in self.mask}
+
+    def train(
+        self,
+        last: int,
+        label: str,
+        *,
+        pruner: Pruner | None = None,
+        key: Any = None,
+        recipe: Recipe | None = None,
+        keep_gradients: bool = False,
+        keep: bool = True,
+    ) -> None:
+        """Train up to step `last` of the budget, under the run's mask or by a pruner.
+
+        `key` says what the pruner's doings depend on. The training is recorded in the store: an
+        equal call goes on from there; with `keep` it stays there when it is finished. With
+        `keep_gradients` the dense gradients of the last step are in `gradients` afterwards.
+        """
+        self._check_data()
+        own, cost, first = recipe or self.recipe, Cost(), self.state.step
+        if pruner is None:
+            pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
+        parts = ["train", self.origin, first, last, asdict(own), key, keep_gradients]
+        with self._entry(*parts) as folder:
+            record = self.record(folder, cost, last, keep or keep_gradients)
+            state = record.resume(self.state, label)
+            network = self.network(state, own)
+            if not record.curve and first > 0 and (row := self.first_row(network)):
+                record.add(row)
+            with record.going():
+                self.state = self.take(
+                    network, state, pruner, own, cost,
+                    last=last, total=self.total, label=label, after_step=record.after_step,
+                )  # fmt: skip
+            if keep_gradients:
+                self.gradients = self._kept_gradients(folder, pruner)
+            self.mask = pruner.mask
+            if self.store is not None and not (keep or keep_gradients):
+                self.store.discard(folder)
+        self.cost.add(cost)
+        self.curve += record.curve
+        if key is not None or recipe is not None:
+            self.origin = digest(parts)
+
+    def first_row(self, network: nn.Module) -> dict[str, Any] | None:
+        """The curve's row of a network that was just pruned, before it trains on."""
+        return None
+
+    def prune(self, mask: Mask) -> None:
+        """Take a mask: what it prunes becomes zero, moments too."""
+        self.origin = digest(self.origin, self.state.step, mask)
+        self.mask = mask
+        self.state.prune(mask)
+
+    def moment(self) -> Moment:
+        """This point of the run, to go back to."""
+        return Moment(self.state.copy(), self.mask, self.origin)
+
+    def go_back(self, to: Moment, mask: Mask | None = None) -> None:
+        """Go back to a moment, with another mask if given; what was trained since is search."""
+        back = max(0, self.cost.steps - to.state.step)
+        self.cost.steps -= back
+        self.cost.search_steps += back
+        self.curve = [row for row in self.curve if row["step"] <= to.state.step]
+        self.state, self.mask, self.origin = to.state.copy(), to.mask, to.origin
+        if mask is not None:
+            self.prune(mask)
+
+    def start_from(self, state: State, mask: Mask) -> None:
+        """Leave this run's state for another one, pruned by a mask."""
+        self.origin = digest(self.origin, "start from", state.weights)
+        self.state = state
+        self.prune(mask)
+
+    def moved(self, how: Any) -> None:
+        """Say that the weights were changed by other means than training, as `how` tells."""
+        self.origin = digest(self.origin, self.state.step, how)
+
+    def look_ahead(
+        self, protocol: Protocol, steps: int, label: str, mask: Mask | None = None
+    ) -> State:
+        """A copy of the network, trained for some steps beside the run, on some of the rows.
+
+        A fresh optimiser at a constant rate (paper, Algorithm 2, line 4); the steps are search
+        steps. With a mask, the copy is pruned by it first.
+        """
+        self._check_data()
+        state, cost = State({name: w.clone() for name, w in self.state.weights.items()}), Cost()
+        if mask is not None:
+            state.prune(mask)
+        recipe = protocol.applied_to(self.recipe)
+        network = self.network(state, recipe)
+        trained = self.take(
+            network, state, mask or self.mask, recipe, cost,
+            last=steps, total=None, label=label, rows=protocol.rows,
+        )  # fmt: skip
+        self.cost.add(cost.as_search())
+        return trained
+
+    def draw_protocol(
+        self, rates: list[float], decays: list[float], subset: float, *key: int
+    ) -> Protocol:
+        """A training protocol that depends on the seed and the key."""
+        return draw_protocol(self.recipe, rates, decays, subset, self.rows, (self.seed, *key))
+
+    def search(self, key: Any, find: Callable[[], Mask], **more: Any) -> Mask:
+        """The mask that `find()` finds, or what an equal call has found: with its cost.
+
+        The seconds of finding are counted here; what it trains counts itself.
+        """
+        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key]
+        with self._entry(*parts) as folder:
+            if folder is not None and (folder / "cost.json").exists():
+                self.cost.add(read_json(folder / "cost.json"))
+                return masks.load(folder / "mask.safetensors")
+            before, self.cost = self.cost, Cost()
+            started = time.perf_counter()
+            try:
+                mask = find()
+                self.cost.seconds = time.perf_counter() - started
+                self.cost.peak_memory = peak_memory()
+                if folder is not None:
+                    with new_folder(folder) as unfinished:
+                        masks.save(unfinished / "mask.safetensors", mask)
+                        write_json(unfinished / "cost.json", asdict(self.cost))
+            finally:
+                before.add(self.cost)
+                self.cost = before
+        return mask
+
+    @contextmanager
+    def losses(self, batches: int, passes: int) -> Iterator[tuple[Iterator[torch.Tensor], Weights]]:
+        """The training losses of the run's first batches, with their graphs; the parameters too.
+
+        In fp32 and without dropout. `passes` is what is done with a batch, in forward passes: a
+        gradient is three. Attention runs unfused: torch's fused kernels have no second derivative.
+        """
+        self._check_data()
+        network = self.network(self.state, self.recipe).eval()
+        if hasattr(network, "set_attn_implementation"):
+            network.set_attn_implementation("eager")  # type: ignore[operator]
+        named = dict(network.named_parameters())
+        parameters: Weights = {name: named[name] for name in self.mask}
+
+        def each() -> Iterator[torch.Tensor]:
+            for batch in self.batches(0, batches):
+                flops = passes * sum(self.flops(network, batch))
+                self.cost.add({"flops": flops, "sparse_flops": flops})
+                yield self.loss(network, batch)
+
+        with sdpa_kernel(SDPBackend.MATH):
+            yield each(), parameters
+        network.train()
+
+    def _check_data(self) -> None:
+        if "data" not in self.looks_at:
+            raise AttributeError("this method says that it does not look at the data (`looks_at`)")
+
+    @contextmanager
+    def _entry(self, *parts: Any) -> Iterator[Any]:
+        if self.store is None:
+            yield None
+        else:
+            with self.store.entry(*parts) as folder:
+                yield folder
+
+    def _kept_gradients(self, folder: Any, pruner: Pruner) -> Weights:
+        from safetensors.torch import load_file, save_file
+
+        gradients = {n: g.cpu() for n, g in getattr(pruner, "gradients", {}).items()}
+        if folder is None:
+            return gradients
+        path = folder / "gradients.safetensors"
+        if gradients:
+            save_file(gradients, path)
+        return load_file(path)
