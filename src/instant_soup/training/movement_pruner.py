@@ -29,7 +29,7 @@ class MovementPruner(FixedMask):
 
     def attach(
         self,
-        parameters: dict[str, nn.Parameter],
+        parameters: Parameters,
         optimizer: torch.optim.Optimizer,
         tensors: Tensors,
     ) -> None:
