@@ -87,8 +87,8 @@ def same(one: dict[str, pd.DataFrame], other: dict[str, pd.DataFrame]) -> bool:
 def decode(contents: Iterable[bytes], side: int) -> torch.Tensor:
     """Images decoded as rows of a training split."""
     contents = list(contents)
-    places = [f"row {row} of train" for row in range(len(contents))]
-    return images.decode(contents, side, places, "train")
+    origins = [f"row {row} of train" for row in range(len(contents))]
+    return images.decode(contents, side, origins, "train")
 
 
 # The packaged digits
@@ -172,7 +172,7 @@ def prepared(folders: Path) -> dict[str, pd.DataFrame]:
 
 def test_the_layout_is_bytes_and_class_numbers(prepared: dict[str, pd.DataFrame]) -> None:
     for table in prepared.values():
-        assert list(table.columns) == ["img", "label", "place"]
+        assert list(table.columns) == ["img", "label", "origin"]
         assert {type(content) for content in table["img"]} == {bytes}
         assert table["label"].dtype == np.int64
     assert prepared["test"][["img", "label"]].equals(make_images(10, seed=1))

@@ -8,7 +8,6 @@ running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and
 """
 
 import argparse
-import re
 import signal
 import sys
 from pathlib import Path
@@ -17,12 +16,6 @@ from instant_soup.errors import UserError
 from instant_soup.files import project_root, read_yaml, run_stage
 from instant_soup.grids.cells import Cell, known_results, lanes_of, read_cells
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
-
-PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
-DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
-PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
-STAGE = re.compile(r"Running stage '([^']+)'")
-OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
 
 
 def take_signals() -> None:

@@ -6,6 +6,7 @@ running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and
 
 import fcntl
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from typing import Any, TextIO
 
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell, Identity, change, lanes_of
-from instant_soup.grids.command import DENSE, PREPARED, STAGE
 from instant_soup.pipeline.processes import (
     dvc,
     end_groups,
@@ -32,6 +32,10 @@ from instant_soup.pipeline.processes import (
     try_lock,
 )
 from instant_soup.reports.ledger import merge_ledger, read_results
+
+PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
+DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
+STAGE = re.compile(r"Running stage '([^']+)'")
 
 
 class Stopped(Exception):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import TextIO
 
 from instant_soup.errors import UserError
-from instant_soup.grids.command import OWN_ERROR, PATIENCE
+
+PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
+OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
 
 
 def graphics_cards() -> list[str]:
