@@ -311,7 +311,7 @@ def test_the_last_error_is_the_stages_own(tmp_path: Path, log: str, expected: st
     ("seconds", "text"), [(41.4, "41 s"), (125, "2 min"), (5000, "83 min"), (12_600, "3.5 h")]
 )
 def test_spans_as_people_say_them(seconds: float, text: str):
-    assert processes.span(seconds) == text
+    assert processes.duration(seconds) == text
 
 
 def test_cells_inherit_no_outer_dvc_and_share_the_cores(monkeypatch, tmp_path: Path):

@@ -1,0 +1,1 @@
+"""Settings: what params.yaml may say, and what each preset puts there; no torch."""

@@ -2,9 +2,8 @@
 
     python -m instant_soup.grids.command grids/quick.yaml --jobs 2
 
-A lane of cells works in a copy of the repository, as DVC's own queue does, but a copy of ours: the
-workspace is never touched, cells that share work come one after another, and nothing is left
-running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and the numbers.
+Cells of a lane come one after another, lanes side by side, here or on a Ray cluster; then come the
+tables. docs/grids.md has the reasons and the numbers.
 """
 
 import argparse

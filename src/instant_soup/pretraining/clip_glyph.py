@@ -1,7 +1,7 @@
 """Pre-training of a small CLIP model on rendered characters and their captions.
 
 A stand-in for the checkpoints that no package ships: open_clip's own model, tokenizer and loss on
-the data of glyphs.py. Every batch is a function of seed and step, as in training.py.
+the data of glyphs.py. Every batch is a function of seed and step, as in training/loop.py.
 """
 
 import contextlib

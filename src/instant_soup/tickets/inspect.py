@@ -18,7 +18,7 @@ from instant_soup.sparsity import mask_soup, masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.names import in_block, in_order, layer_of, type_of
 from instant_soup.tickets import compact
-from instant_soup.tickets.weights import MASK, files_of, fitted, header, shapes_of
+from instant_soup.tickets.weights import MASK, files_of, header, renamed_to_fit, shapes_of
 
 PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
@@ -47,7 +47,7 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
         return Inspected(mask, {name: _count_near_zero(weights[name], near_zero) for name in mask})
     shapes, beside = shapes_of(files), files[0].parent / MASK
     if beside.exists():
-        names = set(fitted(masks.load(beside), shapes, files[0]))
+        names = set(renamed_to_fit(masks.load(beside), shapes, files[0]))
     else:
         names = {name for name, shape in shapes.items() if in_block(name, shape)}
     inspected = Inspected({})

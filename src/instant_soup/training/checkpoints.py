@@ -1,4 +1,4 @@
-"""Where a stopped run goes on: the place of its checkpoint, and stopping between two steps."""
+"""Where a stopped run goes on: the folder of its checkpoint, and stops between two steps."""
 
 import hashlib
 import json
