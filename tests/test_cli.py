@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from helpers import ROOT
 from instant_soup import cli
 from instant_soup.files import read_json, read_yaml
 from instant_soup.sparsity import masks
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
-SOURCES = str(Path(__file__).parent.parent / "src")
+SOURCES = str(ROOT / "src")
 COMMANDS = ("inspect", "compare", "export", "apply", "evaluate")
 
 
@@ -272,7 +273,7 @@ def test_as_a_process_output_errors_and_statuses_are_where_they_belong(text_run:
 
 def test_help_does_not_wait_for_torch():
     script = (
-        "import sys; from instant_soup.command_line import main\n"
+        "import sys; from instant_soup.cli import main\n"
         "try: main(['evaluate', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pandas', 'rich'} & set(sys.modules)\n"

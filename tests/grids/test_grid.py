@@ -20,17 +20,17 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from test_pipeline import REPOSITORY, environment, make_project, ran, run
 
+from helpers import ROOT, environment, make_repository, run_command, stages_run
 from instant_soup.errors import UserError
-from instant_soup.grids import command, runner
+from instant_soup.grids import runner
 from instant_soup.grids.cells import Cell, identity, known_results, lanes_of, read_cells
 from instant_soup.pipeline import processes
 from instant_soup.pipeline.plan import plan
 from instant_soup.reports.ledger import KEY, merge_ledger
 from instant_soup.reports.paper import read_paper
 
-SHARED = REPOSITORY.parent / "shared/data"
+SHARED = ROOT.parent / "shared/data"
 ALL_METHODS = {
     *("dense", "isp", "random", "one_shot", "progressive", "early_bird", "snip", "grasp"),
     *("lth", "lth_rewind", "lottery_pool", "isp_plus"),
@@ -41,7 +41,7 @@ GRID = {"preset": "quick", "methods": ["one_shot"], "tasks": [TASK], "seeds": [0
 
 @pytest.fixture
 def params() -> dict[str, Any]:
-    return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
 def write_grid(folder: Path, name: str = "mine", **changes: Any) -> Path:
@@ -59,7 +59,7 @@ def cells_of(tmp_path: Path, params: dict[str, Any], **changes: Any) -> list[Cel
 
 
 def test_quick_grid_has_all_methods_on_both_families(params):
-    cells = read_cells(REPOSITORY / "grids/quick.yaml", params)
+    cells = read_cells(ROOT / "grids/quick.yaml", params)
     assert len(cells) == len({cell.name for cell in cells}) == 2 * 3 * 3
     assert all(set(cell.methods) == ALL_METHODS for cell in cells)
     assert {cell.changes["model"] for cell in cells} == {"minilm", "clip-glyph"}
@@ -67,7 +67,7 @@ def test_quick_grid_has_all_methods_on_both_families(params):
 
 @pytest.mark.parametrize("name", ["table2", "table3"])
 def test_grids_of_the_paper_have_its_columns_rows_and_three_seeds(name: str, params):
-    cells = read_cells(REPOSITORY / f"grids/{name}.yaml", params)
+    cells = read_cells(ROOT / f"grids/{name}.yaml", params)
     table = read_paper()[name]
     columns = {(c["dataset"], s) for c in table["columns"] for s in c["sparsities"]}
     found = Counter((cell.changes["dataset"], cell.changes["sparsity"]) for cell in cells)
@@ -77,9 +77,7 @@ def test_grids_of_the_paper_have_its_columns_rows_and_three_seeds(name: str, par
     assert all(set(cell.methods) == ALL_METHODS for cell in cells)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "grids").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_grid_can_be_run(path: Path, params, tmp_path: Path):
     text = path.read_text()
     if "data.path: ../" in text:  # copies that lie beside the checkout
@@ -281,7 +279,7 @@ def test_written_params_keep_comments_and_make_the_cell(tmp_path: Path, params):
     settings = {"imp.coefficients": [0.5], "training.learning_rate": "1e-4"}
     (cell,) = cells_of(tmp_path, params, settings=settings, methods=["lth"], preset="paper")
     path = tmp_path / "params.yaml"
-    runner.write_params(path, (REPOSITORY / "params.yaml").read_text(), cell)
+    runner.write_params(path, (ROOT / "params.yaml").read_text(), cell)
     text = path.read_text()
     assert "# The only file to edit." in text and "# the budget T" in text
     files = plan(yaml.safe_load(text))
@@ -310,7 +308,7 @@ def test_the_last_error_is_the_stages_own(tmp_path: Path, log: str, expected: st
 @pytest.mark.parametrize(
     ("seconds", "text"), [(41.4, "41 s"), (125, "2 min"), (5000, "83 min"), (12_600, "3.5 h")]
 )
-def test_spans_as_people_say_them(seconds: float, text: str):
+def test_durations_as_people_say_them(seconds: float, text: str):
     assert processes.duration(seconds) == text
 
 
@@ -337,7 +335,7 @@ def started(script: str, **options: Any) -> subprocess.Popen:
 
 
 def test_a_group_that_ignores_the_interrupt_is_killed_with_its_children(monkeypatch):
-    monkeypatch.setattr(command, "PATIENCE", 0.5)
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
     process = started("trap '' INT; sleep 60 & echo ready; while true; do wait; done")
     processes.end_groups([process.pid], lambda: process.poll() is not None)
     assert process.wait(timeout=5) == -signal.SIGKILL
@@ -348,7 +346,7 @@ def test_a_group_that_ends_in_good_order_is_not_waited_for():
     process = started("trap 'echo kept; exit 3' INT; echo ready; while true; do sleep 0.1; done")
     start = time.monotonic()
     processes.end_groups([process.pid], lambda: process.poll() is not None)
-    assert time.monotonic() - start < command.PATIENCE / 2
+    assert time.monotonic() - start < processes.PATIENCE / 2
     assert process.wait() == 3
     assert process.stdout is not None and process.stdout.read() == b"kept\n"
 
@@ -397,8 +395,8 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     Grids: mine (two sparsities, two seeds) with a task whose model cannot be loaded, and late.
     """
     base = tmp_path_factory.mktemp("grid")
-    project = make_project(base / "soup", tiny_bert, tiny_data, baselines=[])
-    shutil.copytree(REPOSITORY / "reports", project / "reports", dirs_exist_ok=True)
+    project = make_repository(base / "soup", tiny_bert, tiny_data, baselines=[])
+    shutil.copytree(ROOT / "reports", project / "reports", dirs_exist_ok=True)
     ledger = project / "reports/results.csv"  # a few of its rows: each cell makes all tables anew
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:9]))
     broken = shutil.copytree(tiny_bert, base / "broken")
@@ -414,8 +412,8 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     write_grid(project / "grids", "late", tasks=[late], methods=[], settings=settings)
     pair = [{**late, "settings": {"isp.adjust": each}} for each in ("every_round", "last_round")]
     write_grid(project / "grids", "settings", tasks=pair, methods=[], seeds=[2], settings=settings)
-    run(project, "git", "add", "-A")
-    run(project, "git", "commit", "-qm", "grids")
+    run_command(project, "git", "add", "-A")
+    run_command(project, "git", "commit", "-qm", "grids")
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("look_ahead: 2", "look_ahead: 1"))
     return project
@@ -435,7 +433,7 @@ def logs(project: Path, part: str) -> dict[str, str]:
 
 def experiments(project: Path) -> list[str]:
     """The names of the project's experiments."""
-    refs = run(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    refs = run_command(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     return [ref.rpartition("/")[2] for ref in refs]
 
 
@@ -488,17 +486,19 @@ def test_failed_cells_are_reported_with_their_error_and_log(project, first: tupl
     for line in lines:
         error, log = re.fullmatch(r"failed: \S+: (.*) \(log: (.*)\)", line).groups()
         assert "hidden_size" in error or "size" in error
-        assert "prepare_model" in ran(Path(log).read_text()) and error in Path(log).read_text()
+        text = Path(log).read_text()
+        assert "prepare_model" in stages_run(text) and error in text
     assert output.count(": failed ") == 2 and "all cells done" not in output
 
 
 def test_workspace_is_as_it_was_but_for_reports(project: Path, first: tuple[int, str]):
-    changed = run(project, "git", "status", "--porcelain").splitlines()
+    changed = run_command(project, "git", "status", "--porcelain").splitlines()
     assert {line[3:].split("/")[0] for line in changed} == {"params.yaml", "reports"}
-    diff = run(project, "git", "diff", "--numstat", "params.yaml")
+    diff = run_command(project, "git", "diff", "--numstat", "params.yaml")
     assert diff.split() == ["1", "1", "params.yaml"]
-    assert run(project, "git", "symbolic-ref", "--short", "HEAD").strip() in ("master", "main")
-    assert run(project, "git", "stash", "list") == ""
+    branch = run_command(project, "git", "symbolic-ref", "--short", "HEAD").strip()
+    assert branch in ("master", "main")
+    assert run_command(project, "git", "stash", "list") == ""
 
 
 def test_changed_but_uncommitted_files_count(project: Path, first: tuple[int, str]):
@@ -510,20 +510,20 @@ def test_changed_but_uncommitted_files_count(project: Path, first: tuple[int, st
     ]  # fmt: skip
     assert isp["variant"].str.contains("isp.look_ahead=1 isp.denoisers=1", regex=False).all()
     assert len(mine) == 2 + 2 * 4  # dense for each seed
-    head = run(project, "git", "rev-parse", "HEAD")
+    head = run_command(project, "git", "rev-parse", "HEAD")
     assert all(head.startswith(version) for version in isp["code_version"])
     assert "tiny-data" in (project / "reports/tables/results.md").read_text()
 
 
 def test_an_experiment_can_be_applied_with_nothing_left_to_run(project, first, tmp_path: Path):
-    run(tmp_path, "git", "clone", "-q", str(project), "clone")
+    run_command(tmp_path, "git", "clone", "-q", str(project), "clone")
     clone = tmp_path / "clone"
     name = next(name for name in experiments(project) if "-s60-seed1" in name)
-    run(clone, "git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
-    run(clone, "dvc", "cache", "dir", "--local", str(project / ".dvc/cache"))
-    run(clone, "dvc", "exp", "apply", name)
+    run_command(clone, "git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
+    run_command(clone, "dvc", "cache", "dir", "--local", str(project / ".dvc/cache"))
+    run_command(clone, "dvc", "exp", "apply", name)
     assert yaml.safe_load((clone / "params.yaml").read_text())["sparsity"] == 0.6
-    assert ran(run(clone, "dvc", "repro")) == set()
+    assert stages_run(run_command(clone, "dvc", "repro")) == set()
 
 
 def test_second_call_finds_all_done(project: Path, first: tuple[int, str]):
@@ -577,7 +577,7 @@ def test_killed_and_interrupted_grids_go_on(project: Path, first: tuple[int, str
     code, output = call(project, "grids/late.yaml")
     assert code == 0, output
     (log,) = logs(project, "late").values()
-    done = ran(log)
+    done = stages_run(log)
     assert "tables" in done
     assert not done & {"plan", "prepare_data", "dense_finetune", "calibrate@1"}
     assert any(name.startswith("late-") for name in experiments(project))

@@ -13,8 +13,8 @@ import pytest
 import ray
 import yaml
 from ray.cluster_utils import Cluster
-from test_pipeline import environment, make_project, run
 
+from helpers import environment, make_repository, run_command
 from instant_soup.errors import UserError
 from instant_soup.grids import ray as ray_runner
 
@@ -24,13 +24,13 @@ SETTINGS = {"isp.denoisers": 1, "isp.look_ahead": 1}
 @pytest.fixture
 def project(tmp_path: Path, tiny_bert: Path, tiny_data: Path) -> Path:
     """A project with the grid `far`: one sparsity, two seeds, no rows beside dense and ISP."""
-    project = make_project(tmp_path / "soup", tiny_bert, tiny_data, baselines=[])
+    project = make_repository(tmp_path / "soup", tiny_bert, tiny_data, baselines=[])
     task = {"model": f"local:{tiny_bert}", "dataset": f"local:{tiny_data}", "sparsities": [0.3]}
     grid = {"preset": "quick", "methods": [], "tasks": [task], "seeds": [0, 1]}
     (project / "grids").mkdir(exist_ok=True)
     (project / "grids/far.yaml").write_text(yaml.safe_dump({**grid, "settings": SETTINGS}))
-    run(project, "git", "add", "-A")
-    run(project, "git", "commit", "-qm", "grid")
+    run_command(project, "git", "add", "-A")
+    run_command(project, "git", "commit", "-qm", "grid")
     return project
 
 
@@ -98,13 +98,13 @@ def test_a_lost_node_costs_its_running_cells_only(
     mine = ledger[ledger["dataset"].str.startswith("local:tiny-data")]
     found = mine[["method", "seed"]].value_counts()
     assert found.to_dict() == {(m, s): 1 for m in ("dense", "isp") for s in (0, 1)}
-    refs = run(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    refs = run_command(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     assert len([ref for ref in refs if "/far-" in ref]) == 2
     # What the two share was made once and came through the remote; the lost cell began anew.
     logs = [path.read_text() for path in (project / ".dvc/tmp/grid/logs").glob("far-*.log")]
     stages = re.findall(r"Running stage '([^']+)'", "".join(logs))
     assert stages.count("prepare_data") == 1 and stages.count("dense_finetune") == 2
-    assert run(project, "git", "status", "--porcelain", "params.yaml") == ""
+    assert run_command(project, "git", "status", "--porcelain", "params.yaml") == ""
 
 
 def test_what_no_node_has_and_no_cluster_are_refused(cluster: Cluster, tmp_path: Path) -> None:

@@ -10,47 +10,17 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import new_classifier
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
 import instant_soup
+from helpers import PRUNE_SETTINGS, loader, loss, new_classifier, perceptron, products
 from instant_soup.errors import UserError
 from instant_soup.library import prune
 from instant_soup.methods import criteria
 from instant_soup.sparsity import masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SETTINGS: dict[str, Any] = {
-    "steps": 24,
-    "learning_rate": 3e-3,
-    "sparsity": 0.6,
-    "denoisers": 2,
-    "look_ahead": 3,
-    "precision": "fp32",
-}
-
-
-def perceptron(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    layers = [nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(32, 2))
-
-
-def data(rows: int = 96) -> TensorDataset:
-    draws = torch.Generator().manual_seed(1)
-    x = torch.randn(rows, 8, generator=draws)
-    return TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
-
-
-def loader() -> DataLoader:
-    return DataLoader(data(), batch_size=16, shuffle=True)
-
-
-def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-    return functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def zeros(model: nn.Module, mask: masks.Mask) -> bool:
@@ -62,7 +32,7 @@ def zeros(model: nn.Module, mask: masks.Mask) -> bool:
 def test_a_perceptron_is_pruned_to_the_weight_and_its_zeros_stay() -> None:
     model = perceptron()
     before = copy.deepcopy(model.state_dict())
-    pruned = instant_soup.prune(model, loader(), loss, **SETTINGS)
+    pruned = instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
     assert pruned.model is model and not model.training
     assert set(pruned.mask) == {"0.weight", "3.weight"}  # all but the last linear layer
     kept, total = masks.count(pruned.mask)
@@ -74,14 +44,16 @@ def test_a_perceptron_is_pruned_to_the_weight_and_its_zeros_stay() -> None:
 
 def test_it_learns() -> None:
     model = perceptron()
-    instant_soup.prune(model, loader(), loss, **{**SETTINGS, "steps": 300, "learning_rate": 1e-2})
-    x, y = data().tensors
+    instant_soup.prune(
+        model, loader(), loss, **{**PRUNE_SETTINGS, "steps": 300, "learning_rate": 1e-2}
+    )
+    x, y = products().tensors
     assert (model(x).argmax(1) == y).float().mean() > 0.9
 
 
 def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
     one, other, third = (
-        instant_soup.prune(perceptron(), loader(), loss, **{**SETTINGS, "seed": seed}).model
+        instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, "seed": seed}).model
         for seed in (3, 3, 4)
     )
     for name, weight in one.state_dict().items():
@@ -101,7 +73,9 @@ def stop_after(rounds: int, model: nn.Module, folder: Path, **changes: Any) -> N
             raise KeyboardInterrupt
 
     with patch.object(prune._Checkpoint, "save", save_and_stop), pytest.raises(KeyboardInterrupt):
-        instant_soup.prune(model, loader(), loss, checkpoint=folder, **{**SETTINGS, **changes})
+        instant_soup.prune(
+            model, loader(), loss, checkpoint=folder, **{**PRUNE_SETTINGS, **changes}
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +84,7 @@ def stop_after(rounds: int, model: nn.Module, folder: Path, **changes: Any) -> N
 def test_a_stopped_call_goes_on_to_the_very_same_result(
     tmp_path: Path, rounds: int, score: str
 ) -> None:
-    own = {**SETTINGS, "score": score}
+    own = {**PRUNE_SETTINGS, "score": score}
     whole = instant_soup.prune(perceptron(), loader(), loss, **own)
     stop_after(rounds, perceptron(), tmp_path, score=score)
     assert list(tmp_path.iterdir())
@@ -127,7 +101,7 @@ def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(
     tmp_path: Path, seed: int, rate: float
 ) -> None:
     stop_after(2, perceptron(), tmp_path)
-    changed = {**SETTINGS, "learning_rate": rate}
+    changed = {**PRUNE_SETTINGS, "learning_rate": rate}
     with_it = instant_soup.prune(perceptron(seed), loader(), loss, checkpoint=tmp_path, **changed)
     without = instant_soup.prune(perceptron(seed), loader(), loss, **changed)
     for name, weight in with_it.model.state_dict().items():
@@ -135,11 +109,11 @@ def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(
 
 
 def test_a_head_drawn_anew_does_not_keep_a_call_from_going_on(tmp_path: Path) -> None:
-    whole = instant_soup.prune(perceptron(), loader(), loss, **SETTINGS)
+    whole = instant_soup.prune(perceptron(), loader(), loss, **PRUNE_SETTINGS)
     stop_after(2, perceptron(), tmp_path)
     model = perceptron()
     nn.init.zeros_(model.get_parameter("5.weight"))  # the last map is not pruned
-    resumed = instant_soup.prune(model, loader(), loss, checkpoint=tmp_path, **SETTINGS)
+    resumed = instant_soup.prune(model, loader(), loss, checkpoint=tmp_path, **PRUNE_SETTINGS)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
 
@@ -157,7 +131,7 @@ def test_tied_and_channels_last_weights_can_be_kept(tmp_path: Path) -> None:
     def error(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return m(batch).square().mean()
 
-    pruned = instant_soup.prune(one, [x], error, checkpoint=tmp_path, **SETTINGS)
+    pruned = instant_soup.prune(one, [x], error, checkpoint=tmp_path, **PRUNE_SETTINGS)
     assert zeros(one, pruned.mask)
 
 
@@ -165,7 +139,7 @@ def test_gradients_of_before_do_not_enter() -> None:
     plain, stale = perceptron(), perceptron()
     loss(stale, next(iter(loader()))).backward()
     for model in (plain, stale):
-        instant_soup.prune(model, loader(), loss, **SETTINGS)
+        instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, stale.state_dict()[name])
 
@@ -175,7 +149,7 @@ def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() ->
     first = {n: p.detach().clone() for n, p in prune.choose(model).items()}
     pruned = instant_soup.prune(
         model, loader(), loss,
-        **{**SETTINGS, "denoisers": 0, "compression_rate": 0.9, "mask_finding": 0.0},
+        **{**PRUNE_SETTINGS, "denoisers": 0, "compression_rate": 0.9, "mask_finding": 0.0},
     )  # fmt: skip
     expected = masks.keep_largest(
         {n: w.abs() for n, w in first.items()}, masks.keep_count(first, 0.6)
@@ -200,10 +174,10 @@ def test_without_denoisers_the_fisher_mask_is_that_of_the_networks_own_moments()
 def test_fisher_prunes_to_the_weight_and_otherwise_than_magnitude(denoisers: int) -> None:
     found = {}
     for score in ("magnitude", "fisher"):
-        own = {**SETTINGS, "denoisers": denoisers, "score": score}
+        own = {**PRUNE_SETTINGS, "denoisers": denoisers, "score": score}
         pruned = instant_soup.prune(perceptron(), loader(), loss, **own)
         kept, total = masks.count(pruned.mask)
-        assert total - kept == round(SETTINGS["sparsity"] * total)
+        assert total - kept == round(PRUNE_SETTINGS["sparsity"] * total)
         assert zeros(pruned.model, pruned.mask)
         found[score] = pruned.mask
     assert masks.distance(found["magnitude"], found["fisher"]) > 0
@@ -214,7 +188,7 @@ def test_fisher_of_frozen_matrices_is_refused() -> None:
     name = next(iter(prune.choose(model)))
     model.get_parameter(name).requires_grad_(False)
     with pytest.raises(UserError, match=f"{name} has none"):
-        instant_soup.prune(model, loader(), loss, **{**SETTINGS, "score": "fisher"})
+        instant_soup.prune(model, loader(), loss, **{**PRUNE_SETTINGS, "score": "fisher"})
 
 
 def test_a_bert_is_pruned_in_its_blocks(tiny_bert: Path) -> None:
@@ -222,7 +196,7 @@ def test_a_bert_is_pruned_in_its_blocks(tiny_bert: Path) -> None:
     ids = torch.randint(5, 20, (32, 12), generator=torch.Generator().manual_seed(0))
     batches = [{"input_ids": ids[i : i + 8], "labels": (ids[i : i + 8, 1] > 12).long()}
                for i in range(0, 32, 8)]  # fmt: skip
-    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **SETTINGS)
+    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **PRUNE_SETTINGS)
     assert len(pruned.mask) == 12 and all(".layer." in name for name in pruned.mask)
     assert zeros(model, pruned.mask)
 
@@ -237,7 +211,7 @@ def test_multihead_attention_is_pruned_whole() -> None:
         return functional.mse_loss(m(batch), batch)
 
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    pruned = instant_soup.prune(model, [x], error, **SETTINGS)
+    pruned = instant_soup.prune(model, [x], error, **PRUNE_SETTINGS)
     kinds = {name.split(".", 2)[2] for name in pruned.mask}
     assert kinds == {"self_attn.in_proj_weight", "self_attn.out_proj.weight",
                      "linear1.weight", "linear2.weight"}  # fmt: skip
@@ -276,7 +250,7 @@ def test_batches_move_as_what_they_are() -> None:
 def test_a_predicate_chooses_what_is_pruned() -> None:
     model = perceptron()
     pruned = instant_soup.prune(
-        model, loader(), loss, prunable=lambda name, p: name == "5.weight", **SETTINGS
+        model, loader(), loss, prunable=lambda name, p: name == "5.weight", **PRUNE_SETTINGS
     )
     assert set(pruned.mask) == {"5.weight"}
 
@@ -304,21 +278,21 @@ def test_settings_that_cannot_be_are_refused_before_training(changes: dict, word
         raise AssertionError("it trained")
 
     with pytest.raises(UserError) as caught:
-        instant_soup.prune(perceptron(), loader(), no_step, **{**SETTINGS, **changes})
+        instant_soup.prune(perceptron(), loader(), no_step, **{**PRUNE_SETTINGS, **changes})
     assert words in str(caught.value)
 
 
 def test_batches_that_run_out_are_refused() -> None:
     with pytest.raises(UserError, match="cannot be iterated twice"):
-        instant_soup.prune(perceptron(), iter(loader()), loss, **SETTINGS)
+        instant_soup.prune(perceptron(), iter(loader()), loss, **PRUNE_SETTINGS)
     with pytest.raises(UserError, match="allowed: at least one batch"):
-        instant_soup.prune(perceptron(), [], loss, **SETTINGS)
+        instant_soup.prune(perceptron(), [], loss, **PRUNE_SETTINGS)
 
 
 def test_a_parameter_that_no_loss_reaches_stays_as_it_is() -> None:
     model = perceptron()
     model.register_parameter("unused", nn.Parameter(torch.ones(3)))
-    instant_soup.prune(model, loader(), loss, **SETTINGS)
+    instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
     assert torch.equal(model.unused, torch.ones(3))
 
 
@@ -331,7 +305,7 @@ def test_a_matrix_that_no_loss_reaches_is_pruned_all_the_same() -> None:
 
     names = ("0.weight", "spare.weight")
     pruned = instant_soup.prune(
-        model, loader(), through_the_others, prunable=lambda n, _: n in names, **SETTINGS
+        model, loader(), through_the_others, prunable=lambda n, _: n in names, **PRUNE_SETTINGS
     )
     assert set(pruned.mask) == set(names) and zeros(model, pruned.mask)
 
@@ -362,7 +336,7 @@ def test_other_text_encoders_are_pruned_in_their_blocks(kind: str) -> None:
     model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
     ids = torch.randint(5, 20, (8, 12), generator=torch.Generator().manual_seed(0))
     batches = [{"input_ids": ids, "labels": (ids[:, 1] > 12).long()}]
-    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **SETTINGS)
+    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **PRUNE_SETTINGS)
     assert len(pruned.mask) == 2 * 6 and all(".layer." in name for name in pruned.mask)
     assert zeros(model, pruned.mask)
 
@@ -387,6 +361,6 @@ def test_vision_transformers_are_pruned_in_their_blocks(kind: str) -> None:
         outputs = m(batch[0])
         return functional.cross_entropy(getattr(outputs, "logits", outputs), batch[1])
 
-    pruned = instant_soup.prune(model, [(images, labels)], cross_entropy, **SETTINGS)
+    pruned = instant_soup.prune(model, [(images, labels)], cross_entropy, **PRUNE_SETTINGS)
     assert len(pruned.mask) == (2 * 4 if kind == "timm" else 2 * 6)
     assert zeros(model, pruned.mask)

@@ -5,36 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import new_classifier
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 import instant_soup
+from helpers import CALLBACK_SETTINGS, Sentences, new_classifier, trainer
 from instant_soup.errors import UserError
 from instant_soup.library import prune
 from instant_soup.methods import criteria
 from instant_soup.sparsity import masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SETTINGS: dict[str, Any] = {
-    **{"sparsity": 0.6, "compression_rate": 0.3, "mask_finding": 0.5},
-    **{"denoisers": 2, "look_ahead": 3},
-}
-STEPS = 24  # pruned after the steps 4 and 12: two rounds, the second twice as long
-
-
-class Sentences(torch.utils.data.Dataset):
-    """Rows of token ids; the label is whether the second one is a large number."""
-
-    def __init__(self) -> None:
-        self.ids = torch.randint(5, 20, (64, 10), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.ids[row], "labels": (self.ids[row, 1] > 12).long()}
 
 
 class Stop(TrainerCallback):
@@ -49,22 +30,6 @@ class Stop(TrainerCallback):
         return control
 
 
-def trainer(
-    folder: Path, model: nn.Module, *callbacks: TrainerCallback, eval_dataset: Any = None
-) -> Trainer:
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-2,
-        weight_decay=0.1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=Sentences(),
-        eval_dataset=eval_dataset,
-        callbacks=list(callbacks),
-    )
-
-
 def zeros(model: nn.Module, mask: masks.Mask) -> bool:
     """Whether every pruned weight is exactly zero, and no other."""
     parameters = dict(model.named_parameters())
@@ -76,7 +41,7 @@ def test_the_trainers_model_is_pruned_to_the_weight_and_its_zeros_stay(
 ) -> None:
     model = new_classifier(tiny_bert, 2, 0)
     before = {name: w.clone() for name, w in model.state_dict().items()}
-    callback = instant_soup.InstantSoupCallback(**SETTINGS)
+    callback = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     run = trainer(tmp_path, model, callback)
     run.train()
     assert callback.rounds.ends == [4, 12]
@@ -99,7 +64,7 @@ def test_the_trainers_model_is_pruned_to_the_weight_and_its_zeros_stay(
 def test_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path, tiny_bert: Path, step: int, changes: dict
 ) -> None:
-    own = {**SETTINGS, **changes}
+    own = {**CALLBACK_SETTINGS, **changes}
     whole, resumed = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
     first = instant_soup.InstantSoupCallback(**own)
     trainer(tmp_path / "whole", whole, first).train()
@@ -114,9 +79,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def test_a_checkpoint_pruned_otherwise_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
-    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, Stop(20)).train()
-    other = instant_soup.InstantSoupCallback(**{**SETTINGS, "sparsity": 0.5})
+    other = instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, "sparsity": 0.5})
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), other)
     with pytest.raises(UserError, match="at step 20; by these settings"):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
@@ -142,7 +107,7 @@ def test_look_aheads_leave_the_trainers_random_numbers_alone(
     for find in (without_looking, looking_in_vain):
         monkeypatch.setattr(prune, "find_mask", find)
         model = new_classifier(tiny_bert, 2, 0)
-        trainer(tmp_path, model, instant_soup.InstantSoupCallback(**SETTINGS)).train()
+        trainer(tmp_path, model, instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)).train()
         ends.append(model.state_dict())
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
@@ -156,7 +121,7 @@ def test_own_loss_and_batches_are_what_a_look_ahead_takes(tmp_path: Path, tiny_b
 
     rows = torch.utils.data.default_collate([Sentences()[i] for i in range(4)])
     own = instant_soup.InstantSoupCallback(
-        **SETTINGS, loss=loss, batches=[{"name": "own", "rows": rows}]
+        **CALLBACK_SETTINGS, loss=loss, batches=[{"name": "own", "rows": rows}]
     )
     trainer(tmp_path, new_classifier(tiny_bert, 2, 0), own).train()
     assert asked == ["own"] * 12
@@ -166,14 +131,14 @@ def test_frozen_matrices_are_pruned_all_the_same(tmp_path: Path, tiny_bert: Path
     model = new_classifier(tiny_bert, 2, 0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layer.0" not in name)
-    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     trainer(tmp_path, model, soup).train()
     assert zeros(model, soup.mask) and masks.sparsity(soup.mask) == pytest.approx(0.6, abs=1e-4)
 
 
 def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Path) -> None:
     """One round: its mask is that of w² · v at its step, by hand."""
-    once = {**SETTINGS, "compression_rate": 0.6, "denoisers": 0, "score": "fisher"}
+    once = {**CALLBACK_SETTINGS, "compression_rate": 0.6, "denoisers": 0, "score": "fisher"}
     soup = instant_soup.InstantSoupCallback(**once)
     trainer(tmp_path / "pruned", new_classifier(tiny_bert, 2, 0), soup).train()
     (end,) = soup.rounds.ends
@@ -187,7 +152,7 @@ def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Pa
 
 
 def test_fisher_without_moments_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
-    soup = instant_soup.InstantSoupCallback(**SETTINGS, score="fisher")
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS, score="fisher")
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup)
     run.args.optim = "sgd"
     with pytest.raises(UserError, match="score: fisher needs the second moments"):
@@ -195,7 +160,7 @@ def test_fisher_without_moments_is_refused(tmp_path: Path, tiny_bert: Path) -> N
 
 
 def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert: Path) -> None:
-    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, Stop(6))
     with pytest.warns(UserWarning, match="ended early: pruned to 30% of 60%"):
         run.train()
@@ -214,7 +179,7 @@ def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert
 def test_what_would_undo_the_pruning_is_refused(
     tmp_path: Path, tiny_bert: Path, changes: dict, words: str
 ) -> None:
-    soup = instant_soup.InstantSoupCallback(**SETTINGS)
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, eval_dataset=Sentences())
     for name, value in changes.items():
         setattr(run.args, name, value)
@@ -232,5 +197,5 @@ def test_what_would_undo_the_pruning_is_refused(
 )
 def test_bad_settings_are_refused_at_once(changes: dict, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        instant_soup.InstantSoupCallback(**{**SETTINGS, **changes})
+        instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, **changes})
     assert words in str(caught.value)

@@ -1,10 +1,8 @@
 """Pruning criteria without data: each against a plain reading of its definition, and its laws."""
 
-import itertools
 import math
 import runpy
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
-from torch import nn
 
+from helpers import ROOT, SPARSITIES, Toy, batches_of, same
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
 from instant_soup.methods import criteria
@@ -24,9 +22,7 @@ from instant_soup.methods.rounds import pattern
 from instant_soup.pipeline.plan import plan
 from instant_soup.sparsity import masks
 
-ROOT = Path(__file__).parent.parent
 LAW = settings(deadline=None, max_examples=100)
-SPARSITIES = (0.1, 0.5, 0.7, 0.93)
 SETTINGS = {"min_density": 0.05, "m": 4}
 SHAPES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5)
 SHARES = st.integers(1, 999).map(lambda thousandths: thousandths / 1000)
@@ -52,47 +48,10 @@ def tied_weights(shapes: list[tuple[int, int]], seed: int) -> Weights:
     return {f"layer.{i}.w": w for i, w in enumerate(numbers)}
 
 
-class Toy(nn.Module):
-    """A network of smooth layers with dropout between; takes batches of x and labels."""
-
-    def __init__(self, *sizes: int, seed: int = 0, dropout: float = 0.3) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers[:-1]:
-            x = self.dropout(torch.tanh(layer(x)))
-        return self.layers[-1](x)
-
-    def matrices(self) -> Weights:
-        """Copies of the weight matrices, under their names: what is prunable."""
-        named = self.named_parameters()
-        return {name: w.detach().clone() for name, w in named if name.endswith("weight")}
-
-
-def batches_of(inputs: int, classes: int, batches: int = 3, rows: int = 4) -> list[Weights]:
-    """Batches of random rows and labels."""
-    draws = torch.Generator().manual_seed(1)
-    return [
-        {
-            "x": torch.randn(rows, inputs, generator=draws, dtype=torch.float64),
-            "labels": torch.randint(classes, (rows,), generator=draws),
-        }
-        for _ in range(batches)
-    ]
-
-
 def toy_probe(seed: int = 3) -> tuple[Weights, Probe]:
     """The matrices of a toy network, and all that any criterion may look at."""
     model = Toy(12, 20, 8, 3).double()
     return model.matrices(), Probe(seed, SETTINGS, model, batches_of(12, 3))
-
-
-def same(one: masks.Mask, other: masks.Mask) -> bool:
-    """Whether two masks are one."""
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 def best_of(scores: np.ndarray, k: int) -> np.ndarray:

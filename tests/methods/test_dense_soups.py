@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_early_bird import make_project, run_script
-from test_lottery import assert_same_weights, cost_in, network
 
+from helpers import assert_same_weights, cost_in, make_project, run_script, state_in
 from instant_soup.files import read_json, read_yaml
 from instant_soup.methods import dense_soups
 from instant_soup.methods.registry import SOUPS
@@ -61,7 +60,7 @@ def inside(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def weights_in(folder: str) -> Weights:
-    return network(folder).weights
+    return state_in(folder).weights
 
 
 def score(weights: Weights) -> float:

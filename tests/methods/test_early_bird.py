@@ -2,20 +2,29 @@
 
 import itertools
 import os
-import runpy
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_training import FakeRun, assert_same, bits, copied, interrupt_at, prunable
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import (
+    FakeRun,
+    assert_same,
+    bits,
+    copied,
+    interrupt_at,
+    make_project,
+    prunable,
+    run_script,
+    same,
+    trained,
+)
 from instant_soup.data import batches
-from instant_soup.files import read_json, read_yaml, write_json, write_yaml
+from instant_soup.files import read_json, read_yaml, write_json
 from instant_soup.methods import criteria
 from instant_soup.methods.criteria import CRITERIA, Probe
 from instant_soup.methods.early_bird import early_bird
@@ -24,14 +33,12 @@ from instant_soup.models import base as models
 from instant_soup.models import clip
 from instant_soup.pipeline import main_network
 from instant_soup.pipeline.main_network import Ticket
-from instant_soup.pipeline.plan import plan
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State, load_state
 
-ROOT = Path(__file__).parent.parent
 Search = Callable[..., Ticket]
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
@@ -53,43 +60,6 @@ PARAMS: dict[str, Any] = {
     "criteria": {"batches": 3},
     "early_bird": {"every": 0.2, "window": 2, "threshold": 0.05},
 }
-
-
-def make_project(folder: Path, model: Path, dataset: Path, **changes: Any) -> Path:
-    """A project folder up to models/start, made by the stages' own scripts."""
-    params = read_yaml(ROOT / "params.yaml")
-    params |= {"dataset": f"local:{dataset}", "model": f"local:{model}"}
-    for key, value in changes.items():
-        params[key] = {**params[key], **value} if isinstance(value, dict) else value
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, contents in plan(params).items():
-            write_yaml(f"models/plan/{name}.yaml", contents)
-        for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
-            run_script(stage)
-    return folder
-
-
-def run_script(stage: str, *arguments: object) -> None:
-    """Run a stage's script in this process, as DVC does in one of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{stage}.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
-
-
-def trained(state: State, mask: Mask, plan: dict, last: int, cost: Cost | None = None) -> State:
-    """A copy of a state, trained by the bare engine: no curve, no checkpoint."""
-    cost = Cost() if cost is None else cost
-    state = copied(state)
-    data = batches.load_split(main_network.ENCODED / "train.safetensors", torch.device("cpu"))
-    _, total = main_network.budget(plan)
-    model = main_network.build(state, plan)
-    return loop.train(model, state, mask, data, plan, cost, last=last, total=total, label="test")
-
-
-def same(one: Mask, other: Mask) -> bool:
-    """Whether two masks are one."""
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.fixture(scope="module")

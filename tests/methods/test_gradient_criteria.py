@@ -7,18 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import new_classifier
 from safetensors.torch import load_file
-from test_criteria import SPARSITIES, Toy, batches_of, same
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from helpers import SPARSITIES, Toy, batches_of, new_classifier, same
 from instant_soup.data.batches import Images, Texts
 from instant_soup.methods.criteria import CRITERIA, Probe
 from instant_soup.methods.probe import gradient, hessian_product
-from instant_soup.models import base as models
-from instant_soup.models import clip
+from instant_soup.models import clip, matrices
 from instant_soup.sparsity import masks
 
 SIZES = (4, 6, 5, 3)
@@ -212,7 +210,7 @@ def text_probe(folder: Path) -> tuple[Weights, Probe]:
     rows = Texts(ids, kinds, lengths, labels)
     model = new_classifier(folder, 2, 0)
     batches = [rows.rows(index) for index in torch.arange(12).split(4)]
-    return models.prunable(model), Probe(model=model, batches=batches)
+    return matrices.prunable(model), Probe(model=model, batches=batches)
 
 
 def image_probe(folder: Path) -> tuple[Weights, Probe]:
@@ -225,7 +223,7 @@ def image_probe(folder: Path) -> tuple[Weights, Probe]:
     noise = torch.randint(0, 256, (12, 3, 32, 32), generator=draws, dtype=torch.uint8)
     rows = Images(noise, torch.arange(12) % 3)
     batches = [rows.rows(index) for index in torch.arange(12).split(4)]
-    prunable = {f"visual.{name}": w for name, w in models.prunable(model.visual).items()}
+    prunable = {f"visual.{name}": w for name, w in matrices.prunable(model.visual).items()}
     return prunable, Probe(model=model, batches=batches)
 
 

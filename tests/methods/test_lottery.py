@@ -9,10 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_early_bird import make_project, run_script, same, trained
-from test_training import assert_same, bits, copied, prunable
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import (
+    assert_same,
+    assert_same_weights,
+    copied,
+    cost_in,
+    make_project,
+    prunable,
+    run_script,
+    same,
+    state_in,
+    trained,
+)
 from instant_soup.data import batches
 from instant_soup.files import read_json, read_yaml
 from instant_soup.methods import criteria, lottery_pool
@@ -23,7 +33,7 @@ from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop, metrics
 from instant_soup.training.cost import Cost
-from instant_soup.training.state import State, Weights, load_state
+from instant_soup.training.state import State, Weights
 
 LAW = settings(deadline=None, max_examples=100)
 COEFFICIENTS = [0.1, 0.3, 0.5, 0.7, 0.9]
@@ -180,39 +190,22 @@ def inside(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
 
-def network(folder: str | Path) -> State:
-    """The state in a folder, with its moments where it has them."""
-    has_moments = (Path(folder) / "state/first_moments.safetensors").exists()
-    return load_state(Path(folder) / "state", moments=has_moments)
-
-
 def mask_of(folder: str | Path) -> Mask:
     """The mask in a folder."""
     return masks.load(Path(folder) / "mask.safetensors", main_network.prunable_shapes())
 
 
-def cost_in(folder: str | Path) -> dict:
-    """What a run cost, by its file."""
-    return read_json(Path(folder) / "run.json")["cost"]
-
-
-def assert_same_weights(one: Weights, other: Weights) -> None:
-    """Two networks are the same, bit for bit."""
-    assert one.keys() == other.keys()
-    assert [n for n, w in one.items() if not torch.equal(bits(w), bits(other[n]))] == []
-
-
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_chain_begins_with_the_dense_network(inside, chain: str) -> None:
     start = Path(f"models/imp/{chain}/start")
-    assert_same(network(start), network("models/retrained/dense"))
+    assert_same(state_in(start), state_in("models/retrained/dense"))
     assert cost_in(start) == cost_in("models/retrained/dense")
     assert cost_in(start)["steps"] == 6
 
 
 def test_lth_resets_to_the_very_start(inside) -> None:
-    reset = network("models/imp/lth/reset")
-    assert_same(reset, network("models/start"))
+    reset = state_in("models/imp/lth/reset")
+    assert_same(reset, state_in("models/start"))
     assert reset.step == 0 and reset.first_moments == {} == reset.second_moments
     cost = read_json("models/imp/lth/reset/cost.json")
     assert cost["steps"] == cost["flops"] == 0
@@ -223,7 +216,7 @@ def test_lth_rewind_resets_to_the_state_after_its_first_steps(inside) -> None:
     cost = Cost()
     plan = read_yaml("models/plan/imp_lth_rewind_start.yaml")
     expected = trained(state, mask, plan, 2, cost)
-    reset = network("models/imp/lth_rewind/reset")
+    reset = state_in("models/imp/lth_rewind/reset")
     assert_same(reset, expected)  # moments as well
     assert reset.step == 2 and reset.first_moments.keys() == reset.second_moments.keys() != set()
     assert all(not torch.equal(w, state.weights[n]) for n, w in prunable(reset).items())
@@ -235,15 +228,15 @@ def test_lth_rewind_resets_to_the_state_after_its_first_steps(inside) -> None:
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_a_round_prunes_resets_and_trains_to_the_end_of_the_budget(inside, chain, i: int) -> None:
     folder = Path(f"models/imp/{chain}")
-    before = network(folder / (f"round_{i - 1}" if i else "start"))
+    before = state_in(folder / (f"round_{i - 1}" if i else "start"))
     mask = mask_of(folder / f"round_{i}")
     assert same(mask, criteria.magnitude(prunable(before), SPARSITIES[i]))
 
-    state, cost = copied(network(folder / "reset")), Cost()
+    state, cost = copied(state_in(folder / "reset")), Cost()
     state.prune(mask)
     plan = read_yaml(f"models/plan/imp_{chain}_{i}.yaml")
     expected = trained(state, mask, plan, 6, cost)
-    after = network(folder / f"round_{i}")
+    after = state_in(folder / f"round_{i}")
     assert_same_weights(after.weights, expected.weights)
     assert after.step == 6
     found = cost_in(folder / f"round_{i}")
@@ -274,7 +267,7 @@ def test_the_chains_are_not_the_same(inside) -> None:
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_chains_result_is_its_last_round(inside, chain: str) -> None:
     folder, last = Path(f"models/retrained/{chain}"), Path(f"models/imp/{chain}/round_2")
-    assert_same_weights(network(folder).weights, network(last).weights)
+    assert_same_weights(state_in(folder).weights, state_in(last).weights)
     assert same(mask_of(folder), mask_of(last))
     curves = [main_network.load_curve(path / "curve.csv") for path in (folder, last)]
     assert curves[0] == curves[1]
@@ -317,18 +310,18 @@ def test_the_pool_is_mixed_of_lths_rounds_nearest_first(
     run_script("lottery_result", "--method", "lottery_pool")
 
     chain = Path("models/imp/lth")
-    assert_same_weights(seen["ticket"], network(chain / "round_2").weights)
+    assert_same_weights(seen["ticket"], state_in(chain / "round_2").weights)
     expected = [chain / "round_1", chain / "round_0"]
     assert len(seen["others"]) == len(expected)
     for weights, folder in zip(seen["others"], expected, strict=True):
-        assert_same_weights(weights, network(folder).weights)
+        assert_same_weights(weights, state_in(folder).weights)
     names, sparsity, coefficients, score = seen["more"]
     assert sorted(names) == sorted(main_network.prunable_shapes())
     assert (sparsity, coefficients) == (0.6, COEFFICIENTS)
     assert score(seen["ticket"]) == validation_score(seen["ticket"])
 
     folder = Path("models/retrained/lottery_pool")
-    found, mask = network(folder).weights, mask_of(folder)
+    found, mask = state_in(folder).weights, mask_of(folder)
     mixed = interpolate(seen["ticket"], seen["others"][0], 0.5)
     assert_same_weights(found, pruned_to(mixed, names, 0.6))
     kept, total = masks.count(mask)
@@ -339,11 +332,11 @@ def test_the_pool_is_mixed_of_lths_rounds_nearest_first(
 
 def test_the_pools_result_is_exact_and_not_below_lths(inside) -> None:
     folder = Path("models/retrained/lottery_pool")
-    found, mask = network(folder).weights, mask_of(folder)
+    found, mask = state_in(folder).weights, mask_of(folder)
     kept, total = masks.count(mask)
     assert total - kept == round(0.6 * total)
     assert all(not found[n][~kept].any() for n, kept in mask.items())
-    ticket = network("models/retrained/lth").weights
+    ticket = state_in("models/retrained/lth").weights
     assert validation_score(found) >= validation_score(ticket)
     taken = read_json(folder / "run.json")["coefficients"]
     assert set(taken) <= {0.0, *COEFFICIENTS}
@@ -353,7 +346,7 @@ def test_the_pools_result_is_exact_and_not_below_lths(inside) -> None:
     assert [(cost["steps"], cost["search_steps"]) for cost in costs] == [(6, 18)] * 2
     # Two other rounds at each coefficient, and the ticket: a forward pass of validation data each.
     split = batches.load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
-    model = main_network.build(network(folder), read_yaml("models/plan/lottery_lottery_pool.yaml"))
+    model = main_network.build(state_in(folder), read_yaml("models/plan/lottery_lottery_pool.yaml"))
     model.set_attn_implementation("eager")  # the counter does not see CPUs' fused attention
     with FlopCounterMode(display=False) as counter:
         loop.predict(model, split, "fp32")

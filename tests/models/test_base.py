@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_inspection import network
 
+from helpers import encoder_weights
 from instant_soup.models.base import digest
 
 
 def test_equal_weights_alone_share_a_digest():
-    weights = network()
+    weights = encoder_weights()
     copied = {name: weights[name].clone() for name in reversed(weights)}
     assert digest(weights) == digest(copied) and len(digest(weights)) == 8
     name = next(iter(weights))

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert_settings, new_classifier
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import ROOT, bert_settings, new_classifier
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.models import bert
+from instant_soup.models import bert, known, matrices
 
-SOURCES = str(Path(__file__).parent.parent / "src")
+SOURCES = str(ROOT / "src")
 SMALL = {"vocab_size": 40, "max_position_embeddings": 40}
 
 
@@ -84,7 +84,7 @@ def test_the_six_matrices_of_every_layer_are_prunable_and_nothing_else(family) -
     name, folder = family
     prefix, matrices = BLOCK[name]
     model = new_classifier(folder, 2, 0)
-    found = models.prunable(model)
+    found = matrices.prunable(model)
     assert sorted(found) == sorted(f"{prefix}.{i}.{m}.weight" for i in (0, 1) for m in matrices)
     assert sum(w.numel() for w in found.values()) == 2 * (4 * 32 * 32 + 2 * 32 * 64)
     parameters = dict(model.named_parameters())
@@ -93,7 +93,7 @@ def test_the_six_matrices_of_every_layer_are_prunable_and_nothing_else(family) -
 
 def test_a_model_without_blocks_has_nothing_prunable() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-    assert models.prunable(model) == {}
+    assert matrices.prunable(model) == {}
 
 
 # Loading what was pre-trained
@@ -174,14 +174,14 @@ def test_a_broken_model_folder_is_refused_in_one_line(own_bert: Path, damage: st
 
 def test_a_package_that_is_not_installed_is_named() -> None:
     with pytest.raises(UserError, match="no_such_package_of_models is not installed"):
-        models.packaged_folder("no_such_package_of_models", "model")
+        known.packaged_folder("no_such_package_of_models", "model")
 
 
 def test_the_packaged_model_lies_in_its_wheel() -> None:
     from instant_soup.models.known import MODELS
 
     facts = MODELS["minilm"]
-    assert (models.packaged_folder(facts["package"], facts["folder"]) / "config.json").exists()
+    assert (known.packaged_folder(facts["package"], facts["folder"]) / "config.json").exists()
 
 
 # The hub
@@ -190,13 +190,14 @@ def test_the_packaged_model_lies_in_its_wheel() -> None:
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from instant_soup import bert, models
-from instant_soup.files import UserError
+from instant_soup.errors import UserError
+from instant_soup.models import bert
+from instant_soup.models.matrices import prunable
 
 os.chdir(sys.argv[1])
 model, new = bert.load_pretrained("bert-base-uncased", hub=True)
 bert.save_tokenizer("bert-base-uncased", Path("."), hub=True)
-print(sorted(new), len(models.prunable(model)), float(model.bert.pooler.dense.weight.sum()))
+print(sorted(new), len(prunable(model)), float(model.bert.pooler.dense.weight.sum()))
 try:
     bert.load_pretrained("org/not-in-the-cache", hub=True)
 except UserError as error:
@@ -316,7 +317,7 @@ def test_forward_flops_are_those_that_torch_counts(family, sequences: int, lengt
     _, folder = family
     model = new_classifier(folder, 3, 0)
     model.set_attn_implementation("eager")  # the counter does not see CPUs' fused attention
-    weights = sum(w.numel() for w in models.prunable(model).values())
+    weights = sum(w.numel() for w in matrices.prunable(model).values())
     batch = {"input_ids": torch.zeros(sequences, length)}
     in_prunable, others = models.forward_flops(model, weights, batch)
     assert in_prunable == 2 * weights * sequences * length
@@ -330,6 +331,6 @@ def test_a_training_step_costs_three_forward_passes(family, frozen: bool) -> Non
     model.set_attn_implementation("eager")
     if frozen:  # saves no matrix product: the embeddings' norm still trains
         bert.freeze_embeddings(model)
-    weights = sum(w.numel() for w in models.prunable(model).values())
+    weights = sum(w.numel() for w in matrices.prunable(model).values())
     forward = sum(models.forward_flops(model, weights, {"input_ids": torch.zeros(4, 16)}))
     assert counted(model, 4, 16, backward=True) == 3 * forward

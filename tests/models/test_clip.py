@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CLIP, save_clip
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import ROOT, TINY_CLIP, save_clip
 from instant_soup.data import batches
 from instant_soup.data.batches import Images
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
 from instant_soup.methods import criteria
 from instant_soup.models import base as models
-from instant_soup.models import clip
+from instant_soup.models import clip, matrices
 from instant_soup.sparsity import masks
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
 
-SOURCES = str(Path(__file__).parent.parent / "src")
+SOURCES = str(ROOT / "src")
 HEAD = {"classes": ["zero", "one", "two"], "templates": ["a photo of {}.", "the digit {}"]}
 BLOCK = ["attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
 SETTINGS = {
@@ -213,9 +213,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from instant_soup import clip, criteria, training
-from instant_soup.batches import Images
-from instant_soup.files import UserError, read_json
+from instant_soup.data.batches import Images
+from instant_soup.errors import UserError
+from instant_soup.files import read_json
+from instant_soup.methods import criteria
+from instant_soup.models import clip
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State
 
 base = Path(sys.argv[1])
 settings = {"source": "open_clip", "architecture": "ViT-B-32", "tag": "openai"}
@@ -226,7 +231,7 @@ print(len(prunable), sum(w.numel() for w in prunable.values()))
 print(type(visual.transformer.resblocks[0].mlp.gelu).__name__, visual.image_size)
 seen = read_json(base / clip.CONFIG)["preprocess_cfg"]
 print(*(round(x, 4) for x in [*seen["mean"], *seen["std"]]), seen["interpolation"])
-state = training.State({name: w.clone() for name, w in weights.items()})
+state = State({name: w.clone() for name, w in weights.items()})
 mask = criteria.magnitude({name: weights[name] for name in prunable}, 0.5)
 state.prune(mask)
 data = Images(torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8), torch.tensor([0, 1] * 2))
@@ -235,8 +240,8 @@ settings_of_a_step = {
     "seed": 0, "precision": "fp32", "crop": 0.0, "flip": False,
 }
 model = clip.classifier(base, state.weights, {})
-after = training.train(model, state, mask, data, settings_of_a_step, training.Cost(), last=1,
-                       total=None, label="step").weights
+after = loop.train(model, state, mask, data, settings_of_a_step, Cost(), last=1, total=None,
+                   label="step").weights
 print(all((after[n] != weights[n])[kept].any() and not after[n][~kept].any()
           for n, kept in mask.items()))
 try:
@@ -324,7 +329,7 @@ def test_a_timm_tower_has_its_prunable_blocks_found_by_structure(tmp_path: Path)
 
 def test_forward_flops_are_those_that_torch_counts(base: Path, data: Images):
     model = clip.classifier(base, clip.start_weights(base, HEAD), {})
-    weights = sum(w.numel() for w in models.prunable(model).values())
+    weights = sum(w.numel() for w in matrices.prunable(model).values())
     batch = data.rows(torch.arange(6))
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),

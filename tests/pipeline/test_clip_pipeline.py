@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import make_project, run
 
+from helpers import make_repository, run_command
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
 
@@ -43,10 +43,10 @@ def project(tmp_path_factory, tiny_clip: Path) -> Path:
             for i in range(rows):
                 pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(pictures / split / name / f"{i}.png")
-    folder = make_project(
+    folder = make_repository(
         tmp_path_factory.mktemp("project") / "soup", tiny_clip, pictures, **CHANGES
     )
-    output = run(folder, "dvc", "repro")
+    output = run_command(folder, "dvc", "repro")
     (folder.parent / "repro.txt").write_text(output)
     return folder
 

@@ -12,10 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import new_classifier
-from test_early_bird import make_project, run_script
 
 import instant_soup
+from helpers import (
+    CALLBACK_SETTINGS,
+    PRUNE_SETTINGS,
+    loader,
+    loss,
+    make_project,
+    new_classifier,
+    perceptron,
+    run_script,
+    trainer,
+)
 from instant_soup.files import read_json, read_yaml
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
@@ -127,16 +136,13 @@ def of_pipeline(folder: Path, model: Path, dataset: Path, params: dict[str, Any]
 
 def of_library(tiny_bert: Path, folder: Path) -> dict[str, str]:
     """`prune` and the Trainer's callback, by magnitude and by Fisher scores."""
-    from test_api import SETTINGS, loader, loss, perceptron
-    from test_trainer_callback import SETTINGS as OF_CALLBACK
-    from test_trainer_callback import trainer
 
     found = {}
     for name, more in (("isp", {}), ("fisher", {"score": "fisher", "denoisers": 0})):
-        pruned = instant_soup.prune(perceptron(), loader(), loss, **{**SETTINGS, **more})
+        pruned = instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, **more})
         found[f"prune {name}"] = f"{digest(pruned.model.state_dict())} {digest(pruned.mask)}"
         model = new_classifier(tiny_bert, 2, 0)
-        callback = instant_soup.InstantSoupCallback(**{**OF_CALLBACK, **more})
+        callback = instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, **more})
         trainer(folder / name, model, callback).train()
         found[f"callback {name}"] = f"{digest(model.state_dict())} {digest(callback.mask)}"
     return found

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pipeline import environment
 
+from helpers import environment
 from instant_soup.pipeline import processes
 from instant_soup.pipeline.jobs import affected_stages
 

@@ -7,7 +7,6 @@ time, and each must run what that thing affects and nothing else.
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,96 +17,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 
+from helpers import PIPELINE_PARAMS, ROOT, environment, make_repository, run_command, stages_run
 from instant_soup.models import base as models
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
-
-REPOSITORY = Path(__file__).parent.parent
-
-# Sparsity 0.6 takes rounds 0 and 1; 0.8 takes round 2 as well.
-PARAMS = {
-    "sparsity": 0.6,
-    "seed": 0,
-    "preset": "quick",
-    "baselines": ["one_shot", "random"],
-    "data": {"validation_rows": 40, "test_rows": 40, "max_length": 16},
-    "training": {
-        "epochs": 1,
-        "batch_size": 8,
-        "precision": "fp32",
-        "learning_rate": 3e-3,
-        "dropout": 0.1,
-    },
-    "isp": {"compression_rate": 0.3, "calibration": 0.1, "look_ahead": 2, "denoisers": 2},
-    "rounds": [
-        {"id": 0, "start": "models/start", "previous": "start"},
-        *(
-            {"id": i, "start": f"models/isp/round_{i - 1}", "previous": f"round_{i - 1}"}
-            for i in (1, 2)
-        ),
-    ],
-    "weak_seeds": [0, 1],
-}
-
-
-def environment() -> dict[str, str]:
-    """This process's environment, with its own Python first and no outer DVC or MLflow in it."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    return {
-        **inherited,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "GIT_AUTHOR_NAME": "test",
-        "GIT_AUTHOR_EMAIL": "test@example.com",
-        "GIT_COMMITTER_NAME": "test",
-        "GIT_COMMITTER_EMAIL": "test@example.com",
-    }
-
-
-def run(folder: Path, *command: str, ok: bool = True) -> str:
-    """Run a command in the project; its output, after checking that it succeeded (or not)."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), text=True, stdout=-1, stderr=subprocess.STDOUT
-    )
-    assert (done.returncode == 0) == ok, done.stdout[-4000:]
-    return done.stdout
-
-
-def ran(output: str) -> set[str]:
-    """The stages that DVC really ran, by its output."""
-    return set(re.findall(r"Running stage '([^']+)'", output))
-
-
-def make_project(folder: Path, model: Path, dataset: Path, **changes: object) -> Path:
-    """A copy of this repository as a project of its own, with tiny parameters, committed."""
-    listed = run(REPOSITORY, "git", "ls-files", "-co", "--exclude-standard")
-    for name in listed.splitlines():
-        source = REPOSITORY / name
-        if source.is_file() and not name.startswith(("reports/", "tests/")) and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / name)
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    changes = {**PARAMS, "dataset": f"local:{dataset}", "model": f"local:{model}", **changes}
-    for key, value in changes.items():
-        params[key] = {**params[key], **value} if isinstance(value, dict) else value
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "project")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     """A project whose pipeline has run once; what `dvc repro` printed is in repro.txt."""
-    folder = make_project(tmp_path_factory.mktemp("project") / "soup", tiny_bert, tiny_data)
-    output = run(folder, "dvc", "repro")
+    folder = make_repository(tmp_path_factory.mktemp("project") / "soup", tiny_bert, tiny_data)
+    output = run_command(folder, "dvc", "repro")
     (folder.parent / "repro.txt").write_text(output)
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "run")
+    run_command(folder, "git", "add", "-A")
+    run_command(folder, "git", "commit", "-qm", "run")
     return folder
 
 
@@ -129,19 +53,19 @@ def queued(project: Path, tmp_path_factory, tiny_data: Path) -> dict[str, str]:
     for name, changes in EXPERIMENTS.items():
         overrides = changes or [f"dataset=local:{other}"]
         arguments = [word for change in overrides for word in ("-S", change)]
-        run(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
-    run(project, "dvc", "exp", "run", "--run-all", "-j", "2")
-    logs = {name: run(project, "dvc", "queue", "logs", name) for name in EXPERIMENTS}
-    status = run(project, "dvc", "queue", "status")
+        run_command(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
+    run_command(project, "dvc", "exp", "run", "--run-all", "-j", "2")
+    logs = {name: run_command(project, "dvc", "queue", "logs", name) for name in EXPERIMENTS}
+    status = run_command(project, "dvc", "queue", "status")
     assert status.count("Success") == len(EXPERIMENTS), status + "".join(logs.values())[-4000:]
     return logs
 
 
 def result_of(project: Path, experiment: str, method: str) -> dict:
     """A result file as an experiment committed it."""
-    listed = run(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps")
+    listed = run_command(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps")
     ref = next(line for line in listed.splitlines() if line.endswith(f"/{experiment}"))
-    return json.loads(run(project, "git", "show", f"{ref}:reports/results/{method}.json"))
+    return json.loads(run_command(project, "git", "show", f"{ref}:reports/results/{method}.json"))
 
 
 def stages(*patterns: str, of: set[str]) -> set[str]:
@@ -151,13 +75,13 @@ def stages(*patterns: str, of: set[str]) -> set[str]:
 
 def test_first_run_runs_every_stage_and_says_where_the_tables_are(project: Path):
     output = (project.parent / "repro.txt").read_text()
-    listed = run(project, "dvc", "stage", "list", "--name-only").split()
-    assert ran(output) == set(listed)
+    listed = run_command(project, "dvc", "stage", "list", "--name-only").split()
+    assert stages_run(output) == set(listed)
     assert "reports/tables/results.md" in output
 
 
 def test_second_run_runs_nothing(project: Path):
-    assert ran(run(project, "dvc", "repro")) == set()
+    assert stages_run(run_command(project, "dvc", "repro")) == set()
 
 
 def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
@@ -183,7 +107,7 @@ def test_rounds_are_nested_and_their_training_grows(project: Path):
 
 
 def test_stages_equal_one_uninterrupted_process_bit_for_bit(project: Path):
-    single = run(project, sys.executable, str(REPOSITORY / "tests/single_process.py"))
+    single = run_command(project, sys.executable, str(ROOT / "tests/single_process.py"))
     expected = torch.load(single.strip().splitlines()[-1], weights_only=True)
     weights = load_state(project / "models/retrained/isp/state", False).weights
     assert weights.keys() == expected.keys()
@@ -197,7 +121,7 @@ def test_higher_sparsity_reruns_only_what_comes_after_the_last_round(queued: dic
         for m in ("one_shot", "random")
     }
     third_round = {"calibrate@2", "weak_mask@round2-0", "weak_mask@round2-1", "mask_soup@2"}
-    assert ran(queued["sparser"]) == third_round | names | {
+    assert stages_run(queued["sparser"]) == third_round | names | {
         "plan",
         "retrain_isp",
         "evaluate@isp",
@@ -206,9 +130,9 @@ def test_higher_sparsity_reruns_only_what_comes_after_the_last_round(queued: dic
 
 
 def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
-    listed = set(run(project, "dvc", "stage", "list", "--name-only").split())
+    listed = set(run_command(project, "dvc", "stage", "list", "--name-only").split())
     untouched = {"prepare_data", "pretrain_clip", "prepare_model", "encode_data"}
-    done = ran(queued["seeded"])
+    done = stages_run(queued["seeded"])
     assert done & untouched == set()
     # Listed, but not needed: hangs on the round before, and passes by at once.
     not_needed = stages("calibrate@2", "weak_mask@round2", "mask_soup@2", of=listed)
@@ -216,7 +140,7 @@ def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
 
 
 def test_look_ahead_touches_only_isp(queued: dict[str, str]):
-    done = ran(queued["longer"])
+    done = stages_run(queued["longer"])
     assert {"weak_mask@round0-0", "weak_mask@round1-1", "retrain_isp", "evaluate@isp"} <= done
     assert not stages(
         "prepare",
@@ -233,7 +157,7 @@ def test_look_ahead_touches_only_isp(queued: dict[str, str]):
 
 
 def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
-    done = ran(queued["other-data"])
+    done = stages_run(queued["other-data"])
     assert {"prepare_data", "encode_data", "dense_finetune", "calibrate@0", "tables"} <= done
     assert not stages("pretrain_clip", "prepare_model", of=done)
 
@@ -242,11 +166,11 @@ def test_experiments_keep_their_own_results(queued: dict[str, str], project: Pat
     assert result_of(project, "sparser", "isp")["target_sparsity"] == 0.8
     assert result_of(project, "seeded", "isp")["seed"] == 1
     assert result_of(project, "longer", "isp")["cost"]["search_steps"] == 12
-    run(project, sys.executable, "stages/tables.py")
+    run_command(project, sys.executable, "stages/tables.py")
     ledger = pd.read_csv(project / "reports/results.csv")
     found = ledger[ledger["method"] == "isp"][["target_sparsity", "seed"]].value_counts()
     assert found[(0.8, 0)] == 1 and found[(0.6, 1)] == 1
-    run(project, "git", "checkout", "-q", "reports")
+    run_command(project, "git", "checkout", "-q", "reports")
 
 
 def test_everything_is_in_the_main_database(queued: dict[str, str], project: Path):
@@ -268,8 +192,10 @@ def test_everything_is_in_the_main_database(queued: dict[str, str], project: Pat
 
 
 def test_temporary_copy_reuses_the_cache_and_records_in_the_main_repository(project: Path):
-    output = run(project, "dvc", "exp", "run", "--temp", "-n", "copied", "-S", "isp.own_mask=true")
-    done = ran(output)
+    output = run_command(
+        project, "dvc", "exp", "run", "--temp", "-n", "copied", "-S", "isp.own_mask=true"
+    )
+    done = stages_run(output)
     assert "mask_soup@0" in done
     assert not stages("weak_mask@round0", "dense", "find_ticket", "calibrate@0", of=done)
     database = sqlite3.connect(project / "mlflow.db")
@@ -284,31 +210,31 @@ def test_own_mask_makes_the_union_plain_progressive_pruning(project: Path):
 
 
 def test_metrics_and_plots_say_something_offline(project: Path, tmp_path: Path):
-    shown = json.loads(run(project, "dvc", "metrics", "show", "--json"))
+    shown = json.loads(run_command(project, "dvc", "metrics", "show", "--json"))
     data = shown[""]["data"]["reports/metrics.json"]["data"]
     assert set(data) == {"dense", "isp", "one_shot", "random"}
     assert 0 < data["isp"]["accuracy"] <= 1
-    run(project, "dvc", "plots", "show", "-o", str(tmp_path))
+    run_command(project, "dvc", "plots", "show", "-o", str(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert page.count("vega-lite/v5.json") >= 3 and "isp" in page
     assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"http", page)
-    header = run(project, "dvc", "exp", "show", "--csv").partition("\n")[0].split(",")
+    header = run_command(project, "dvc", "exp", "show", "--csv").partition("\n")[0].split(",")
     assert {"isp.accuracy", "dense.seconds", "sparsity", "isp.look_ahead"} <= set(header)
 
 
 def test_bad_parameter_stops_in_one_line_before_any_work(project: Path):
-    output = run(project, "dvc", "exp", "run", "--temp", "-S", "sparsity=1.5", ok=False)
-    assert ran(output) == {"plan"}
+    output = run_command(project, "dvc", "exp", "run", "--temp", "-S", "sparsity=1.5", ok=False)
+    assert stages_run(output) == {"plan"}
     lines = [line for line in output.splitlines() if "error: params.yaml" in line]
     assert len(lines) == 1 and "sparsity" in lines[0] and "less than 1" in lines[0]
     assert "Traceback" not in output
 
 
 def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_data: Path):
-    longer = {**PARAMS["training"], "epochs": 40}
-    changes: dict = {"baselines": [], "sparsity": 0.3, "rounds": PARAMS["rounds"][:1]}
+    longer = {**PIPELINE_PARAMS["training"], "epochs": 40}
+    changes: dict = {"baselines": [], "sparsity": 0.3, "rounds": PIPELINE_PARAMS["rounds"][:1]}
     changes["training"] = longer
-    project = make_project(tmp_path / "soup", tiny_bert, tiny_data, **changes)
+    project = make_repository(tmp_path / "soup", tiny_bert, tiny_data, **changes)
     process = subprocess.Popen(
         ["dvc", "repro"], cwd=project, env=environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -324,7 +250,7 @@ def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_
     rest = process.stdout.read()
     assert process.wait() != 0, rest
     assert not (project / "models/retrained/dense").exists()
-    output = run(project, "dvc", "repro")
-    assert {"dense_finetune", "tables"} <= ran(output)
-    assert not ran(output) & {"plan", "prepare_data", "prepare_model", "encode_data"}
+    output = run_command(project, "dvc", "repro")
+    assert {"dense_finetune", "tables"} <= stages_run(output)
+    assert not stages_run(output) & {"plan", "prepare_data", "prepare_model", "encode_data"}
     assert not list(project.glob("models/**/*unfinished*"))

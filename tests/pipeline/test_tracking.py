@@ -221,7 +221,7 @@ def test_status_says_how_the_stage_ended_and_exceptions_propagate(repo: Path) ->
 def test_a_stage_ended_by_a_signal_is_killed(repo: Path, number: signal.Signals) -> None:
     code = """
 import time
-from instant_soup import tracking
+from instant_soup.pipeline import tracking
 with tracking.stage_run("long stage", {}, {}) as run:
     run.curve(1, loss=0.5)
     tracking.LIVE_SECONDS = run._live_every = 0
@@ -438,7 +438,7 @@ def test_flush_killed_between_batches(root: Path) -> None:
             run.curve(step, loss=step)
     code = """
 import os, signal
-from instant_soup import tracking
+from instant_soup.pipeline import tracking
 real, batches = tracking._log_metrics, []
 def log_metrics(client, run, points):
     if len(batches) == 2:
@@ -484,7 +484,7 @@ def test_processes_that_record_and_flush_at_once_lose_nothing(root: Path) -> Non
 import os
 os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"
 import mlflow  # once for all four: seconds
-from instant_soup import tracking
+from instant_soup.pipeline import tracking
 def work(number):
     if number % 2:
         tracking.ensure_database()
@@ -633,7 +633,7 @@ def test_command_line(
 def test_recording_needs_neither_mlflow_nor_torch_nor_git(root: Path, tmp_path: Path) -> None:
     code = """
 import sys
-from instant_soup.tracking import stage_run
+from instant_soup.pipeline.tracking import stage_run
 with stage_run("stage", {"a": 1}, {"method": "isp"}) as run:
     run.curve(1, loss=1)
     run.live()

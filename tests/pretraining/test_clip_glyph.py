@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CLIP
 from PIL import Image
 from torch.nn import functional
 
+from helpers import ROOT, TINY_CLIP
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json, write_yaml
 from instant_soup.models.clip import open_clip
@@ -22,7 +22,7 @@ from instant_soup.pretraining.clip_glyph import Curve
 from instant_soup.pretraining.glyphs import Atlas
 from instant_soup.training.state import State
 
-STAGE = Path(__file__).parent.parent / "stages/pretrain_clip.py"
+STAGE = ROOT / "stages/pretrain_clip.py"
 CPU = torch.device("cpu")
 CONFIG = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "context_length": 20}}
 SETTINGS = {

@@ -1,8 +1,8 @@
 """Tables of ablations: which rows enter, where they stand, and what they are compared with."""
 
 import pytest
-from invented import cells_of, ledger_of, of_seeds, result
 
+from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import ablations
 from instant_soup.reports.render import markdown
 

@@ -1,7 +1,6 @@
 """Table 6: soups of dense networks beside plain fine-tuning of the same seeds."""
 
-from invented import cells_of, ledger_of, of_seeds, result
-
+from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import dense_soups
 from instant_soup.reports.render import markdown
 

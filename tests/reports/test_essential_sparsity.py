@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from invented import cells_of, ledger_of, of_seeds, result
 
+from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import essential_sparsity, figures
 from instant_soup.reports.essential_sparsity import curves_of, knee, knee_over_seeds
 from instant_soup.reports.render import markdown

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from invented import ledger_of, of_seeds, result
 from matplotlib.figure import Figure
 
+from helpers import ledger_of, of_seeds, result
 from instant_soup.reports import figures
 from instant_soup.reports.results import METHOD_NAMES, summary
 

@@ -1,9 +1,9 @@
 """ISP against each other method: paired over seeds, and nothing else compared."""
 
 import pytest
-from invented import cells_of, ledger_of, of_seeds, result
 from scipy.stats import ttest_rel
 
+from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import head_to_head
 from instant_soup.reports.render import markdown
 

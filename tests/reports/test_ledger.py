@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invented import ledger_of, of_seeds, result
 
+from helpers import ledger_of, of_seeds, result
 from instant_soup.errors import UserError
 from instant_soup.reports import ledger
 

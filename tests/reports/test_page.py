@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from invented import ledger_of, of_seeds, result
 from PIL import Image
 
+from helpers import ledger_of, of_seeds, result
 from instant_soup.reports import figures, page
 
 

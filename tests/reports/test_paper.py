@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invented import cells_of, ledger_of, of_seeds, result
 
+from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.data.datasets import DATASETS
 from instant_soup.models.known import MODELS
 from instant_soup.reports import ledger, paper

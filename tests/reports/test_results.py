@@ -3,8 +3,8 @@
 import re
 
 import pandas as pd
-from invented import cells_of, ledger_of, of_seeds, result
 
+from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY
 from instant_soup.reports import (
     ablations,

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from helpers import SHAPES, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder
 from instant_soup.methods import criteria
@@ -19,9 +20,6 @@ from instant_soup.sparsity import masks
 
 LAW = settings(deadline=None, max_examples=100)
 TIED_SCORES = st.lists(st.integers(-2, 3).map(float), min_size=1, max_size=60)
-SHAPES = st.lists(
-    st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4
-)
 
 
 def kept_by_stable_sort(scores: np.ndarray, k: int) -> np.ndarray:
@@ -35,17 +33,6 @@ def kept_by_stable_sort(scores: np.ndarray, k: int) -> np.ndarray:
 def in_pieces(flat: torch.Tensor, sizes: list[int]) -> dict[str, torch.Tensor]:
     """A vector cut into named tensors, in order."""
     return {f"w{i}": piece for i, piece in enumerate(flat.split(sizes))}
-
-
-def joined(tensors: dict[str, torch.Tensor]) -> np.ndarray:
-    """Named tensors as one numpy vector, in order."""
-    return torch.cat([t.flatten() for t in tensors.values()]).numpy()
-
-
-def random_mask(shapes: list[tuple[int, ...]], seed: int) -> masks.Mask:
-    """A mask of the given shapes, each weight kept by the toss of a coin."""
-    draws = torch.Generator().manual_seed(seed)
-    return {f"layer.{i}.w": torch.rand(s, generator=draws) < 0.5 for i, s in enumerate(shapes)}
 
 
 @LAW

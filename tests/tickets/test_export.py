@@ -13,8 +13,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from test_early_bird import run_script
 
+from helpers import ROOT, run_script
 from instant_soup.data import batches
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
@@ -27,7 +27,6 @@ from instant_soup.training.state import load_state
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
-ROOT = Path(__file__).parent.parent
 SOURCES = str(ROOT / "src")
 
 # One file of ours runs, by its path: it lets torchvision be imported beside a CPU build of torch.

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_masks import SHAPES, joined, random_mask
 
+from helpers import BLOCKS, SHAPES, encoder_weights, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import write_json
 from instant_soup.methods import criteria
@@ -21,27 +21,14 @@ from instant_soup.methods.criteria import Probe
 from instant_soup.reports import figures
 from instant_soup.sparsity import masks
 from instant_soup.tickets import compact, inspect, weights
-from instant_soup.tickets.inspect import Found
+from instant_soup.tickets.inspect import Inspected
 
 LAW = settings(deadline=None, max_examples=60)
-BLOCKS = {
-    f"bert.encoder.layer.{i}.{part}.weight": (8, 8)
-    for i in (0, 2, 10)
-    for part in ("attention.self.query", "output.dense")
-}
-
-
-def network(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights of three layers, with an embedding, a pooler and a norm."""
-    draws = torch.Generator().manual_seed(seed)
-    shapes = {**BLOCKS, "bert.embeddings.weight": (9, 8), "bert.pooler.weight": (8, 8)}
-    shapes["bert.encoder.layer.0.norm.weight"] = (8,)
-    return {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
 
 
 def pruned(folder: Path, sparsity: float = 0.5) -> tuple[dict[str, torch.Tensor], masks.Mask]:
     """A pruned network and its mask, written as model.safetensors into a folder."""
-    weights = network()
+    weights = encoder_weights()
     mask = criteria.magnitude({name: weights[name] for name in BLOCKS}, sparsity)
     masks.apply(mask, weights)
     folder.mkdir(exist_ok=True, parents=True)
@@ -58,7 +45,7 @@ def test_sparsity_is_counted_by_layer_type_and_matrix() -> None:
     half[:4] = True
     query, output = (f"layer.{{}}.{part}.weight" for part in ("self.query", "output"))
     mask = {query.format(10): half, output.format(10): kept, query.format(2): ~kept}
-    numbers = inspect.statistics(Found(mask))
+    numbers = inspect.statistics(Inspected(mask))
     assert (numbers["weights"], numbers["kept"], numbers["sparsity"]) == (192, 96, 0.5)
     layers = {entry["name"]: entry["sparsity"] for entry in numbers["layers"]}
     assert list(layers.items()) == [("layer.2", 0.0), ("layer.10", 0.75)]
@@ -71,7 +58,7 @@ def test_sparsity_is_counted_by_layer_type_and_matrix() -> None:
 @LAW
 @given(SHAPES, st.integers(0, 99))
 def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
-    numbers = inspect.statistics(Found(random_mask(shapes, seed)))
+    numbers = inspect.statistics(Inspected(random_mask(shapes, seed)))
     for parts in ("layers", "types", "matrices"):
         for key in ("weights", "kept"):
             assert sum(entry[key] for entry in numbers[parts]) == numbers[key]
@@ -81,7 +68,7 @@ def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
 def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
     weights = {f"layer.{i}.w": torch.randn(16, 32) for i in range(2)}
     mask = criteria.CRITERIA["n_of_m"](weights, 1 - n / m, Probe(0, {"m": m}))
-    found = {p["pattern"]: p for p in inspect.statistics(Found(mask))["patterns"]}
+    found = {p["pattern"]: p for p in inspect.statistics(Inspected(mask))["patterns"]}
     assert found[f"{n}:{m}"] == {
         **{"pattern": f"{n}:{m}", "share": 1.0, "matrices": 2, "compliant": True}
     }
@@ -93,15 +80,15 @@ def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
 def test_groups_lie_along_the_inputs() -> None:
     kept = torch.zeros(4, 8, dtype=torch.bool)
     kept[:, :2] = True  # two of the first four inputs, none of the others
-    patterns = inspect.statistics(Found({"layer.0.w": kept}))["patterns"]
+    patterns = inspect.statistics(Inspected({"layer.0.w": kept}))["patterns"]
     shares = {entry["pattern"]: entry["share"] for entry in patterns}
     assert shares == {"1:2": 0.75, "2:4": 1.0, "4:8": 1.0, "1:4": 0.5}
-    assert not inspect.statistics(Found({"layer.0.w": kept.T}))["patterns"][2]["compliant"]
+    assert not inspect.statistics(Inspected({"layer.0.w": kept.T}))["patterns"][2]["compliant"]
 
 
 def test_rows_that_are_no_multiple_of_m_do_not_comply() -> None:
     kept = torch.zeros(2, 6, dtype=torch.bool)
-    numbers = inspect.statistics(Found({"layer.0.w": kept}))["patterns"]
+    numbers = inspect.statistics(Inspected({"layer.0.w": kept}))["patterns"]
     assert [entry["compliant"] for entry in numbers] == [True, False, False, False]
     assert [entry["share"] for entry in numbers] == [1.0, 1.0, None, 1.0]
 
@@ -258,7 +245,7 @@ def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Pa
     weights, mask = pruned(tmp_path / "sparse")
     masks.save(tmp_path / "own/mask.safetensors", mask)
     compact.save(tmp_path / "compact.safetensors", weights, mask)
-    save_file(network(), tmp_path / "dense.safetensors")
+    save_file(encoder_weights(), tmp_path / "dense.safetensors")
     for number, source in enumerate(["own", "own/mask.safetensors", "compact.safetensors"]):
         weights.apply(tmp_path / source, tmp_path / "dense.safetensors", tmp_path / f"{number}")
         after = load_file(tmp_path / f"{number}/dense.safetensors")
@@ -270,7 +257,7 @@ def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Pa
 def test_what_does_not_go_together_is_refused_and_nothing_written(tmp_path: Path) -> None:
     _, mask = pruned(tmp_path / "sparse")
     masks.save(tmp_path / "mask.safetensors", mask)
-    odd = {**network(), "bert.encoder.layer.2.output.dense.weight": torch.ones(8, 9)}
+    odd = {**encoder_weights(), "bert.encoder.layer.2.output.dense.weight": torch.ones(8, 9)}
     save_file(odd, tmp_path / "odd.safetensors")
     cases = [
         ("mask.safetensors", "odd.safetensors", "no weights bert.encoder.layer.2.output.dense"),
@@ -290,7 +277,7 @@ def test_what_does_not_go_together_is_refused_and_nothing_written(tmp_path: Path
 
 def test_the_figure_has_a_field_for_each_matrix(tmp_path: Path) -> None:
     _, mask = pruned(tmp_path)
-    numbers = inspect.statistics(Found(mask))
+    numbers = inspect.statistics(Inspected(mask))
     figures.matrix_sparsity(numbers, tmp_path / "sparsity.png")
     assert Image.open(tmp_path / "sparsity.png").size[0] > 300
     again = tmp_path / "again.png"

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import new_classifier
 from torch import nn
 
+from helpers import new_classifier
 from instant_soup.errors import UserError
 from instant_soup.methods import criteria
-from instant_soup.models import base as models
-from instant_soup.models import clip
+from instant_soup.models import clip, matrices
 from instant_soup.sparsity import masks
 from instant_soup.tickets import layouts
 
@@ -18,7 +17,7 @@ from instant_soup.tickets import layouts
 @pytest.mark.parametrize("layout", ["CSR", "BSR"])
 def test_a_sparse_copy_gives_the_same_logits(tiny_bert: Path, layout: str) -> None:
     model = new_classifier(tiny_bert, 2, 0).eval()
-    mask = criteria.magnitude(models.prunable(model), 0.8)
+    mask = criteria.magnitude(matrices.prunable(model), 0.8)
     masks.apply(mask, dict(model.named_parameters()))
     sparse = layouts.convert(model, mask, layout)
     ids = torch.randint(5, 20, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -35,7 +34,9 @@ def test_a_sparse_copy_gives_the_same_logits(tiny_bert: Path, layout: str) -> No
 def test_the_mlps_of_an_image_tower_can_be_sparse(tiny_clip: Path) -> None:
     package = clip.open_clip()
     model, _, _ = package.create_model_and_transforms(f"local-dir:{tiny_clip}")
-    names = [name for name in models.prunable(model.eval()) if "visual" in name and ".mlp." in name]
+    names = [
+        name for name in matrices.prunable(model.eval()) if "visual" in name and ".mlp." in name
+    ]
     fast = layouts.convert(model, names)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert_settings, new_classifier, random_texts
 
+from helpers import bert_settings, new_classifier, random_texts
 from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
 from instant_soup.methods import criteria
-from instant_soup.models import base as models
-from instant_soup.models import bert
+from instant_soup.models import bert, matrices
 from instant_soup.sparsity import masks
 from instant_soup.training import data_parallel, loop
 from instant_soup.training.cost import Cost
@@ -35,7 +34,9 @@ def train(base: Path, data: Texts, processes: int, after_step: Any = None, **cha
     """Twelve steps of a pruned network: losses, state, mask and cost."""
     state = State({n: w.clone() for n, w in new_classifier(base, 2, 0).state_dict().items()})
     model = bert.classifier(base, state.weights, bert_settings(2, 0.0))
-    mask = criteria.magnitude({name: w.detach() for name, w in models.prunable(model).items()}, 0.6)
+    mask = criteria.magnitude(
+        {name: w.detach() for name, w in matrices.prunable(model).items()}, 0.6
+    )
     state.prune(mask)
     losses: list[float] = []
 
@@ -80,7 +81,7 @@ def test_each_process_draws_dropout_for_its_own_rows(tiny_bert: Path, data: Text
         return model.train(), State(weights)
 
     model, state = classifier()
-    full = masks.full(models.prunable(model))
+    full = masks.full(matrices.prunable(model))
     seen: list[float] = []
     settings = {**SETTINGS, "batch_size": 2, "processes": 2}
     loop.train(model, state, full, twice, settings, Cost(), last=1, total=None, label="test",

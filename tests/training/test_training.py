@@ -11,17 +11,28 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert_settings, new_classifier, random_texts
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from helpers import (
+    ROOT,
+    FakeRun,
+    assert_same,
+    bert_settings,
+    bits,
+    copied,
+    interrupt_at,
+    new_classifier,
+    prunable,
+    random_texts,
+)
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml, write_yaml
 from instant_soup.methods import criteria
 from instant_soup.models import base as models
-from instant_soup.models import bert
+from instant_soup.models import bert, matrices
 from instant_soup.pipeline import main_network
 from instant_soup.pipeline.plan import plan
 from instant_soup.sparsity import masks
@@ -31,7 +42,6 @@ from instant_soup.training.cost import Cost
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State, load_state, save_state
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "learning_rate": 5e-3,
     "weight_decay": 0.1,
@@ -83,7 +93,7 @@ def train(tiny_bert: Path, data: Texts) -> Callable[..., State]:
         return loop.train(
             model,
             state,
-            masks.full(models.prunable(model)) if mask is None else mask,
+            masks.full(matrices.prunable(model)) if mask is None else mask,
             rows,
             {**SETTINGS, **changes},
             Cost() if cost is None else cost,
@@ -94,32 +104,6 @@ def train(tiny_bert: Path, data: Texts) -> Callable[..., State]:
         )
 
     return run
-
-
-def copied(state: State) -> State:
-    """The same state in memory of its own."""
-    parts = (state.weights, state.first_moments, state.second_moments)
-    return State(*({n: t.clone() for n, t in part.items()} for part in parts), step=state.step)
-
-
-def prunable(state: State) -> dict[str, torch.Tensor]:
-    """The prunable weights of a tiny BERT's state: the matrices of its layers."""
-    return {n: w for n, w in state.weights.items() if ".layer." in n and w.ndim == 2}
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A float tensor's bits: tells 0.0 from −0.0."""
-    return tensor.contiguous().view(torch.int32)
-
-
-def assert_same(one: State, other: State) -> None:
-    """Two states are the same, bit for bit."""
-    assert one.step == other.step
-    for part in ("weights", "first_moments", "second_moments"):
-        a, b = getattr(one, part), getattr(other, part)
-        assert a.keys() == b.keys(), part
-        odd = [n for n in a if not torch.equal(bits(a[n].float()), bits(b[n].float()))]
-        assert odd == [], part
 
 
 # Masks under training
@@ -477,19 +461,6 @@ def test_costs_add_up_part_by_part() -> None:
 # The main network
 
 
-class FakeRun:
-    """Takes the curve's rows as the tracked run does."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def curve(self, **row: Any) -> None:
-        self.rows.append(row)
-
-    def live(self) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     """A project folder up to models/start, made by the stages' own scripts."""
@@ -523,19 +494,6 @@ def pruned_start() -> tuple[State, Mask]:
     mask = criteria.magnitude(prunable(state), 0.5)
     state.prune(mask)
     return state, mask
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
-    """Have `how` called within the given training step (counted from now, from 1)."""
-    loss_of, calls = loop.loss_of, [0]
-
-    def counted(*given: Any) -> torch.Tensor:
-        calls[0] += 1
-        if calls[0] == step:
-            how()
-        return loss_of(*given)
-
-    monkeypatch.setattr(loop, "loss_of", counted)
 
 
 # (epochs of the budget, so steps between two rows of the curve): 160 rows in batches of 16.
