@@ -147,32 +147,6 @@ def test_planning_imports_no_torch(modules: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "home"),
-    [
-        ("compact", "tickets.compact"),
-        ("inspection", "tickets.inspect"),
-        ("masks", "sparsity.masks"),
-        ("sparse_layouts", "tickets.layouts"),
-    ],
-)
-def test_the_names_in_model_cards_stay_importable(name: str, home: str) -> None:
-    """By `from instant_soup import …` and by `import instant_soup.…`, with all that is public."""
-    script = (
-        f"from instant_soup import {name} as one; import instant_soup.{name}; "
-        f"from instant_soup.{home} import __dict__ as there; "
-        f"assert one is instant_soup.{name}; "
-        "assert all(vars(one)[n] is v for n, v in there.items() if not n.startswith('_'))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_tests_share_through_helpers_alone() -> None:
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -82,10 +82,10 @@ def own_bert(tiny_bert: Path, tmp_path: Path) -> Path:
 
 def test_the_six_matrices_of_every_layer_are_prunable_and_nothing_else(family) -> None:
     name, folder = family
-    prefix, matrices = BLOCK[name]
+    prefix, names = BLOCK[name]
     model = new_classifier(folder, 2, 0)
     found = matrices.prunable(model)
-    assert sorted(found) == sorted(f"{prefix}.{i}.{m}.weight" for i in (0, 1) for m in matrices)
+    assert sorted(found) == sorted(f"{prefix}.{i}.{m}.weight" for i in (0, 1) for m in names)
     assert sum(w.numel() for w in found.values()) == 2 * (4 * 32 * 32 + 2 * 32 * 64)
     parameters = dict(model.named_parameters())
     assert all(found[n] is parameters[n] for n in found)
