@@ -20,8 +20,8 @@ from torch import nn
 
 from instant_soup.methods import criteria
 from instant_soup.methods.criteria import Probe
-from instant_soup.models import base as models
 from instant_soup.models import bert
+from instant_soup.models.matrices import prunable
 from instant_soup.sparsity import masks
 from instant_soup.tickets import compact
 from instant_soup.tickets.layouts import BLOCK, convert
@@ -65,7 +65,7 @@ def main() -> None:
     where = loop.device()
     model, _ = bert.load_pretrained(MINILM, hub=False)
     model = model.to(where).eval()
-    weights = {name: w.detach().cpu() for name, w in models.prunable(model).items()}
+    weights = {name: w.detach().cpu() for name, w in prunable(model).items()}
     names, rows, sizes = list(weights), [], []
     # Layout, sparsity, the network, and the dense one that it is compared with.
     candidates: list[tuple[str, float, nn.Module, nn.Module]] = []

@@ -11,8 +11,7 @@ from common import prepare
 from safetensors.torch import save_file
 
 from instant_soup.models import bert, clip
-from instant_soup.models.base import packaged_folder
-from instant_soup.models.known import MODELS
+from instant_soup.models.known import MODELS, packaged_folder
 
 MINILM = packaged_folder(MODELS["minilm"]["package"], MODELS["minilm"]["folder"])
 SHAPES = ("MiniLM-L6", "BERT-base", "ViT-B/32")

@@ -26,7 +26,7 @@ from instant_soup.config.presets import PRESETS
 from instant_soup.data.batches import load_split
 from instant_soup.files import new_file, read_json, read_yaml
 from instant_soup.methods import criteria
-from instant_soup.models.base import NEAR_ZERO
+from instant_soup.models.matrices import NEAR_ZERO
 from instant_soup.pipeline import main_network
 from instant_soup.pipeline.tracking import stage_run
 from instant_soup.pretraining import clip_glyph

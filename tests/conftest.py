@@ -1,15 +1,16 @@
-"""Small real things for tests: a BERT of two narrow layers, and texts with a learnable label."""
+"""Fixtures: tiny models and data sets, finished runs of them; and what all tests are spared."""
 
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
+import torch
 
+from helpers import BAD, FILLERS, GOOD, TINY_CLIP, finish_run, make_table, save_clip
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.training import loop
 
 declare_missing_operators()
 
@@ -28,30 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONG_FILES)
 
 
-GOOD, BAD = ["fine", "great", "lovely", "bright"], ["poor", "awful", "dull", "weak"]
-FILLERS = ["the", "film", "plot", "is", "was", "and", "a", "very", "quite", "cast"]
-
-
-def make_table(rows: int, seed: int = 0) -> pd.DataFrame:
-    """Sentences of 3 to 12 words, label 1 when they hold more good words than bad."""
-    import numpy as np
-
-    draw = np.random.default_rng(seed)
-    sentences, labels = [], []
-    while len(sentences) < rows:
-        label = int(draw.integers(2))
-        words = list(draw.choice(FILLERS, draw.integers(2, 10)))
-        words.insert(int(draw.integers(len(words) + 1)), str(draw.choice([BAD, GOOD][label])))
-        sentences.append(" ".join(words) + f" {len(sentences)}")
-        labels.append(label)
-    return pd.DataFrame({"sentence": sentences, "label": labels})
-
-
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Networks this small are quickest on one thread, above all beside other work."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,10 +41,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def on_the_cpu() -> Iterator[None]:
     """For tests that compare bits: on the CPU wherever they run."""
-    import torch
-
-    from instant_soup.training import loop
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "device", lambda: torch.device("cpu"))
         yield
@@ -82,7 +58,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BertModel checkpoint folder: 2 layers, width 32, with its fast tokenizer."""
-    import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-bert")
@@ -99,50 +74,6 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def new_classifier(folder: Path, outputs: int, seed: int) -> Any:
-    """A text classifier of a folder's configuration, all of its weights drawn from the seed."""
-    import torch
-
-    from instant_soup.models import bert
-
-    torch.manual_seed(seed)
-    auto = bert.transformers_auto()
-    config = bert.configuration(folder, outputs)
-    return auto.AutoModelForSequenceClassification.from_config(config)
-
-
-def random_texts() -> Any:
-    """Forty rows of random tokens, as encoded; the label is in the second token."""
-    import torch
-
-    from instant_soup.data.batches import Texts
-
-    draws = torch.Generator().manual_seed(0)
-    lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
-    ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
-    ids[torch.arange(12) >= lengths[:, None]] = 0
-    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
-
-
-def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = False) -> dict:
-    """What bert.classifier wants to know beside the weights."""
-    return {"outputs": outputs, "dropout": dropout, "freeze_embeddings": frozen}
-
-
-def finish_run(folder: Path, model: Path, dataset: Path, data: dict, training: dict) -> Path:
-    """A project folder with one finished method, one_shot, made by the stages' own scripts."""
-    from test_early_bird import make_project, run_script
-
-    enough = {"epochs": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3}
-    rows = {"sparsity": 0.6, "baselines": ["one_shot"]}
-    make_project(folder, model, dataset, **rows, data=data, training={**enough, **training})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in ("find_ticket", "sparse_retrain", "evaluate"):
-            run_script(stage, "--method", "one_shot")
     return folder
 
 
@@ -174,36 +105,6 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path
     return finish_run(tmp_path_factory.mktemp("image-run"), tiny_clip, data, {}, {})
 
 
-TINY_CLIP = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 8, "layers": 2},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-def save_clip(folder: Path, config: dict, seed: int = 0, **preprocess: Any) -> Path:
-    """Write an open_clip model with random weights in the layout of `local-dir:`."""
-    import json
-
-    import torch
-    from safetensors.torch import save_file
-
-    from instant_soup.models.clip import needs_optional, open_clip
-
-    package = open_clip(needs_optional(config))
-    torch.manual_seed(seed)
-    kind = package.CustomTextCLIP if config.get("custom_text") else package.CLIP
-    model = kind(**{k: v for k, v in config.items() if k != "custom_text"})
-    side = config["vision_cfg"]["image_size"]
-    seen = {"size": side, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], **preprocess}
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = {"model_cfg": config, "preprocess_cfg": seen}
-    (folder / "open_clip_config.json").write_text(json.dumps(whole))
-    weights = {name: w.contiguous() for name, w in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of two narrow blocks for 32 × 32 images, as an open_clip `local-dir:` folder."""
@@ -211,4 +112,4 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record-golden", action="store_true", help="write tests/golden.json anew")
+    parser.addoption("--record-golden", action="store_true", help="write golden.json anew")

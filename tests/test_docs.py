@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
+
 BLOCKS = [
     part.split("```")[0] for part in (ROOT / "docs/api.md").read_text().split("```python\n")[1:]
 ]

@@ -8,10 +8,10 @@ from typing import Any
 
 import better_soups
 import pandas as pd
-import pretraining
 import pytest
-from test_early_bird import make_project, run_script
 
+import pretraining
+from helpers import ROOT, make_project, run_script
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml
 from instant_soup.pipeline.plan import check
@@ -19,7 +19,6 @@ from instant_soup.pipeline.plan import check
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-ROOT = Path(__file__).parent.parent
 CHANGES: dict[str, Any] = {
     "sparsity": 0.4,
     "baselines": [],

@@ -22,6 +22,6 @@ PY
 bash -euo pipefail tutorial.sh
 test -f ../my-ticket/open_clip_model.safetensors
 python -c "
-from instant_soup.masks import load, sparsity
+from instant_soup.sparsity.masks import load, sparsity
 assert round(sparsity(load('../my-ticket/mask.safetensors')), 3) == 0.7"
 echo "tutorial: every command of docs/tutorial.md ran"

@@ -1,20 +1,33 @@
-"""Instant Soup Pruning (ICML 2023): the ideas of the paper, one file per idea.
+"""Instant Soup Pruning (ICML 2023) and the methods that it is compared with.
 
-`instant_soup.prune` prunes a model of one's own (api.py), `instant_soup.InstantSoupCallback` that
-of a `transformers.Trainer` (trainer_callback.py). Nothing is imported here before it is
-asked for: the pipeline runs dozens of short processes, and each pays only for what it uses.
+`instant_soup.prune` prunes a model of one's own, `instant_soup.InstantSoupCallback` that of a
+`transformers.Trainer`. Nothing is imported here before it is asked for: the pipeline runs dozens of
+short processes, and each pays only for what it uses.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instant_soup.library.prune import Pruned, prune
+    from instant_soup.library.trainer import InstantSoupCallback
+
+__all__ = ["InstantSoupCallback", "Pruned", "__version__", "prune"]
+__version__ = "0.2.0"
+
+# name → the module that has it
+_HOMES = {
+    "prune": "instant_soup.library.prune",
+    "Pruned": "instant_soup.library.prune",
+    "InstantSoupCallback": "instant_soup.library.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("prune", "Pruned"):
-        from instant_soup.library import prune
-
-        return getattr(prune, name)
-    if name == "InstantSoupCallback":
-        from instant_soup.library.trainer import InstantSoupCallback
-
-        return InstantSoupCallback
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'instant_soup' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

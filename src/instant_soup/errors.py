@@ -1,4 +1,4 @@
-"""What a user can mend."""
+"""The one error that a user sees: what is wrong, in a line."""
 
 
 class UserError(Exception):

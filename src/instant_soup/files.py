@@ -1,4 +1,7 @@
-"""Small file helpers: nothing half-written is ever taken for an output."""
+"""Files and folders: written whole or not at all, digested, found from the project's root.
+
+Beside them how a stage script runs: nothing half-written is ever taken for an output.
+"""
 
 import hashlib
 import json

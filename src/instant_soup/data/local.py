@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from instant_soup.data import images, tables, texts
 from instant_soup.data.datasets import DATASETS
 from instant_soup.errors import UserError
 from instant_soup.files import digest, project_root, read_yaml, resolve_path
@@ -111,8 +112,6 @@ def _check_readable(settings: Settings, images: bool) -> None:
 
 def _own_texts(folder: Path, settings: Settings) -> Settings:
     """Columns, kind and class names of a folder of texts."""
-    from instant_soup.data import images, tables, texts
-
     own = settings["data"]
     _check_readable(settings, images.holds_images(folder, "test"))
     table, _ = tables.read_local(folder, "test")
@@ -130,8 +129,6 @@ def _own_texts(folder: Path, settings: Settings) -> Settings:
 
 def _own_images(folder: Path, settings: Settings) -> Settings:
     """Columns, class names and prompts of a folder of images."""
-    from instant_soup.data import images
-
     own, prompts = settings["data"], resolve_prompts(settings, "")
     classes = prompts.get("classes", own.get("classes"))  # a ticket's, when it is evaluated
     found = images.describe_local(folder, "test", own.get("image"), own.get("label"), classes)
@@ -143,8 +140,6 @@ def _own_images(folder: Path, settings: Settings) -> Settings:
 
 
 def _check_local_data(folder: Path, facts: Settings) -> None:
-    from instant_soup.data import images, tables, texts
-
     if facts["image"]:
         images.check_local(folder, facts)
     else:

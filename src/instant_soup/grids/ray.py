@@ -1,4 +1,4 @@
-"""A grid's cells as Ray tasks on many machines: `run_grid … --ray ADDRESS --remote REMOTE`.
+"""A grid's cells as Ray tasks on many machines: `--ray ADDRESS --remote REMOTE` of the command.
 
 Each cell runs in a clone of its own, wherever Ray has room for it. What cells share, and what a
 cell has made, passes through a DVC remote (a folder that all nodes see, or S3-compatible), with

@@ -1,11 +1,12 @@
 """Lanes of cells: each in a copy of the repository of its own, one cell after another.
 
-The workspace is never touched, cells that share work come one after another, and nothing is left
-running. Copies and logs lie in .dvc/tmp/grid. docs/grids.md has the reasons and the numbers.
+The copy is as DVC's own queue makes it, but ours: the workspace is never touched, cells that share
+work come one after another, and nothing is left running. Copies and logs lie in .dvc/tmp/grid.
 """
 
 import fcntl
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from typing import Any, TextIO
 
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell, Identity, change, lanes_of
-from instant_soup.grids.command import DENSE, PREPARED, STAGE
 from instant_soup.pipeline.processes import (
+    duration,
     dvc,
     end_groups,
     end_leftover,
@@ -28,10 +29,13 @@ from instant_soup.pipeline.processes import (
     git,
     last_error,
     slots_of,
-    span,
     try_lock,
 )
 from instant_soup.reports.ledger import merge_ledger, read_results
+
+PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
+DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
+STAGE = re.compile(r"Running stage '([^']+)'")
 
 
 class Stopped(Exception):
@@ -238,14 +242,14 @@ class Board:
         if state == "failed":
             self.failed.append((cell, reason))
         count = f"{len(self.seconds)} of {len(self.todo)}"
-        end = f"{state} {cell.name} in {span(self.seconds[-1])}"
+        end = f"{state} {cell.name} in {duration(self.seconds[-1])}"
         self.line(f"{count}: {end}{f': {reason}' if reason else ''}; {self.left()}")
 
     def left(self) -> str:
         """The time left, were all cells as long as those so far."""
         left = len(self.todo) - len(self.seconds)
         mean = sum(self.seconds) / len(self.seconds)
-        return f"about {span(mean * left / self.at_once)} left" if left else "none left"
+        return f"about {duration(mean * left / self.at_once)} left" if left else "none left"
 
     def refresh(self) -> None:
         """Show which stage each cell is at."""

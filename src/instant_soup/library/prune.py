@@ -21,7 +21,7 @@ from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.methods import criteria
 from instant_soup.methods.protocols import draw_protocol
 from instant_soup.methods.rounds import calibration_steps, round_sparsities
-from instant_soup.models import base as models
+from instant_soup.models import matrices
 from instant_soup.pipeline.plan import check_values
 from instant_soup.sparsity import mask_soup, masks
 from instant_soup.sparsity.masks import Mask
@@ -248,8 +248,8 @@ def choose(
     if wanted is not None:
         found: dict[str, torch.Tensor] = {n: p for n, p in model.named_parameters() if wanted(n, p)}
     else:
-        every = models.matrices(model)
-        found = models.prunable(model) or {name: every[name] for name in list(every)[:-1]}
+        every = matrices.matrices(model)
+        found = matrices.prunable(model) or {name: every[name] for name in list(every)[:-1]}
     if not found:
         raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
     return found

@@ -1,0 +1,1 @@
+"""BERT and CLIP: loading, task heads, prunable matrices, and inputs as tensors."""

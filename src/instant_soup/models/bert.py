@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from instant_soup.errors import UserError
-from instant_soup.models.base import Weights, check_weights, packaged_folder, prunable
+from instant_soup.models.known import packaged_folder
+from instant_soup.models.matrices import Weights, check_weights, prunable
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 
 WEIGHTS = "model.safetensors"

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
-from instant_soup.models.base import Weights, check_weights, prunable
+from instant_soup.models.matrices import Weights, check_weights, prunable
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 
 # The names that open_clip's `local-dir:` expects.

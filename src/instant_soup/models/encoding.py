@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def encode_images(base: Path, table: "pd.DataFrame", split: str) -> Images:
     """A split's images (`img`, encoded) at the model's size, as uint8."""
     side = clip.side(read_json(base / clip.CONFIG))
-    pixels = decode(table["img"].tolist(), side, table["place"], split)
+    pixels = decode(table["img"].tolist(), side, table["origin"], split)
     return Images(pixels, torch.tensor(table["label"].to_numpy()))
 
 

@@ -15,7 +15,6 @@ from instant_soup.sparsity.names import in_block
 
 Settings = dict[str, Any]
 
-
 # name → family (the module that loads it) and where it comes from. `packaged` models come inside
 # a wheel of requirements.txt; clip-glyph is pre-trained here, by the stage pretrain_clip.
 MODELS: dict[str, dict[str, str]] = {
@@ -81,6 +80,16 @@ def resolve_model(settings: Settings) -> Settings:
     located = {"source": "local", "path": str(folder), "digest": digest(folder)}
     # A folder may be called anything, also bert-base: what is local says so in every table.
     return {"name": f"local:{folder.name}", "family": family, **located}
+
+
+def packaged_folder(package: str, folder: str) -> Path:
+    """Folder of a model that came inside an installed wheel; the package is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"model: package {package} is not installed: pip install -r requirements.txt"
+        )
+    return Path(spec.submodule_search_locations[0]) / folder
 
 
 def _check_open_clip(text: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from instant_soup.errors import UserError
 from instant_soup.files import project_root, run_stage
-from instant_soup.pipeline.processes import environment, last_error, slots_of, span
+from instant_soup.pipeline.processes import duration, environment, last_error, slots_of
 
 FIRST = "plan"  # writes every stage's settings, so only after it is it known what changed
 
@@ -97,7 +97,9 @@ def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, lo
                     failed.append(str(error))
                     continue
                 done = len(order) - len(waiting) - len(running)
-                print(f"{time.strftime('%H:%M:%S')} {done} of {len(order)}: {stage}, {span(took)}")
+                print(
+                    f"{time.strftime('%H:%M:%S')} {done} of {len(order)}: {stage}, {duration(took)}"
+                )
     if failed:
         raise UserError("; ".join(failed))
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import TextIO
 
 from instant_soup.errors import UserError
-from instant_soup.grids.command import OWN_ERROR, PATIENCE
+
+PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
+OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
 
 
 def graphics_cards() -> list[str]:
@@ -59,7 +62,7 @@ def _output(command: list[str], folder: Path) -> str:
 
 
 def environment(root: Path, jobs: int) -> dict[str, str]:
-    """The environment of all cells: this Python, no outer DVC, the cores shared between jobs."""
+    """The environment of jobs side by side: this Python, no outer DVC, each its share of cores."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
     folders = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -78,17 +81,17 @@ def last_error(log: Path) -> str:
 def end_groups(leaders: list[int], ended: Callable[[], bool]) -> None:
     """Interrupt process groups; kill what has not ended after PATIENCE or another Ctrl-C."""
     for leader in leaders:
-        send(leader, signal.SIGINT)
+        send_signal(leader, signal.SIGINT)
     deadline = time.monotonic() + PATIENCE
     try:
         while not ended() and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
         for leader in leaders:
-            send(leader, signal.SIGKILL)
+            send_signal(leader, signal.SIGKILL)
 
 
-def send(leader: int, number: int) -> None:
+def send_signal(leader: int, number: int) -> None:
     """Send a signal to a process group, if there still is one."""
     with suppress(ProcessLookupError):
         os.killpg(leader, number)
@@ -113,7 +116,7 @@ def end_leftover(path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration as people say it: 40 s, 12 min, 3.5 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -208,9 +208,8 @@ def import_libraries() -> None:
     from transformers.models.bert import modeling_bert  # noqa: F401
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "instant_soup"]:
-        if (
-            name != "instant_soup.models.torchvision_cpu"
-        ):  # which keeps what torch cannot be told twice
+        # It keeps what torch cannot be told twice.
+        if name != "instant_soup.models.torchvision_cpu":
             del sys.modules[name]
     gc.collect()
     gc.freeze()  # so that a fork's collections leave the shared pages alone

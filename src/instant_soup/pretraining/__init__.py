@@ -1,0 +1,1 @@
+"""A CLIP checkpoint of our own, pre-trained on rendered characters."""

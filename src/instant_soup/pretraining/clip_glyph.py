@@ -1,7 +1,7 @@
 """Pre-training of a small CLIP model on rendered characters and their captions.
 
 A stand-in for the checkpoints that no package ships: open_clip's own model, tokenizer and loss on
-the data of glyphs.py. Every batch is a function of seed and step, as in training.py.
+the data of glyphs.py. Every batch is a function of seed and step, as in training/loop.py.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder, read_json, write_json
-from instant_soup.models.base import NEAR_ZERO, prunable
 from instant_soup.models.clip import CONFIG, WEIGHTS, open_clip
+from instant_soup.models.matrices import NEAR_ZERO, prunable
 from instant_soup.pretraining import glyphs
 from instant_soup.training import checkpoints, loop
 from instant_soup.training.schedule import learning_rate

@@ -1,0 +1,1 @@
+"""The ledger of results, and the tables, figures and page made of it."""

@@ -98,21 +98,21 @@ def training_curves(curves: dict[str, pd.DataFrame], metric: str, path: str | Pa
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for method in sorted(curves, key=row_order):
-        curve, (colour, marker) = curves[method], _style(method, curves)
+        curve, (colour, marker) = curves[method], _colour_and_marker(method, curves)
         loss = curve.dropna(subset="train_loss")
         smooth = loss["train_loss"].rolling(max(1, len(loss) // 25), 1, center=True).mean()
         if method in MAIN:
             left.plot(loss["step"], loss["train_loss"], color=colour, alpha=0.2, lw=0.7)
         in_legend = {"marker": marker, "ms": 4, "markevery": [], "label": label(method)}
-        strength = _strength(method)
-        left.plot(loss["step"], smooth, color=colour, **strength, **in_legend)
+        weight = _line_weight(method)
+        left.plot(loss["step"], smooth, color=colour, **weight, **in_legend)
         score = curve.dropna(subset="validation")
         values = scale(metric) * score["validation"]
-        right.plot(score["step"], values, color=colour, marker=marker, ms=4, **strength)
+        right.plot(score["step"], values, color=colour, marker=marker, ms=4, **weight)
     if "isp" in curves:
         _mark_pruning(left, right, curves["isp"])
-    _finish(left, "optimiser step", "training loss (faint: each step)")
-    _finish(right, "optimiser step", f"validation {metric}{unit(metric)}")
+    _label_axes(left, "optimiser step", "training loss (faint: each step)")
+    _label_axes(right, "optimiser step", f"validation {metric}{unit(metric)}")
     # Below the panels, where it hides no curve; both have the same methods.
     figure.legend(*left.get_legend_handles_labels(), **BELOW, ncols=6)
     _save(figure, path)
@@ -143,8 +143,8 @@ def isp_rounds(rounds: list[dict[str, Any]], metric: str, path: str | Path) -> N
         axes.set_xticks(numbers)
         axes.set_xlim(min(numbers) - margin, max(numbers) + margin)
         axes.legend(**ABOVE, bbox_to_anchor=(0.5, 1.0), ncols=2)
-    _finish(left, "round", "share (%)")
-    _finish(right, "round", f"validation {metric}{unit(metric)}")
+    _label_axes(left, "round", "share (%)")
+    _label_axes(right, "round", f"validation {metric}{unit(metric)}")
     _save(figure, path)
 
 
@@ -160,23 +160,23 @@ def layer_sparsity(results: list[dict[str, Any]], path: str | Path) -> None:
     axes = figure.subplots()
     methods = [r["method"] for r in shown]
     for number, result in enumerate(shown):
-        colour, marker = _style(result["method"], methods)
+        colour, marker = _colour_and_marker(result["method"], methods)
         apart = (number - (len(shown) - 1) / 2) * min(0.08, 0.7 / len(shown))
         own = {layer["name"]: 100 * layer["sparsity"] for layer in result["layer_sparsity"]}
         values = [own.get(name, np.nan) for name in names]
         name = label(result["method"], result["variant"])
         x = np.arange(len(names)) + apart
-        strength = _strength(result["method"])
-        axes.plot(x, values, color=colour, marker=marker, ms=5, label=name, **strength)
+        weight = _line_weight(result["method"])
+        axes.plot(x, values, color=colour, marker=marker, ms=5, label=name, **weight)
     for overall in sorted({round(100 * r["sparsity"], 2) for r in shown}):
         axes.axhline(overall, color="#555555", lw=0.8, ls=":", label=f"all layers: {overall:g} %")
-    axes.set_xticks(range(len(names)), _short(names), rotation=45 if len(names) > 6 else 0,
-                    ha="right" if len(names) > 6 else "center", fontsize=8)  # fmt: skip
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if len(names) > 6 else {}
+    axes.set_xticks(range(len(names)), _without_common_prefix(names), fontsize=8, **turned)
     axes.set_xlim(-0.5, len(names) - 0.5)
     low, high = axes.get_ylim()
     if high - low < 2:  # a flat line is no reason to show thousandths of a percent
         axes.set_ylim(low - 1, high + 1)
-    _finish(axes, "layer", "sparsity (%)")
+    _label_axes(axes, "layer", "sparsity (%)")
     figure.legend(*axes.get_legend_handles_labels(), **BELOW, ncols=3)
     _save(figure, path)
 
@@ -196,7 +196,7 @@ def matrix_sparsity(statistics: dict[str, Any], path: str | Path) -> None:
         value = grid[row, column]
         colour = "white" if value > 60 else "black"
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_yticks(range(len(layers)), _short(layers), fontsize=8)
+    axes.set_yticks(range(len(layers)), _without_common_prefix(layers), fontsize=8)
     axes.set_xticks(range(len(types)), types, rotation=30, ha="right", fontsize=8)
     axes.set_title(f"all: {100 * statistics['sparsity']:.2f} % sparse", fontsize=9)
     figure.colorbar(picture, ax=axes, label="sparsity (%)")
@@ -300,7 +300,7 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
             axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
         axes.set_title(heading(section), fontsize=9)
         axes.legend(fontsize=8, frameon=False, loc="lower left")
-        _finish(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
+        _label_axes(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
     if not curves:
         panels[0].text(0.5, 0.5, "not measured yet", ha="center", va="center")
         panels[0].set_axis_off()
@@ -377,7 +377,7 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
     for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
         mean, spread = factor * own["mean"], factor * own["std"]
-        look = _look(method, variant, cells, methods)
+        look = _line_style(method, variant, cells, methods)
         if method == "dense":
             plain = {key: look[key] for key in ("color", "ls", "label")}
             axes.axhline(mean.iloc[0], lw=1.2, **plain)
@@ -390,19 +390,19 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
         x = 100 * own["target_sparsity"] + apart
         axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)
     _leave_out_far_below(axes, factor * cells.set_index("method")["mean"])
-    _finish(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
+    _label_axes(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
 
 
 def _similarity_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
     for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
-        look = _look(method, variant, cells, methods)
+        look = _line_style(method, variant, cells, methods)
         axes.plot(100 * own["target_sparsity"], own["mean"], **look)
     sparsities = cells["target_sparsity"]
     ends = np.array([sparsities.min() - 0.03, sparsities.max() + 0.03])
     axes.plot(100 * ends, 1 - ends, color="#555555", lw=0.8, ls=":")
     axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
-    _finish(axes, "sparsity (%)", "cosine with the one-shot mask")
+    _label_axes(axes, "sparsity (%)", "cosine with the one-shot mask")
 
 
 def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
@@ -411,7 +411,7 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
     cells = cells.assign(x=apart * cells["flops_vs_dense"])
     for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
-        look = _look(method, variant, cells, methods)
+        look = _line_style(method, variant, cells, methods)
         x, y = own["x"], scale(metric) * own["mean"]
         sizes = [3 + 6 * s if s else 8 for s in own["target_sparsity"]]  # dense ones stand alone
         for number, (x_, y_, size) in enumerate(zip(x, y, sizes, strict=True)):
@@ -424,17 +424,17 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     _leave_out_far_below(axes, scale(metric) * cells.set_index("method")["mean"])
-    _finish(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
+    _label_axes(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
 
 
 def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
     for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
-        look = _look(method, variant, cells, methods)
+        look = _line_style(method, variant, cells, methods)
         axes.plot(100 * own["target_sparsity"], own["flops_vs_dense"], **look)
     axes.set_xticks(sorted(set(100 * cells["target_sparsity"])))
     axes.set_ylim(bottom=0)
-    _finish(axes, "sparsity (%)", "training FLOPs ÷ dense")
+    _label_axes(axes, "sparsity (%)", "training FLOPs ÷ dense")
 
 
 def _mark_pruning(left: Axes, right: Axes, curve: pd.DataFrame) -> None:
@@ -473,22 +473,24 @@ def _leave_out_far_below(axes: Axes, means: pd.Series) -> None:
         axes.set_ylim(bottom=main.min() - 0.6 * gap)
 
 
-def _strength(method: str) -> dict[str, Any]:
+def _line_weight(method: str) -> dict[str, Any]:
     """How strongly a method's line is drawn."""
     return {"lw": 1.8, "alpha": 1.0} if method in MAIN else {"lw": 0.9, "alpha": 0.75}
 
 
-def _look(method: str, variant: str, cells: pd.DataFrame, methods: list[str]) -> dict[str, Any]:
+def _line_style(
+    method: str, variant: str, cells: pd.DataFrame, methods: list[str]
+) -> dict[str, Any]:
     """How a method's line looks in a panel; variants share colour and marker, not dash and fill."""
-    colour, marker = _style(method, methods)
+    colour, marker = _colour_and_marker(method, methods)
     variants = sorted(set(cells["variant"]) - {""})
     dash: Any = DASHES[variants.index(variant) % len(DASHES)] if variant else "-"
     fill = "white" if variant else colour
     look = {"color": colour, "marker": marker, "ms": 5, "ls": dash, "mfc": fill}
-    return look | {"label": label(method, variant)} | _strength(method)
+    return look | {"label": label(method, variant)} | _line_weight(method)
 
 
-def _style(method: str, methods: Any) -> tuple[str, str]:
+def _colour_and_marker(method: str, methods: Any) -> tuple[str, str]:
     """Colour and marker of a method; those not in STYLES take turns, in alphabetical order."""
     if method in STYLES:
         return STYLES[method]
@@ -496,7 +498,7 @@ def _style(method: str, methods: Any) -> tuple[str, str]:
     return OTHER_STYLES[others.index(method) % len(OTHER_STYLES)]
 
 
-def _short(names: list[str]) -> list[str]:
+def _without_common_prefix(names: list[str]) -> list[str]:
     """Layer names without the dotted parts with which all of them begin."""
     parts = [name.split(".") for name in names]
     same = 0
@@ -505,7 +507,7 @@ def _short(names: list[str]) -> list[str]:
     return [".".join(p[same:]) for p in parts]
 
 
-def _finish(axes: Axes, x: str, y: str) -> None:
+def _label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="#E5E5E5", lw=0.6)

@@ -2,7 +2,7 @@
 
 A *column* is a section at a sparsity. It is the paper's only where model, dataset, preset, metric
 and sparsity are; what else was measured stands apart. Only runs with a preset's own settings
-(variant "") enter. What the paper printed is in paper_tables.yaml.
+(variant "") enter. What the paper printed is in paper.yaml.
 """
 
 import re

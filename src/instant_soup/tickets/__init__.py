@@ -1,0 +1,1 @@
+"""Finished networks to take away: exported, described, inspected, applied, evaluated."""

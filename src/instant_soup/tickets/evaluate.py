@@ -27,7 +27,7 @@ def evaluate(
     precision: str = "auto",
     path: Path | None = None,
 ) -> dict[str, Any]:
-    """A ticket's metrics on a dataset of tasks.py or `local:FOLDER`.
+    """A ticket's metrics on a dataset of data/datasets.py or `local:FOLDER`.
 
     `columns`, `label`: the text or image columns, and the label column, of a folder whose names
     tell nothing. `path`: a local copy of a dataset of the hub, as `data.path` in params.yaml.

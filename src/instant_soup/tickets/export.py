@@ -20,7 +20,7 @@ from instant_soup.pipeline.main_network import BASE
 from instant_soup.reports import ledger
 from instant_soup.sparsity import masks
 from instant_soup.tickets import card, compact
-from instant_soup.tickets.weights import MASK, TICKET, open_to_others
+from instant_soup.tickets.weights import MASK, TICKET, set_usual_permissions
 from instant_soup.training.state import Weights, load_state
 
 FORMAT = "instant-soup-ticket-1"
@@ -54,7 +54,7 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
         ticket = {**_identity(result, data), **task, "dtype": dtype}
         write_json(unfinished / TICKET, ticket)
         (unfinished / "README.md").write_text(card.card(result, data, base, mask, dtype))
-        open_to_others(unfinished)
+        set_usual_permissions(unfinished)
     return ticket
 
 

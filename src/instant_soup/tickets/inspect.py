@@ -12,26 +12,26 @@ import torch
 from safetensors import safe_open
 
 from instant_soup.errors import UserError
-from instant_soup.models.base import NEAR_ZERO
+from instant_soup.models.matrices import NEAR_ZERO
 from instant_soup.reports.render import terminal
 from instant_soup.sparsity import mask_soup, masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.names import in_block, in_order, layer_of, type_of
 from instant_soup.tickets import compact
-from instant_soup.tickets.weights import MASK, files_of, fitted, header, shapes_of
+from instant_soup.tickets.weights import MASK, files_of, header, renamed_to_fit, shapes_of
 
 PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
 
 @dataclass
-class Found:
+class Inspected:
     """A mask, and how many kept weights are near zero, by name; none where there are no values."""
 
     mask: Mask
     near_zero: dict[str, int] = field(default_factory=dict)
 
 
-def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Found:
+def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
     """The mask of a mask file, a compact file, a checkpoint, or a folder with one of them.
 
     Of a checkpoint count the matrices that a mask beside it names, else all within numbered blocks;
@@ -41,49 +41,49 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Found:
     files = files_of(path)
     kind = header(files[0]).get("format")
     if kind == masks.FORMAT:
-        return Found(masks.load(files[0]))
+        return Inspected(masks.load(files[0]))
     if kind == compact.FORMAT:
         mask, weights = compact.load_mask(files[0]), compact.load(files[0])
-        return Found(mask, {name: _small(weights[name], near_zero) for name in mask})
+        return Inspected(mask, {name: _count_near_zero(weights[name], near_zero) for name in mask})
     shapes, beside = shapes_of(files), files[0].parent / MASK
     if beside.exists():
-        names = set(fitted(masks.load(beside), shapes, files[0]))
+        names = set(renamed_to_fit(masks.load(beside), shapes, files[0]))
     else:
         names = {name for name, shape in shapes.items() if in_block(name, shape)}
-    found = Found({})
+    inspected = Inspected({})
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in sorted(names & set(opened.keys())):
                 weights = opened.get_tensor(name)
-                found.mask[name] = weights != 0
-                found.near_zero[name] = _small(weights, near_zero)
-    if not found.mask:
+                inspected.mask[name] = weights != 0
+                inspected.near_zero[name] = _count_near_zero(weights, near_zero)
+    if not inspected.mask:
         raise UserError(f"{path}: no weight matrices of numbered blocks in it")
-    return found
+    return inspected
 
 
-def _small(weights: torch.Tensor, near_zero: float) -> int:
+def _count_near_zero(weights: torch.Tensor, near_zero: float) -> int:
     """How many weights are near zero, but not zero."""
     sizes = weights.abs()
     return int(((sizes > 0) & (sizes < near_zero)).count_nonzero())
 
 
-def statistics(found: Found) -> dict[str, Any]:
+def statistics(inspected: Inspected) -> dict[str, Any]:
     """Sparsity and near-zero weights of all, of each layer, matrix type and matrix; N:M patterns.
 
     Entries have weights, kept, sparsity and, where there are values, near_zero.
     """
-    layers, types = _groups(found.mask)
-    whole = _entry("all", list(found.mask), found)
+    layers, types = _groups(inspected.mask)
+    whole = _entry("all", list(inspected.mask), inspected)
     return {
         **{key: value for key, value in whole.items() if key != "name"},
-        "layers": [_entry(name, members, found) for name, members in layers.items()],
-        "types": [_entry(name, members, found) for name, members in types.items()],
+        "layers": [_entry(name, members, inspected) for name, members in layers.items()],
+        "types": [_entry(name, members, inspected) for name, members in types.items()],
         "matrices": [
-            {**_entry(name, [name], found), "layer": layer_of(name), "type": type_of(name)}
-            for name in found.mask
+            {**_entry(name, [name], inspected), "layer": layer_of(name), "type": type_of(name)}
+            for name in inspected.mask
         ],
-        "patterns": [_pattern(found.mask, n, m) for n, m in PATTERNS],
+        "patterns": [_pattern(inspected.mask, n, m) for n, m in PATTERNS],
     }
 
 
@@ -96,12 +96,12 @@ def _groups(mask: Mask) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return dict(sorted(layers.items(), key=lambda item: in_order(item[0]))), types
 
 
-def _entry(name: str, members: list[str], found: Found) -> dict[str, Any]:
-    part = {member: found.mask[member] for member in members}
+def _entry(name: str, members: list[str], inspected: Inspected) -> dict[str, Any]:
+    part = {member: inspected.mask[member] for member in members}
     kept, weights = masks.count(part)
     entry = {"name": name, "weights": weights, "kept": kept, "sparsity": masks.sparsity(part)}
-    if found.near_zero:
-        entry["near_zero"] = sum(found.near_zero[member] for member in members)
+    if inspected.near_zero:
+        entry["near_zero"] = sum(inspected.near_zero[member] for member in members)
     return entry
 
 
@@ -146,14 +146,14 @@ def compare(a: Mask, b: Mask) -> dict[str, Any]:
 
 def _agreement(a: Mask, b: Mask) -> dict[str, Any]:
     (kept_a, weights), (kept_b, _) = masks.count(a), masks.count(b)
-    found: dict[str, Any] = {"weights": weights, "kept": [kept_a, kept_b], "both": 0}
-    found |= {"overlap": None, "cosine": None, "jaccard": None}
+    figures: dict[str, Any] = {"weights": weights, "kept": [kept_a, kept_b], "both": 0}
+    figures |= {"overlap": None, "cosine": None, "jaccard": None}
     if kept_a and kept_b:
         both = sum(int((a[name] & b[name]).sum()) for name in a)
-        found |= {"both": both, "overlap": both / min(kept_a, kept_b)}
-        found |= {"cosine": masks.cosine_similarity(a, b)}
-        found |= {"jaccard": mask_soup.agreement([a, b])["agreement"]}
-    return {**found, "hamming": masks.distance(a, b)}
+        figures |= {"both": both, "overlap": both / min(kept_a, kept_b)}
+        figures |= {"cosine": masks.cosine_similarity(a, b)}
+        figures |= {"jaccard": mask_soup.agreement([a, b])["agreement"]}
+    return {**figures, "hamming": masks.distance(a, b)}
 
 
 # In a terminal

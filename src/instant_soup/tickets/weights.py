@@ -61,7 +61,7 @@ def shapes_of(files: list[Path]) -> dict[str, list[int]]:
     return shapes
 
 
-def fitted(mask: Mask, shapes: dict[str, list[int]], where: str | Path) -> Mask:
+def renamed_to_fit(mask: Mask, shapes: dict[str, list[int]], where: str | Path) -> Mask:
     """A mask under the names that a checkpoint has for its weights.
 
     A classifier's encoder is called `bert.…` in it, but not in a checkpoint of the encoder alone.
@@ -97,7 +97,7 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
         raise UserError(f"{mask_path}: neither a mask nor a compact file")
     if header(files[0]).get("format") in (masks.FORMAT, compact.FORMAT):
         raise UserError(f"{files[0]}: a mask or a compact file, not a checkpoint")
-    mask = fitted(found, shapes_of(files), files[0])
+    mask = renamed_to_fit(found, shapes_of(files), files[0])
     with new_folder(folder) as unfinished:
         if Path(model).is_dir():
             for file in sorted(Path(model).iterdir()):
@@ -108,11 +108,11 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
             masks.apply({name: kept for name, kept in mask.items() if name in weights}, weights)
             save_file(weights, unfinished / file.name, metadata=header(file) or {"format": "pt"})
         masks.save(unfinished / MASK, mask)
-        open_to_others(unfinished)
+        set_usual_permissions(unfinished)
     return mask
 
 
-def open_to_others(folder: Path) -> None:
+def set_usual_permissions(folder: Path) -> None:
     """Give a folder's files the usual permissions: safetensors writes for the owner alone."""
     usual = folder / ".usual"
     usual.touch()

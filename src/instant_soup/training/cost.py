@@ -1,4 +1,4 @@
-"""What training cost: counted by the engine while it trains (docs/method.md, Cost)."""
+"""What training costs, in steps, FLOPs, seconds and memory (docs/method.md, Cost)."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ import torch
 
 @dataclass
 class Cost:
-    """What training cost: counted by the engine while it trains (docs/method.md, Cost)."""
+    """The cost of a training, counted by the engine while it trains."""
 
     steps: int = 0  # of the run of T that made the network
     search_steps: int = 0  # all others: look-ahead, EarlyBird's search, IMP's earlier rounds

@@ -85,12 +85,12 @@ def together(
     killed. Ctrl-C and SIGTERM are for the first one alone to answer: it stops between steps.
     """
     with tempfile.TemporaryDirectory() as folder:
-        meeting = str(Path(folder) / "meeting")
+        meeting_point = str(Path(folder) / "meeting")
         context = torch.multiprocessing.get_context("spawn")
         others = [
             context.Process(
                 target=_other,
-                args=(_Importable(), number, processes, kind, meeting, work, arguments),
+                args=(_Importable(), number, processes, kind, meeting_point, work, arguments),
                 daemon=True,
             )
             for number in range(1, processes)
@@ -100,9 +100,9 @@ def together(
                 for other in others:
                     other.start()
             _await(others, Path(folder))
-            _meet(0, processes, kind, meeting)
+            _join(0, processes, kind, meeting_point)
             yield
-            _part()
+            _leave()
             for other in others:
                 other.join(START.total_seconds())
         finally:
@@ -110,7 +110,7 @@ def together(
                 if other.pid is not None:
                     other.kill()
             if size() > 1:
-                _part()
+                _leave()
 
 
 @contextlib.contextmanager
@@ -133,19 +133,19 @@ def _await(others: list[Any], folder: Path) -> None:
         time.sleep(0.02)
 
 
-def _meet(number: int, processes: int, kind: str, meeting: str) -> None:
+def _join(number: int, processes: int, kind: str, meeting_point: str) -> None:
     where = torch.device("cpu")
     if kind == "cuda":
         where = torch.device("cuda", number)
         torch.cuda.set_device(where)
-    store = dist.FileStore(meeting, processes)
+    store = dist.FileStore(meeting_point, processes)
     store.set_timeout(START)
     backend = "nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=STEP)
     _here.update(size=processes, rank=number, device=where)
 
 
-def _part() -> None:
+def _leave() -> None:
     _here.update(size=1, rank=0)
     dist.destroy_process_group()
 
@@ -155,12 +155,12 @@ def _other(
     number: int,
     processes: int,
     kind: str,
-    meeting: str,
+    meeting_point: str,
     work: Callable[..., Any],
     arguments: tuple,
 ) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ctrl-C: the first process kills this one
-    Path(meeting).with_name(f"loaded-{number}").touch()
-    _meet(number, processes, kind, meeting)
+    Path(meeting_point).with_name(f"loaded-{number}").touch()
+    _join(number, processes, kind, meeting_point)
     work(*arguments)
-    _part()
+    _leave()

@@ -1,4 +1,4 @@
-"""When the learning rate is what, and how many steps some epochs take."""
+"""The learning rate at each step, and how many steps a number of epochs takes."""
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:

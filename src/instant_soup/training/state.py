@@ -1,4 +1,4 @@
-"""The state of a run: all that passes from stage to stage, and its files."""
+"""The state of a run (weights, moments, step), which passes from stage to stage, and its files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

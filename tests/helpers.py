@@ -1,0 +1,501 @@
+"""What several test files share: small real models and data, projects, invented results."""
+
+import itertools
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from instant_soup.data import batches
+from instant_soup.data.batches import Texts
+from instant_soup.files import read_json, read_yaml, write_yaml
+from instant_soup.models import bert, clip
+from instant_soup.pipeline import main_network
+from instant_soup.pipeline.plan import plan
+from instant_soup.reports import ledger
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import loop
+from instant_soup.training.cost import Cost
+from instant_soup.training.state import State, load_state
+
+ROOT = Path(__file__).parent.parent
+Weights = dict[str, torch.Tensor]
+
+
+# Small real models and data
+
+GOOD, BAD = ["fine", "great", "lovely", "bright"], ["poor", "awful", "dull", "weak"]
+FILLERS = ["the", "film", "plot", "is", "was", "and", "a", "very", "quite", "cast"]
+
+
+def make_table(rows: int, seed: int = 0) -> pd.DataFrame:
+    """Sentences of 3 to 12 words, label 1 when they hold more good words than bad."""
+    draw = np.random.default_rng(seed)
+    sentences, labels = [], []
+    while len(sentences) < rows:
+        label = int(draw.integers(2))
+        words = list(draw.choice(FILLERS, draw.integers(2, 10)))
+        words.insert(int(draw.integers(len(words) + 1)), str(draw.choice([BAD, GOOD][label])))
+        sentences.append(" ".join(words) + f" {len(sentences)}")
+        labels.append(label)
+    return pd.DataFrame({"sentence": sentences, "label": labels})
+
+
+def new_classifier(folder: Path, outputs: int, seed: int) -> Any:
+    """A text classifier of a folder's configuration, all of its weights drawn from the seed."""
+    torch.manual_seed(seed)
+    auto = bert.transformers_auto()
+    config = bert.configuration(folder, outputs)
+    return auto.AutoModelForSequenceClassification.from_config(config)
+
+
+def random_texts() -> Any:
+    """Forty rows of random tokens, as encoded; the label is in the second token."""
+    draws = torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, 13, (40,), generator=draws, dtype=torch.int32)
+    ids = torch.randint(5, 20, (40, 12), generator=draws, dtype=torch.int32)
+    ids[torch.arange(12) >= lengths[:, None]] = 0
+    return Texts(ids, torch.zeros(40, 12, dtype=torch.uint8), lengths, (ids[:, 1] > 12).long())
+
+
+def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = False) -> dict:
+    """What bert.classifier wants to know beside the weights."""
+    return {"outputs": outputs, "dropout": dropout, "freeze_embeddings": frozen}
+
+
+def finish_run(folder: Path, model: Path, dataset: Path, data: dict, training: dict) -> Path:
+    """A project folder with one finished method, one_shot, made by the stages' own scripts."""
+    enough = {"epochs": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3}
+    rows = {"sparsity": 0.6, "baselines": ["one_shot"]}
+    make_project(folder, model, dataset, **rows, data=data, training={**enough, **training})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("find_ticket", "sparse_retrain", "evaluate"):
+            run_script(stage, "--method", "one_shot")
+    return folder
+
+
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 8, "layers": 2},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def save_clip(folder: Path, config: dict, seed: int = 0, **preprocess: Any) -> Path:
+    """Write an open_clip model with random weights in the layout of `local-dir:`."""
+    package = clip.open_clip(clip.needs_optional(config))
+    torch.manual_seed(seed)
+    kind = package.CustomTextCLIP if config.get("custom_text") else package.CLIP
+    model = kind(**{k: v for k, v in config.items() if k != "custom_text"})
+    side = config["vision_cfg"]["image_size"]
+    seen = {"size": side, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], **preprocess}
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"model_cfg": config, "preprocess_cfg": seen}
+    (folder / "open_clip_config.json").write_text(json.dumps(whole))
+    weights = {name: w.contiguous() for name, w in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return folder
+
+
+# States and training
+
+
+def copied(state: State) -> State:
+    """The same state in memory of its own."""
+    parts = (state.weights, state.first_moments, state.second_moments)
+    return State(*({n: t.clone() for n, t in part.items()} for part in parts), step=state.step)
+
+
+def prunable(state: State) -> dict[str, torch.Tensor]:
+    """The prunable weights of a tiny BERT's state: the matrices of its layers."""
+    return {n: w for n, w in state.weights.items() if ".layer." in n and w.ndim == 2}
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A float tensor's bits: tells 0.0 from −0.0."""
+    return tensor.contiguous().view(torch.int32)
+
+
+def assert_same(one: State, other: State) -> None:
+    """Two states are the same, bit for bit."""
+    assert one.step == other.step
+    for part in ("weights", "first_moments", "second_moments"):
+        a, b = getattr(one, part), getattr(other, part)
+        assert a.keys() == b.keys(), part
+        odd = [n for n in a if not torch.equal(bits(a[n].float()), bits(b[n].float()))]
+        assert odd == [], part
+
+
+class FakeRun:
+    """Takes the curve's rows as the tracked run does."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def curve(self, **row: Any) -> None:
+        self.rows.append(row)
+
+    def live(self) -> None:
+        pass
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
+    """Have `how` called within the given training step (counted from now, from 1)."""
+    loss_of, calls = loop.loss_of, [0]
+
+    def counted(*given: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == step:
+            how()
+        return loss_of(*given)
+
+    monkeypatch.setattr(loop, "loss_of", counted)
+
+
+# A project in this process, by the stages' own scripts
+
+
+def make_project(folder: Path, model: Path, dataset: Path, **changes: Any) -> Path:
+    """A project folder up to models/start, made by the stages' own scripts."""
+    params = read_yaml(ROOT / "params.yaml")
+    params |= {"dataset": f"local:{dataset}", "model": f"local:{model}"}
+    for key, value in changes.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, contents in plan(params).items():
+            write_yaml(f"models/plan/{name}.yaml", contents)
+        for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
+            run_script(stage)
+    return folder
+
+
+def run_script(stage: str, *arguments: object) -> None:
+    """Run a stage's script in this process, as DVC does in one of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{stage}.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
+
+
+def trained(state: State, mask: Mask, plan: dict, last: int, cost: Cost | None = None) -> State:
+    """A copy of a state, trained by the bare engine: no curve, no checkpoint."""
+    cost = Cost() if cost is None else cost
+    state = copied(state)
+    data = batches.load_split(main_network.ENCODED / "train.safetensors", torch.device("cpu"))
+    _, total = main_network.budget(plan)
+    model = main_network.build(state, plan)
+    return loop.train(model, state, mask, data, plan, cost, last=last, total=total, label="test")
+
+
+def same(one: Mask, other: Mask) -> bool:
+    """Whether two masks are one."""
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def state_in(folder: str | Path) -> State:
+    """The state in a folder, with its moments where it has them."""
+    has_moments = (Path(folder) / "state/first_moments.safetensors").exists()
+    return load_state(Path(folder) / "state", moments=has_moments)
+
+
+def cost_in(folder: str | Path) -> dict:
+    """What a run cost, by its file."""
+    return read_json(Path(folder) / "run.json")["cost"]
+
+
+def assert_same_weights(one: Weights, other: Weights) -> None:
+    """Two networks are the same, bit for bit."""
+    assert one.keys() == other.keys()
+    assert [n for n, w in one.items() if not torch.equal(bits(w), bits(other[n]))] == []
+
+
+# Toy networks
+
+SPARSITIES = (0.1, 0.5, 0.7, 0.93)
+
+
+class Toy(nn.Module):
+    """A network of smooth layers with dropout between; takes batches of x and labels."""
+
+    def __init__(self, *sizes: int, seed: int = 0, dropout: float = 0.3) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = self.dropout(torch.tanh(layer(x)))
+        return self.layers[-1](x)
+
+    def matrices(self) -> Weights:
+        """Copies of the weight matrices, under their names: what is prunable."""
+        named = self.named_parameters()
+        return {name: w.detach().clone() for name, w in named if name.endswith("weight")}
+
+
+def batches_of(inputs: int, classes: int, batches: int = 3, rows: int = 4) -> list[Weights]:
+    """Batches of random rows and labels."""
+    draws = torch.Generator().manual_seed(1)
+    return [
+        {
+            "x": torch.randn(rows, inputs, generator=draws, dtype=torch.float64),
+            "labels": torch.randint(classes, (rows,), generator=draws),
+        }
+        for _ in range(batches)
+    ]
+
+
+# A repository of its own, with DVC
+
+
+# Sparsity 0.6 takes rounds 0 and 1; 0.8 takes round 2 as well.
+PIPELINE_PARAMS = {
+    "sparsity": 0.6,
+    "seed": 0,
+    "preset": "quick",
+    "baselines": ["one_shot", "random"],
+    "data": {"validation_rows": 40, "test_rows": 40, "max_length": 16},
+    "training": {
+        "epochs": 1,
+        "batch_size": 8,
+        "precision": "fp32",
+        "learning_rate": 3e-3,
+        "dropout": 0.1,
+    },
+    "isp": {"compression_rate": 0.3, "calibration": 0.1, "look_ahead": 2, "denoisers": 2},
+    "rounds": [
+        {"id": 0, "start": "models/start", "previous": "start"},
+        *(
+            {"id": i, "start": f"models/isp/round_{i - 1}", "previous": f"round_{i - 1}"}
+            for i in (1, 2)
+        ),
+    ],
+    "weak_seeds": [0, 1],
+}
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with its own Python first and no outer DVC or MLflow in it."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    return {
+        **inherited,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.com",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.com",
+    }
+
+
+def run_command(folder: Path, *command: str, ok: bool = True) -> str:
+    """Run a command in the project; its output, after checking that it succeeded (or not)."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), text=True, stdout=-1, stderr=subprocess.STDOUT
+    )
+    assert (done.returncode == 0) == ok, done.stdout[-4000:]
+    return done.stdout
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages that DVC really ran, by its output."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def make_repository(folder: Path, model: Path, dataset: Path, **changes: object) -> Path:
+    """A copy of this repository as a project of its own, with tiny parameters, committed."""
+    listed = run_command(ROOT, "git", "ls-files", "-co", "--exclude-standard")
+    for name in listed.splitlines():
+        source = ROOT / name
+        if source.is_file() and not name.startswith(("reports/", "tests/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    own = {"dataset": f"local:{dataset}", "model": f"local:{model}"}
+    changes = {**PIPELINE_PARAMS, **own, **changes}
+    for key, value in changes.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    run_command(folder, "git", "init", "-q")
+    run_command(folder, "git", "add", "-A")
+    run_command(folder, "git", "commit", "-qm", "project")
+    return folder
+
+
+# A model and a loop of one's own
+
+PRUNE_SETTINGS: dict[str, Any] = {
+    "steps": 24,
+    "learning_rate": 3e-3,
+    "sparsity": 0.6,
+    "denoisers": 2,
+    "look_ahead": 3,
+    "precision": "fp32",
+}
+
+
+def perceptron(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(32, 2))
+
+
+def products(rows: int = 96) -> TensorDataset:
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, 8, generator=draws)
+    return TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())
+
+
+def loader() -> DataLoader:
+    return DataLoader(products(), batch_size=16, shuffle=True)
+
+
+def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+# A Trainer
+
+CALLBACK_SETTINGS: dict[str, Any] = {
+    **{"sparsity": 0.6, "compression_rate": 0.3, "mask_finding": 0.5},
+    **{"denoisers": 2, "look_ahead": 3},
+}
+TRAINER_STEPS = 24  # pruned after the steps 4 and 12: two rounds, the second twice as long
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Rows of token ids; the label is whether the second one is a large number."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(5, 20, (64, 10), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[row], "labels": (self.ids[row, 1] > 12).long()}
+
+
+def trainer(folder: Path, model: nn.Module, *callbacks: Any, eval_dataset: Any = None) -> Any:
+    from transformers import Trainer, TrainingArguments  # late: seconds, which few tests need
+
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=TRAINER_STEPS, per_device_train_batch_size=8,
+        learning_rate=1e-2, weight_decay=0.1, save_strategy="no",
+        report_to=[], disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Sentences(),
+        eval_dataset=eval_dataset,
+        callbacks=list(callbacks),
+    )
+
+
+# Masks
+
+SHAPES = st.lists(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4
+)
+
+
+def joined(tensors: dict[str, torch.Tensor]) -> np.ndarray:
+    """Named tensors as one numpy vector, in order."""
+    return torch.cat([t.flatten() for t in tensors.values()]).numpy()
+
+
+def random_mask(shapes: list[tuple[int, ...]], seed: int) -> masks.Mask:
+    """A mask of the given shapes, each weight kept by the toss of a coin."""
+    draws = torch.Generator().manual_seed(seed)
+    return {f"layer.{i}.w": torch.rand(s, generator=draws) < 0.5 for i, s in enumerate(shapes)}
+
+
+# Checkpoints
+
+BLOCKS = {
+    f"bert.encoder.layer.{i}.{part}.weight": (8, 8)
+    for i in (0, 2, 10)
+    for part in ("attention.self.query", "output.dense")
+}
+
+
+def encoder_weights(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights of three layers, with an embedding, a pooler and a norm."""
+    draws = torch.Generator().manual_seed(seed)
+    shapes = {**BLOCKS, "bert.embeddings.weight": (9, 8), "bert.pooler.weight": (8, 8)}
+    shapes["bert.encoder.layer.0.norm.weight"] = (8,)
+    return {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
+
+
+# Invented results
+
+LAYERS = [f"bert.encoder.layer.{i}" for i in range(6)]
+
+
+def result(method: str = "isp", value: float = 0.8, **changes: Any) -> dict[str, Any]:
+    """A result as the evaluate stage writes it, with `changes` to its top-level entries."""
+    metric = changes.get("metric", "accuracy")
+    dense = method == "dense"
+    cost: dict[str, float] = {"steps": 220, "search_steps": 0 if method != "isp" else 110}
+    cost |= {"flops": 1.2e13 if method != "isp" else 1.8e13, "sparse_flops": 9e12, "seconds": 88.2}
+    cost |= {"peak_memory": 3 * 2**29}
+    return {
+        "family": "bert",
+        "model": "minilm",
+        "dataset": "reviews",
+        "method": method,
+        "target_sparsity": 0.0 if dense else 0.7,
+        "seed": 0,
+        "preset": "quick",
+        "variant": "",
+        "metric": metric,
+        "test": {metric: value},
+        "sparsity": 0.0 if dense else 0.7,
+        "layer_sparsity": [{"name": n, "sparsity": 0.0 if dense else 0.7} for n in LAYERS],
+        "matrix_sparsity": [
+            {"name": f"{layer}.{kind}.weight", "sparsity": 0.0 if dense else 0.6 + 0.05 * i}
+            for i, layer in enumerate(LAYERS)
+            for kind in ("attention.self.query", "output.dense")
+        ],
+        "overlap_one_shot": None if dense else 0.97,
+        "cost": cost,
+        "precision": "bf16",
+        **changes,
+    }
+
+
+def of_seeds(method: str, *values: float, **changes: Any) -> list[dict[str, Any]]:
+    """A method's results with seeds 0, 1, …"""
+    return [result(method, value, seed=seed, **changes) for seed, value in enumerate(values)]
+
+
+def ledger_of(folder: Path, *results: dict[str, Any]) -> pd.DataFrame:
+    return ledger.merge_ledger(folder / "results.csv", list(results), "v1")
+
+
+def cells_of(table: str, row: str) -> list[str]:
+    """The cells of a Markdown table's row, without its name."""
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+    return next(line[1:] for line in lines if line[0] == row)

@@ -1,0 +1,378 @@
+"""Pruning criteria without data: each against a plain reading of its definition, and its laws."""
+
+import math
+import runpy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from helpers import ROOT, SPARSITIES, Toy, batches_of, same
+from instant_soup.errors import UserError
+from instant_soup.files import read_yaml
+from instant_soup.methods import criteria
+from instant_soup.methods.criteria import CRITERIA, PASSES, Probe
+from instant_soup.methods.erdos_renyi import densities
+from instant_soup.methods.registry import BASELINES
+from instant_soup.methods.rounds import pattern
+from instant_soup.pipeline.plan import plan
+from instant_soup.sparsity import masks
+
+LAW = settings(deadline=None, max_examples=100)
+SETTINGS = {"min_density": 0.05, "m": 4}
+SHAPES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5)
+SHARES = st.integers(1, 999).map(lambda thousandths: thousandths / 1000)
+Weights = dict[str, torch.Tensor]
+
+
+def some_weights(seed: int = 0) -> Weights:
+    """Three matrices of different sizes and scales, with ties and zeros among the weights."""
+    draws = torch.Generator().manual_seed(seed)
+    weights = {
+        "layer.0.w": torch.randn(37, 41, generator=draws),
+        "layer.1.w": torch.randn(64, 20, generator=draws) * 0.3,
+        "layer.2.w": torch.randn(11, 101, generator=draws).mul(8).round() / 8,
+    }
+    weights["layer.1.w"][3] = 0.0
+    return weights
+
+
+def tied_weights(shapes: list[tuple[int, int]], seed: int) -> Weights:
+    """Matrices of the given shapes; small whole numbers, so most weights tie with others."""
+    draws = torch.Generator().manual_seed(seed)
+    numbers = [torch.randint(-3, 4, shape, generator=draws).float() for shape in shapes]
+    return {f"layer.{i}.w": w for i, w in enumerate(numbers)}
+
+
+def toy_probe(seed: int = 3) -> tuple[Weights, Probe]:
+    """The matrices of a toy network, and all that any criterion may look at."""
+    model = Toy(12, 20, 8, 3).double()
+    return model.matrices(), Probe(seed, SETTINGS, model, batches_of(12, 3))
+
+
+def best_of(scores: np.ndarray, k: int) -> np.ndarray:
+    """The reference: True at the k largest by a stable sort, best first."""
+    kept = np.zeros(scores.size, dtype=bool)
+    kept[np.argsort(-scores.reshape(-1).astype(np.float64), kind="stable")[:k]] = True
+    return kept.reshape(scores.shape)
+
+
+# What holds for every criterion
+
+
+@pytest.mark.parametrize("method", sorted(CRITERIA))
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_every_criterion_prunes_exactly_the_share(method: str, sparsity: float) -> None:
+    if method == "n_of_m":
+        sparsity = round(4 * sparsity) / 4 if 0.2 < sparsity < 0.9 else 0.25
+    weights, probe = toy_probe()
+    mask = CRITERIA[method](weights, sparsity, probe)
+    kept, total = masks.count(mask)
+    assert total - kept == math.floor(sparsity * total + 0.5)
+    assert all(kept.dtype == torch.bool for kept in mask.values())
+    assert [(n, m.shape) for n, m in mask.items()] == [(n, w.shape) for n, w in weights.items()]
+
+
+@pytest.mark.parametrize("method", sorted(CRITERIA))
+def test_every_criterion_is_a_function_of_its_arguments_and_changes_none(method: str) -> None:
+    (weights, probe), (untouched, _) = toy_probe(), toy_probe()
+    torch.manual_seed(1)
+    one = CRITERIA[method](weights, 0.5, probe)
+    torch.manual_seed(2)  # the global generator has no say
+    before = torch.get_rng_state()
+    again = CRITERIA[method](weights, 0.5, probe)
+    assert same(one, again)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(weights[name], w) for name, w in untouched.items())
+
+
+@LAW
+@given(SHAPES, SHARES, st.integers(0, 99))
+def test_the_share_is_exact_whatever_the_shapes(shapes, sparsity: float, seed: int) -> None:
+    weights = tied_weights(shapes, seed)
+    total = sum(w.numel() for w in weights.values())
+    probe = Probe(seed, {"min_density": 0.0})
+    for method in ("random", "erdos_renyi", "one_shot", "layerwise", "min_density"):
+        kept = masks.count(CRITERIA[method](weights, sparsity, probe))[0]
+        assert total - kept == math.floor(sparsity * total + 0.5), method
+
+
+def test_the_plan_knows_every_baseline_and_no_other() -> None:
+    searches = runpy.run_path(str(ROOT / "stages/find_ticket.py"))["SEARCHES"]
+    assert set(searches) == {"early_bird", "progressive", "isp_plus"}
+    assert sorted(BASELINES) == sorted([*CRITERIA, *searches])
+    assert set(PASSES) <= set(CRITERIA)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_planned_ticket_tells_its_criterion_all_that_it_asks_for(method: str) -> None:
+    params = {**read_yaml(ROOT / "params.yaml"), "sparsity": 0.5, "baselines": [method]}
+    ticket = plan(params)[f"ticket_{method}"]
+    if method in CRITERIA:
+        weights, probe = toy_probe()
+        probe.seed, probe.settings = ticket["seed"], ticket
+        kept, total = masks.count(CRITERIA[method](weights, ticket["sparsity"], probe))
+        assert total == 2 * kept
+
+
+# Magnitude: one global ranking
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_magnitude_is_what_a_stable_sort_in_doubles_keeps(sparsity: float) -> None:
+    weights = some_weights()
+    flat = np.concatenate([w.numpy().reshape(-1) for w in weights.values()])
+    kept = best_of(np.abs(flat), len(flat) - math.floor(sparsity * len(flat) + 0.5))
+    mask = criteria.magnitude(weights, sparsity)
+    np.testing.assert_array_equal(torch.cat([m.flatten() for m in mask.values()]).numpy(), kept)
+
+
+# Fisher scores
+
+
+def moments_like(weights: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Second moments as AdamW may hold them: positive, of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(w.shape, generator=generator).mul(3).exp() * 1e-9
+            for n, w in weights.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_fisher_keeps_where_w_squared_times_v_is_largest(sparsity: float) -> None:
+    weights = some_weights()
+    moments = moments_like(weights)
+    flat = np.concatenate(
+        [(w.square() * moments[n]).numpy().reshape(-1) for n, w in weights.items()]
+    )
+    kept = best_of(flat, len(flat) - math.floor(sparsity * len(flat) + 0.5))
+    mask = criteria.fisher(weights, moments, sparsity)
+    np.testing.assert_array_equal(torch.cat([m.flatten() for m in mask.values()]).numpy(), kept)
+
+
+@LAW
+@given(st.integers(0, 99), st.floats(0.05, 0.95), st.integers(-30, 30))
+def test_fisher_of_equal_moments_is_magnitude_and_their_scale_does_not_matter(
+    seed: int, sparsity: float, exponent: int
+) -> None:
+    weights = {n: w + seed / 7 for n, w in some_weights().items()}
+    equal = {n: torch.full_like(w, 2.0**exponent) for n, w in weights.items()}
+    assert same(criteria.fisher(weights, equal, sparsity), criteria.magnitude(weights, sparsity))
+    moments = moments_like(weights, seed)
+    scaled = {n: v * 2.0**exponent for n, v in moments.items()}
+    one, other = (criteria.fisher(weights, v, sparsity) for v in (moments, scaled))
+    assert same(one, other)
+
+
+def test_one_shot_is_magnitude_whatever_the_seed() -> None:
+    weights = some_weights()
+    masks_found = [CRITERIA["one_shot"](weights, 0.7, Probe(seed)) for seed in (0, 1)]
+    assert all(same(mask, criteria.magnitude(weights, 0.7)) for mask in masks_found)
+
+
+def test_magnitude_does_not_see_the_sign() -> None:
+    weights = some_weights()
+    flipped = {name: -w for name, w in weights.items()}
+    assert same(criteria.magnitude(weights, 0.7), criteria.magnitude(flipped, 0.7))
+
+
+def test_magnitude_takes_half_precision_weights() -> None:
+    weights = {name: w.bfloat16() for name, w in some_weights().items()}
+    assert masks.count(criteria.magnitude(weights, 0.5))[0] == masks.keep_count(weights, 0.5)
+
+
+# Random: chance, over all weights or within matrices
+
+
+@pytest.mark.parametrize("method", ["random", "erdos_renyi"])
+def test_a_random_mask_depends_on_the_seed_and_on_nothing_but_it(method: str) -> None:
+    one = CRITERIA[method](some_weights(), 0.5, Probe(1))
+    again = CRITERIA[method](some_weights(seed=9), 0.5, Probe(1))  # the weights have no say
+    assert same(one, again)
+    assert not same(one, CRITERIA[method](some_weights(), 0.5, Probe(2)))
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_a_random_mask_prunes_every_layer_alike(sparsity: float) -> None:
+    for seed in range(5):
+        for name, kept in CRITERIA["random"](some_weights(), sparsity, Probe(seed)).items():
+            size = kept.numel()
+            spread = math.sqrt(size * sparsity * (1 - sparsity))
+            # The layer's count is hypergeometric: tighter than binomial; 4.5 σ is 1 in 150,000.
+            assert abs(size - int(kept.sum()) - sparsity * size) < 4.5 * spread, (seed, name)
+
+
+def test_two_random_masks_overlap_as_chance_has_it() -> None:
+    one, other = (CRITERIA["random"](some_weights(), 0.7, Probe(seed)) for seed in (1, 2))
+    _, total = masks.count(one)
+    bound = 4.5 / math.sqrt(total)  # cosine of independent masks: 1 − S, spread below 1/√total
+    assert abs(masks.cosine_similarity(one, other) - 0.3) < bound
+
+
+@pytest.mark.parametrize("method", ["random", "erdos_renyi"])
+def test_within_a_matrix_every_weight_is_as_likely_to_stay_as_any_other(method: str) -> None:
+    weights = {"small": torch.zeros(4, 6), "wide": torch.zeros(5, 30)}
+    found = [CRITERIA[method](weights, 0.6, Probe(seed)) for seed in range(400)]
+    for name in weights:
+        frequency = torch.stack([mask[name] for mask in found]).double().mean(0)
+        density = float(frequency.mean())
+        assert 0.1 < density < 0.95
+        assert (frequency - density).abs().max() < 4.5 * math.sqrt(density * (1 - density) / 400)
+
+
+# Erdős–Rényi densities
+
+
+@LAW
+@given(SHAPES, SHARES)
+def test_erdos_renyi_densities_solve_their_equation(shapes, sparsity: float) -> None:
+    weights = tied_weights(shapes, 0)
+    sizes = np.array([a * b for a, b in shapes])
+    raw = np.array([(a + b) / (a * b) for a, b in shapes])
+    budget = masks.keep_count(weights, sparsity)
+
+    def excess(factor: float) -> float:
+        return float(np.minimum(1, factor * raw) @ sizes) - budget
+
+    factor = brentq(excess, 0, 1 / raw.min() + 1, xtol=1e-14, rtol=1e-14)
+    found = densities(weights, sparsity)
+    assert list(found.values()) == pytest.approx(np.minimum(1, factor * raw), abs=1e-9)
+    assert max(found.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [(16, (0.5, 0.25, 0.1)), (46, (1, 0.75, 0.3)), (64, (1, 1, 0.44)), (119, (1, 1, 0.99))],
+    ids=["none dense", "one dense", "one makes another dense", "nearly all stay"],
+)
+def test_erdos_renyi_densities_of_known_matrices(kept: int, expected: tuple) -> None:
+    """Raw densities are 1, 1/2 and 1/5, of 4, 16 and 100 weights: 32 at a factor of one."""
+    weights = {f"w{side}": torch.zeros(side, side) for side in (2, 4, 10)}
+    assert list(densities(weights, 1 - kept / 120).values()) == pytest.approx(expected)
+
+
+@LAW
+@given(SHAPES, SHARES, st.integers(0, 99))
+def test_an_erdos_renyi_mask_has_these_densities(shapes, sparsity: float, seed: int) -> None:
+    weights = tied_weights(shapes, 0)
+    mask = CRITERIA["erdos_renyi"](weights, sparsity, Probe(seed))
+    wanted = densities(weights, sparsity)
+    for name, kept in mask.items():
+        assert abs(int(kept.sum()) - wanted[name] * kept.numel()) < 1 + 1e-6
+
+
+# Layer-wise magnitude
+
+
+@LAW
+@given(SHAPES, SHARES, st.integers(0, 99))
+def test_layerwise_sorts_every_matrix_by_itself(shapes, sparsity: float, seed: int) -> None:
+    weights = tied_weights(shapes, seed)
+    for name, kept in CRITERIA["layerwise"](weights, sparsity, Probe()).items():
+        count = int(kept.sum())
+        assert abs(count - (1 - sparsity) * kept.numel()) < 1 + 1e-6
+        np.testing.assert_array_equal(kept.numpy(), best_of(weights[name].abs().numpy(), count))
+
+
+def test_layerwise_spares_what_a_global_ranking_would_empty() -> None:
+    weights = {"small": torch.full((2, 4), 0.1), "big": torch.ones(4, 4)}
+    assert not criteria.magnitude(weights, 0.5)["small"].any()
+    mask = CRITERIA["layerwise"](weights, 0.5, Probe())
+    assert {name: int(kept.sum()) for name, kept in mask.items()} == {"small": 4, "big": 8}
+
+
+# Minimum density
+
+
+def guarded(weights: Weights, sparsity: float, least: float) -> masks.Mask:
+    """The criterion `min_density` with a minimum."""
+    return CRITERIA["min_density"](weights, sparsity, Probe(settings={"min_density": least}))
+
+
+@LAW
+@given(SHAPES, SHARES, st.integers(0, 999), st.integers(0, 99))
+def test_min_density_is_its_definition(shapes, sparsity: float, permille: int, seed: int) -> None:
+    weights, least = tied_weights(shapes, seed), permille / 1000
+    k = masks.keep_count(weights, sparsity)
+    # The definition, one weight after the other, in exact arithmetic.
+    floor = {n: math.ceil(Fraction(permille, 1000) * w.numel()) for n, w in weights.items()}
+    if sum(floor.values()) > k:
+        with pytest.raises(UserError):
+            guarded(weights, sparsity, least)
+        return
+    sizes = {n: w.abs().flatten().tolist() for n, w in weights.items()}
+    every = [(n, i) for n, w in sizes.items() for i in range(len(w))]
+    by_size = sorted(every, key=lambda at: -sizes[at[0]][at[1]])  # stable
+    kept: set[tuple[str, int]] = set()
+    for name, least_here in floor.items():
+        kept |= set([at for at in by_size if at[0] == name][:least_here])
+    kept |= set([at for at in by_size if at not in kept][: k - len(kept)])
+    mask = guarded(weights, sparsity, least)
+    assert {(n, i) for n, m in mask.items() for i in m.flatten().nonzero().flatten().tolist()} == (
+        kept
+    )
+
+
+def test_a_guard_that_does_not_bind_leaves_the_global_ranking() -> None:
+    weights = some_weights()
+    plain = criteria.magnitude(weights, 0.7)
+    least = min(float(kept.float().mean()) for kept in plain.values())
+    assert 0 < least < 0.3
+    assert same(guarded(weights, 0.7, least - 0.001), plain)
+    bound = guarded(weights, 0.7, least + 0.02)
+    assert not same(bound, plain)
+    assert min(float(kept.float().mean()) for kept in bound.values()) >= least + 0.02
+
+
+def test_a_minimum_is_rounded_up_to_whole_weights_and_not_beyond() -> None:
+    """0.07 · 100 is 7.000000000000001 in floats; a matrix of 100 needs to keep 7."""
+    weights = {"small": torch.full((10, 10), 0.1), "big": torch.ones(10, 30)}
+    for least, kept in ((0.07, 7), (0.0701, 8), (0.0, 0)):
+        assert int(guarded(weights, 0.5, least)["small"].sum()) == kept
+
+
+def test_a_minimum_beyond_what_may_stay_is_refused() -> None:
+    message = "min_density: 0.4 of every matrix .* sparsity of 0.7 leaves; allowed: less than 0.3$"
+    with pytest.raises(UserError, match=message):
+        guarded(some_weights(), 0.7, 0.4)
+
+
+# N:M
+
+
+@LAW
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=3),
+    st.integers(2, 8),
+    st.integers(0, 99),
+    st.data(),
+)
+def test_n_of_m_keeps_the_n_largest_of_every_m_in_a_row(blocks, m: int, seed: int, data) -> None:
+    n = data.draw(st.integers(1, m - 1))
+    weights = tied_weights([(rows, m * groups) for rows, groups in blocks], seed)
+    mask = CRITERIA["n_of_m"](weights, 1 - n / m, Probe(settings={"m": m}))
+    for name, weight in weights.items():
+        assert mask[name].shape == weight.shape
+        for row, kept in zip(weight.abs().tolist(), mask[name].tolist(), strict=True):
+            for start in range(0, len(row), m):
+                ranked = sorted(range(m), key=lambda i: (-row[start + i], i))
+                assert [i for i in range(m) if kept[start + i]] == sorted(ranked[:n])
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 7, 10, 32])
+def test_every_pattern_is_found_from_its_sparsity(m: int) -> None:
+    assert [pattern(1 - n / m, m) for n in range(1, m)] == list(range(1, m))
+
+
+@pytest.mark.parametrize("sparsity", [0.7, 0.1, 0.9, 0.501])
+def test_a_sparsity_without_a_pattern_is_refused_with_those_that_have_one(sparsity) -> None:
+    with pytest.raises(UserError, match=r"no N:4 pattern; .*criteria\.m 4: 0\.25, 0\.5, 0\.75$"):
+        CRITERIA["n_of_m"](some_weights(), sparsity, Probe(settings={"m": 4}))
+
+
+def test_a_row_that_is_no_multiple_of_m_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"criteria\.m: 4 does not divide the 41 of layer\.0\.w"):
+        CRITERIA["n_of_m"](some_weights(), 0.5, Probe(settings={"m": 4}))

@@ -1,0 +1,292 @@
+"""SNIP and GraSP against their definitions, by finite differences and the explicit Hessian."""
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from helpers import SPARSITIES, Toy, batches_of, new_classifier, same
+from instant_soup.data.batches import Images, Texts
+from instant_soup.methods.criteria import CRITERIA, Probe
+from instant_soup.methods.probe import gradient, hessian_product
+from instant_soup.models import clip, matrices
+from instant_soup.sparsity import masks
+
+SIZES = (4, 6, 5, 3)
+# The engine takes logits to fp32 for the loss: so exact are a double network's gradients.
+CLOSE = 1e-5
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def toy() -> Toy:
+    """A network of 69 prunable weights in double precision."""
+    return Toy(*SIZES).double()
+
+
+def true_loss(model: nn.Module, batches: list[Weights]) -> Callable[[Weights], torch.Tensor]:
+    """The mean loss over all rows as a function of the prunable weights, in double precision."""
+    x = torch.cat([batch["x"] for batch in batches])
+    labels = torch.cat([batch["labels"] for batch in batches])
+    model = model.eval()
+
+    def loss(weights: Weights) -> torch.Tensor:
+        return functional.cross_entropy(functional_call(model, weights, (x,)), labels)
+
+    return loss
+
+
+def flat_gradient_and_hessian(
+    loss: Callable[[Weights], torch.Tensor], weights: Weights
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss's whole gradient and Hessian over all weights as one vector and one matrix."""
+
+    def from_flat(vector: torch.Tensor) -> torch.Tensor:
+        pieces = vector.split([w.numel() for w in weights.values()])
+        named = zip(weights.items(), pieces, strict=True)
+        return loss({name: piece.view(w.shape) for (name, w), piece in named})
+
+    at = flat(weights)
+    return torch.func.grad(from_flat)(at), torch.func.hessian(from_flat)(at)
+
+
+def flat(tensors: Any) -> torch.Tensor:
+    """Tensors (or a dict of them) as one vector."""
+    values = tensors.values() if isinstance(tensors, dict) else tensors
+    return torch.cat([t.detach().flatten() for t in values])
+
+
+def assert_keeps_largest(mask: masks.Mask, scores: torch.Tensor, tolerance: float) -> None:
+    """No weight that went has a score above that of one that stayed, beyond rounding."""
+    kept = flat(mask)
+    assert 0 < int(kept.sum()) < len(kept)
+    assert scores[kept].min() >= scores[~kept].max() - tolerance
+
+
+# The definitions
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_snips_score_is_the_losss_slope_in_a_gate_on_each_weight(toy: Toy, batches: int) -> None:
+    """Lee et al. 2019: |∂L(c ⊙ θ) / ∂c| at c = 1, here as a central difference."""
+    weights, data = toy.matrices(), batches_of(4, 3, batches)
+    loss, slopes, h = true_loss(toy, data), [], 1e-5
+    for name, weight in weights.items():
+        for i in range(weight.numel()):
+            gate = torch.zeros(weight.numel(), dtype=torch.float64)
+            gate[i] = h
+            shift = weight * gate.view(weight.shape)
+            up, down = (loss({**weights, name: weight + s}) for s in (shift, -shift))
+            slopes.append((up - down) / (2 * h))
+    slope = torch.stack(slopes).detach()
+    probe = Probe(model=toy, batches=data)
+    found = flat(gradient(weights, probe)) * flat(weights)
+    torch.testing.assert_close(found, slope, rtol=CLOSE, atol=CLOSE * float(slope.abs().max()))
+    for sparsity in SPARSITIES:
+        mask = CRITERIA["snip"](weights, sparsity, probe)
+        assert_keeps_largest(mask, slope.abs(), CLOSE * float(slope.abs().max()))
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_grasps_score_is_that_of_the_explicit_hessian(toy: Toy, batches: int) -> None:
+    """Wang et al. 2020: −θ ⊙ Hg; what has the lowest stays."""
+    weights, data = toy.matrices(), batches_of(4, 3, batches)
+    g, hessian = flat_gradient_and_hessian(true_loss(toy, data), weights)
+    probe = Probe(model=toy, batches=data)
+    product = hessian @ g
+    tolerance = CLOSE * float(product.abs().max().detach())
+    found = flat(hessian_product(weights, probe, gradient(weights, probe)))
+    torch.testing.assert_close(found, product, rtol=CLOSE, atol=tolerance)
+    score = -flat(weights) * product
+    assert score.min() < 0 < score.max()  # the sign matters
+    for sparsity in SPARSITIES:
+        assert_keeps_largest(CRITERIA["grasp"](weights, sparsity, probe), -score, tolerance)
+
+
+def test_what_grasp_scores_is_the_gradient_norms_change_on_removal(toy: Toy) -> None:
+    """Scaling one weight by 1 − ε changes ‖g‖² by 2ε times its score, to first order."""
+    weights, data = toy.matrices(), batches_of(4, 3)
+    loss = true_loss(toy, data)
+    probe = Probe(model=toy, batches=data)
+    score = -flat(weights) * flat(hessian_product(weights, probe, gradient(weights, probe)))
+
+    def squared_norm(name: str, shift: torch.Tensor) -> float:
+        moved = {**weights, name: weights[name] + shift}
+        return float((flat(torch.func.grad(loss)(moved)) ** 2).sum())
+
+    h, found = 1e-5, []
+    for name, weight in weights.items():
+        for i in range(weight.numel()):
+            shift = torch.zeros(weight.numel(), dtype=torch.float64)
+            shift[i] = -h * weight.flatten()[i]
+            change = squared_norm(name, shift.view(weight.shape))
+            change -= squared_norm(name, -shift.view(weight.shape))
+            found.append(change / (4 * h))
+    torch.testing.assert_close(
+        torch.tensor(found, dtype=torch.float64), score, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_the_two_criteria_and_magnitude_are_different_things(toy: Toy, method: str) -> None:
+    weights, probe = toy.matrices(), Probe(model=toy, batches=batches_of(4, 3))
+    found = {name: CRITERIA[name](weights, 0.5, probe) for name in ("snip", "grasp", "one_shot")}
+    assert not same(found["snip"], found["grasp"])
+    assert not same(found[method], found["one_shot"])
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_batch_by_batch_is_all_rows_at_once(toy: Toy, method: str) -> None:
+    weights, data = toy.matrices(), batches_of(4, 3, 4)
+    whole = [{key: torch.cat([batch[key] for batch in data]) for key in data[0]}]
+    split, joined = (Probe(model=toy, batches=batches) for batches in (data, whole))
+    for function in (
+        gradient,
+        lambda w, probe: hessian_product(w, probe, gradient(w, probe)),
+    ):
+        one, other = flat(function(weights, split)), flat(function(weights, joined))
+        torch.testing.assert_close(one, other, rtol=CLOSE, atol=1e-8)
+    assert same(CRITERIA[method](weights, 0.5, split), CRITERIA[method](weights, 0.5, joined))
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_the_memory_is_that_of_few_batches_however_many_there_are(toy: Toy, method: str) -> None:
+    """Counts what autograd holds on to at once, through its own hooks."""
+
+    class Held:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+
+    def most_held(batches: int) -> int:
+        alive: weakref.WeakSet[Held] = weakref.WeakSet()
+        most = 0
+
+        def pack(tensor: torch.Tensor) -> Held:
+            nonlocal most
+            held = Held(tensor)
+            alive.add(held)
+            most = max(most, len(alive))
+            return held
+
+        probe = Probe(model=toy, batches=batches_of(4, 3, batches))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            CRITERIA[method](toy.matrices(), 0.5, probe)
+        return most
+
+    assert most_held(1) > 0
+    assert most_held(2) == most_held(10) <= 2 * most_held(1)
+
+
+# The network
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_dropout_has_no_say(method: str) -> None:
+    data = batches_of(4, 3)
+    found = []
+    for dropout, seed in ((0.0, 1), (0.6, 2), (0.6, 3)):
+        model = Toy(*SIZES, dropout=dropout).double().train()
+        torch.manual_seed(seed)
+        found.append(CRITERIA[method](model.matrices(), 0.5, Probe(model=model, batches=data)))
+    assert same(found[0], found[1]) and same(found[1], found[2])
+
+
+def text_probe(folder: Path) -> tuple[Weights, Probe]:
+    """A tiny BERT with dropout and three batches of random tokens."""
+    draws = torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, 13, (12,), generator=draws, dtype=torch.int32)
+    ids = torch.randint(5, 20, (12, 12), generator=draws, dtype=torch.int32)
+    kinds, labels = torch.zeros(12, 12, dtype=torch.uint8), (ids[:, 1] > 12).long()
+    rows = Texts(ids, kinds, lengths, labels)
+    model = new_classifier(folder, 2, 0)
+    batches = [rows.rows(index) for index in torch.arange(12).split(4)]
+    return matrices.prunable(model), Probe(model=model, batches=batches)
+
+
+def image_probe(folder: Path) -> tuple[Weights, Probe]:
+    """A tiny CLIP image tower under a random head and three batches of noise."""
+    draws = torch.Generator().manual_seed(0)
+    weights = load_file(folder / clip.WEIGHTS)
+    visual = {name: w for name, w in weights.items() if name.startswith("visual.")}
+    head = functional.normalize(torch.randn(3, 16, generator=draws), dim=1) * 10
+    model = clip.classifier(folder, {**visual, "head": head}, {})
+    noise = torch.randint(0, 256, (12, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    rows = Images(noise, torch.arange(12) % 3)
+    batches = [rows.rows(index) for index in torch.arange(12).split(4)]
+    prunable = {f"visual.{name}": w for name, w in matrices.prunable(model.visual).items()}
+    return prunable, Probe(model=model, batches=batches)
+
+
+@pytest.fixture(params=["bert", "clip"])
+def network(request: pytest.FixtureRequest) -> tuple[Weights, Probe]:
+    """The prunable weights of a tiny BERT or CLIP, detached, and its probe."""
+    folder = request.getfixturevalue(f"tiny_{request.param}")
+    weights, probe = {"bert": text_probe, "clip": image_probe}[request.param](folder)
+    return {name: w.detach().clone() for name, w in weights.items()}, probe
+
+
+def test_every_prunable_matrix_of_a_transformer_has_its_scores(network) -> None:
+    weights, probe = network
+    packed = [name for name in weights if "in_proj" in name or "out_proj" in name]
+    assert len(weights) == 12 or (len(weights) == 8 and len(packed) == 4)
+    slopes = gradient(weights, probe)
+    for tensors in (slopes, hessian_product(weights, probe, slopes)):
+        for (name, weight), tensor in zip(weights.items(), tensors, strict=True):
+            assert tensor.shape == weight.shape and tensor.isfinite().all()
+            assert (tensor != 0).float().mean() > 0.99, name
+
+
+def test_a_transformers_hessian_product_is_the_gradients_change(network) -> None:
+    """Through softmax, norms and GELU: (g(θ + hv) − g(θ − hv)) / 2h, in double precision."""
+    weights, probe = network
+    probe.model.double()
+    if hasattr(probe.model, "head"):
+        probe.model.head = probe.model.head.float()  # as it is in any precision
+    slopes = gradient(weights, probe)
+    v = [slope / flat(slopes).norm() for slope in slopes]
+    product = hessian_product(weights, probe, v)
+    h, sides = 3e-3, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            torch._foreach_add_(probe.prunable(weights), v, alpha=sign * h)
+        sides.append(flat(gradient(weights, probe)))
+        with torch.no_grad():
+            torch._foreach_add_(probe.prunable(weights), v, alpha=-sign * h)
+    expected = (sides[0] - sides[1]) / (2 * h)
+    assert (flat(product) - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_the_network_is_left_as_it_was(network, method: str) -> None:
+    weights, probe = network
+    before = {name: w.clone() for name, w in probe.model.state_dict().items()}
+    one = CRITERIA[method](weights, 0.7, probe)
+    assert all(torch.equal(w, before[name]) for name, w in probe.model.state_dict().items())
+    assert all(p.grad is None for p in probe.model.parameters())
+    probe.model.train()  # dropout would be on; other numbers would be drawn
+    torch.manual_seed(77)
+    assert same(CRITERIA[method](weights, 0.7, probe), one)
+    kept, total = masks.count(one)
+    assert total - kept == round(0.7 * total)
+
+
+def test_a_planted_dead_input_goes_first_with_snip(toy: Toy) -> None:
+    """Weights that read nothing have no slope, however large they are."""
+    with torch.no_grad():
+        toy.layers[0].weight[:, 2] = 100.0
+    data = batches_of(4, 3)
+    for batch in data:
+        batch["x"][:, 2] = 0.0
+    mask = CRITERIA["snip"](toy.matrices(), 0.2, Probe(model=toy, batches=data))
+    assert not mask["layers.0.weight"][:, 2].any()
+    assert int((~torch.cat([m.flatten() for m in mask.values()])).sum()) == 14

@@ -1,0 +1,127 @@
+"""The pipeline on images, with every kind of row: a tiny CLIP, run by DVC from folder to report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from helpers import make_repository, run_command
+from instant_soup.sparsity import masks
+from instant_soup.training.state import load_state
+
+CHANGES = {
+    "sparsity": 0.5,
+    "baselines": ["one_shot", "snip", "grasp", "early_bird", "progressive"],
+    "lottery": ["lth", "lth_rewind", "lottery_pool"],
+    "controls": ["random_init"],
+    "data": {"validation_rows": 20, "test_rows": 40, "train_rows": "all"},
+    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3},
+    "isp": {"compression_rate": 0.3, "calibration": 0.2, "look_ahead": 2, "denoisers": 1},
+    "imp": {"compression_rate": 0.3},
+    "rounds": [
+        {"id": 0, "start": "models/start", "previous": "start"},
+        {"id": 1, "start": "models/isp/round_0", "previous": "round_0"},
+    ],
+    "weak_seeds": [0],
+}
+SPARSE = [*CHANGES["baselines"], *CHANGES["lottery"], *CHANGES["controls"], "isp"]
+BUDGET = 2 * (100 // 8)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_clip: Path) -> Path:
+    """A project on bright and dark squares in folders, whose pipeline has run once."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for split, rows in (("train", 60), ("test", 20)):
+        for name, level in (("bright", 160), ("dark", 60)):
+            (pictures / split / name).mkdir(parents=True)
+            for i in range(rows):
+                pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(pictures / split / name / f"{i}.png")
+    folder = make_repository(
+        tmp_path_factory.mktemp("project") / "soup", tiny_clip, pictures, **CHANGES
+    )
+    output = run_command(folder, "dvc", "repro")
+    (folder.parent / "repro.txt").write_text(output)
+    return folder
+
+
+def result(project: Path, method: str) -> dict:
+    return json.loads((project / f"reports/results/{method}.json").read_text())
+
+
+def test_every_method_has_its_exact_sparsity_budget_and_zeros(project: Path):
+    prunable = 2 * 12 * 32 * 32
+    for method in [*SPARSE, "dense"]:
+        sparsity = 0.0 if method == "dense" else 0.5
+        found = result(project, method)
+        assert (found["prunable_weights"], found["pruned_weights"]) == (
+            prunable,
+            sparsity * prunable,
+        )
+        assert found["cost"]["steps"] == BUDGET
+        weights = load_state(project / f"models/retrained/{method}/state", False).weights
+        mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
+        assert sum(int((weights[n] == 0).sum()) for n in mask) == sparsity * prunable
+
+
+def test_all_prunable_matrices_moved_and_the_head_did_not(project: Path):
+    start = load_state(project / "models/start/state", False).weights
+    for method in ("isp", "one_shot", "lth", "progressive", "dense"):
+        after = load_state(project / f"models/retrained/{method}/state", False).weights
+        mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
+        assert sum("out_proj" in name for name in mask) == 2
+        for name, kept in mask.items():
+            assert (after[name] != start[name])[kept].float().mean() > 0.9, (method, name)
+        assert torch.equal(after["head"], start["head"])
+
+
+def test_search_steps_are_those_outside_the_run_of_the_budget(project: Path):
+    steps = {method: result(project, method)["cost"]["search_steps"] for method in SPARSE}
+    assert all(steps[m] == 0 for m in ("one_shot", "snip", "grasp", "progressive"))
+    assert steps["isp"] == 2 * 1 * 2  # rounds × denoisers × look-ahead
+    assert steps["random_init"] == steps["isp"] + 2 + 4  # ISP's mask, with its calibration
+    # The dense run and the first of two rounds; rewound, all three runs share their first step,
+    # which counts with the last.
+    assert steps["lth"] == steps["lottery_pool"] == 2 * BUDGET
+    assert steps["lth_rewind"] == 2 * (BUDGET - 1)
+    drawn = result(project, "early_bird")["drawn"]
+    assert steps["early_bird"] == drawn["step"] > 0
+
+
+def test_the_control_has_isps_mask_and_other_weights(project: Path):
+    masks_of = {
+        m: masks.load(project / f"models/retrained/{m}/mask.safetensors")
+        for m in ("isp", "random_init")
+    }
+    assert masks.cosine_similarity(masks_of["isp"], masks_of["random_init"]) == pytest.approx(1)
+    isp, control = (
+        load_state(project / f"models/retrained/{m}/state", False).weights
+        for m in ("isp", "random_init")
+    )
+    for name, kept in masks_of["isp"].items():
+        assert (isp[name] != control[name])[kept].float().mean() > 0.99
+
+
+def test_zero_shot_accuracy_is_a_row_of_its_own(project: Path):
+    ledger = pd.read_csv(project / "reports/results.csv", keep_default_na=False)
+    row = ledger[(ledger["method"] == "zero_shot") & (ledger["dataset"].str.contains("pictures"))]
+    assert len(row) == 1 and row["steps"].item() == 0
+    assert float(row["value"].item()) == result(project, "dense")["zero_shot"]["accuracy"]
+    table = (project / "reports/tables/results.md").read_text()
+    assert "| Zero-shot (data.validation_rows=20" in table
+    assert "zero_shot" in json.loads((project / "reports/metrics.json").read_text())
+
+
+def test_it_learns_what_zero_shot_cannot_know(project: Path):
+    dense = result(project, "dense")
+    assert dense["test"]["accuracy"] > 0.9 > dense["zero_shot"]["accuracy"]
+
+
+def test_pre_training_passes_by_for_a_model_that_is_there(project: Path):
+    assert [path.name for path in (project / "models/pretrained").iterdir()] == ["idle.txt"]

@@ -1,0 +1,256 @@
+"""The real pipeline, run by DVC on a tiny model and little data: what runs, and what comes out.
+
+One project is made and run once. Then experiments change one thing each, in DVC's queue two at a
+time, and each must run what that thing affects and nothing else.
+"""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from helpers import PIPELINE_PARAMS, ROOT, environment, make_repository, run_command, stages_run
+from instant_soup.models import base as models
+from instant_soup.sparsity import masks
+from instant_soup.training.state import load_state
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
+    """A project whose pipeline has run once; what `dvc repro` printed is in repro.txt."""
+    folder = make_repository(tmp_path_factory.mktemp("project") / "soup", tiny_bert, tiny_data)
+    output = run_command(folder, "dvc", "repro")
+    (folder.parent / "repro.txt").write_text(output)
+    run_command(folder, "git", "add", "-A")
+    run_command(folder, "git", "commit", "-qm", "run")
+    return folder
+
+
+EXPERIMENTS = {
+    "sparser": ["sparsity=0.8"],
+    "seeded": ["seed=1"],
+    "longer": ["isp.look_ahead=3"],
+    "other-data": [],  # its dataset is a folder that the fixture makes
+}
+
+
+@pytest.fixture(scope="module")
+def queued(project: Path, tmp_path_factory, tiny_data: Path) -> dict[str, str]:
+    """The experiments' outputs by name, after running all of them two at a time."""
+    other = tmp_path_factory.mktemp("other-data")
+    table = pd.read_parquet(tiny_data / "train.parquet")
+    table.iloc[:150].to_csv(other / "train.csv", index=False)
+    table.iloc[150:].to_csv(other / "test.csv", index=False)
+    for name, changes in EXPERIMENTS.items():
+        overrides = changes or [f"dataset=local:{other}"]
+        arguments = [word for change in overrides for word in ("-S", change)]
+        run_command(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
+    run_command(project, "dvc", "exp", "run", "--run-all", "-j", "2")
+    logs = {name: run_command(project, "dvc", "queue", "logs", name) for name in EXPERIMENTS}
+    status = run_command(project, "dvc", "queue", "status")
+    assert status.count("Success") == len(EXPERIMENTS), status + "".join(logs.values())[-4000:]
+    return logs
+
+
+def result_of(project: Path, experiment: str, method: str) -> dict:
+    """A result file as an experiment committed it."""
+    listed = run_command(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps")
+    ref = next(line for line in listed.splitlines() if line.endswith(f"/{experiment}"))
+    return json.loads(run_command(project, "git", "show", f"{ref}:reports/results/{method}.json"))
+
+
+def stages(*patterns: str, of: set[str]) -> set[str]:
+    """The stages whose names begin with one of the patterns."""
+    return {stage for stage in of if stage.startswith(patterns)}
+
+
+def test_first_run_runs_every_stage_and_says_where_the_tables_are(project: Path):
+    output = (project.parent / "repro.txt").read_text()
+    listed = run_command(project, "dvc", "stage", "list", "--name-only").split()
+    assert stages_run(output) == set(listed)
+    assert "reports/tables/results.md" in output
+
+
+def test_second_run_runs_nothing(project: Path):
+    assert stages_run(run_command(project, "dvc", "repro")) == set()
+
+
+def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
+    prunable = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    for method in ("isp", "one_shot", "random", "dense"):
+        result = json.loads((project / f"reports/results/{method}.json").read_text())
+        pruned = 0 if method == "dense" else int(0.6 * prunable + 0.5)
+        assert (result["prunable_weights"], result["pruned_weights"]) == (prunable, pruned)
+        assert result["base"] == models.digest(models.pretrained_prunable(project / "models/base"))
+        assert result["cost"]["steps"] == 20  # one epoch of 160 rows in batches of 8
+        assert result["cost"]["search_steps"] == (8 if method == "isp" else 0)
+        weights = load_state(project / f"models/retrained/{method}/state", False).weights
+        mask = masks.load(project / f"models/retrained/{method}/mask.safetensors")
+        assert sum(int((weights[n] == 0).sum()) for n in mask) == pruned
+
+
+def test_rounds_are_nested_and_their_training_grows(project: Path):
+    result = json.loads((project / "reports/results/isp.json").read_text())
+    assert [r["steps"] for r in result["rounds"]] == [2, 4]
+    first, second = (masks.load(project / f"models/isp/round_{i}/mask.safetensors") for i in (0, 1))
+    assert all((first[name] | ~second[name]).all() for name in first)
+    assert masks.sparsity(first) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_stages_equal_one_uninterrupted_process_bit_for_bit(project: Path):
+    single = run_command(project, sys.executable, str(ROOT / "tests/single_process.py"))
+    expected = torch.load(single.strip().splitlines()[-1], weights_only=True)
+    weights = load_state(project / "models/retrained/isp/state", False).weights
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_higher_sparsity_reruns_only_what_comes_after_the_last_round(queued: dict[str, str]):
+    names = {
+        f"{s}@{m}"
+        for s in ("find_ticket", "retrain", "evaluate_baseline")
+        for m in ("one_shot", "random")
+    }
+    third_round = {"calibrate@2", "weak_mask@round2-0", "weak_mask@round2-1", "mask_soup@2"}
+    assert stages_run(queued["sparser"]) == third_round | names | {
+        "plan",
+        "retrain_isp",
+        "evaluate@isp",
+        "tables",
+    }
+
+
+def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
+    listed = set(run_command(project, "dvc", "stage", "list", "--name-only").split())
+    untouched = {"prepare_data", "pretrain_clip", "prepare_model", "encode_data"}
+    done = stages_run(queued["seeded"])
+    assert done & untouched == set()
+    # Listed, but not needed: hangs on the round before, and passes by at once.
+    not_needed = stages("calibrate@2", "weak_mask@round2", "mask_soup@2", of=listed)
+    assert listed - untouched - not_needed == done - not_needed
+
+
+def test_look_ahead_touches_only_isp(queued: dict[str, str]):
+    done = stages_run(queued["longer"])
+    assert {"weak_mask@round0-0", "weak_mask@round1-1", "retrain_isp", "evaluate@isp"} <= done
+    assert not stages(
+        "prepare",
+        "encode",
+        "attach",
+        "dense",
+        "find_ticket",
+        "retrain@",
+        "evaluate@dense",
+        "evaluate_baseline",
+        "calibrate@0",
+        of=done,
+    )
+
+
+def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
+    done = stages_run(queued["other-data"])
+    assert {"prepare_data", "encode_data", "dense_finetune", "calibrate@0", "tables"} <= done
+    assert not stages("pretrain_clip", "prepare_model", of=done)
+
+
+def test_experiments_keep_their_own_results(queued: dict[str, str], project: Path):
+    assert result_of(project, "sparser", "isp")["target_sparsity"] == 0.8
+    assert result_of(project, "seeded", "isp")["seed"] == 1
+    assert result_of(project, "longer", "isp")["cost"]["search_steps"] == 12
+    run_command(project, sys.executable, "stages/tables.py")
+    ledger = pd.read_csv(project / "reports/results.csv")
+    found = ledger[ledger["method"] == "isp"][["target_sparsity", "seed"]].value_counts()
+    assert found[(0.8, 0)] == 1 and found[(0.6, 1)] == 1
+    run_command(project, "git", "checkout", "-q", "reports")
+
+
+def test_everything_is_in_the_main_database(queued: dict[str, str], project: Path):
+    database = sqlite3.connect(project / "mlflow.db")
+    runs = dict(database.execute("select run_uuid, name from runs order by start_time").fetchall())
+    parents = dict(
+        database.execute("select run_uuid, value from tags where key = 'mlflow.parentRunId'")
+    )
+    children: dict[str, set[str]] = {}  # in the order in which the first of each began
+    for child in filter(parents.get, runs):
+        children.setdefault(runs[parents[child]], set()).add(runs[child])
+    assert set(EXPERIMENTS) <= set(children)
+    assert {"retrain isp", "soup 2", "weak mask 2/1", "evaluate isp"} <= children["sparser"]
+    plain = next(name for name in children if name.startswith("repro-"))
+    assert {"dense", "calibrate 0", "weak mask 1/0", "soup 1", "tables"} <= children[plain]
+    points = database.execute("select count(*) from metrics where key = 'train_loss'").fetchone()
+    assert points[0] > 20
+    assert not list((project / ".dvc/tmp/instant-soup/mlflow").glob("*/record.json"))
+
+
+def test_temporary_copy_reuses_the_cache_and_records_in_the_main_repository(project: Path):
+    output = run_command(
+        project, "dvc", "exp", "run", "--temp", "-n", "copied", "-S", "isp.own_mask=true"
+    )
+    done = stages_run(output)
+    assert "mask_soup@0" in done
+    assert not stages("weak_mask@round0", "dense", "find_ticket", "calibrate@0", of=done)
+    database = sqlite3.connect(project / "mlflow.db")
+    assert database.execute("select count(*) from runs where name = 'copied'").fetchone() == (1,)
+
+
+def test_own_mask_makes_the_union_plain_progressive_pruning(project: Path):
+    """The law of soup.adjust, seen end to end; needs the experiment of the test before."""
+    rounds = result_of(project, "copied", "isp")["rounds"]
+    assert all(r["overlap_own_mask"] == pytest.approx(1.0, abs=1e-12) for r in rounds)
+    assert result_of(project, "copied", "isp")["variant"].endswith("isp.own_mask=true")
+
+
+def test_metrics_and_plots_say_something_offline(project: Path, tmp_path: Path):
+    shown = json.loads(run_command(project, "dvc", "metrics", "show", "--json"))
+    data = shown[""]["data"]["reports/metrics.json"]["data"]
+    assert set(data) == {"dense", "isp", "one_shot", "random"}
+    assert 0 < data["isp"]["accuracy"] <= 1
+    run_command(project, "dvc", "plots", "show", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("vega-lite/v5.json") >= 3 and "isp" in page
+    assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"http", page)
+    header = run_command(project, "dvc", "exp", "show", "--csv").partition("\n")[0].split(",")
+    assert {"isp.accuracy", "dense.seconds", "sparsity", "isp.look_ahead"} <= set(header)
+
+
+def test_bad_parameter_stops_in_one_line_before_any_work(project: Path):
+    output = run_command(project, "dvc", "exp", "run", "--temp", "-S", "sparsity=1.5", ok=False)
+    assert stages_run(output) == {"plan"}
+    lines = [line for line in output.splitlines() if "error: params.yaml" in line]
+    assert len(lines) == 1 and "sparsity" in lines[0] and "less than 1" in lines[0]
+    assert "Traceback" not in output
+
+
+def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_data: Path):
+    longer = {**PIPELINE_PARAMS["training"], "epochs": 40}
+    changes: dict = {"baselines": [], "sparsity": 0.3, "rounds": PIPELINE_PARAMS["rounds"][:1]}
+    changes["training"] = longer
+    project = make_repository(tmp_path / "soup", tiny_bert, tiny_data, **changes)
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=project, env=environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell's background job ignores Ctrl-C, and so would everything that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Running stage 'dense_finetune'" in line:
+            break
+    time.sleep(2)  # into the stage, which takes longer than that
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() != 0, rest
+    assert not (project / "models/retrained/dense").exists()
+    output = run_command(project, "dvc", "repro")
+    assert {"dense_finetune", "tables"} <= stages_run(output)
+    assert not stages_run(output) & {"plan", "prepare_data", "prepare_model", "encode_data"}
+    assert not list(project.glob("models/**/*unfinished*"))

@@ -1,0 +1,193 @@
+"""Tables of results and of cost, on invented results."""
+
+import re
+
+import pandas as pd
+
+from helpers import cells_of, ledger_of, of_seeds, result
+from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY
+from instant_soup.reports import (
+    ablations,
+    dense_soups,
+    essential_sparsity,
+    figures,
+    head_to_head,
+    ledger,
+    paper,
+    results,
+)
+from instant_soup.reports.render import markdown
+from instant_soup.reports.results import (
+    METHOD_NAMES,
+    UNPRUNED,
+    cost_chapter,
+    preset_rows,
+    results_chapter,
+    row_order,
+    terminal_table,
+    write_tables,
+)
+
+
+def results_of(runs: pd.DataFrame) -> str:
+    return markdown([results_chapter(runs)])
+
+
+def cost_of(runs: pd.DataFrame) -> str:
+    return markdown([cost_chapter(runs)])
+
+
+def test_mean_and_standard_deviation(tmp_path):
+    runs = of_seeds("isp", 0.80, 0.82, 0.84)
+    table = results_of(ledger_of(tmp_path, *runs))
+    assert cells_of(table, "ISP") == ["82.00 ± 2.00"]
+    assert "(n = 3)" in table and "error bar" not in table
+
+
+def test_missing_cells_dense_row_variants_and_order(tmp_path):
+    table = results_of(
+        ledger_of(
+            tmp_path,
+            result("my_method", 0.7),
+            result("isp", 0.8, variant="isp.combine=vote"),
+            result("isp", 0.81),
+            result("isp", 0.83, target_sparsity=0.5),
+            result("one_shot", 0.75),
+            result("one_shot", 0.77, seed=1),
+            result("dense", 0.9),
+        )
+    )
+    assert "| method | 50 % sparse | 70 % sparse |" in table
+    assert cells_of(table, "Full (dense)") == ["90.00 (n = 1)"] * 2
+    assert cells_of(table, "One-shot magnitude") == ["–", "76.00 ± 1.41 (n = 2)"]
+    assert cells_of(table, "ISP") == ["83.00 (n = 1)", "**81.00 (n = 1)**"]
+    assert cells_of(table, "ISP (isp.combine=vote)") == ["–", "80.00 (n = 1)"]
+    rows = re.findall(r"^\| (\w[^|]*) \| [^-]", table, flags=re.M)[1:]
+    names = ["Full (dense)", "One-shot magnitude", "ISP", "ISP (isp.combine=vote)", "my_method"]
+    assert rows == names
+    assert "Single runs (n = 1) carry no error bar" in table
+
+
+def test_bold_is_the_best_sparse_method_with_a_competitor(tmp_path):
+    runs = [result("dense", 0.9), result("isp", 0.8)]
+    alone = results_of(ledger_of(tmp_path, *runs))
+    assert "**" not in alone and "Bold" not in alone
+    tie = results_of(ledger_of(tmp_path, result("random", 0.8)))
+    assert cells_of(tie, "ISP") == cells_of(tie, "Random") == ["**80.00**"]
+    beaten = results_of(ledger_of(tmp_path, result("one_shot", 0.81)))
+    assert beaten.count("**") == 2 and cells_of(beaten, "One-shot magnitude") == ["**81.00**"]
+
+
+def test_sections_units_and_a_diverged_run(tmp_path):
+    runs = ledger_of(
+        tmp_path,
+        result(value=0.7, dataset="rating", metric="pearson"),
+        result(value=1.25, dataset="text", metric="perplexity"),
+        result(value=float("nan"), dataset="x"),
+        result(value=0.5, dataset="x", seed=1),
+    )
+    table = results_of(runs)
+    assert table.count("\n## ") == 3
+    assert "Test pearson (%)" in table and "| ISP | 70.00 |" in table
+    assert "Test perplexity," in table and "| ISP | 1.25 |" in table
+    assert "| ISP | nan ± nan |" in table
+
+
+def test_cost_is_relative_to_dense_of_the_same_seed_and_training(tmp_path):
+    longer = {"steps": 440, "search_steps": 0, "flops": 2.4e13}
+    longer |= {"sparse_flops": 2.4e13, "seconds": 1.0}
+    runs = ledger_of(
+        tmp_path,
+        result("dense"),
+        result("dense", variant="training.epochs=4", cost=longer),
+        result("isp", variant="isp.combine=vote"),
+        result("isp", variant="training.epochs=4 isp.combine=vote"),
+        result("isp", seed=1),
+    )
+    table = cost_of(runs)
+    assert "training FLOPs (TFLOP)" in table
+    common = ["70 %", "220", "110", "18.0", "9.00", "88.2", "1.50"]
+    assert cells_of(table, "ISP (isp.combine=vote)") == [*common, "1.50", "1.50", "1"]
+    both = cells_of(table, "ISP (training.epochs=4 isp.combine=vote)")
+    assert both == [*common, "0.75", "0.75", "1"]
+    assert cells_of(table, "ISP") == [*common, "–", "–", "1"]
+
+
+def test_cost_of_a_method_with_settings_of_its_own_and_of_unknown_memory(tmp_path):
+    cost = {"steps": 220, "search_steps": 660, "flops": 4.8e13, "sparse_flops": 2e13, "seconds": 1}
+    table = cost_of(
+        ledger_of(
+            tmp_path,
+            result("dense", zero_shot={"accuracy": 0.1}),
+            result("lth", variant="lth.rounds=4", cost=cost),
+        )
+    )
+    lth = ["70 %", "220", "660", "48.0", "20.0", "1.0", "–", "4.00", "4.00", "1"]
+    assert cells_of(table, "LTH (IMP) (lth.rounds=4)") == lth
+    assert "Zero-shot" not in table
+
+
+def test_every_method_has_a_name_and_the_paper_s_come_in_its_order():
+    methods = {"dense", "isp", *BASELINES, *LOTTERY, *CONTROLS}
+    assert methods <= set(METHOD_NAMES)
+    assert len(set(METHOD_NAMES.values())) == len(METHOD_NAMES)
+    paper = ["dense", "random", "one_shot", "progressive", "early_bird", "snip", "grasp", "lth"]
+    paper += ["lth_rewind", "lottery_pool", "isp"]
+    assert sorted(reversed(paper), key=row_order) == paper
+
+
+def test_written_tables(tmp_path):
+    written = write_tables(tmp_path / "tables", ledger_of(tmp_path, result(value=1 / 3)))
+    assert [p.name for p in written] == ["results.md", "results.csv", "cost.md", "cost.csv"]
+    assert ",0.3333333333333333," in written[1].read_text()
+    empty = write_tables(tmp_path / "empty", ledger.merge_ledger(tmp_path / "e", [], "v"))
+    assert "No results yet" in empty[0].read_text()
+
+
+def test_terminal_table_without_terminal(capsys):
+    long_variant = "training.learning_rate=0.0001 isp.learning_rate_range=[0.00001,0.0005] " * 2
+    terminal_table([result("isp"), result("dense"), result("isp", variant=long_variant)])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100 and "\x1b" not in shown
+    assert re.search(r"ISP +│ +70\.00 % │ +80\.00 │ +330 │ +1\.50 │ +88\.2", shown)
+    assert shown.index("Full (dense)") < shown.index("ISP") and "reports/tables/results.md" in shown
+
+
+def test_figures_and_bold_are_of_the_presets_own_settings_where_there_are_any(tmp_path):
+    """The best of many variants is so by chance; but a study of one's own has nothing else."""
+    ledger = ledger_of(
+        tmp_path,
+        result("dense", 0.9), result("isp", 0.7), result("one_shot", 0.6),
+        result("isp", 0.8, variant="isp.combine=vote"),
+        result("isp", 0.5, variant="training.epochs=9", dataset="mine"),
+        result("zero_shot", 0.1, dataset="mine"),
+    )  # fmt: skip
+    shown = preset_rows(ledger)
+    assert sorted(shown["value"]) == [0.1, 0.5, 0.6, 0.7, 0.9]
+    text = markdown([results_chapter(ledger)])
+    text, of_mine = sorted(text.split("## ")[1:], key=lambda table: "· mine ·" in table)
+    assert of_mine.splitlines()[0].endswith(" · training.epochs=9")
+    assert cells_of(of_mine, "ISP") == ["50.00"] and cells_of(of_mine, "Zero-shot") == ["10.00"]
+    assert cells_of(text, "ISP (isp.combine=vote)") == ["80.00"]
+
+
+def test_every_kind_of_row_can_be_shown(tmp_path):
+    """A row that no table or figure could take would fail a grid's cell at its very end."""
+    variants = ["", *ablations.SCHEDULES, "isp.denoisers=0", "data.train_rows=9 isp.combine=vote"]
+    unpruned = {"target_sparsity": 0.0, "sparsity": 0.0}
+    rows = [
+        result(method, 0.5 + 0.1 * seed, seed=seed, variant=variant, family=family, model=family,
+               **(unpruned if method in UNPRUNED else {"target_sparsity": sparsity}))
+        for method in [*METHOD_NAMES, "their_own"]
+        for variant in variants
+        for family in ("bert", "clip")
+        for seed in (0, 1)
+        for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]  # fmt: skip
+    ledger = ledger_of(tmp_path, *rows)
+    for module in (results, paper, head_to_head, ablations, dense_soups,
+                   essential_sparsity):  # fmt: skip
+        for path in module.write_tables(tmp_path, ledger):
+            assert path.stat().st_size, path
+    for name in figures.OF_LEDGER:
+        getattr(figures, name.removesuffix(".png"))(ledger, tmp_path / name)

@@ -1,0 +1,66 @@
+"""What the package offers by its own name: few things, each imported when it is asked for."""
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import instant_soup
+from helpers import ROOT
+
+
+def run(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["prune", "Pruned", "InstantSoupCallback"])
+def test_the_public_names_are_there(name: str) -> None:
+    assert name in instant_soup.__all__ and name in dir(instant_soup)
+    assert getattr(instant_soup, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = instant_soup.nothing
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and "version" in project["project"]["dynamic"]
+    source = project["tool"]["setuptools"]["dynamic"]["version"]
+    assert source == {"attr": "instant_soup.__version__"}
+    assert instant_soup.__version__.count(".") == 2
+
+
+def test_types_are_for_others_too() -> None:
+    assert (ROOT / "src/instant_soup/py.typed").exists()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["instant_soup"]
+
+
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("compact", "tickets.compact"),
+        ("inspection", "tickets.inspect"),
+        ("masks", "sparsity.masks"),
+        ("sparse_layouts", "tickets.layouts"),
+    ],
+)
+def test_the_names_in_model_cards_stay_importable(name: str, home: str) -> None:
+    """By `from instant_soup import …` and by `import instant_soup.…`, with all that is public."""
+    script = (
+        f"from instant_soup import {name} as one; import instant_soup.{name}; "
+        f"from instant_soup.{home} import __dict__ as there; "
+        f"assert one is instant_soup.{name}; "
+        "assert all(vars(one)[n] is v for n, v in there.items() if not n.startswith('_'))"
+    )
+    run(script)

@@ -1,0 +1,299 @@
+"""What inspect and compare count, against counts by hand; masks applied to others' checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from helpers import BLOCKS, SHAPES, encoder_weights, joined, random_mask
+from instant_soup.errors import UserError
+from instant_soup.files import write_json
+from instant_soup.methods import criteria
+from instant_soup.methods.criteria import Probe
+from instant_soup.reports import figures
+from instant_soup.sparsity import masks
+from instant_soup.tickets import compact, inspect, weights
+from instant_soup.tickets.inspect import Inspected
+
+LAW = settings(deadline=None, max_examples=60)
+
+
+def pruned(folder: Path, sparsity: float = 0.5) -> tuple[dict[str, torch.Tensor], masks.Mask]:
+    """A pruned network and its mask, written as model.safetensors into a folder."""
+    weights = encoder_weights()
+    mask = criteria.magnitude({name: weights[name] for name in BLOCKS}, sparsity)
+    masks.apply(mask, weights)
+    folder.mkdir(exist_ok=True, parents=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return weights, mask
+
+
+# Statistics
+
+
+def test_sparsity_is_counted_by_layer_type_and_matrix() -> None:
+    kept = torch.zeros(8, 8, dtype=torch.bool)
+    half = kept.clone()
+    half[:4] = True
+    query, output = (f"layer.{{}}.{part}.weight" for part in ("self.query", "output"))
+    mask = {query.format(10): half, output.format(10): kept, query.format(2): ~kept}
+    numbers = inspect.statistics(Inspected(mask))
+    assert (numbers["weights"], numbers["kept"], numbers["sparsity"]) == (192, 96, 0.5)
+    layers = {entry["name"]: entry["sparsity"] for entry in numbers["layers"]}
+    assert list(layers.items()) == [("layer.2", 0.0), ("layer.10", 0.75)]
+    types = {entry["name"]: entry["sparsity"] for entry in numbers["types"]}
+    assert types == {"self.query": 0.25, "output": 1.0}
+    assert [m["sparsity"] for m in numbers["matrices"]] == [0.5, 1.0, 0.0]
+    assert "near_zero" not in numbers
+
+
+@LAW
+@given(SHAPES, st.integers(0, 99))
+def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
+    numbers = inspect.statistics(Inspected(random_mask(shapes, seed)))
+    for parts in ("layers", "types", "matrices"):
+        for key in ("weights", "kept"):
+            assert sum(entry[key] for entry in numbers[parts]) == numbers[key]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (1, 4)])
+def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
+    weights = {f"layer.{i}.w": torch.randn(16, 32) for i in range(2)}
+    mask = criteria.CRITERIA["n_of_m"](weights, 1 - n / m, Probe(0, {"m": m}))
+    found = {p["pattern"]: p for p in inspect.statistics(Inspected(mask))["patterns"]}
+    assert found[f"{n}:{m}"] == {
+        **{"pattern": f"{n}:{m}", "share": 1.0, "matrices": 2, "compliant": True}
+    }
+    # Whoever keeps 1:2 keeps 2:4, and so 4:8; a row of 1:4 keeps all three.
+    order = ["1:4", "1:2", "2:4", "4:8"]
+    assert all(found[p]["compliant"] for p in order[order.index(f"{n}:{m}") :])
+
+
+def test_groups_lie_along_the_inputs() -> None:
+    kept = torch.zeros(4, 8, dtype=torch.bool)
+    kept[:, :2] = True  # two of the first four inputs, none of the others
+    patterns = inspect.statistics(Inspected({"layer.0.w": kept}))["patterns"]
+    shares = {entry["pattern"]: entry["share"] for entry in patterns}
+    assert shares == {"1:2": 0.75, "2:4": 1.0, "4:8": 1.0, "1:4": 0.5}
+    assert not inspect.statistics(Inspected({"layer.0.w": kept.T}))["patterns"][2]["compliant"]
+
+
+def test_rows_that_are_no_multiple_of_m_do_not_comply() -> None:
+    kept = torch.zeros(2, 6, dtype=torch.bool)
+    numbers = inspect.statistics(Inspected({"layer.0.w": kept}))["patterns"]
+    assert [entry["compliant"] for entry in numbers] == [True, False, False, False]
+    assert [entry["share"] for entry in numbers] == [1.0, 1.0, None, 1.0]
+
+
+# Reading
+
+
+def test_a_checkpoints_mask_is_where_its_weights_are_not_zero(tmp_path: Path) -> None:
+    _, mask = pruned(tmp_path)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = inspect.read(path)
+        assert found.mask.keys() == mask.keys()
+        assert all(torch.equal(found.mask[name], kept) for name, kept in mask.items())
+
+
+def test_near_zero_weights_are_those_below_the_threshold_but_not_zero(tmp_path: Path) -> None:
+    weights = torch.tensor([[0.0, 1e-4, -1e-4, 1e-3], [-2e-3, 0.5, 0.0, -9.9e-4]])
+    save_file({"layer.0.w": weights}, tmp_path / "model.safetensors")
+    near = [inspect.read(tmp_path, t).near_zero["layer.0.w"] for t in (1e-3, 1e-2, 1e-5)]
+    assert near == [3, 5, 0]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_compact_file_is_read_as_the_checkpoint_that_it_is(tmp_path: Path, dtype: str) -> None:
+    weights, mask = pruned(tmp_path)
+    dense = compact.cast(weights, dtype)
+    save_file(dense, tmp_path / "model.safetensors")
+    compact.save(tmp_path / "compact.safetensors", weights, mask, dtype)
+    one = inspect.statistics(inspect.read(tmp_path, 0.8))
+    other = inspect.statistics(inspect.read(tmp_path / "compact.safetensors", 0.8))
+    one["matrices"].sort(key=lambda m: m["name"])
+    other["matrices"].sort(key=lambda m: m["name"])
+    assert one["matrices"] == other["matrices"] and one["near_zero"] > 0
+
+
+def test_a_mask_beside_a_checkpoint_says_which_matrices_count(tmp_path: Path) -> None:
+    _, mask = pruned(tmp_path)
+    assert len(inspect.read(tmp_path).mask) == len(BLOCKS)
+    few = {name: mask[name] for name in list(mask)[:2]}
+    masks.save(tmp_path / "mask.safetensors", few)
+    assert inspect.read(tmp_path).mask.keys() == few.keys()
+    (tmp_path / "model.safetensors").unlink()
+    found = inspect.read(tmp_path)
+    assert found.mask.keys() == few.keys() and found.near_zero == {}
+
+
+def test_a_sharded_checkpoint_is_read_whole(tmp_path: Path) -> None:
+    weights, mask = pruned(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    names, index = sorted(weights), {}
+    for number, part in enumerate((names[:4], names[4:]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, tmp_path / file)
+        index |= dict.fromkeys(part, file)
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": index})
+    found = inspect.read(tmp_path).mask
+    assert all(torch.equal(found[name], kept) for name, kept in mask.items())
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        inspect.read(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_inspected_is_refused_in_one_line(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "nothing")
+    assert "which .safetensors file? It has none" in refusal(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"no weights")
+    assert "cannot be read as safetensors" in refusal(tmp_path)
+    save_file({"head.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    assert "no weight matrices of numbered blocks" in refusal(tmp_path)
+    save_file({"layer.0.w": torch.ones(2, 2)}, tmp_path / "b.safetensors")
+    assert "It has a.safetensors, b.safetensors; name one" in refusal(tmp_path)
+
+
+# Comparison
+
+
+def test_agreement_of_known_masks() -> None:
+    a = {"layer.0.w": torch.tensor([True, True, True, True, False, False, False, False])}
+    b = {"layer.0.w": torch.tensor([False, False, False, True, True, False, False, False])}
+    numbers = inspect.compare(a, b)
+    assert (numbers["kept"], numbers["both"], numbers["weights"]) == ([4, 2], 1, 8)
+    assert numbers["overlap"] == 1 / 2 and numbers["jaccard"] == 1 / 5
+    assert numbers["cosine"] == pytest.approx(1 / np.sqrt(8)) and numbers["hamming"] == 4 / 8
+
+
+@LAW
+@given(SHAPES, st.integers(0, 99), st.integers(0, 99))
+def test_comparison_is_that_of_the_zero_one_vectors(shapes, one: int, other: int) -> None:
+    a, b = random_mask(shapes, one), random_mask(shapes, other)
+    numbers, x, y = inspect.compare(a, b), joined(a), joined(b)
+    both, either = int((x & y).sum()), int((x | y).sum())
+    assert numbers["hamming"] == (x != y).mean()
+    if x.any() and y.any():
+        assert numbers["jaccard"] == pytest.approx(both / either)
+        assert numbers["overlap"] == both / min(x.sum(), y.sum())
+        assert numbers["both"] == both
+    else:
+        assert numbers["jaccard"] is numbers["cosine"] is numbers["overlap"] is None
+    assert sum(layer["both"] for layer in numbers["layers"]) == both
+    assert inspect.compare(a, a)["hamming"] == 0
+
+
+def test_nested_masks_overlap_fully_and_a_mask_of_nothing_has_no_overlap() -> None:
+    dense = {"layer.0.w": torch.ones(6) > 0}
+    sparse = {"layer.0.w": torch.tensor([True, False, False, False, False, True])}
+    assert inspect.compare(dense, sparse)["overlap"] == 1.0
+    nothing = inspect.compare(dense, {"layer.0.w": torch.zeros(6) > 0})
+    assert nothing["overlap"] is None and nothing["hamming"] == 1.0
+
+
+@pytest.mark.parametrize("other", [{"layer.1.w": (2, 3)}, {"layer.0.w": (3, 2)}, {}])
+def test_masks_of_different_models_are_refused(other: dict) -> None:
+    a = {"layer.0.w": torch.ones(2, 3) > 0}
+    b = {name: torch.ones(shape) > 0 for name, shape in other.items()}
+    for one, two in ((a, b), (b, a)):
+        with pytest.raises(UserError, match=r"different models \(first difference: layer\.[01]\.w"):
+            inspect.compare(one, two)
+
+
+# Masks applied to checkpoints
+
+
+def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path) -> None:
+    """Also in a checkpoint of the encoder alone, whose weights have shorter names."""
+    before = load_file(tiny_bert / "model.safetensors")
+    names = [name for name, w in before.items() if "layer" in name and w.ndim == 2]
+    mask = criteria.magnitude({f"bert.{name}": before[name] for name in names}, 0.6)
+    masks.save(tmp_path / "mask.safetensors", mask)
+    source = Path(shutil.copytree(tiny_bert, tmp_path / "source"))
+    (source / "pytorch_model.bin").write_bytes(b"dense")
+    own = weights.apply(tmp_path / "mask.safetensors", source, tmp_path / "out")
+    after = load_file(tmp_path / "out/model.safetensors")
+    assert set(own) == set(names) and after.keys() == before.keys()
+    for name, w in before.items():
+        kept = own.get(name, torch.ones(w.shape) > 0)
+        assert torch.equal(after[name], torch.where(kept, w, 0.0))
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+    assert {"config.json", "tokenizer.json", "mask.safetensors"} <= files
+    assert "pytorch_model.bin" not in files
+    assert torch.equal(load_file(source / "model.safetensors")[names[0]], before[names[0]])
+    assert inspect.statistics(inspect.read(tmp_path / "out"))["sparsity"] == (masks.sparsity(mask))
+    from transformers import AutoModel
+
+    _, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+
+
+def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Path) -> None:
+    weights, mask = pruned(tmp_path / "sparse")
+    masks.save(tmp_path / "own/mask.safetensors", mask)
+    compact.save(tmp_path / "compact.safetensors", weights, mask)
+    save_file(encoder_weights(), tmp_path / "dense.safetensors")
+    for number, source in enumerate(["own", "own/mask.safetensors", "compact.safetensors"]):
+        weights.apply(tmp_path / source, tmp_path / "dense.safetensors", tmp_path / f"{number}")
+        after = load_file(tmp_path / f"{number}/dense.safetensors")
+        assert all(torch.equal(after[name], w) for name, w in weights.items())
+        with safe_open(tmp_path / f"{number}/dense.safetensors", framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}
+
+
+def test_what_does_not_go_together_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    _, mask = pruned(tmp_path / "sparse")
+    masks.save(tmp_path / "mask.safetensors", mask)
+    odd = {**encoder_weights(), "bert.encoder.layer.2.output.dense.weight": torch.ones(8, 9)}
+    save_file(odd, tmp_path / "odd.safetensors")
+    cases = [
+        ("mask.safetensors", "odd.safetensors", "no weights bert.encoder.layer.2.output.dense"),
+        ("mask.safetensors", "mask.safetensors", "not a checkpoint"),
+        ("odd.safetensors", "sparse", "neither a mask nor a compact file"),
+        ("nothing", "sparse", "no such file"),
+        ("mask.safetensors", "nothing", "no such file"),
+    ]
+    for source, model, words in cases:
+        with pytest.raises(UserError, match=words):
+            weights.apply(tmp_path / source, tmp_path / model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Pictures and tables
+
+
+def test_the_figure_has_a_field_for_each_matrix(tmp_path: Path) -> None:
+    _, mask = pruned(tmp_path)
+    numbers = inspect.statistics(Inspected(mask))
+    figures.matrix_sparsity(numbers, tmp_path / "sparsity.png")
+    assert Image.open(tmp_path / "sparsity.png").size[0] > 300
+    again = tmp_path / "again.png"
+    figures.matrix_sparsity(json.loads(json.dumps(numbers)), again)
+    assert again.read_bytes() == (tmp_path / "sparsity.png").read_bytes()
+
+
+def test_tables_say_what_was_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    _, mask = pruned(tmp_path)
+    numbers = inspect.statistics(inspect.read(tmp_path, 0.7))
+    inspect.show(numbers, "here", 0.7)
+    text = capsys.readouterr().out
+    assert "here: sparsity (%)" in text and "192 of 384 weights are zero" in text
+    assert f"{numbers['near_zero']} more have |w| < 0.7" in text
+    assert "2:4: " in text and "of 6 matrices throughout" in text
+    rows = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
+    assert rows == ["bert.encoder.layer.0", "bert.encoder.layer.2", "bert.encoder.layer.10", "all"]
+    inspect.show_comparison(inspect.compare(mask, mask), "same")
+    assert "1.0000" in capsys.readouterr().out
