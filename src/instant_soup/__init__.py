@@ -7,6 +7,8 @@ asked for: the pipeline runs dozens of short processes, and each pays only for w
 
 from typing import Any
 
+__version__ = "0.2.0"
+
 
 def __getattr__(name: str) -> Any:
     if name in ("prune", "Pruned"):
