@@ -26,7 +26,7 @@ ifneq ($(JOBS),)
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.pipeline.jobs --jobs $(JOBS)
 endif
 
-.PHONY: help setup repro test smoke pipeline tutorial tables bench ui
+.PHONY: help setup repro quick test smoke pipeline tutorial tables bench ui
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,12 @@ setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLfl
 repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert; JOBS=n
 	$(REPRO)
 	@python stages/tables.py --show
+
+quick: setup  ## set up and run linters, type checks and the tests not marked slow (two minutes)
+	ruff check .
+	ruff format --check .
+	mypy
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 test: setup  ## set up and run linters, type checks and tests
 	ruff check .
