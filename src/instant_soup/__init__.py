@@ -22,8 +22,6 @@ _HOMES = {
     "InstantSoupCallback": "instant_soup.library.trainer",
 }
 
-__version__ = "0.2.0"
-
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
