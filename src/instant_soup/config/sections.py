@@ -13,6 +13,7 @@ from instant_soup.config.fields import (
     TEXT,
     ByFamily,
     Rule,
+    Stored,
     integer,
     number,
     one_of,
@@ -114,7 +115,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
+class Pretraining(Stored):
     """Of clip-glyph, on rendered glyphs."""
 
     section: ClassVar[str] = "pretraining"
