@@ -28,8 +28,7 @@ SLOW_FILES = {
     *LONG_FILES,
     *("test_tracking", "test_warm_start", "test_jobs"),
     *("test_training", "test_data_parallel"),
-    *("test_early_bird", "test_lottery", "test_dense_soups"),
-    *("test_api", "test_trainer_callback"),
+    *("test_early_bird", "test_api", "test_trainer_callback"),
     *("test_clip", "test_clip_glyph", "test_images", "test_export"),
     *("test_cli", "test_docs", "test_studies"),
 }
