@@ -295,11 +295,15 @@ PIPELINE_PARAMS = {
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with its own Python first and no outer DVC or MLflow in it."""
+    """This process's environment, with its own Python and this checkout's sources first.
+
+    No outer DVC or MLflow is in it.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     return {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GIT_AUTHOR_NAME": "test",

@@ -1,7 +1,7 @@
 """Golden digests: what each method made before the house was rebuilt, it makes to the bit.
 
 Float sums depend on the processor's instructions, so digests are kept for each kind of machine;
-`python tests/test_golden.py` records those of this one, from a commit whose results are right.
+the option --record-golden records those of this one, from a commit whose results are right.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,13 +24,11 @@ from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder, read_json, write_json
 from instant_soup.models.clip import CONFIG, WEIGHTS, open_clip
 from instant_soup.models.matrices import NEAR_ZERO, prunable
+from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining import glyphs
 from instant_soup.training import checkpoints, loop
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State, load_state, write_state
-
-if TYPE_CHECKING:
-    from instant_soup.pipeline.tracking import StageRun
 
 Curve = list[dict[str, Any]]
 
@@ -134,7 +132,7 @@ def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any
     return torch.stack([loss_of(i, t, scale) for i, t in zip(*groups, strict=True)]).mean()
 
 
-def pretrain(model_config: dict, settings: dict, run: "StageRun") -> tuple[State, Curve]:
+def pretrain(model_config: dict, settings: dict, run: StageRun) -> tuple[State, Curve]:
     """Train a CLIP model from random weights; return its state and the curve.
 
     `settings`: objective (contrastive: images against the batch's captions; supervised: images
