@@ -35,17 +35,19 @@ def main() -> None:
     from instant_soup.pipeline.run import PipelineRun  # late: see calibrate.py
     from instant_soup.pipeline.workspace import load_start
     from instant_soup.sparsity import masks
+    from instant_soup.training.cost import Cost
     from instant_soup.training.state import load_state
 
     _, mask = load_start(stage.start)
     state = load_state(isp_round(i) / "state", moments=False)
+    run = PipelineRun(state, mask, stage.recipe, code=stage.code)
     for n in range(isp.denoisers):
         tags = {"method": "isp", "round": i, "denoiser": n}
         with stage_run(f"weak mask {i}/{n}", stage.contents(), tags) as tracked:
-            run = PipelineRun(state, mask, stage.recipe, tracked, code=stage.code)
+            run.cost = Cost()
             protocol = isp.protocol(run, i, n)
             key = [isp.some("look_ahead", "score"), protocol.described(), stage.sparsity, i, n]
-            weak_mask = run.search(key, lambda: isp.weak_mask(run, i, n, stage.sparsity))
+            weak_mask = run.search(key, isp.weak_mask, run, i, n, stage.sparsity)
             if any((weak_mask[name] & ~mask[name]).any() for name in mask):
                 raise UserError("a pruned weight came back: the look-ahead lost its mask")
             told = {**protocol.described(), "subset_rows": len(protocol.rows)}

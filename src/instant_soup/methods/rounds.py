@@ -154,7 +154,7 @@ class OnTheWay(Method):
     def prune_round(self, run: "Run", i: int, target: float) -> None:
         """The end of round i: find its mask and take it."""
         key = [self.name, vars(self), i, target]
-        run.prune(run.search(key, lambda: self.find_mask(run, i, target)))
+        run.prune(run.search(key, self.find_mask, run, i, target))
 
     def _epoch(self, run: "Run") -> int | None:
         return None if self.mask_finding is not None else run.steps_per_epoch

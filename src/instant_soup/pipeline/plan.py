@@ -32,7 +32,8 @@ from instant_soup.errors import UserError
 from instant_soup.methods import registry
 from instant_soup.methods.base import Method
 from instant_soup.methods.isp import ISP
-from instant_soup.models.known import Head, family_of, resolve_model
+from instant_soup.models.head import Head
+from instant_soup.models.known import family_of, resolve_model
 from instant_soup.pipeline import code
 from instant_soup.pipeline.stage_files import (
     IDLE,

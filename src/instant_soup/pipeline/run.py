@@ -17,7 +17,7 @@ from instant_soup.data.batches import (
 )
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.models.base import Head
+from instant_soup.models.head import Head
 from instant_soup.pipeline import workspace
 from instant_soup.pipeline.workspace import BASE, ENCODED
 from instant_soup.sparsity import masks
@@ -47,7 +47,7 @@ class PipelineRun(Run):
         state: State,
         mask: Mask,
         recipe: Recipe,
-        tracked: "StageRun",
+        tracked: "StageRun | None" = None,
         *,
         code: str = "",
         stored: bool = True,
@@ -142,8 +142,9 @@ class PipelineRun(Run):
             return {"step": step, "train_loss": mean, "validation": score, "sparsity": sparsity}
 
         def show(row: dict[str, Any]) -> None:
-            self.tracked.curve(**row)
-            self.tracked.live()
+            if self.tracked is not None:
+                self.tracked.curve(**row)
+                self.tracked.live()
 
         return Record(
             folder,

@@ -10,7 +10,7 @@ from instant_soup.files import new_file, read_yaml
 from instant_soup.methods.base import Method
 from instant_soup.methods.registry import rebuild
 from instant_soup.methods.rounds import Schedule
-from instant_soup.models.known import Head
+from instant_soup.models.head import Head
 
 PLAN = Path("models/plan")
 IDLE = {"idle": True}  # of a stage that is listed in dvc.yaml and not needed

@@ -252,8 +252,8 @@ class Run(ABC):
         """A training protocol that depends on the seed and the key."""
         return draw_protocol(self.recipe, rates, decays, subset, self.rows, (self.seed, *key))
 
-    def search(self, key: Any, find: Callable[[], Mask], **more: Any) -> Mask:
-        """The mask that `find()` finds, or what an equal call has found: with its cost.
+    def search(self, key: Any, find: Callable[..., Mask], *arguments: Any) -> Mask:
+        """The mask that `find(*arguments)` finds, or what an equal call has found; with its cost.
 
         The seconds of finding are counted here; what it trains counts itself.
         """
@@ -265,7 +265,7 @@ class Run(ABC):
             before, self.cost = self.cost, Cost()
             started = time.perf_counter()
             try:
-                mask = find()
+                mask = find(*arguments)
                 self.cost.seconds = time.perf_counter() - started
                 self.cost.peak_memory = peak_memory()
                 if folder is not None:
