@@ -52,7 +52,7 @@ def sections() -> dict[str, tuple[str, dict[str, dataclasses.Field]]]:
     found = {}
     for kind in (Data, Training):
         found[kind.section] = (_first_line(kind), settings_of(kind))
-    for section, keys in registry.sections().items():
+    for section, keys in sorted(registry.sections().items(), key=lambda s: s[0] != registry.ISP):
         fields = {key: settings_of(method)[name] for key, (method, name) in keys.items()}
         first = next(method for method, _ in keys.values())
         title = f"{first.title} ({first.source})" if first.source else first.title
@@ -121,7 +121,7 @@ def _defaults(field: dataclasses.Field, preset: str) -> str:
 
 def _doc(field: dataclasses.Field) -> str:
     doc, families = field.metadata["doc"], field.metadata["families"]
-    return f"{KIND[families[0]]}: {doc}".rstrip(": ") if len(families) == 1 else doc
+    return f"{KIND[families[0]]}: {doc}" if doc and len(families) == 1 else doc
 
 
 def _datasets() -> list[str]:
@@ -159,7 +159,7 @@ def _commented(entry: str, comments: list[str]) -> list[str]:
     if not lines:
         return [f"{entry}\n"]
     first = f"{entry.ljust(COLUMN - 1)} # {lines[0]}\n"
-    return [first, *(f"{'' :{COLUMN}}# {line}\n" for line in lines[1:])]
+    return [first, *(f"{'':{COLUMN}}# {line}\n" for line in lines[1:])]
 
 
 def _value(value: Any) -> str:
