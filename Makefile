@@ -65,6 +65,9 @@ smoke: setup  ## the real pipeline and the tutorial on a handful of real data, i
 pipeline tutorial: setup
 	bash tests/$@.sh
 
+settings: setup  ## params.yaml (its values stay) and docs/settings.md anew, from the settings' own fields
+	python -m instant_soup.pipeline.params_text
+
 tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 

@@ -1,40 +1,36 @@
 """ISP round i = 0, 1, …: t · (i + 1) training steps of the main network (Algorithm 1, line 3)."""
 
 import argparse
-from pathlib import Path
 
-from instant_soup.files import pass_by, read_yaml, run_stage, write_json
-from instant_soup.methods.rounds import calibration_steps
+from instant_soup.files import write_json
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.stage_files import CalibrateStage, isp_round, pass_by, read_stage
 from instant_soup.pipeline.tracking import stage_run
-from instant_soup.training.schedule import steps_of
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round", type=int, required=True)
     i = parser.parse_args().round
-    settings = read_yaml(f"models/plan/calibrate_{i}.yaml")
-    out = Path(f"models/isp/round_{i}")
-    if settings.get("idle"):
+    stage = read_stage(CalibrateStage, f"calibrate_{i}")
+    out = isp_round(i)
+    if stage is None:
         return pass_by(out / "state", out / "curve.csv", out / "calibration.json")
 
-    from instant_soup.pipeline import main_network
-    from instant_soup.training.state import (
-        save_state,  # late: an idle round need not wait for torch
-    )
+    # Late: an idle round need not wait for torch.
+    from instant_soup.pipeline.run import PipelineRun
+    from instant_soup.pipeline.workspace import load_start, save_curve
+    from instant_soup.training.state import save_state
 
-    with stage_run(f"calibrate {i}", settings, {"method": "isp", "round": i}) as run:
-        state, mask = main_network.load_start(settings["start"])
-        steps_per_epoch, _ = main_network.budget(settings)
-        t = steps_of(settings["calibration"], steps_per_epoch)
-        last = state.step + calibration_steps(i, t, settings["growing"])
-        state, cost, curve = main_network.advance(
-            state, mask, settings, last=last, label=f"calibrate round {i}", run=run
-        )
-        save_state(out / "state", state)
-        main_network.save_curve(out / "curve.csv", curve)
-        write_json(out / "calibration.json", vars(cost))
-        run.summary(**vars(cost))
+    tags = {"method": "isp", "round": i}
+    with stage_run(f"calibrate {i}", stage.contents(), tags) as tracked:
+        run = PipelineRun(*load_start(stage.start), stage.recipe, tracked, code=stage.code)
+        ends = stage.schedule.ends(stage.rounds, run.total, run.steps_per_epoch)
+        run.train(ends[i], f"calibrate round {i}", keep=False)
+        save_state(out / "state", run.state)
+        save_curve(out / "curve.csv", run.curve)
+        write_json(out / "calibration.json", vars(run.cost))
+        tracked.summary(**vars(run.cost))
 
 
 if __name__ == "__main__":

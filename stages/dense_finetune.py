@@ -1,20 +1,19 @@
 """The Full row: the dense network, fine-tuned for the whole budget."""
 
-from instant_soup.files import read_yaml, run_stage
-from instant_soup.pipeline import main_network
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.run import PipelineRun
+from instant_soup.pipeline.stage_files import TrainStage
 from instant_soup.pipeline.tracking import stage_run
+from instant_soup.pipeline.workspace import load_start, save_result
 
 
 def main() -> None:
-    settings = read_yaml("models/plan/dense.yaml")
-    with stage_run("dense", settings, {"method": "dense"}) as run:
-        state, mask = main_network.load_start(settings["start"])
-        _, total = main_network.budget(settings)
-        state, cost, curve = main_network.advance(
-            state, mask, settings, last=total, label="dense fine-tuning", run=run
-        )
-        main_network.save_result("models/retrained/dense", state, mask, cost, curve)
-        run.summary(**vars(cost))
+    stage = TrainStage.read("models/plan/dense.yaml")
+    with stage_run("dense", stage.contents(), {"method": "dense"}) as tracked:
+        run = PipelineRun(*load_start(stage.start), stage.recipe, tracked, code=stage.code)
+        run.train(run.total, "dense fine-tuning")
+        save_result("models/retrained/dense", run)
+        tracked.summary(**vars(run.cost))
 
 
 if __name__ == "__main__":

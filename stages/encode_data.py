@@ -5,15 +5,16 @@ from pathlib import Path
 import pandas as pd
 
 from instant_soup.data.batches import save_split
-from instant_soup.files import new_folder, read_json, read_yaml, run_stage, write_json
+from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.models.encoding import encode_images, encode_texts, longest
-
-BASE = Path("models/base")
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.stage_files import EncodeStage
+from instant_soup.pipeline.workspace import BASE
 
 
 def main() -> None:
     info = read_json("data/prepared/info.json")
-    settings = read_yaml("models/plan/encode.yaml")
+    stage = EncodeStage.read("models/plan/encode.yaml")
     rows = {}
     with new_folder("data/encoded") as folder:
         for name in ("train", "validation", "test"):
@@ -21,7 +22,7 @@ def main() -> None:
             split = (
                 encode_images(BASE, table, name)
                 if info["image"]
-                else encode_texts(BASE, table, info["text"], longest(BASE, settings["max_length"]))
+                else encode_texts(BASE, table, info["text"], longest(BASE, stage.max_length))
             )
             save_split(folder / f"{name}.safetensors", split)
             rows[name] = len(split)

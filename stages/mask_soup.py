@@ -6,9 +6,17 @@ too many, so the network is pruned by magnitude, within the union, to the round'
 
 import argparse
 import time
-from pathlib import Path
 
-from instant_soup.files import pass_by, read_yaml, run_stage, write_json
+from instant_soup.files import write_json
+from instant_soup.methods.isp import ISP
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.stage_files import (
+    SoupStage,
+    isp_round,
+    pass_by,
+    read_stage,
+    weak_mask_file,
+)
 from instant_soup.pipeline.tracking import stage_run
 
 
@@ -16,45 +24,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round", type=int, required=True)
     i = parser.parse_args().round
-    settings = read_yaml(f"models/plan/soup_{i}.yaml")
-    folder = Path(f"models/isp/round_{i}")
-    if settings.get("idle"):
+    stage, folder = read_stage(SoupStage, f"soup_{i}"), isp_round(i)
+    if stage is None:
         return pass_by(folder / "mask.safetensors", folder / "soup.json")
 
-    from instant_soup.methods import criteria
+    from instant_soup.pipeline.workspace import load_start  # late: see calibrate.py
     from instant_soup.sparsity import mask_soup, masks
-    from instant_soup.training.state import load_state  # late: see calibrate.py
+    from instant_soup.training.state import load_state
 
-    with stage_run(f"soup {i}", settings, {"method": "isp", "round": i}) as run:
-        before = masks.load(Path(settings["start"]) / "mask.safetensors")
-        weights = load_state(folder / "state", moments=False).weights
-        prunable = {name: weights[name] for name in before}
-        weak_masks = [
-            masks.load(folder / "weak" / f"{n}.safetensors") for n in range(settings["denoisers"])
-        ]
+    tags = {"method": "isp", "round": i}
+    with stage_run(f"soup {i}", stage.contents(), tags) as tracked:
+        isp, sparsity = ISP(**stage.isp), stage.sparsity
+        _, before = load_start(stage.start)
+        state = load_state(folder / "state", moments=isp.score == "fisher")
+        weak_masks = [masks.load(weak_mask_file(i, n)) for n in range(isp.denoisers)]
         started = time.perf_counter()
-        own_mask = criteria.magnitude(prunable, settings["sparsity"])
-        if settings["own_mask"] or not weak_masks:
-            weak_masks.append(own_mask)
-        standing = mask_soup.combine(weak_masks, settings["combine"])
-        k = masks.number_kept(masks.count(before)[1], settings["sparsity"])
-        mask = (
-            mask_soup.adjust(standing, prunable, k)
-            if settings["adjust"]
-            else {name: s > 0 for name, s in standing.items()}
-        )
+        ingredients = isp.ingredients(state, before, weak_masks, sparsity)
+        mask = isp.soup(state, before, ingredients, sparsity, stage.adjust)
         seconds = time.perf_counter() - started
 
         statistics = {
             "sparsity": masks.sparsity(mask),
-            **mask_soup.agreement(weak_masks),
-            # How far the soup is from plain magnitude pruning of the same network.
-            "overlap_own_mask": masks.cosine_similarity(mask, own_mask),
+            **mask_soup.agreement(ingredients),
+            # How far the soup is from plain pruning of the same network, without denoisers.
+            "overlap_own_mask": masks.cosine_similarity(mask, isp.own(state, before, sparsity)),
         }
-        masks.save(folder / "mask.safetensors", mask, method="isp", round=i, seed=settings["seed"])
+        masks.save(folder / "mask.safetensors", mask, method="isp", round=i, seed=stage.seed)
         write_json(folder / "soup.json", {**statistics, "seconds": seconds})
-        run.summary(**statistics, seconds=seconds)
-        run.artifact(folder / "soup.json")
+        tracked.summary(**statistics, seconds=seconds)
+        tracked.artifact(folder / "soup.json")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """Dataset (packaged, hub or local) → train, validation and test tables in one layout."""
 
+from instant_soup.data.datasets import Dataset
 from instant_soup.data.splits import read_splits
 from instant_soup.data.tables import save_table
-from instant_soup.files import new_folder, read_yaml, run_stage, write_json
+from instant_soup.files import new_folder, write_json
+from instant_soup.pipeline.processes import run_stage
 
 
 def main() -> None:
-    settings = read_yaml("models/plan/data.yaml")
-    splits = read_splits(settings)
-    image = bool(settings.get("image"))
+    dataset = Dataset.read("models/plan/data.yaml")
+    splits = read_splits(dataset)
     info = {
-        "kind": settings["kind"],
-        "labels": settings["labels"],
-        "text": None if image else settings["text"],
-        "image": "img" if image else None,
+        "kind": dataset.kind,
+        "labels": dataset.labels,
+        "text": None if dataset.image else dataset.text,
+        "image": "img" if dataset.image else None,
     }
     with new_folder("data/prepared") as folder:
         for name, table in splits.items():

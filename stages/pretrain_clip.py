@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
-from instant_soup.files import pass_by, read_json, read_yaml, run_stage
+from instant_soup.config.sections import Pretraining
+from instant_soup.files import read_json
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.stage_files import pass_by, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    settings = read_yaml("models/plan/pretrain.yaml")
+    settings = read_stage(Pretraining, "pretrain")
     out = Path("models/pretrained")
-    if settings.get("idle"):
+    if settings is None:
         return pass_by(out)
 
     from instant_soup.pretraining import clip_glyph  # late: an idle stage need not wait for torch
 
-    with stage_run("pretrain clip", settings, {}) as run:
+    with stage_run("pretrain clip", settings.contents(), {}) as run:
         model_config = read_json(clip_glyph.MODEL_CONFIG)
         state, curve = clip_glyph.pretrain(model_config, settings, run)
         clip_glyph.save_model(out, model_config, state, curve)

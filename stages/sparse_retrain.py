@@ -1,49 +1,37 @@
 """The rest of the budget on a ticket: its pruned weights stay zero (Algorithm 1, line 7).
 
-A baseline's ticket starts at step 0 from the pre-trained weights, the control's from random ones.
-ISP's, and those of progressive pruning and ISP+, go on from where the last round stopped: nothing
-restarts, neither optimiser nor learning-rate schedule.
+A ticket of the pre-trained weights starts at step 0, the control's at step 0 from random ones.
+ISP's, and those of other methods that prune while they train, go on from where the last round
+stopped: nothing restarts, neither optimiser nor learning-rate schedule.
 """
 
 import argparse
+from typing import Any
 
-from instant_soup.files import read_yaml, run_stage
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.main_network import Cost
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.run import PipelineRun
+from instant_soup.pipeline.stage_files import RetrainStage
 from instant_soup.pipeline.tracking import stage_run
+from instant_soup.pipeline.workspace import load_start, load_ticket, mask_finding, save_result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", required=True)
     method = parser.parse_args().method
-    settings = read_yaml(f"models/plan/retrain_{method}.yaml")
-    with stage_run(f"retrain {method}", settings, {"method": method}) as run:
-        cost, curve, more = Cost(), [], {}  # type: tuple[Cost, list, dict]
-        if method == "isp":
-            state, mask = main_network.load_start(settings["start"])
-            cost, curve, more["rounds"] = main_network.mask_finding(
-                settings["rounds"], settings["denoisers"]
-            )
-        elif method == "random_init":
-            _, mask = main_network.load_start(settings["start"])
-            cost, _, _ = main_network.mask_finding(settings["rounds"], settings["denoisers"])
-            cost.search_steps, cost.steps = cost.search_steps + cost.steps, 0
-            state = main_network.random_state(settings)
-            state.prune(mask)
+    stage = RetrainStage.read(f"models/plan/retrain_{method}.yaml")
+    with stage_run(f"retrain {method}", stage.contents(), {"method": method}) as tracked:
+        more: dict[str, Any] = {}
+        if stage.ticket:
+            state, mask, cost, curve, more = load_ticket(stage.ticket, stage.start)
         else:
-            state, ticket = main_network.load_ticket(settings["ticket"], settings["start"])
-            mask, cost, curve = ticket.mask, ticket.cost, ticket.curve
-            more |= {"drawn": ticket.drawn} if ticket.drawn else {}
-        _, total = main_network.budget(settings)
-        main_network.check_budget(state.step + 1, total)
-        state, own_cost, own_curve = main_network.advance(
-            state, mask, settings, last=total, label=f"retrain {method}", run=run
-        )
-        cost.add(vars(own_cost))
-        folder = f"models/retrained/{method}"
-        main_network.save_result(folder, state, mask, cost, curve + own_curve, **more)
-        run.summary(**vars(cost))
+            state, mask = load_start(stage.start)
+            cost, curve, more["rounds"] = mask_finding(stage.isp_rounds, stage.isp_denoisers)
+        run = PipelineRun(state, mask, stage.recipe, tracked, code=stage.code)
+        run.cost, run.curve = cost, curve
+        run.train(run.total, f"retrain {method}", keep=False)
+        save_result(f"models/retrained/{method}", run, **more)
+        tracked.summary(**vars(run.cost))
 
 
 if __name__ == "__main__":

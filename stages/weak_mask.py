@@ -1,59 +1,61 @@
-"""ISP round i, denoiser n: C look-ahead steps under a protocol of its own → one weak mask.
+"""ISP round i: of each denoiser n = 0, 1, …, C look-ahead steps under a protocol of its own → one
+weak mask.
 
 Algorithm 2, lines 3–6: the network is copied, trained briefly on a random subset of the data
-with a random learning rate and weight decay, and its magnitude mask at this round's sparsity is
-kept. The copy is thrown away.
+with a random learning rate and weight decay, and its mask at this round's sparsity is kept. The
+copy is thrown away. A mask that an equal look-ahead has found is not searched again: not after an
+interruption, and not because other denoisers join it.
 """
 
 import argparse
-import time
-from pathlib import Path
+from dataclasses import asdict
 
 from instant_soup.errors import UserError
-from instant_soup.files import pass_by, read_yaml, run_stage
+from instant_soup.methods.isp import ISP
+from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.stage_files import (
+    WeakMasksStage,
+    isp_round,
+    pass_by,
+    read_stage,
+    weak_mask_file,
+)
 from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round", type=int, required=True)
-    parser.add_argument("--denoiser", type=int, required=True)
-    arguments = parser.parse_args()
-    i, n = arguments.round, arguments.denoiser
-    settings = read_yaml(f"models/plan/weak_mask_{i}_{n}.yaml")
-    out = Path(f"models/isp/round_{i}/weak/{n}.safetensors")
-    if settings.get("idle"):
-        return pass_by(out)
+    i = parser.parse_args().round
+    stage = read_stage(WeakMasksStage, f"weak_masks_{i}")
+    isp = ISP(**stage.isp) if stage else ISP(denoisers=0)
+    if stage is None or not isp.denoisers:
+        return pass_by(isp_round(i) / "weak")
 
-    from instant_soup.methods import criteria
-    from instant_soup.methods.protocols import draw_protocol
-    from instant_soup.pipeline import main_network
+    from instant_soup.pipeline.run import PipelineRun  # late: see calibrate.py
+    from instant_soup.pipeline.workspace import load_start
     from instant_soup.sparsity import masks
-    from instant_soup.training.state import load_state  # late: see calibrate.py
+    from instant_soup.training.cost import Cost
+    from instant_soup.training.state import load_state
 
-    tags = {"method": "isp", "round": i, "denoiser": n}
-    with stage_run(f"weak mask {i}/{n}", settings, tags) as run:
-        network = load_state(f"models/isp/round_{i}/state", moments=False)
-        mask = masks.load(Path(settings["start"]) / "mask.safetensors")
-        key = (settings["seed"], i, n)
-        protocol = draw_protocol(settings, main_network.training_rows(), key)
-        drawn = {name: protocol[name] for name in ("learning_rate", "weight_decay", "seed")}
-        copy, cost = main_network.look_ahead(
-            network, mask, {**settings, **drawn}, protocol["rows"], settings["look_ahead"],
-            label=f"look-ahead {i}/{n}",
-        )  # fmt: skip
-
-        started = time.perf_counter()
-        prunable = {name: copy.weights[name] for name in mask}
-        weak_mask = criteria.magnitude(prunable, settings["sparsity"])
-        cost.seconds += time.perf_counter() - started
-        drawn["subset_rows"] = len(protocol["rows"])
-        if any((weak_mask[name] & ~mask[name]).any() for name in mask):
-            raise UserError("a pruned weight came back: the look-ahead lost its mask")
-        masks.save(
-            out, weak_mask, method="isp", round=i, denoiser=n, protocol=drawn, cost=vars(cost)
-        )
-        run.summary(**vars(cost), **drawn)
+    _, mask = load_start(stage.start)
+    state = load_state(isp_round(i) / "state", moments=False)
+    run = PipelineRun(state, mask, stage.recipe, code=stage.code)
+    for n in range(isp.denoisers):
+        tags = {"method": "isp", "round": i, "denoiser": n}
+        with stage_run(f"weak mask {i}/{n}", stage.contents(), tags) as tracked:
+            run.cost = Cost()
+            protocol = isp.protocol(run, i, n)
+            key = [isp.some("look_ahead", "score"), protocol.described(), stage.sparsity, i, n]
+            weak_mask = run.search(key, isp.weak_mask, run, i, n, stage.sparsity)
+            if any((weak_mask[name] & ~mask[name]).any() for name in mask):
+                raise UserError("a pruned weight came back: the look-ahead lost its mask")
+            told = {**protocol.described(), "subset_rows": len(protocol.rows)}
+            masks.save(
+                weak_mask_file(i, n), weak_mask,
+                method="isp", round=i, denoiser=n, protocol=told, cost=asdict(run.cost),
+            )  # fmt: skip
+            tracked.summary(**vars(run.cost), **told)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,23 @@ for name in [n for n in os.environ if n.startswith("DVC_")]:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take minutes come first, so that no worker is left with one of them at the end.
-LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline", "test_ray_grid")
+LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline", "test_ray_grid", "test_golden")
+# These take more than some 15 s, on one core: -m "not slow" leaves them out.
+SLOW_FILES = {
+    *LONG_FILES,
+    *("test_tracking", "test_warm_start", "test_jobs"),
+    *("test_training", "test_data_parallel"),
+    *("test_early_bird", "test_api", "test_trainer_callback"),
+    *("test_clip", "test_clip_glyph", "test_images", "test_export"),
+    *("test_cli", "test_docs", "test_studies"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONG_FILES)
+    for item in items:
+        if item.path.stem in SLOW_FILES:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,15 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts
 from instant_soup.files import read_json, read_yaml, write_yaml
+from instant_soup.methods.registry import method_named
 from instant_soup.models import bert, clip
-from instant_soup.pipeline import main_network
 from instant_soup.pipeline.plan import plan
+from instant_soup.pipeline.run import budget, build
+from instant_soup.pipeline.workspace import ENCODED
 from instant_soup.reports import ledger
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -84,7 +87,7 @@ def bert_settings(outputs: int, dropout: float | str = "model", frozen: bool = F
 def finish_run(folder: Path, model: Path, dataset: Path, data: dict, training: dict) -> Path:
     """A project folder with one finished method, one_shot, made by the stages' own scripts."""
     enough = {"epochs": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3}
-    rows = {"sparsity": 0.6, "baselines": ["one_shot"]}
+    rows = {"sparsity": 0.6, "methods": ["one_shot"]}
     make_project(folder, model, dataset, **rows, data=data, training={**enough, **training})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -182,11 +185,32 @@ def make_project(folder: Path, model: Path, dataset: Path, **changes: Any) -> Pa
         params[key] = {**params[key], **value} if isinstance(value, dict) else value
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, contents in plan(params).items():
-            write_yaml(f"models/plan/{name}.yaml", contents)
+        write_plan(params)
         for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
             run_script(stage)
     return folder
+
+
+def write_plan(params: Any) -> None:
+    """The stages' settings files, as the plan's stage writes them; without digests of sources."""
+    for name, contents in plan(params).items():
+        write_yaml(f"models/plan/{name}.yaml", contents)
+
+
+def run_isp(rounds: int = 10) -> None:
+    """All of ISP's stages but the evaluation."""
+    for i in range(rounds):
+        for stage in ("calibrate", "weak_mask", "mask_soup"):
+            run_script(stage, "--round", i)
+    run_script("sparse_retrain", "--method", "isp")
+
+
+def run_row(method: str) -> None:
+    """A row's stages but the evaluation; those that it is made of have run."""
+    run_script("find_ticket", "--method", method)
+    if method_named(method).needs:
+        run_script("find_ticket", "--method", method, "--of", "isp")
+    run_script("sparse_retrain", "--method", method)
 
 
 def run_script(stage: str, *arguments: object) -> None:
@@ -196,14 +220,16 @@ def run_script(stage: str, *arguments: object) -> None:
         runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
 
 
-def trained(state: State, mask: Mask, plan: dict, last: int, cost: Cost | None = None) -> State:
+def trained(state: State, mask: Mask, recipe: Recipe, last: int, cost: Cost | None = None) -> State:
     """A copy of a state, trained by the bare engine: no curve, no checkpoint."""
     cost = Cost() if cost is None else cost
-    state = copied(state)
-    data = batches.load_split(main_network.ENCODED / "train.safetensors", torch.device("cpu"))
-    _, total = main_network.budget(plan)
-    model = main_network.build(state, plan)
-    return loop.train(model, state, mask, data, plan, cost, last=last, total=total, label="test")
+    data = batches.load_split(ENCODED / "train.safetensors", torch.device("cpu"))
+    _, total = budget(recipe)
+    network = build(state.copy(), recipe)
+    state = state.copy()
+    return loop.train(
+        network, state, mask, data, recipe, cost, last=last, total=total, label="test"
+    )
 
 
 def same(one: Mask, other: Mask) -> bool:
@@ -273,7 +299,7 @@ PIPELINE_PARAMS = {
     "sparsity": 0.6,
     "seed": 0,
     "preset": "quick",
-    "baselines": ["one_shot", "random"],
+    "methods": ["one_shot", "random"],
     "data": {"validation_rows": 40, "test_rows": 40, "max_length": 16},
     "training": {
         "epochs": 1,
@@ -283,23 +309,19 @@ PIPELINE_PARAMS = {
         "dropout": 0.1,
     },
     "isp": {"compression_rate": 0.3, "calibration": 0.1, "look_ahead": 2, "denoisers": 2},
-    "rounds": [
-        {"id": 0, "start": "models/start", "previous": "start"},
-        *(
-            {"id": i, "start": f"models/isp/round_{i - 1}", "previous": f"round_{i - 1}"}
-            for i in (1, 2)
-        ),
-    ],
-    "weak_seeds": [0, 1],
 }
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with its own Python first and no outer DVC or MLflow in it."""
+    """This process's environment, with its own Python and this checkout's sources first.
+
+    No outer DVC or MLflow is in it.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     return {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GIT_AUTHOR_NAME": "test",

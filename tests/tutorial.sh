@@ -8,7 +8,7 @@ from pathlib import Path
 
 blocks = Path("docs/tutorial.md").read_text().split("```bash\n")[2:]
 script = "\n".join(block.split("```")[0] for block in blocks)
-one_denoiser = "-S isp.denoisers=1 -S 'weak_seeds=[0]' -S isp.look_ahead=2"
+one_denoiser = "-S isp.denoisers=1 -S isp.look_ahead=2"
 small = {
     "training.epochs=2": f"training.epochs=0.5 {one_denoiser}",
     "training.epochs=10": f"training.epochs=4 {one_denoiser}"

@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,25 +104,6 @@ def project_root() -> Path:
         return Path(root)
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
-
-
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint."""
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: `dvc repro` continues from here", file=sys.stderr)
-        sys.exit(130)
-
-
-def pass_by(*outputs: Path) -> None:
-    """Write the outputs of a round or denoiser that is listed but not needed: a mere note."""
-    for output in outputs:
-        note = output if output.suffix else output / "idle.txt"
-        with new_file(note) as unfinished:
-            unfinished.write_text("not needed for this target\n")
 
 
 def code_version(root: str | Path = ".", code: tuple[str, ...] = CODE) -> str:

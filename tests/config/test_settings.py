@@ -199,7 +199,7 @@ def test_a_mistake_is_refused_by_name(changes: dict[str, Any], parts: list[str])
 @pytest.mark.parametrize("given", [None, [], "sparsity: 0.7", 3])
 def test_params_that_are_no_mapping_are_refused(given: Any) -> None:
     with pytest.raises(UserError, match=r"params\.yaml: must be a mapping"):
-        plan(given)
+        plan_of(given)
 
 
 @pytest.mark.parametrize("content", [b"a: [1", b"a: 1\n  b: 2", b"a: \xff\xfe", b"\x00\x01"])

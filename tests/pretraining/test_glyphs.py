@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from helpers import ROOT
 from instant_soup.pretraining import glyphs
 from instant_soup.pretraining.glyphs import Atlas
 
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 LAW = settings(deadline=None, max_examples=25)
 KEYS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 10**6))
 DIGIT_NAMES = list(glyphs.CHARACTERS.values())[:10]
-PROMPTS = Path(glyphs.__file__).parent / "prompts/mnist.yaml"
+PROMPTS = ROOT / "src/instant_soup/data/prompts/mnist.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -242,14 +242,14 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
 
 
 def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Path) -> None:
-    weights, mask = pruned(tmp_path / "sparse")
+    sparse, mask = pruned(tmp_path / "sparse")
     masks.save(tmp_path / "own/mask.safetensors", mask)
-    compact.save(tmp_path / "compact.safetensors", weights, mask)
+    compact.save(tmp_path / "compact.safetensors", sparse, mask)
     save_file(encoder_weights(), tmp_path / "dense.safetensors")
     for number, source in enumerate(["own", "own/mask.safetensors", "compact.safetensors"]):
         weights.apply(tmp_path / source, tmp_path / "dense.safetensors", tmp_path / f"{number}")
         after = load_file(tmp_path / f"{number}/dense.safetensors")
-        assert all(torch.equal(after[name], w) for name, w in weights.items())
+        assert all(torch.equal(after[name], w) for name, w in sparse.items())
         with safe_open(tmp_path / f"{number}/dense.safetensors", framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
 

@@ -259,7 +259,7 @@ def test_a_state_half_written_is_never_seen(fresh, tmp_path, monkeypatch) -> Non
     def full_disk(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(loop, "write_json", full_disk)
+    monkeypatch.setattr("instant_soup.training.state.write_json", full_disk)
     with pytest.raises(OSError, match="disk full"):
         save_state(tmp_path / "state", fresh)
     assert list(tmp_path.iterdir()) == []

@@ -234,8 +234,10 @@ class Stored:
 
     @classmethod
     def of(cls, contents: Mapping[str, Any]) -> Self:
-        """The dataclass out of its contents."""
-        return rebuilt(cls, contents)
+        """The dataclass out of its contents; `code`, which the plan adds, need not be a field."""
+        names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+        own = {k: v for k, v in contents.items() if k != "code" or k in names}
+        return rebuilt(cls, own)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

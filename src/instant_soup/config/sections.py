@@ -13,6 +13,7 @@ from instant_soup.config.fields import (
     TEXT,
     ByFamily,
     Rule,
+    Stored,
     integer,
     number,
     one_of,
@@ -87,10 +88,12 @@ class Training:
         paper=ByFamily(2e-5, 1e-5),
         quick=ByFamily(1e-4, 5e-4),
     )
-    weight_decay: float = setting("", number(0, 1), default=ByFamily(0.0, 0.1))
-    batch_size: int = setting("", integer(1), default=ByFamily(32, 128))
+    weight_decay: float = setting("of matrices", number(0, 1), default=ByFamily(0.0, 0.1))
+    batch_size: int = setting("rows a step", integer(1), default=ByFamily(32, 128))
     warmup: float = setting("share of T", number(0, 1, high_too=False), default=0.0)
-    clip_norm: float = setting("", number(0, float("inf"), low_too=False), default=1.0)
+    clip_norm: float = setting(
+        "largest norm of the gradient", number(0, float("inf"), low_too=False), default=1.0
+    )
     dropout: float | str | None = setting(
         "model (as the base model has it) | a probability for all of it",
         or_word("model", number(0, 1, high_too=False)),
@@ -114,7 +117,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
+class Pretraining(Stored):
     """Of clip-glyph, on rendered glyphs."""
 
     section: ClassVar[str] = "pretraining"

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from instant_soup.errors import UserError
-from instant_soup.files import project_root, read_yaml, run_stage
+from instant_soup.files import project_root, read_yaml
 from instant_soup.grids.cells import Cell, known_results, lanes_of, read_cells
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
+from instant_soup.pipeline.processes import run_stage
 
 
 def take_signals() -> None:

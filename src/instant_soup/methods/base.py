@@ -111,7 +111,7 @@ class AtStart(Method):
         return scores.best(self.scores(run), sparsity)
 
     def find(self, run: "Run", sparsity: float) -> None:
-        run.prune(run.search(self._key(sparsity), lambda: self.mask(run, sparsity)))
+        run.prune(run.search(self._key(sparsity), self.mask, run, sparsity))
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         from instant_soup.training.pruner import FixedMask

@@ -74,13 +74,9 @@ class ISP(OnTheWay):
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """Algorithm 2: the soup of the denoisers' weak masks, adjusted."""
         weak_masks = [self.weak_mask(run, i, n, sparsity) for n in range(self.denoisers)]
-        last = i == len(self.sparsities(sparsity)) - 1
-        return self.soup(run.state, run.mask, weak_masks, sparsity, last or self.adjusts)
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether the soup is pruned to the round's sparsity in every round, not just the last."""
-        return self.adjust == "every_round"
+        ingredients = self.ingredients(run.state, run.mask, weak_masks, sparsity)
+        adjust = self.adjust == "every_round" or sparsity == run.target
+        return self.soup(run.state, run.mask, ingredients, sparsity, adjust)
 
     def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
         """Denoiser n's training protocol in round i, and its data subset."""
@@ -96,29 +92,40 @@ class ISP(OnTheWay):
         copy = run.look_ahead(protocol, self.look_ahead, f"look-ahead {i}/{n}")
         return scores.best(self.worth(copy, run.mask), sparsity)
 
+    def ingredients(
+        self, state: "State", before: "Mask", weak_masks: list["Mask"], sparsity: float
+    ) -> list["Mask"]:
+        """What the soup is made of: the weak masks, and the network's own where it is asked for."""
+        if weak_masks and not self.own_mask:
+            return weak_masks
+        return [*weak_masks, self.own(state, before, sparsity)]
+
+    def own(self, state: "State", before: "Mask", sparsity: float) -> "Mask":
+        """The mask of the network itself, without any denoiser."""
+        from instant_soup.sparsity import scores
+
+        return scores.best(self.worth(state, before), sparsity)
+
     def soup(
         self,
         state: "State",
         before: "Mask",
-        weak_masks: list["Mask"],
+        ingredients: list["Mask"],
         sparsity: float,
-        adjust: bool,
+        adjust: bool = True,
     ) -> "Mask":
-        """The weak masks combined, then pruned to exactly the sparsity (Algorithm 2's last lines).
+        """The masks combined, then pruned to exactly the sparsity (Algorithm 2's last lines).
 
         The union keeps a weight that any denoiser wants to keep; it keeps too many, so the network
         is pruned within it by what it holds worth most itself.
         """
-        from instant_soup.sparsity import mask_soup, masks, scores
+        from instant_soup.sparsity import mask_soup, masks
 
-        worth = self.worth(state, before)
-        if self.own_mask or not weak_masks:
-            weak_masks = [*weak_masks, scores.best(worth, sparsity)]
-        standing = mask_soup.combine(weak_masks, self.combine)
+        standing = mask_soup.combine(ingredients, self.combine)
         if not adjust:
             return {name: s > 0 for name, s in standing.items()}
         k = masks.number_kept(masks.count(before)[1], sparsity)
-        return mask_soup.adjust(standing, worth, k)
+        return mask_soup.adjust(standing, self.worth(state, before), k)
 
     def worth(self, state: "State", mask: "Mask") -> "Weights":
         """What each prunable weight of a network is worth."""
@@ -127,10 +134,6 @@ class ISP(OnTheWay):
         weights = {name: state.weights[name] for name in mask}
         return scores.scores_of(self.score, weights, state.second_moments)
 
-    def look_ahead_settings(self) -> dict[str, Any]:
-        """What a weak mask depends on, of the settings."""
-        names = (
-            *("look_ahead", "subset", "learning_rate_range", "weight_decay_range", "score"),
-            *("denoisers",),
-        )
+    def some(self, *names: str) -> dict[str, Any]:
+        """Some of the settings, as a stage's file holds those that it depends on."""
         return {name: getattr(self, name) for name in names}

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from instant_soup.config.fields import check_names, default_of, make, settings_of
+from instant_soup.config.fields import as_text, check_names, default_of, make, settings_of
 from instant_soup.errors import UserError
 from instant_soup.methods.base import REGISTRY, Method, keys_of
 
@@ -89,8 +89,6 @@ def rebuild(name: str, settings: dict[str, Any]) -> Method:
 
 def variant_parts(method: Method, family: str, preset: str) -> list[str]:
     """What a method's settings change from the preset: ["isp.combine=vote", …]."""
-    from instant_soup.config.fields import as_text
-
     fields, parts = settings_of(type(method)), []
     for name, key in keys_of(type(method)).items():
         value = getattr(method, name)

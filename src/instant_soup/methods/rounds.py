@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from instant_soup.config.fields import BOOLEAN, ByFamily, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method
+from instant_soup.training.schedule import steps_of
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
@@ -54,6 +55,34 @@ def round_ends(rounds: int, share: float, total: int, growing: bool = True) -> l
     return [round(t * sum(lengths[: i + 1])) for i in range(rounds)]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long rounds are: by `calibration` epochs each, or a share of the budget in all."""
+
+    calibration: float
+    growing: bool
+    mask_finding: float | None = None
+
+    def ends(self, rounds: int, total: int, steps_per_epoch: int | None) -> list[int]:
+        """The step at which each round ends."""
+        if self.mask_finding is not None or steps_per_epoch is None:
+            return round_ends(rounds, self.mask_finding or 0.0, total, self.growing)
+        t = steps_of(self.calibration, steps_per_epoch)
+        lengths = [calibration_steps(i, t, self.growing) for i in range(rounds)]
+        return [sum(lengths[: i + 1]) for i in range(rounds)]
+
+
+def check_ends(ends: list[int], total: int) -> None:
+    """UserError where rounds leave nothing of a budget of `total` steps."""
+    if total <= len(ends):
+        raise UserError(f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds")
+    if ends[-1] >= total:
+        raise UserError(
+            f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, or "
+            "raise training.epochs"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnTheWay(Method):
     """Prune at the ends of rounds, and train on: nothing restarts.
@@ -89,13 +118,12 @@ class OnTheWay(Method):
 
     def ends(self, target: float, total: int, steps_per_epoch: int | None = None) -> list[int]:
         """The step at which each round ends."""
-        rounds = len(self.sparsities(target))
-        if self.mask_finding is not None or steps_per_epoch is None:
-            return round_ends(rounds, self.mask_finding or 0.0, total, self.growing)
-        t = max(1, round(self.calibration * steps_per_epoch))
-        return [
-            sum(calibration_steps(j, t, self.growing) for j in range(i + 1)) for i in range(rounds)
-        ]
+        return self.schedule.ends(len(self.sparsities(target)), total, steps_per_epoch)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How long the rounds are."""
+        return Schedule(self.calibration, self.growing, self.mask_finding)
 
     def share(self, target: float, epochs: float) -> float:
         """The share of the budget that goes by until the last round has pruned."""
@@ -115,9 +143,10 @@ class OnTheWay(Method):
 
     def find(self, run: "Run", sparsity: float) -> None:
         """Algorithm 1: rounds of training and pruning."""
+        run.target = sparsity
         targets = self.sparsities(sparsity)
         ends = self.ends(sparsity, run.total, self._epoch(run))
-        self.check_ends(ends, run.total)
+        check_ends(ends, run.total)
         for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
             run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
             self.prune_round(run, i, target)
@@ -125,19 +154,7 @@ class OnTheWay(Method):
     def prune_round(self, run: "Run", i: int, target: float) -> None:
         """The end of round i: find its mask and take it."""
         key = [self.name, vars(self), i, target]
-        run.prune(run.search(key, lambda: self.find_mask(run, i, target)))
-
-    def check_ends(self, ends: list[int], total: int) -> None:
-        """UserError where the rounds leave nothing of a budget of `total` steps."""
-        if total <= len(ends):
-            raise UserError(
-                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
-            )
-        if ends[-1] >= total:
-            raise UserError(
-                f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, "
-                "or raise training.epochs"
-            )
+        run.prune(run.search(key, self.find_mask, run, i, target))
 
     def _epoch(self, run: "Run") -> int | None:
         return None if self.mask_finding is not None else run.steps_per_epoch
@@ -145,9 +162,10 @@ class OnTheWay(Method):
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         from instant_soup.training.pruner import PrunesInRounds
 
+        run.target = sparsity
         targets = self.sparsities(sparsity)
         ends = self.ends(sparsity, run.total, self._epoch(run))
-        self.check_ends(ends, run.total)
+        check_ends(ends, run.total)
         done = sum(end <= run.state.step for end in ends) if run.state.step else 0
         return PrunesInRounds(
             run.mask, ends, lambda i: self.find_mask(run, i, targets[i]), done, self.wants_gradients

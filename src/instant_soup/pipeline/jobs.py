@@ -15,8 +15,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from instant_soup.errors import UserError
-from instant_soup.files import project_root, run_stage
-from instant_soup.pipeline.processes import duration, environment, last_error, slots_of
+from instant_soup.files import project_root
+from instant_soup.pipeline.processes import duration, environment, last_error, run_stage, slots_of
 
 FIRST = "plan"  # writes every stage's settings, so only after it is it known what changed
 

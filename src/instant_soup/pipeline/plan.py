@@ -5,555 +5,351 @@ and what is allowed. Each stage depends on its own resolved file only, so a chan
 reruns what it affects and nothing else.
 """
 
-import difflib
-import json
-import math
-import re
-from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from instant_soup.config.presets import PRESETS
-from instant_soup.data.local import READS, is_texts, resolve_data
+from instant_soup.config.fields import (
+    PRESETS,
+    TEXT,
+    Stored,
+    as_number,
+    as_text,
+    check_names,
+    check_value,
+    default_of,
+    defaults_of,
+    number,
+    one_of,
+    setting,
+    settings_of,
+    some_of,
+)
+from instant_soup.config.sections import SEED, Data, Pretraining, Recipe, Training
+from instant_soup.data.local import READS, resolve_data
 from instant_soup.errors import UserError
-from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
-from instant_soup.methods.rounds import mask_finding_share, pattern, round_sparsities
+from instant_soup.methods import registry
+from instant_soup.methods.base import Method
+from instant_soup.methods.isp import ISP
+from instant_soup.models.head import Head
 from instant_soup.models.known import family_of, resolve_model
-
-Settings = dict[str, Any]
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(low: int, high: float = math.inf) -> Check:
-    def test(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-    return test, f"a whole number from {low}" + ("" if high == math.inf else f" to {high}")
-
-
-def _number(low: float, high: float, low_too: bool = True, high_too: bool = True) -> Check:
-    def test(value: Any) -> bool:
-        return (
-            _is_number(value)
-            and (low <= value if low_too else low < value)
-            and (value <= high if high_too else value < high)
-        )
-
-    above = f"at least {low:g}" if low_too else f"more than {low:g}"
-    below = f" and at most {high:g}" if high_too else f" and less than {high:g}"
-    return test, f"a number {above}" + ("" if high == math.inf else below)
-
-
-def _one_of(*allowed: str) -> Check:
-    return lambda value: value in allowed, " | ".join(allowed)
-
-
-def _range(low: float, low_too: bool) -> Check:
-    one, _ = _number(low, math.inf, low_too)
-
-    def test(value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(one(v) for v in value)
-            and value[0] <= value[1]
-        )
-
-    return test, f"[low, high] with numbers {'from' if low_too else 'above'} {low:g}, low ≤ high"
-
-
-def _some_of(*allowed: str) -> Check:
-    def test(value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and all(v in allowed for v in value)
-            and len(set(value)) == len(value)
-        )
-
-    return test, f"a list of {' | '.join(allowed)}, each at most once"
-
-
-_BOOLEAN: Check = (lambda value: isinstance(value, bool), "true | false")
-_TEXT: Check = (lambda value: isinstance(value, str) and value != "", "a text")
-_SHARES: Check = (
-    lambda v: isinstance(v, list) and v != [] and all(_number(0, 1)[0](x) for x in v),
-    "a list of numbers from 0 to 1",
+from instant_soup.pipeline import code
+from instant_soup.pipeline.stage_files import (
+    IDLE,
+    CalibrateStage,
+    EncodeStage,
+    EvaluateStage,
+    ExportStage,
+    RetrainStage,
+    SoupStage,
+    TablesStage,
+    TicketStage,
+    TrainStage,
+    WeakMasksStage,
 )
-_ROWS: Check = (lambda v: v == "all" or _integer(2)[0](v), "all | a whole number from 2")
 
-TOP: dict[str, Check] = {
-    "sparsity": _number(0, 1, low_too=False, high_too=False),
-    "dataset": _TEXT,
-    "model": _TEXT,
-    "seed": _integer(0, 2**31 - 1),
-    "preset": _one_of(*PRESETS["bert"]),
-    "baselines": _some_of(*BASELINES),
-    "lottery": _some_of(*LOTTERY),
-    "controls": _some_of(*CONTROLS),
-    "soups": _some_of(*SOUPS),
-    "exports": _some_of("dense", "isp", *BASELINES, *LOTTERY, *CONTROLS, *SOUPS),
-    "export_dtype": _one_of("fp32", "bf16"),
-    "rounds": (
-        lambda value: isinstance(value, list) and len(value) > 0,
-        "a list of {id, start, previous}",
-    ),
-    "weak_seeds": (
-        lambda value: isinstance(value, list) and value == list(range(len(value))) and value != [],
-        "the list [0, 1, …] of denoisers",
-    ),
-    "soup_members": (
-        lambda value: isinstance(value, list) and value == list(range(len(value))),
-        "the list [0, 1, …] of networks; [] without soups",
-    ),
-}
-SECTIONS: dict[str, dict[str, Check]] = {
-    "data": {
-        "path": _TEXT,
-        "kind": _one_of("classification", "regression"),
-        "text": (lambda v: is_texts(v) and len(v) <= 2, "a list of one or two column names"),
-        "image": _TEXT,
-        "label": _TEXT,
-        "flip": _BOOLEAN,
-        "prompts": _TEXT,
-        "train_rows": _ROWS,
-        "validation_rows": _integer(1),
-        "test_rows": _integer(1),
-        "max_length": _integer(8),
-    },
-    "training": {
-        "epochs": _number(0, math.inf, low_too=False),
-        "learning_rate": _number(0, 1, low_too=False),
-        "weight_decay": _number(0, 1),
-        "batch_size": _integer(1),
-        "warmup": _number(0, 1, high_too=False),
-        "clip_norm": _number(0, math.inf, low_too=False),
-        "dropout": (
-            lambda v: v == "model" or _number(0, 1, high_too=False)[0](v),
-            "model | a number at least 0 and less than 1",
-        ),
-        "freeze_embeddings": _BOOLEAN,
-        "crop": _number(0, 0.5),
-        "precision": _one_of("auto", "fp32", "bf16"),
-        "processes": _integer(1),
-        "evaluations": _integer(1),
-    },
-    "isp": {
-        "compression_rate": _number(0.01, 1, high_too=False),
-        "rate_of": _one_of("total", "remaining"),
-        "calibration": _number(0, math.inf, low_too=False),
-        "look_ahead": _integer(1),
-        "denoisers": _integer(0),
-        "subset": _number(0, 1, low_too=False),
-        "learning_rate_range": _range(0, low_too=False),
-        "weight_decay_range": _range(0, low_too=True),
-        "combine": _one_of("union", "intersection", "vote"),
-        "adjust": _one_of("every_round", "last_round"),
-        "growing": _BOOLEAN,
-        "own_mask": _BOOLEAN,
-    },
-    "criteria": {
-        "batches": _integer(1),
-        "min_density": _number(0, 1, high_too=False),
-        "m": _integer(2),
-    },
-    "early_bird": {
-        "every": _number(0, math.inf, low_too=False),
-        "window": _integer(1),
-        "threshold": _number(0, 1, low_too=False),
-    },
-    "imp": {
-        "compression_rate": _number(0.01, 1, high_too=False),
-        "rate_of": _one_of("total", "remaining"),
-        "rewind": _number(0, 1, low_too=False, high_too=False),
-        "coefficients": _SHARES,
-    },
-    "model_soup": {
-        "networks": _integer(1),
-        "denoisers": _integer(1),
-        "steps": _integer(1),
-        "learning_rate_range": _range(0, low_too=False),
-        "weight_decay_range": _range(0, low_too=True),
-        "sparsity_range": (
-            lambda v: _range(0, low_too=True)[0](v) and v[1] < 1,
-            "[low, high] with numbers from 0, low ≤ high < 1",
-        ),
-        "subset": _number(0, 1, low_too=False),
-        "coefficients": _SHARES,
-    },
-    "pretraining": {
-        "objective": _one_of("contrastive", "supervised"),
-        "steps": _integer(1),
-        "batch_size": (
-            lambda v: _integer(32)[0](v) and v % 32 == 0,
-            "a multiple of 32, the rows of a group (glyphs.py)",
-        ),
-        "learning_rate": _number(0, 1, low_too=False),
-        "weight_decay": _number(0, 1),
-        "warmup": _number(0, 1, high_too=False),
-        "seed": _integer(0, 2**31 - 1),
-        "precision": _one_of("auto", "fp32", "bf16"),
-    },
-}
-# Keys that mean something to one family only.
-FAMILY_KEYS = {
-    "bert": [
-        *("data.kind", "data.text", "data.max_length"),
-        *("training.dropout", "training.freeze_embeddings"),
-    ],
-    "clip": [
-        *("data.image", "data.flip", "data.prompts", "training.crop"),
-        *(f"pretraining.{key}" for key in SECTIONS["pretraining"]),
-    ],
-}
-# What the networks of a soup depend on: those trained in full, and the denoisers.
-_PROTOCOL = ("model_soup.learning_rate_range", "model_soup.weight_decay_range")
-FULL_MEMBER = ("model_soup.networks", *_PROTOCOL)
-SPARSE_MEMBER = (
-    *("model_soup.denoisers", "model_soup.steps", "model_soup.sparsity_range"),
-    *("model_soup.subset", *_PROTOCOL),
+ROUNDS = 10  # of ISP in dvc.yaml: enough for any sparsity at any preset's rate
+STAGES = Path("stages")
+SHARED = (Data, Training, Pretraining)  # the sections that are no method's
+# What ISP's weak masks and soups depend on.
+OF_WEAK_MASKS = (
+    *("look_ahead", "subset", "learning_rate_range", "weight_decay_range"),
+    *("score", "denoisers"),
 )
-ROUNDS = ("isp.compression_rate", "isp.rate_of", "isp.calibration", "isp.growing")
-# What a row depends on beside data, training and pre-training: sections, or keys of them.
-METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
-    "isp": ("isp",),
-    "random_init": ("isp",),
-    "progressive": ROUNDS,
-    "isp_plus": ROUNDS,
-    "min_density": ("criteria.min_density",),
-    "n_of_m": ("criteria.m",),
-    "snip": ("criteria.batches",),
-    "grasp": ("criteria.batches",),
-    "early_bird": ("early_bird",),
-    "lth": ("imp.compression_rate", "imp.rate_of"),
-    "lth_rewind": ("imp.compression_rate", "imp.rate_of", "imp.rewind"),
-    "lottery_pool": ("imp.compression_rate", "imp.rate_of", "imp.coefficients"),
-    **dict.fromkeys(("uniform_soup", "greedy_soup"), FULL_MEMBER),
-    "instant_model_soup": (*SPARSE_MEMBER, "model_soup.coefficients"),
+OF_SOUPS = ("combine", "own_mask", "score", "denoisers")
+# Of training, what a look-ahead does not depend on: its rate is constant over a number of steps.
+NOT_OF_LOOK_AHEADS = {
+    **{"epochs": 0.0, "weight_decay": 0.0, "warmup": 0.0, "evaluations": 0},
+    "metric": "",
 }
-# Number of networks, by its key in model_soup → the soups that are made of them.
-MEMBERS = {"networks": ("uniform_soup", "greedy_soup"), "denoisers": ("instant_model_soup",)}
-LOOK_AHEAD_ISP = ("look_ahead", "subset", "learning_rate_range", "weight_decay_range")
-LOOK_AHEAD_TRAINING = (
-    *("learning_rate", "batch_size", "clip_norm", "dropout"),
-    *("freeze_embeddings", "crop", "flip", "precision", "processes", "seed"),
-)
-_EXPONENT = re.compile(r"\d+(\.\d*)?[eE][+-]?\d+")
+# Where a dataset lies and what its columns are called is not what is in it; its name says that it
+# is local.
+NOT_IN_VARIANTS = ("path", "text", "image", "label")
 
 
-def _exponent(value: Any) -> Any:
-    """1e-4 as a number: PyYAML takes it for a text, as it misses the dot of 1.0e-4."""
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+@dataclass(frozen=True, kw_only=True)
+class Top:
+    """The keys of params.yaml that stand in no section."""
+
+    sparsity: float = setting(
+        "target: the share of prunable weights that go, between 0 and 1",
+        number(0, 1, low_too=False, high_too=False),
+    )
+    dataset: str = setting("", TEXT)
+    model: str = setting("", TEXT)
+    seed: int = setting("of the head, the data order, dropout, denoisers and random masks", SEED)
+    preset: str = setting("quick (minutes on two cores) | paper (Table 1)", one_of(*PRESETS))
+    methods: list[str] = setting("rows beside dense and isp", some_of(*registry.selectable()))
+    exports: list[str] = setting(
+        "of these rows folders to take away, models/exported/ROW: dense, isp, …",
+        some_of(*registry.methods()),
+    )
+    export_dtype: str = setting(
+        "fp32 | bf16: their weights, and their compact files", one_of("fp32", "bf16")
+    )
 
 
-def _check_names(given: Settings, known: list[str], prefix: str = "") -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"params.yaml: unknown key {prefix}{key}; {hint}")
+@dataclass(frozen=True)
+class Params:
+    """params.yaml, checked, every null replaced by the preset's value."""
+
+    top: Top
+    family: str
+    data: Data
+    training: Training
+    pretraining: Pretraining | None  # of clip-glyph only
+    given: dict[str, dict[str, Any]]  # what each section of a method says itself
+
+    def method(self, name: str) -> Method:
+        """A method with its settings."""
+        return registry.create(name, self.family, self.top.preset, self.given)
+
+    @property
+    def isp(self) -> ISP:
+        """ISP with its settings."""
+        isp = self.method(registry.ISP)
+        assert isinstance(isp, ISP)
+        return isp
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows of this run."""
+        return [registry.DENSE, registry.ISP, *self.top.methods]
 
 
-def _check_value(key: str, value: Any, check: Check) -> None:
-    test, allowed = check
-    if not test(value):
-        raise UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
-
-
-def check_values(section: str, values: dict[str, Any]) -> None:
-    """UserError naming the first of a section's values that is not allowed."""
-    for key, value in values.items():
-        _check_value(key, value, SECTIONS[section][key])
-
-
-def check(params: Settings) -> Settings:
-    """Check params.yaml and fill every null from the preset; returns the complete settings."""
+def check(params: Any) -> Params:
+    """Check params.yaml and fill every null from the preset."""
     if not isinstance(params, dict):
         raise UserError("params.yaml: must be a mapping of keys to values")
-    _check_names(params, [*TOP, *SECTIONS])
-    for key, top_check in TOP.items():
+    top_fields, sections = settings_of(Top), _sections()
+    _named("", params, [*top_fields, *sections])
+    for key, field in top_fields.items():
         if key not in params:
-            raise UserError(f"params.yaml: {key} is missing; allowed: {top_check[1]}")
-        _check_value(f"params.yaml: {key}", params[key], top_check)
-    settings = {key: params[key] for key in TOP}
-    settings["family"] = family = family_of(params["model"])
-    foreign = [key for name, keys in FAMILY_KEYS.items() if name != family for key in keys]
-    preset = PRESETS[family][params["preset"]]
-    for section, checks in SECTIONS.items():
-        given = {} if params.get(section) is None else params[section]
-        if not isinstance(given, dict):
+            allowed = field.metadata["rule"].allowed
+            raise UserError(f"params.yaml: {key} is missing; allowed: {allowed}")
+        check_value(f"params.yaml: {key}", params[key], field.metadata["rule"])
+    top = Top(**{key: params[key] for key in top_fields})
+    family = family_of(top.model)
+    given: dict[str, dict[str, Any]] = {}
+    for section, known in sections.items():
+        own = {} if params.get(section) is None else params[section]
+        if not isinstance(own, dict):
             raise UserError(f"params.yaml: {section}: must be a mapping of keys to values")
-        _check_names(given, list(checks), f"{section}.")
-        chosen = {key: _exponent(value) for key, value in given.items() if value is not None}
-        for key, value in chosen.items():
-            if f"{section}.{key}" in foreign:
+        _named(f"{section}.", own, known)
+        given[section] = {k: as_number(value) for k, value in own.items() if value is not None}
+        for key, value in given[section].items():
+            name = f"params.yaml: {section}.{key}"
+            if family not in known[key].metadata["families"]:
                 raise UserError(
-                    f"params.yaml: {section}.{key}: means nothing to {params['model']}, which "
-                    f"reads {READS[family]}; leave it null"
+                    f"{name}: means nothing to {top.model}, which reads {READS[family]}; leave it "
+                    "null"
                 )
-            if section == "pretraining" and params["model"] != "clip-glyph":
-                raise UserError(f"params.yaml: pretraining.{key}: only for model: clip-glyph")
-            _check_value(f"params.yaml: {section}.{key}", value, checks[key])
-        settings[section] = {**preset.get(section, {}), **chosen}
-    return settings
+            if section == Pretraining.section and top.model != "clip-glyph":
+                raise UserError(f"{name}: only for model: clip-glyph")
+            check_value(name, value, known[key].metadata["rule"])
+    data, training, pretraining = (
+        kind(**{**defaults_of(kind, family, top.preset), **given[kind.section]}) for kind in SHARED
+    )
+    glyph = top.model == "clip-glyph"
+    return Params(top, family, data, training, pretraining if glyph else None, given)
 
 
-def round_entry(index: int) -> Settings:
-    """What params.yaml lists for a round: its number, and where ISP's and IMP's begin."""
-    before = f"round_{index - 1}"
-    start = f"models/isp/{before}" if index else "models/start"
-    return {"id": index, "start": start, "previous": before if index else "start"}
+def _sections() -> dict[str, dict[str, dataclasses.Field]]:
+    """Section of params.yaml → key → its field."""
+    found = {kind.section: settings_of(kind) for kind in SHARED}
+    for section, keys in registry.sections().items():
+        found[section] = {key: settings_of(m)[name] for key, (m, name) in keys.items()}
+    return found
 
 
-def check_rounds(settings: Settings) -> list[float]:
-    """The sparsity after each round; UserError when the listed rounds or the budget fall short."""
-    for index, entry in enumerate(settings["rounds"]):
-        if entry != round_entry(index):
-            shown = ", ".join(f"{key}: {value}" for key, value in round_entry(index).items())
-            raise UserError(f"params.yaml: rounds: entry {index} must be {{{shown}}}")
-    isp, target = settings["isp"], settings["sparsity"]
-    sparsities = round_sparsities(target, isp["compression_rate"], isp["rate_of"])
-    listed, needed = len(settings["rounds"]), len(sparsities)
-    if needed > listed:
-        raise UserError(
-            f"params.yaml: rounds: {listed} listed, but sparsity {target} at "
-            f"isp.compression_rate {isp['compression_rate']} takes {needed}: add entries from "
-            f"{{id: {listed}, start: models/isp/round_{listed - 1}, previous: "
-            f"round_{listed - 1}}} to id {needed - 1}, or raise the rate"
-        )
-    epochs, growing = settings["training"]["epochs"], isp["growing"]
-    share = mask_finding_share(needed, isp["calibration"], epochs, growing)
-    if share >= 1:
-        raise UserError(
-            f"params.yaml: isp.calibration: {needed} rounds of mask finding would take "
-            f"{share:.0%} of training.epochs {epochs}; allowed: less than "
-            f"{1 / mask_finding_share(needed, 1, epochs, growing):.3g}"
-        )
-    if isp["denoisers"] > len(settings["weak_seeds"]):
-        raise UserError(
-            f"params.yaml: isp.denoisers: {isp['denoisers']}, but weak_seeds lists "
-            f"{len(settings['weak_seeds'])}: extend it to [0, …, {isp['denoisers'] - 1}]"
-        )
-    return sparsities
+def _named(prefix: str, given: dict[str, Any], known: Any) -> None:
+    try:
+        check_names(given, known, prefix)
+    except UserError as error:
+        raise UserError(f"params.yaml: {error}") from None
 
 
-def methods_of(settings: Settings) -> list[str]:
-    """The rows of a run."""
-    rows = (settings[key] for key in ("baselines", "lottery", "controls", "soups"))
-    return ["dense", "isp", *(method for methods in rows for method in methods)]
-
-
-def check_rows(settings: Settings) -> list[float]:
-    """IMP's sparsity after each round; UserError when a chosen row cannot be had."""
-    target, imp, lottery = settings["sparsity"], settings["imp"], settings["lottery"]
-    if "lottery_pool" in lottery and "lth" not in lottery:
-        raise UserError(
-            "params.yaml: lottery: lottery_pool is mixed from the rounds of lth: add lth"
-        )
-    for method in settings["exports"]:
-        if method not in methods_of(settings):
+def check_rows(params: Params) -> list[float]:
+    """ISP's sparsity after each round; UserError when a chosen row or export cannot be had."""
+    top, epochs = params.top, params.training.epochs
+    for row in params.rows:
+        try:
+            params.method(row).check(top.sparsity, epochs)
+        except UserError as error:
+            raise UserError(f"params.yaml: {error}") from None
+    for row in top.exports:
+        if row not in params.rows:
             raise UserError(
-                f"params.yaml: exports: {method} is no row of this run; allowed: "
-                f"{' | '.join(methods_of(settings))}"
+                f"params.yaml: exports: {row} is no row of this run; allowed: "
+                f"{' | '.join(params.rows)}"
             )
-    if "n_of_m" in settings["baselines"]:
-        pattern(target, settings["criteria"]["m"])
-    every, epochs = settings["early_bird"]["every"], settings["training"]["epochs"]
-    if "early_bird" in settings["baselines"] and every * 2 > epochs:
+    sparsities = params.isp.sparsities(top.sparsity)
+    if len(sparsities) > ROUNDS:
         raise UserError(
-            f"params.yaml: early_bird.every: {every} epochs between two masks, of a budget of "
-            f"{epochs}; allowed: at most half of it"
+            f"params.yaml: isp.compression_rate: {params.isp.compression_rate} takes "
+            f"{len(sparsities)} rounds to sparsity {top.sparsity}; allowed: a rate that takes at "
+            f"most {ROUNDS}"
         )
-    least = settings["criteria"]["min_density"]
-    if "min_density" in settings["baselines"] and least >= 1 - target - 1e-9:
+    size, processes = params.training.batch_size, params.training.processes
+    if size % processes:
         raise UserError(
-            f"params.yaml: criteria.min_density: {least} leaves no room at sparsity {target}; "
-            f"allowed: less than {1 - target:.3g}"
-        )
-    if soup_size(settings) > len(settings["soup_members"]):
-        raise UserError(
-            f"params.yaml: soup_members: {len(settings['soup_members'])} listed, but model_soup "
-            f"takes {soup_size(settings)}: extend it to [0, …, {soup_size(settings) - 1}]"
-        )
-    sparsities = round_sparsities(target, imp["compression_rate"], imp["rate_of"])
-    listed = len(settings["rounds"])
-    if lottery and len(sparsities) > listed:
-        raise UserError(
-            f"params.yaml: rounds: {listed} listed, but sparsity {target} at "
-            f"imp.compression_rate {imp['compression_rate']} takes {len(sparsities)}: add entries "
-            f"to id {len(sparsities) - 1}, or raise the rate"
-        )
-    training = settings["training"]
-    if training["batch_size"] % training["processes"]:
-        raise UserError(
-            f"params.yaml: training.processes: {training['processes']} do not share "
-            f"training.batch_size {training['batch_size']} equally; allowed: a divisor of it"
+            f"params.yaml: training.processes: {processes} do not share training.batch_size {size} "
+            "equally; allowed: a divisor of it"
         )
     return sparsities
 
 
-def soup_size(settings: Settings) -> int:
-    """The most networks that one of the chosen dense soups is made of."""
-    chosen = [key for key, soups in MEMBERS.items() if set(soups) & set(settings["soups"])]
-    return max((settings["model_soup"][key] for key in chosen), default=0)
-
-
-def variant(settings: Settings, method: str) -> str:
-    """What a method's settings change from the preset, readable: "isp.combine=vote …"."""
-    preset = PRESETS[settings["family"]][settings["preset"]]
-    concerned = ["data", "training", "pretraining", *METHOD_SETTINGS.get(method, ())]
+def variant(params: Params, name: str) -> str:
+    """What a row's settings change from the preset, readable: "isp.combine=vote …"."""
     parts = []
-    for section in dict.fromkeys(name.partition(".")[0] for name in concerned):
-        own = settings[section]
-        for key in [key for key in SECTIONS[section] if key in own]:  # in params.yaml's order
-            # These say where a dataset lies and what its columns are called, not what is in it; its
-            # name says that it is local.
-            described = section == "data" and key in ("path", "text", "image", "label")
-            matters = {section, f"{section}.{key}"} & set(concerned) and not described
-            if matters and own[key] != preset[section].get(key):
-                value = json.dumps(own[key], separators=(",", ":")).replace('"', "")
-                parts.append(f"{section}.{key}={value}")
+    for own in (params.data, params.training, params.pretraining):
+        for key, field in settings_of(type(own)).items() if own is not None else ():
+            value = getattr(own, key)
+            hidden = own is params.data and key in NOT_IN_VARIANTS
+            default = default_of(field, params.family, params.top.preset)
+            if value is not None and value != default and not hidden:
+                parts.append(f"{own.section}.{key}={as_text(value)}")
+    # The control is ISP's ticket, and depends on ISP's settings.
+    method = params.method(name)
+    for one in (method, *map(params.method, method.needs)):
+        parts += registry.variant_parts(one, params.family, params.top.preset)
     return " ".join(parts)
 
 
-def plan(params: Settings) -> dict[str, Settings]:
-    """Resolve params.yaml into the settings of each stage: file name → contents."""
-    settings = check(params)
-    data, model = resolve_data(settings), resolve_model(settings)
-    sparsities, imp_sparsities = check_rounds(settings), check_rows(settings)
-    isp, seed = settings["isp"], settings["seed"]
-    identity = {"model": model["name"], "dataset": data["name"], "seed": seed}
-    training = {**settings["training"], "seed": seed, "metric": data["metric"]}
-    images = settings["family"] == "clip"
-    if images:
-        training["flip"] = data["flip"]
-        # No seed: the head is the text tower's, so all seeds start from the same network.
-        start = {"classes": data["labels"], "templates": data.pop("templates")}
-    else:
-        start = identity
-    files: dict[str, Settings] = {
-        "data": data,
-        "pretrain": {"idle": True},
-        "base": model,
-        "encode": {"max_length": settings["data"].get("max_length")},
-        "start": start,
-        "dense": {**training, "start": "models/start", "ticket": None},
+@dataclass(frozen=True)
+class Planned:
+    """A stage's file: the script that reads it, its settings (none: not needed), its methods."""
+
+    script: str
+    settings: Stored | None
+    methods: tuple[str, ...] = ()
+
+
+def planned(raw: Any) -> dict[str, Planned]:
+    """Resolve params.yaml into the settings of each stage: file name → what it holds."""
+    params = check(raw)
+    top, isp = params.top, params.isp
+    data, model = resolve_data(top.dataset, params.family, params.data), resolve_model(top.model)
+    sparsities = check_rows(params)
+    images = params.family == "clip"
+    recipe = Recipe(
+        **vars(params.training), seed=top.seed, metric=data.metric, flip=images and data.flip
+    )
+    # Of images no seed: the head is the text tower's, so all seeds start from the same network.
+    head = Head(classes=data.labels, templates=data.templates) if images else Head(seed=top.seed)
+    files = {
+        "data": Planned("prepare_data", data),
+        "pretrain": Planned("pretrain_clip", params.pretraining),
+        "base": Planned("prepare_model", model),
+        "encode": Planned("encode_data", EncodeStage(max_length=params.data.max_length)),
+        "start": Planned("attach_head", head),
+        "dense": Planned("dense_finetune", TrainStage(recipe=recipe, start="models/start")),
     }
-    if settings["model"] == "clip-glyph":
-        files["pretrain"] = settings["pretraining"]
-    for entry, sparsity in zip(
-        settings["rounds"], [*sparsities, *[None] * len(settings["rounds"])], strict=False
-    ):
-        index, round_start = entry["id"], entry["start"]
-        idle = sparsity is None
-        files[f"calibrate_{index}"] = (
-            {"idle": True}
-            if idle
-            else {
-                **{**training, "start": round_start},
-                **{key: isp[key] for key in ("calibration", "growing")},
-            }
+    for i in range(ROUNDS):
+        files |= _isp_round(i, isp, recipe, sparsities)
+    of_isp = {"isp_rounds": len(sparsities), "isp_denoisers": isp.denoisers}
+    last = f"models/isp/round_{len(sparsities) - 1}"
+    files["retrain_isp"] = Planned(
+        "sparse_retrain", RetrainStage(recipe=recipe, start=last, **of_isp)
+    )
+    for name in [*top.methods, *(n for n in needy() if n not in top.methods)]:
+        method = params.method(name)
+        if name not in top.methods:
+            files[f"ticket_{name}"] = Planned("find_ticket", None)
+            continue
+        ticket = _ticket(method, top, recipe, head, of_isp)
+        files[f"ticket_{name}"] = Planned("find_ticket", ticket, (name, *method.needs))
+        folder = f"models/tickets/{name}/{'of_isp' if method.needs else 'found'}"
+        retrain = RetrainStage(recipe=method.recipe(recipe), start="models/start", ticket=folder)
+        files[f"retrain_{name}"] = Planned("sparse_retrain", retrain)
+    for name in params.rows:
+        identity = EvaluateStage(
+            model=model.name,
+            dataset=data.name,
+            seed=top.seed,
+            family=params.family,
+            method=name,
+            target_sparsity=0.0 if params.method(name).dense else top.sparsity,
+            preset=top.preset,
+            variant=variant(params, name),
+            metric=data.metric,
+            precision=recipe.precision,
+            zero_shot=images and name == registry.DENSE,
         )
-        look_ahead = {"start": round_start, "sparsity": sparsity}
-        look_ahead |= {key: training[key] for key in LOOK_AHEAD_TRAINING if key in training}
-        look_ahead |= {key: isp[key] for key in LOOK_AHEAD_ISP}
-        for denoiser in settings["weak_seeds"]:
-            files[f"weak_mask_{index}_{denoiser}"] = (
-                {"idle": True} if idle or denoiser >= isp["denoisers"] else look_ahead
-            )
-        soup = {"start": round_start, "sparsity": sparsity, "denoisers": isp["denoisers"]}
-        soup |= {"combine": isp["combine"], "own_mask": isp["own_mask"], "seed": seed}
+        files[f"evaluate_{name}"] = Planned("evaluate", identity)
+    every = tuple(registry.methods())
+    tables = TablesStage(methods=params.rows, metric=data.metric)
+    files["tables"] = Planned("tables", tables, every)
+    files["export"] = Planned("export", ExportStage(dtype=top.export_dtype), every)
+    return files
+
+
+def needy() -> list[str]:
+    """Methods that are made of another row, which dvc.yaml lists by name."""
+    return [name for name, method in registry.methods().items() if method.needs]
+
+
+def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dict[str, Planned]:
+    """The files of one of ISP's rounds: training, weak masks, soup."""
+    names = (f"calibrate_{i}", f"weak_masks_{i}", f"soup_{i}")
+    scripts = ("calibrate", "weak_mask", "mask_soup")
+    if i >= len(sparsities):
+        return {n: Planned(script, None) for n, script in zip(names, scripts, strict=True)}
+    start = f"models/isp/round_{i - 1}" if i else "models/start"
+    # All rounds together take a share of T: then a round's length depends on their number.
+    rounds = i + 1 if isp.mask_finding is None else len(sparsities)
+    calibrate = CalibrateStage(recipe=recipe, start=start, schedule=isp.schedule, rounds=rounds)
+    ahead = dataclasses.replace(recipe, **NOT_OF_LOOK_AHEADS)
+    weak = WeakMasksStage(
+        recipe=ahead, start=start, sparsity=sparsities[i], isp=isp.some(*OF_WEAK_MASKS)
+    )
+    soup = SoupStage(
+        start=start,
+        sparsity=sparsities[i],
         # The last round is adjusted in any case: the target's sparsity is exact.
-        soup["adjust"] = isp["adjust"] == "every_round" or index == len(sparsities) - 1
-        files[f"soup_{index}"] = {"idle": True} if idle else soup
-    last_round = f"models/isp/round_{len(sparsities) - 1}"
-    files["retrain_isp"] = {**training, "start": last_round, "rounds": len(sparsities)}
-    files["retrain_isp"]["denoisers"] = isp["denoisers"]
-    for method in settings["baselines"]:
-        files[f"ticket_{method}"] = ticket_settings(method, settings, training, sparsities)
-        ticket = f"models/tickets/{method}"
-        files[f"retrain_{method}"] = {**training, "start": "models/start", "ticket": ticket}
-    for method in settings["controls"]:
-        # Embeddings drawn at random must be able to train.
-        thawed = {} if images else {"freeze_embeddings": False}
-        found = {key: files["retrain_isp"][key] for key in ("start", "rounds", "denoisers")}
-        files[f"retrain_{method}"] = {**training, **thawed, **start, **found}
-    for method in settings["lottery"]:
-        chain = "lth" if method == "lottery_pool" else method
-        rounds = {"chain": chain, "rounds": len(imp_sparsities), "sparsity": settings["sparsity"]}
-        mixing = {**training, "coefficients": settings["imp"]["coefficients"]}
-        files[f"lottery_{method}"] = {**rounds, **(mixing if method == "lottery_pool" else {})}
-        # The pool has no rounds of its own.
-        idle, rewind = method != chain, settings["imp"]["rewind"] if chain == "lth_rewind" else 0.0
-        files[f"imp_{method}_start"] = (
-            {"idle": True} if idle else {**training, "start": "models/start", "rewind": rewind}
-        )
-        for entry in settings["rounds"]:
-            index, previous = entry["id"], entry["previous"]
-            beyond = idle or index >= len(imp_sparsities)
-            files[f"imp_{method}_{index}"] = (
-                {"idle": True}
-                if beyond
-                else {**training, "previous": previous, "sparsity": imp_sparsities[index]}
-            )
-    files |= soup_settings(settings, training)
-    methods = methods_of(settings)
-    for method in methods:
-        files[f"evaluate_{method}"] = {
-            **identity,
-            "family": settings["family"],
-            "method": method,
-            "target_sparsity": 0.0 if method in ("dense", *SOUPS) else settings["sparsity"],
-            "preset": settings["preset"],
-            "variant": variant(settings, method),
-            "metric": data["metric"],
-            "precision": training["precision"],
-            "zero_shot": images and method == "dense",
-        }
-    files["tables"] = {"methods": methods, "metric": data["metric"]}
-    files["export"] = {"dtype": settings["export_dtype"]}
-    return files
+        adjust=isp.adjust == "every_round" or i == len(sparsities) - 1,
+        seed=recipe.seed,
+        isp=isp.some(*OF_SOUPS),
+    )
+    settings = (calibrate, weak, soup)
+    return {
+        name: Planned(script, one, (registry.ISP,))
+        for name, script, one in zip(names, scripts, settings, strict=True)
+    }
 
 
-def soup_settings(settings: Settings, training: Settings) -> dict[str, Settings]:
-    """The settings of the networks that dense soups are made of, and of the soups."""
-    mixing, soups = settings["model_soup"], settings["soups"]
-    files: dict[str, Settings] = {}
-    for key, methods in MEMBERS.items():
-        wanted = mixing[key] if set(soups) & set(methods) else 0
-        own = ["learning_rate_range", "weight_decay_range", "subset"]
-        own += ["steps", "sparsity_range"] if key == "denoisers" else []
-        for n in settings["soup_members"]:
-            files[f"soup_member_{key}_{n}"] = (
-                {**training, "start": "models/start", **{k: mixing[k] for k in own}, "of": wanted}
-                if n < wanted
-                else {"idle": True}
-            )
-    for method in soups:
-        key = next(key for key, methods in MEMBERS.items() if method in methods)
-        members = [f"models/members/{key}_{n}" for n in range(mixing[key])]
-        files[f"model_soup_{method}"] = {**training, "start": "models/start", "members": members}
-        if method == "instant_model_soup":
-            files[f"model_soup_{method}"]["coefficients"] = mixing["coefficients"]
-    return files
+def _ticket(
+    method: Method, top: Top, recipe: Recipe, head: Head, of_isp: dict[str, int]
+) -> TicketStage:
+    """What a method's ticket depends on: seed and training only where it looks at them."""
+    seeded, trains = "seed" in method.looks_at, "data" in method.looks_at
+    return TicketStage(
+        method=method.name,
+        settings={name: getattr(method, name) for name in settings_of(type(method))},
+        sparsity=top.sparsity,
+        seed=top.seed if seeded and not trains else None,
+        recipe=recipe if trains else None,
+        **({**of_isp, "head": dataclasses.replace(head, seed=top.seed)} if method.needs else {}),
+    )
 
 
-def ticket_settings(
-    method: str, settings: Settings, training: Settings, sparsities: list[float]
-) -> Settings:
-    """What a baseline's ticket depends on: seed and training only where they enter."""
-    target, start = {"sparsity": settings["sparsity"]}, {"start": "models/start"}
-    if method in ("progressive", "isp_plus"):
-        schedule = {key: settings["isp"][key] for key in ("calibration", "growing")}
-        score = "fisher" if method == "isp_plus" else "magnitude"
-        return {**training, **start, "sparsities": sparsities, **schedule, "score": score}
-    if method == "early_bird":
-        return {**training, **start, **target, **settings["early_bird"]}
-    criteria = settings["criteria"]
-    if method in ("snip", "grasp"):
-        return {**training, **start, **target, "batches": criteria["batches"]}
-    own_seed = settings["seed"] if method in ("random", "erdos_renyi") else 0
-    own = {"min_density": ("min_density",), "n_of_m": ("m",)}.get(method, ())
-    return {**target, "seed": own_seed, **{key: criteria[key] for key in own}}
+def plan(raw: Any) -> dict[str, dict[str, Any]]:
+    """The contents of each stage's file: name → plain values."""
+    return {name: _contents(one) for name, one in planned(raw).items()}
+
+
+def plan_with_code(raw: Any) -> dict[str, dict[str, Any]]:
+    """The same, and in each file that is needed the digest of the sources that its stage runs."""
+    found = {}
+    for name, one in planned(raw).items():
+        contents = _contents(one)
+        if one.settings is not None:
+            roots = [STAGES / f"{one.script}.py", *map(registry.file_of, one.methods)]
+            contents = {**contents, "code": code.digest(roots)}
+        found[name] = contents
+    return found
+
+
+def _contents(one: Planned) -> dict[str, Any]:
+    return IDLE if one.settings is None else one.settings.contents()

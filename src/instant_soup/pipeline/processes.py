@@ -121,3 +121,14 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: `dvc repro` continues from here", file=sys.stderr)
+        sys.exit(130)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,14 +23,12 @@ from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder, write_json
 from instant_soup.models.clip import CONFIG, WEIGHTS, open_clip
 from instant_soup.models.matrices import NEAR_ZERO, prunable
+from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining import glyphs
 from instant_soup.training import checkpoints, loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
-
-if TYPE_CHECKING:
-    from instant_soup.pipeline.tracking import StageRun
 
 Curve = list[dict[str, Any]]
 Batch = tuple[torch.Tensor, list[str], torch.Tensor]  # images, captions, class numbers
@@ -138,7 +136,7 @@ def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any
 
 
 def pretrain(
-    model_config: dict[str, Any], settings: Pretraining, run: "StageRun"
+    model_config: dict[str, Any], settings: Pretraining, run: StageRun
 ) -> tuple[State, Curve]:
     """Train a CLIP model from random weights; return its state and the curve.
 

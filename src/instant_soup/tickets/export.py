@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 
 from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
-from instant_soup.files import new_folder, read_json, read_yaml, write_json
+from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, clip, encoding
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
+from instant_soup.pipeline.stage_files import PLAN, EncodeStage, ExportStage
+from instant_soup.pipeline.workspace import BASE, prunable_shapes
 from instant_soup.reports import ledger
 from instant_soup.sparsity import masks
 from instant_soup.tickets import card, compact
@@ -25,8 +27,8 @@ from instant_soup.tickets.weights import MASK, TICKET, set_usual_permissions
 from instant_soup.training.state import Weights, load_state
 
 FORMAT = "instant-soup-ticket-1"
-PLAN, BASE, RETRAINED = Path("models/plan"), Path("models/base"), Path("models/retrained")
-RESULTS, EXPORTED = Path("reports/results"), Path("models/exported")
+RETRAINED, RESULTS = Path("models/retrained"), Path("reports/results")
+EXPORTED = Path("models/exported")
 COMPACT = "compact.safetensors"
 # What ticket.json has of a result.
 OF_RESULT = (*ledger.KEY, "family", "metric", "test", "precision", "sparsity", "code_version")
@@ -41,9 +43,9 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
     workspace has no finished run of the method.
     """
     result = finished(method)
-    dtype = dtype or read_yaml(PLAN / "export.yaml")["dtype"]
+    dtype = dtype or ExportStage.read(PLAN / "export.yaml").dtype
     data, base = Dataset.read(PLAN / "data.yaml"), BaseModel.read(PLAN / "base.yaml")
-    mask = masks.load(RETRAINED / method / MASK, read_json(BASE / "prunable.json"))
+    mask = masks.load(RETRAINED / method / MASK, prunable_shapes())
     trained = load_state(RETRAINED / method / "state", moments=False).weights
     with new_folder(folder) as unfinished:
         write = _write_images if data.image else _write_texts
@@ -104,7 +106,9 @@ def _write_texts(
     config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
     # So that truncation=True cuts where training and test did.
-    length = encoding.longest(BASE, read_yaml(PLAN / "encode.yaml")["max_length"])
+    max_length = EncodeStage.read(PLAN / "encode.yaml").max_length
+    assert max_length is not None  # the plan has it for texts
+    length = encoding.longest(BASE, max_length)
     tokenizer.model_max_length = length
     for how_it_was_read in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(how_it_was_read, None)

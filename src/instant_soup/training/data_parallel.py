@@ -23,7 +23,7 @@ from instant_soup.models.torchvision_cpu import declare_missing_operators
 
 Batch = dict[str, torch.Tensor]
 START, STEP = timedelta(minutes=1), timedelta(minutes=30)  # how long one waits for the others
-_here: dict[str, Any] = {"size": 1, "rank": 0, "device": torch.device("cpu")}
+_group: dict[str, Any] = {"size": 1, "rank": 0, "device": torch.device("cpu")}
 
 
 class _Importable:
@@ -35,17 +35,17 @@ class _Importable:
 
 def size() -> int:
     """How many processes are training together; 1 outside of `together`."""
-    return _here["size"]
+    return _group["size"]
 
 
 def rank() -> int:
     """This process's number among them."""
-    return _here["rank"]
+    return _group["rank"]
 
 
 def own_device() -> torch.device:
     """Where this one of several processes trains."""
-    return _here["device"]
+    return _group["device"]
 
 
 def share(batch: Batch) -> Batch:
@@ -89,17 +89,17 @@ def together(
         context = torch.multiprocessing.get_context("spawn")
         others = [
             context.Process(
-                target=_other,
+                target=_run_member,
                 args=(_Importable(), number, processes, kind, meeting_point, work, arguments),
                 daemon=True,
             )
             for number in range(1, processes)
         ]
         try:
-            with _deaf_to_ctrl_c():  # which is inherited
+            with _ignoring_ctrl_c():  # which is inherited
                 for other in others:
                     other.start()
-            _await(others, Path(folder))
+            _wait_until_loaded(others, Path(folder))
             _join(0, processes, kind, meeting_point)
             yield
             _leave()
@@ -114,7 +114,7 @@ def together(
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
+def _ignoring_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -125,7 +125,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _await(others: list[Any], folder: Path) -> None:
+def _wait_until_loaded(others: list[Any], folder: Path) -> None:
     """Wait until all are loaded; an error of theirs must not leave this one waiting for them."""
     while len(list(folder.glob("loaded-*"))) < len(others):
         if any(not other.is_alive() for other in others):
@@ -142,15 +142,15 @@ def _join(number: int, processes: int, kind: str, meeting_point: str) -> None:
     store.set_timeout(START)
     backend = "nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=STEP)
-    _here.update(size=processes, rank=number, device=where)
+    _group.update(size=processes, rank=number, device=where)
 
 
 def _leave() -> None:
-    _here.update(size=1, rank=0)
+    _group.update(size=1, rank=0)
     dist.destroy_process_group()
 
 
-def _other(
+def _run_member(
     _: None,
     number: int,
     processes: int,

@@ -61,9 +61,12 @@ class Run(ABC):
     ) -> None:
         self.state, self.mask, self.recipe, self.total = state, mask, recipe, total
         self.store, self.origin, self.looks_at = store, origin, frozenset(looks_at)
+        self.own_state = False  # whether the weights were changed by other means than training
+        self.target = 0.0  # the sparsity that the last of several rounds reaches
         self.cost = Cost()
         self.curve: Curve = []
         self.gradients: Weights = {}  # dense, of the last step of `train(keep_gradients=True)`
+        self.at_work: tuple[nn.Module, Pruner] | None = None  # what is training now
         self.found: dict[str, Any] = {}  # what the result shall tell of a search
 
     # What the pipeline's run and the library's do each in their own way.
@@ -170,6 +173,7 @@ class Run(ABC):
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
             network = self.network(state, own)
+            self.at_work = network, pruner
             if not record.curve and first > 0 and (row := self.first_row(network)):
                 record.add(row)
             with record.going():
@@ -214,12 +218,12 @@ class Run(ABC):
     def start_from(self, state: State, mask: Mask) -> None:
         """Leave this run's state for another one, pruned by a mask."""
         self.origin = digest(self.origin, "start from", state.weights)
-        self.state = state
+        self.state, self.own_state = state, True
         self.prune(mask)
 
     def moved(self, how: Any) -> None:
         """Say that the weights were changed by other means than training, as `how` tells."""
-        self.origin = digest(self.origin, self.state.step, how)
+        self.origin, self.own_state = digest(self.origin, self.state.step, how), True
 
     def look_ahead(
         self, protocol: Protocol, steps: int, label: str, mask: Mask | None = None
@@ -248,8 +252,8 @@ class Run(ABC):
         """A training protocol that depends on the seed and the key."""
         return draw_protocol(self.recipe, rates, decays, subset, self.rows, (self.seed, *key))
 
-    def search(self, key: Any, find: Callable[[], Mask], **more: Any) -> Mask:
-        """The mask that `find()` finds, or what an equal call has found: with its cost.
+    def search(self, key: Any, find: Callable[..., Mask], *arguments: Any) -> Mask:
+        """The mask that `find(*arguments)` finds, or what an equal call has found; with its cost.
 
         The seconds of finding are counted here; what it trains counts itself.
         """
@@ -261,7 +265,7 @@ class Run(ABC):
             before, self.cost = self.cost, Cost()
             started = time.perf_counter()
             try:
-                mask = find()
+                mask = find(*arguments)
                 self.cost.seconds = time.perf_counter() - started
                 self.cost.peak_memory = peak_memory()
                 if folder is not None:

@@ -1,0 +1,83 @@
+"""Which sources a stage runs, and their digest: a changed file reruns the stages that run it.
+
+The plan writes the digest into a stage's settings file, on which the stage depends. So dvc.yaml
+lists no sources, and none can be missing or too many there: they are what the script imports, and
+what that imports in turn, late imports included.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+NAME = PACKAGE.name
+
+
+def sources(roots: Iterable[Path]) -> set[Path]:
+    """The files that some scripts run: themselves, and all of this package that they import.
+
+    Of what a module reads beside itself, files that it names and that lie beside it count, too.
+    Methods are imported by their folder, so a stage names those that it runs among its roots.
+    """
+    found: set[Path] = set()
+    waiting = [root.resolve() for root in roots]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += _uses(file)
+    return found
+
+
+def digest(roots: Iterable[Path]) -> str:
+    """Sixteen hex digits of the contents of `sources`."""
+    whole = hashlib.sha256()
+    for file in sorted(sources(roots), key=_name):
+        whole.update(f"{_name(file)}\0".encode() + file.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+def _name(file: Path) -> str:
+    """A file's name, wherever the repository lies."""
+    inside = PACKAGE in file.parents
+    return str(file.relative_to(PACKAGE)) if inside else f"stages/{file.name}"
+
+
+@cache
+def _uses(file: Path) -> list[Path]:
+    """The files that a source imports or names."""
+    if file.suffix != ".py":
+        return []
+    used: list[Path] = []
+    waiting: list[ast.AST] = [ast.parse(file.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                used += _files_of(name)
+        elif isinstance(node, ast.Import):
+            used += [found for alias in node.names for found in _files_of(alias.name)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            beside = file.parent / node.value if _is_file_name(node.value) else file
+            if beside != file and beside.is_file():
+                used.append(beside)
+        waiting += ast.iter_child_nodes(node)
+    return used
+
+
+def _is_file_name(text: str) -> bool:
+    return 0 < len(text) < 100 and "." in text and "/" not in text and "\n" not in text
+
+
+def _files_of(module: str) -> list[Path]:
+    """The file of one of this package's modules, and of the packages that it lies in."""
+    parts = module.split(".")
+    if parts[0] != NAME:
+        return []
+    folders = [PACKAGE.joinpath(*parts[1:i]) / "__init__.py" for i in range(1, len(parts) + 1)]
+    file = PACKAGE.joinpath(*parts[1:]).with_suffix(".py") if len(parts) > 1 else folders[0]
+    return [path for path in (*folders, file) if path.is_file()]

@@ -1,0 +1,196 @@
+"""The pipeline's run: training over DVC's folders, with a curve, validation and MLflow."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from instant_soup.config.sections import Recipe
+from instant_soup.data.batches import (
+    Split,
+    evaluation_batches,
+    load_split,
+    steps_per_epoch,
+    training_batches,
+)
+from instant_soup.errors import UserError
+from instant_soup.models import base as models
+from instant_soup.models.head import Head
+from instant_soup.pipeline import workspace
+from instant_soup.pipeline.workspace import BASE, ENCODED
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import checkpoints, loop, metrics
+from instant_soup.training.checkpoints import Record
+from instant_soup.training.cost import Cost
+from instant_soup.training.pruner import Pruner
+from instant_soup.training.run import AfterStep, Run
+from instant_soup.training.schedule import steps_of
+from instant_soup.training.state import State, Weights
+
+if TYPE_CHECKING:
+    from instant_soup.pipeline.tracking import StageRun
+
+
+class PipelineRun(Run):
+    """A run in a stage: the network of models/base on the data of data/encoded.
+
+    Its curve has a row where something was measured: step (done so far), train_loss (mean since
+    the row before), validation (the task's metric: of a network just pruned, at even distances
+    and at the end), sparsity. Its rows go to the tracked `run` as they come.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        mask: Mask,
+        recipe: Recipe,
+        tracked: "StageRun | None" = None,
+        *,
+        code: str = "",
+        stored: bool = True,
+        **more: Any,
+    ) -> None:
+        """`code`: digest of the sources that run. Without `stored` nothing can be gone on from."""
+        _, total = budget(recipe)
+        origin = checkpoints.digest(
+            *[code, workspace.encoded_digest(), state.step, mask],
+            *[state.weights, state.first_moments, state.second_moments],
+        )
+        store = checkpoints.pipeline_store() if stored else None
+        super().__init__(state, mask, recipe, total, store=store, origin=origin, **more)
+        self.tracked, self.where = tracked, loop.device()
+        self.tickets: dict[str, tuple[Mask, Cost]] = {}
+        self.head = Head()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return budget(self.recipe)[0]
+
+    @property
+    def rows(self) -> int:
+        return workspace.training_rows()
+
+    def network(self, state: State, recipe: Recipe) -> nn.Module:
+        return build(state, recipe).to(self.where)
+
+    def train(self, last: int, label: str, **how: Any) -> None:
+        if last > self.total:
+            raise UserError(
+                f"isp.calibration: mask finding takes the whole budget of {self.total} steps: "
+                "lower it, or raise training.epochs"
+            )
+        super().train(last, label, **how)
+
+    def take(
+        self,
+        network: nn.Module,
+        state: State,
+        pruner: Pruner | Mask,
+        recipe: Recipe,
+        cost: Cost,
+        *,
+        last: int,
+        total: int | None,
+        label: str,
+        rows: torch.Tensor | None = None,
+        after_step: AfterStep | None = None,
+    ) -> State:
+        data = self._split("train")
+        return loop.train(
+            network, state, pruner, data if rows is None else data.subset(rows), recipe, cost,
+            last=last, total=total, label=label, after_step=after_step,
+        )  # fmt: skip
+
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        for _, batch in training_batches(self._split("train"), self.recipe, first, last):
+            yield batch
+
+    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        return loop.loss_of(loop.logits_of(network, batch), batch["labels"])
+
+    def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
+        return models.forward_flops(network, masks.count(self.mask)[1], batch)
+
+    def score(self, weights: Weights) -> float:
+        started = time.perf_counter()
+        network = self.network(State(weights), self.recipe)
+        validation = self._split("validation")
+        kept, prunable = masks.count(self.mask)
+        for index in evaluation_batches(validation):
+            in_prunable, others = self.flops(network, validation.rows(index))
+            self.cost.flops += in_prunable + others
+            self.cost.sparse_flops += in_prunable * kept / prunable + others
+        score = self.validate(network)
+        self.cost.seconds += time.perf_counter() - started
+        return score
+
+    def validate(self, network: nn.Module) -> float:
+        """A network's validation score, uncounted."""
+        precision = loop.resolve_precision(self.recipe.precision)
+        predictions = loop.predict(network.to(self.where), self._split("validation"), precision)
+        return metrics.score(self.recipe.metric, *predictions)
+
+    def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
+        def row(step: int, mean: float | None, validating: bool) -> dict[str, Any]:
+            assert self.at_work is not None
+            network, pruner = self.at_work
+            score = self.validate(network) if validating else None
+            sparsity = round(masks.sparsity(pruner.mask), 6)
+            return {"step": step, "train_loss": mean, "validation": score, "sparsity": sparsity}
+
+        def show(row: dict[str, Any]) -> None:
+            if self.tracked is not None:
+                self.tracked.curve(**row)
+                self.tracked.live()
+
+        return Record(
+            folder,
+            cost,
+            last=last,
+            keep=keep,
+            row_every=max(1, self.total // 50),
+            validate_every=max(1, round(self.total / self.recipe.evaluations)),
+            row=row,
+            show=show,
+        )
+
+    def first_row(self, network: nn.Module) -> dict[str, Any]:
+        score, sparsity = self.validate(network), round(masks.sparsity(self.mask), 6)
+        return {
+            **{"step": self.state.step, "train_loss": None},
+            **{"validation": score, "sparsity": sparsity},
+        }
+
+    def ticket_of(self, row: str) -> tuple[Mask, Cost]:
+        return self.tickets[row]
+
+    def random_state(self) -> State:
+        return State(models.family(BASE).random_weights(BASE, self.head))
+
+    def _split(self, name: str) -> Split:
+        return load_split(ENCODED / f"{name}.safetensors", self.where)
+
+
+def budget(recipe: Recipe) -> tuple[int, int]:
+    """Steps in one epoch of the training data, and T: the steps of the whole budget."""
+    steps = steps_per_epoch(workspace.training_rows(), recipe.batch_size)
+    return steps, steps_of(recipe.epochs, steps)
+
+
+def build(state: State, recipe: Recipe) -> nn.Module:
+    """The classifier around a state's weights; of texts with dropout and freeze_embeddings."""
+    return models.family(BASE).classifier(
+        BASE,
+        state.weights,
+        outputs=workspace.outputs(),
+        dropout=recipe.dropout,
+        freeze_embeddings=recipe.freeze_embeddings,
+    )
+
+
+def classifier(state: State) -> nn.Module:
+    """The classifier around a state's weights, for evaluation."""
+    return models.family(BASE).classifier(BASE, state.weights, outputs=workspace.outputs())
