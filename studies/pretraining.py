@@ -14,6 +14,7 @@ import contextlib
 import csv
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from common import ROOT, prepare
 
-from instant_soup.config.presets import PRESETS
+from instant_soup.config.fields import make
+from instant_soup.config.sections import Pretraining
 from instant_soup.data.batches import load_split
 from instant_soup.files import new_file, read_json, read_yaml
 from instant_soup.methods import criteria
@@ -78,10 +80,10 @@ def pretrained(where: dict[str, Any]) -> Path:
     folder = MODELS / f"{objective}_{steps}_{seed}"
     if folder.exists():
         return folder
-    settings = {**PRESETS["clip"]["quick"]["pretraining"], "objective": objective}
-    settings |= {"steps": steps, "seed": seed, **FP32}
+    given = {"objective": objective, "steps": steps, "seed": seed, **FP32}
+    settings = make(Pretraining, given, "clip", "quick")
     model_config = read_json(clip_glyph.MODEL_CONFIG)
-    with stage_run(f"study: {objective} {steps} {seed}", settings, {}) as run:
+    with stage_run(f"study: {objective} {steps} {seed}", asdict(settings), {}) as run:
         state, curve = clip_glyph.pretrain(model_config, settings, run)
     clip_glyph.save_model(folder, model_config, state, curve)
     if rows_of(WEIGHTS, where).empty:

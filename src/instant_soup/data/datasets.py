@@ -1,7 +1,9 @@
-"""Datasets that are known by name. Plain facts, no heavy imports."""
+"""Datasets: those known by name, and what is known of the one at hand. No heavy imports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from instant_soup.config.fields import Stored
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,29 @@ class Task:
     label: str = "label"  # the label column
     prompts: str = ""  # images: class names and templates, prompts/NAME.yaml
     flip: bool = False  # images: whether a mirror image is of the same class
+
+
+@dataclass(frozen=True)
+class Dataset(Stored):
+    """The dataset at hand: where its rows are, what they hold, and how many are taken."""
+
+    name: str = ""  # in tables and in the ledger
+    source: str = ""  # packaged | hub | local
+    kind: str = "classification"  # | regression
+    text: list[str] = field(default_factory=list)  # the text column, or the two of a pair
+    labels: list[str] = field(default_factory=list)  # class names, in the order of their numbers
+    metric: str = "accuracy"  # accuracy | matthews | pearson
+    hub: list[str] = field(default_factory=list)  # hub dataset, configuration
+    test: str = "test"  # the test split's name
+    image: str = ""  # the image column; none for texts
+    label: str = "label"  # the label column
+    flip: bool = False  # images: whether a mirror image is of the same class
+    templates: list[str] = field(default_factory=list)  # images: prompts that class names go into
+    path: str = ""  # of a local folder
+    digest: str = ""  # of its files
+    train_rows: int | str = "all"  # | a number
+    validation_rows: int = 2000  # cut from the training rows
+    test_rows: int = 2000  # cut from all rows, where there is no test split
 
 
 def glue(config: str, *text: str, labels: tuple[str, ...], **facts: str) -> Task:

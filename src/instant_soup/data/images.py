@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from instant_soup.data import tables, texts
+from instant_soup.data.datasets import Dataset
 from instant_soup.data.mnist import read_mnist_sample
 from instant_soup.errors import UserError
 
@@ -56,14 +57,14 @@ def split_paths(folder: Path, test: str) -> tuple[list[Path], list[Path] | None]
     return tables.choose_splits(folders, folder, test)
 
 
-def folder_table(folder: Path, settings: dict) -> "pd.DataFrame":
+def folder_table(folder: Path, dataset: Dataset) -> "pd.DataFrame":
     """Image files and class numbers of a split that has a folder for each class.
 
     The folders are called like the classes or, all of them, like the classes' numbers.
     """
     import pandas as pd
 
-    labels, files = settings["labels"], class_folders(folder)
+    labels, files = dataset.labels, class_folders(folder)
     numbers = {name: number for number, name in enumerate(labels)}
     if not files.keys() <= numbers.keys() and all(name.isdecimal() for name in files):
         numbers = {name: int(name) for name in files if int(name) < len(labels)}
@@ -78,7 +79,7 @@ def folder_table(folder: Path, settings: dict) -> "pd.DataFrame":
                 f"dataset: folder {folder / name} has no images; allowed: {', '.join(SUFFIXES)}"
             )
     rows = [(path, numbers[name]) for name, paths in files.items() for path in paths]
-    return pd.DataFrame(rows, columns=[settings["image"], settings["label"]])
+    return pd.DataFrame(rows, columns=[dataset.image, dataset.label])
 
 
 def read_schema(path: Path) -> Any:
@@ -123,8 +124,8 @@ def check_column(schema: Any, column: str, key: str) -> None:
 def guess_classes(paths: list[Path], label: str) -> list[str]:
     """Class names from the labels alone, the distinct texts; UserError where they are numbers."""
     table = tables.read_files(paths, [label])
-    facts = texts.guess_task(table, [], label)
-    if facts["kind"] != "classification":
+    found = texts.guess_task(table, [], label)
+    if found.kind != "classification":
         raise UserError(
             f"data.label: column {label!r} holds floats or gaps; allowed: class numbers or names"
         )
@@ -133,7 +134,7 @@ def guess_classes(paths: list[Path], label: str) -> list[str]:
             f"data.prompts: column {label!r} holds numbers, and nothing names their classes: put "
             "the names, from that of 0 on, into a file with classes and templates"
         )
-    return facts["labels"]
+    return found.labels
 
 
 def holds_images(folder: Path, test: str) -> bool:
@@ -150,7 +151,7 @@ def describe_local(
     image: str | None = None,
     label: str | None = None,
     classes: list[str] | None = None,
-) -> dict | None:
+) -> Dataset | None:
     """Image column, label column and class names of a local folder; None if it has no images.
 
     `image`, `label` and `classes` are what the user says of them. No image is read, and labels
@@ -161,7 +162,7 @@ def describe_local(
     label = label or "label"
     if train[0].is_dir():
         folders = {name for path in paths for name in class_folders(path)}
-        return {"image": image or "img", "label": label, "labels": classes or sorted(folders)}
+        return Dataset(image=image or "img", label=label, labels=classes or sorted(folders))
     if train[0].suffix != ".parquet":
         return None
     schema = read_schema(train[0])
@@ -174,7 +175,7 @@ def describe_local(
     check_column(schema, image, "image")
     check_column(schema, label, "label")
     labels = classes or known_classes(schema, label) or guess_classes(paths, label)
-    return {"image": image, "label": label, "labels": labels}
+    return Dataset(image=image, label=label, labels=labels)
 
 
 def first_image(path: Path, column: str) -> Any:
@@ -185,28 +186,28 @@ def first_image(path: Path, column: str) -> Any:
         return next(file.iter_batches(1, columns=[column])).column(0)[0].as_py()
 
 
-def check_local(folder: Path, settings: dict) -> None:
-    """UserError unless a local folder has the columns and labels of the plan's data settings.
+def check_local(folder: Path, dataset: Dataset) -> None:
+    """UserError unless a local folder has the columns and labels of the dataset.
 
     Of the images only the first of each file or folder is read.
     """
-    image, label = settings["image"], settings["label"]
-    train, held_out = split_paths(folder, settings["test"])
+    image, label = dataset.image, dataset.label
+    train, held_out = split_paths(folder, dataset.test)
     for split, paths in (("train", train), ("test", held_out or [])):
         for path in paths:
             if path.is_dir():
-                table = folder_table(path, settings)
+                table = folder_table(path, dataset)
             else:
                 schema = read_schema(path)
                 check_column(schema, image, "image")
                 check_column(schema, label, "label")
                 if names := known_classes(schema, label):
-                    tables.check_class_names(names, settings["labels"])
+                    tables.check_class_names(names, dataset.labels)
                 table = tables.read_files([path], [label])
             if not len(table):
                 raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
             rows_of = split if len(paths) == 1 else path.name
-            tables.check_labels(table, settings["kind"], settings["labels"], label, rows_of)
+            tables.check_labels(table, dataset.kind, dataset.labels, label, rows_of)
             cell = table[image][0] if path.is_dir() else first_image(path, image)
             image_file = encoded(cell, path.parent, f"row 0 of {rows_of}")
             to_rgb(load(image_file), origin(image_file, 0, rows_of))
@@ -254,47 +255,47 @@ def load_files(table: "pd.DataFrame") -> "pd.DataFrame":
     return table.assign(img=[load(image) for image in table["img"]])
 
 
-def read_rows(paths: list[Path], settings: dict) -> "pd.DataFrame":
+def read_rows(paths: list[Path], dataset: Dataset) -> "pd.DataFrame":
     """The image cells and labels of a local split."""
     if paths[0].is_dir():
-        return folder_table(paths[0], settings)
-    return tables.read_files(paths, [settings["image"], settings["label"]])
+        return folder_table(paths[0], dataset)
+    return tables.read_files(paths, [dataset.image, dataset.label])
 
 
-def normalise(table: "pd.DataFrame", settings: dict, folder: Path, split: str) -> "pd.DataFrame":
+def normalise(table: "pd.DataFrame", dataset: Dataset, folder: Path, split: str) -> "pd.DataFrame":
     """`img`, the encoded bytes or the path of a file, `label`, the class number, and `origin`.
 
     Columns and labels are checked, the images are not (`check_readable`).
     """
     import pandas as pd
 
-    column = settings["image"]
+    column = dataset.image
     if column not in table.columns:
         raise UserError(f"data.image: no column {column!r}; the data has {list(table.columns)}")
-    labels = tables.label_numbers(table, settings, split)
+    labels = tables.label_numbers(table, dataset, split)
     images = [encoded(c, folder, f"row {row} of {split}") for row, c in enumerate(table[column])]
     origins = [origin(image, row, split) for row, image in enumerate(images)]
     return pd.DataFrame({"img": images, "label": labels.to_numpy(), "origin": origins})
 
 
-def read_images(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+def read_images(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
     """Training and test rows of an image dataset; None for a test split that has to be cut.
 
     Images in files of their own stay there (`load_files`), since not all rows may be wanted.
     """
-    if settings["source"] == "packaged":
+    if dataset.source == "packaged":
         table = read_mnist_sample()
         return table.assign(origin=[f"row {row} of the digits" for row in range(len(table))]), None
-    folder, test = Path(settings.get("path") or ""), None
-    if settings["source"] == "hub":
-        train, test = tables.read_hub(settings)
+    folder, test = Path(dataset.path), None
+    if dataset.source == "hub":
+        train, test = tables.read_hub(dataset)
     else:
-        train_paths, test_paths = split_paths(folder, settings["test"])
-        train = read_rows(train_paths, settings)
+        train_paths, test_paths = split_paths(folder, dataset.test)
+        train = read_rows(train_paths, dataset)
         if test_paths:
-            test = read_rows(test_paths, settings)
-    train = normalise(train, settings, folder, "train")
-    return train, None if test is None else normalise(test, settings, folder, "test")
+            test = read_rows(test_paths, dataset)
+    train = normalise(train, dataset, folder, "train")
+    return train, None if test is None else normalise(test, dataset, folder, "test")
 
 
 # Decoding

@@ -5,30 +5,32 @@ is allowed.
 """
 
 import difflib
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from instant_soup.config.sections import Data, is_texts
 from instant_soup.data import images, tables, texts
-from instant_soup.data.datasets import DATASETS
+from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import digest, project_root, read_yaml, resolve_path
 
-Settings = dict[str, Any]
-
 READS = {"bert": "texts", "clip": "images"}
 ONLY_LOCAL = ("kind", "text", "image", "label", "flip")  # data keys for a dataset of one's own
+ONE_TEMPLATE = ["a photo of a {}."]  # of images whose prompts nothing tells
 
 
-def is_texts(value: Any) -> bool:
-    """Whether a value is a list of one or more strings."""
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, str) for v in value)
+class Prompts(NamedTuple):
+    """Class names, and the templates that they go into."""
+
+    classes: list[str]
+    templates: list[str]
 
 
-def read_prompts(path: Path, key: str) -> Settings:
+def read_prompts(path: Path, key: str) -> Prompts:
     """Class names and prompt templates of a YAML file; UserError naming what is wrong in it."""
     prompts = read_yaml(path)
-    if not isinstance(prompts, dict) or set(prompts) != {"classes", "templates"}:
+    if not isinstance(prompts, dict) or set(prompts) != {*Prompts._fields}:
         raise UserError(f"params.yaml: {key}: {path} must have the keys classes and templates")
     for name, entries in prompts.items():
         if not is_texts(entries) or len(set(entries)) < len(entries):
@@ -38,49 +40,91 @@ def read_prompts(path: Path, key: str) -> Settings:
     ]
     if odd:
         raise UserError(f"params.yaml: {key}: {path}: template {odd[0]!r} must have {{}} just once")
-    return prompts
+    return Prompts(**prompts)
 
 
-def resolve_prompts(settings: Settings, name: str) -> Settings:
-    """Classes and templates of an image dataset: data.prompts, or those known for it; else none."""
-    given = settings["data"].get("prompts")
+def resolve_prompts(given: str | None, name: str) -> Prompts | None:
+    """What `data.prompts` gives, or else the prompts known under a name; None without either."""
     if given:
         path = (project_root() / Path(given).expanduser()).resolve()
         if not path.is_file():
             raise UserError(f"params.yaml: data.prompts: no file {given} (looked for {path})")
         return read_prompts(path, "data.prompts")
     known = Path(__file__).parent / "prompts" / f"{name}.yaml"
-    return read_prompts(known, "dataset") if name else {}
+    return read_prompts(known, "dataset") if name else None
 
 
-def resolve_data(settings: Settings) -> Settings:
-    """Where the dataset comes from, its columns, kind, labels, metric and row numbers.
+class Fits(NamedTuple):
+    """The check that the model reads what the dataset holds."""
 
-    For images also `templates`, the prompts that class names go into, and `flip`.
+    name: str
+    family: str
+    model: str
+
+    def check(self, images: bool) -> None:
+        """UserError when the model's family does not read images, or texts."""
+        if images == (self.family == "clip"):
+            return
+        fit = [name for name, task in DATASETS.items() if bool(task.image) != images]
+        raise UserError(
+            f"params.yaml: dataset: {self.name} holds {'images' if images else 'texts'}, "
+            f"but model: {self.model} reads {READS[self.family]}; allowed for it: "
+            f"{' | '.join([*fit, 'local:FOLDER'])}"
+        )
+
+
+def resolve_data(
+    name: str, family: str, data: Data, *, model: str = "", classes: list[str] | None = None
+) -> Dataset:
+    """Where a dataset comes from, its columns, kind, labels, metric and row numbers; checked.
+
+    `family`, of the model, says whether it must hold texts or images; `model` is what a message
+    calls it. `classes`: of a ticket that is evaluated, for a folder whose own names tell nothing.
     """
-    name, data = settings["dataset"], settings["data"]
-    numbers = {key: data[key] for key in ("train_rows", "validation_rows", "test_rows")}
-    own = {key: data.get(key) for key in ONLY_LOCAL}
-    if name in DATASETS:
-        unused = [key for key, value in own.items() if value is not None]
-        if unused:
-            raise UserError(
-                f"params.yaml: data.{unused[0]}: only for dataset: local:FOLDER; {name} has its own"
-            )
-        facts = asdict(DATASETS[name])
-        _check_readable(settings, bool(facts["image"]))
-        facts |= {key: list(facts[key]) for key in ("text", "labels", "hub")}
-        if facts["image"]:
-            prompts = resolve_prompts(settings, facts["prompts"])
-            facts |= {"labels": prompts["classes"], "templates": prompts["templates"]}
-        if data.get("path"):
-            if facts["source"] == "packaged":
-                raise UserError(f"params.yaml: data.path: {name} is packaged; leave it null")
-            folder = resolve_path(data["path"], "data.path")
-            facts |= {"source": "local", "path": str(folder), "digest": digest(folder)}
-            _check_local_data(folder, facts)
-            name = f"{name}@local"  # perhaps a sample, so its results are not the dataset's
-        return {"name": name, **facts, **numbers}
+    fits = Fits(name, family, model or family)
+    dataset = _known(name, data, fits) if name in DATASETS else _own(name, data, fits, classes)
+    return replace(
+        dataset,
+        train_rows=data.train_rows,
+        validation_rows=data.validation_rows,
+        test_rows=data.test_rows,
+    )
+
+
+def _known(name: str, data: Data, fits: Fits) -> Dataset:
+    """A dataset of datasets.py, or a local copy of one."""
+    unused = [key for key in ONLY_LOCAL if getattr(data, key) is not None]
+    if unused:
+        raise UserError(
+            f"params.yaml: data.{unused[0]}: only for dataset: local:FOLDER; {name} has its own"
+        )
+    task = DATASETS[name]
+    fits.check(bool(task.image))
+    dataset = Dataset(
+        name=name,
+        source=task.source,
+        kind=task.kind,
+        text=list(task.text),
+        labels=list(task.labels),
+        metric=task.metric,
+        hub=list(task.hub),
+        test=task.test,
+        image=task.image,
+        label=task.label,
+        flip=task.flip,
+    )
+    if task.image and (prompts := resolve_prompts(data.prompts, task.prompts)):
+        dataset = replace(dataset, labels=prompts.classes, templates=prompts.templates)
+    if not data.path:
+        return dataset
+    if task.source == "packaged":
+        raise UserError(f"params.yaml: data.path: {name} is packaged; leave it null")
+    # Perhaps a sample, so its results are not the dataset's.
+    return _in_folder(resolve_path(data.path, "data.path"), f"{name}@local", dataset)
+
+
+def _own(name: str, data: Data, fits: Fits, classes: list[str] | None) -> Dataset:
+    """A dataset of one's own, local:FOLDER."""
     kind, _, rest = name.partition(":")
     if kind != "local" or not rest:
         known = [*DATASETS, "local:FOLDER"]
@@ -89,63 +133,54 @@ def resolve_data(settings: Settings) -> Settings:
         raise UserError(
             f"params.yaml: dataset: unknown {name!r}; {hint}allowed: {' | '.join(known)}"
         )
-    if data.get("path"):
+    if data.path:
         raise UserError("params.yaml: data.path: the folder is already named in dataset: local:…")
     folder = resolve_path(rest, "dataset")
-    facts = (_own_images if settings["family"] == "clip" else _own_texts)(folder, settings)
-    facts |= {"test": "test", "source": "local", "path": str(folder)}
-    facts |= {"metric": "pearson" if facts["kind"] == "regression" else "accuracy"}
-    _check_local_data(folder, facts)
-    return {"name": f"local:{folder.name}", **facts, "digest": digest(folder), **numbers}
-
-
-def _check_readable(settings: Settings, images: bool) -> None:
-    """UserError when the model's family does not read what the dataset holds."""
-    if images != (settings["family"] == "clip"):
-        fit = [name for name, task in DATASETS.items() if bool(task.image) != images]
-        raise UserError(
-            f"params.yaml: dataset: {settings['dataset']} holds {'images' if images else 'texts'}, "
-            f"but model: {settings['model']} reads {READS[settings['family']]}; allowed for it: "
-            f"{' | '.join([*fit, 'local:FOLDER'])}"
-        )
-
-
-def _own_texts(folder: Path, settings: Settings) -> Settings:
-    """Columns, kind and class names of a folder of texts."""
-    own = settings["data"]
-    _check_readable(settings, images.holds_images(folder, "test"))
-    table, _ = tables.read_local(folder, "test")
-    label = own.get("label") or "label"
-    facts = texts.guess_task(table, own.get("text"), label)
-    if own.get("kind") and own["kind"] != facts["kind"]:
-        numeric = table[label].dtype.kind in "iuf"
-        if own["kind"] == "classification" or not numeric:
-            raise UserError(
-                f"params.yaml: data.kind: {own['kind']} does not fit the labels in column {label}"
-            )
-        facts |= {"kind": "regression", "labels": []}
-    return {**facts, "label": label, "image": ""}
-
-
-def _own_images(folder: Path, settings: Settings) -> Settings:
-    """Columns, class names and prompts of a folder of images."""
-    own, prompts = settings["data"], resolve_prompts(settings, "")
-    classes = prompts.get("classes", own.get("classes"))  # a ticket's, when it is evaluated
-    found = images.describe_local(folder, "test", own.get("image"), own.get("label"), classes)
-    _check_readable(settings, found is not None)
-    assert found is not None
-    templates = prompts.get("templates", ["a photo of a {}."])
-    facts = {"text": [], "kind": "classification", "flip": bool(own.get("flip"))}
-    return {**found, **facts, "templates": templates}
-
-
-def _check_local_data(folder: Path, facts: Settings) -> None:
-    if facts["image"]:
-        images.check_local(folder, facts)
+    if fits.family == "clip":
+        dataset = _own_images(folder, data, fits, classes)
     else:
-        splits = zip(tables.read_local(folder, facts["test"]), ("train", "test"), strict=True)
+        dataset = _own_texts(folder, data, fits)
+    metric = "pearson" if dataset.kind == "regression" else "accuracy"
+    return _in_folder(folder, f"local:{folder.name}", replace(dataset, metric=metric))
+
+
+def _own_texts(folder: Path, data: Data, fits: Fits) -> Dataset:
+    """Columns, kind and class names of a folder of texts."""
+    fits.check(images.holds_images(folder, "test"))
+    table, _ = tables.read_local(folder, "test")
+    label = data.label or "label"
+    found = texts.guess_task(table, data.text, label)
+    if data.kind and data.kind != found.kind:
+        numeric = table[label].dtype.kind in "iuf"
+        if data.kind == "classification" or not numeric:
+            raise UserError(
+                f"params.yaml: data.kind: {data.kind} does not fit the labels in column {label}"
+            )
+        return replace(found, kind="regression", labels=[])
+    return found
+
+
+def _own_images(folder: Path, data: Data, fits: Fits, classes: list[str] | None) -> Dataset:
+    """Columns, class names and prompts of a folder of images."""
+    prompts = resolve_prompts(data.prompts, "")
+    named = prompts.classes if prompts else classes
+    found = images.describe_local(folder, "test", data.image, data.label, named)
+    fits.check(found is not None)
+    assert found is not None
+    templates = prompts.templates if prompts else ONE_TEMPLATE
+    return replace(found, flip=bool(data.flip), templates=list(templates))
+
+
+def _in_folder(folder: Path, name: str, dataset: Dataset) -> Dataset:
+    """The dataset as it lies in a folder; UserError where the folder does not hold it."""
+    dataset = replace(dataset, name=name, source="local", path=str(folder))
+    if dataset.image:
+        images.check_local(folder, dataset)
+    else:
+        splits = zip(tables.read_local(folder, dataset.test), ("train", "test"), strict=True)
         for table, split in splits:
             if table is not None:
-                texts.normalise(table, facts, split)
-    if facts["kind"] == "classification" and len(facts["labels"]) < 2:
+                texts.normalise(table, dataset, split)
+    if dataset.kind == "classification" and len(dataset.labels) < 2:
         raise UserError(f"params.yaml: dataset: {folder} has fewer than two classes")
+    return replace(dataset, digest=digest(folder))

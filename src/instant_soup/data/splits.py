@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from instant_soup.data import images
+from instant_soup.data.datasets import Dataset
 from instant_soup.data.texts import read_texts
 from instant_soup.errors import UserError
 
@@ -31,34 +32,29 @@ def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame
     return table.iloc[rest].reset_index(drop=True), table.iloc[taken].reset_index(drop=True)
 
 
-def read_train_and_test(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+def read_train_and_test(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """Rows to train on, and the test split: the official one, or one cut from all rows.
 
-    `settings`: as of `read_splits`; images in files of their own stay there.
+    Images in files of their own stay there.
     """
-    train, test = (images.read_images if settings.get("image") else read_texts)(settings)
+    train, test = (images.read_images if dataset.image else read_texts)(dataset)
     if test is None:
-        train, test = cut(train, settings["test_rows"])
+        train, test = cut(train, dataset.test_rows)
     return train, test
 
 
-def read_splits(settings: dict) -> dict[str, "pd.DataFrame"]:
-    """Train, validation and test tables of the plan's data settings.
-
-    `settings`: source, name or hub or path, text or image, kind, labels, label, test, and the row
-    numbers train_rows ("all" or a number), validation_rows, test_rows (for data without a test
-    split).
-    """
-    train, test = read_train_and_test(settings)
-    train, validation = cut(train, settings["validation_rows"])
-    if settings["train_rows"] != "all":
+def read_splits(dataset: Dataset) -> dict[str, "pd.DataFrame"]:
+    """Train, validation and test tables of a dataset."""
+    train, test = read_train_and_test(dataset)
+    train, validation = cut(train, dataset.validation_rows)
+    if isinstance(dataset.train_rows, int):
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
-        train = train.iloc[np.sort(order[: settings["train_rows"]])].reset_index(drop=True)
+        train = train.iloc[np.sort(order[: dataset.train_rows])].reset_index(drop=True)
     splits = {"train": train, "validation": validation, "test": test}
     empty = [name for name, table in splits.items() if not len(table)]
     if empty:
         raise UserError(f"dataset: too few rows: the {empty[0]} split would be empty")
-    if settings.get("image"):
+    if dataset.image:
         splits = {name: images.load_files(table) for name, table in splits.items()}
         for name, table in splits.items():
             images.check_readable(table, name)

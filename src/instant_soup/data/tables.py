@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import new_file
 
@@ -105,28 +106,30 @@ def read_local(folder: Path, test: str) -> tuple["pd.DataFrame", "pd.DataFrame |
     return read_files(train), read_files(held_out) if held_out else None
 
 
-def read_hub(settings: dict) -> list["pd.DataFrame"]:
+def read_hub(dataset: Dataset) -> list["pd.DataFrame"]:
     """Training and test rows of a dataset on the Hugging Face hub (or in its local cache).
 
     UserError when they cannot be had, or when the hub knows another number of classes.
     """
     import datasets
 
-    name, configuration = settings["hub"]
-    wanted = (settings.get("train", "train"), settings["test"])
+    name, configuration = dataset.hub
     datasets.disable_progress_bars()
     try:
-        splits = [datasets.load_dataset(name, configuration or None, split=s) for s in wanted]
+        splits = [
+            datasets.load_dataset(name, configuration or None, split=s)
+            for s in ("train", dataset.test)
+        ]
     except Exception as error:  # the hub client raises a dozen kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"dataset: {'/'.join(filter(None, settings['hub']))} cannot be loaded from the Hugging "
+            f"dataset: {'/'.join(filter(None, dataset.hub))} cannot be loaded from the Hugging "
             f"Face hub (is there a network? For a local copy set data.path): {reason}"
         ) from None
     for split in splits:
-        names = getattr(split.features.get(settings["label"]), "names", None)
+        names = getattr(split.features.get(dataset.label), "names", None)
         if names:
-            check_class_names(names, settings["labels"])
+            check_class_names(names, dataset.labels)
     return [split.to_pandas() for split in splits]
 
 
@@ -156,9 +159,9 @@ def check_labels(
         )
 
 
-def label_numbers(table: "pd.DataFrame", settings: dict, split: str) -> "pd.Series":
+def label_numbers(table: "pd.DataFrame", dataset: Dataset, split: str) -> "pd.Series":
     """The label column as class numbers or floats; checked."""
-    kind, labels, label = settings["kind"], settings["labels"], settings["label"]
+    kind, labels, label = dataset.kind, dataset.labels, dataset.label
     check_labels(table, kind, labels, label, split)
     values = table[label]
     if kind == "regression":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from instant_soup.data.datasets import Dataset
 from instant_soup.data.reviews import read_reviews
 from instant_soup.data.tables import label_numbers, read_hub, read_local
 from instant_soup.errors import UserError
@@ -20,7 +21,7 @@ TEXT_COLUMNS = (
 )
 
 
-def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dict:
+def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> Dataset:
     """Text columns, kind and class names of an unknown table, from its columns and types."""
     columns = list(table.columns)
     if text is None:
@@ -33,29 +34,29 @@ def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> dic
         raise UserError(f"data.text/data.label: no column {missing[0]!r}; the data has {columns}")
     values = table[label]
     if values.dtype.kind == "f":
-        return {"text": text, "kind": "regression", "labels": []}
+        return Dataset(text=text, kind="regression", label=label)
     names = sorted(values.dropna().unique().tolist())
-    return {"text": text, "kind": "classification", "labels": [str(n) for n in names]}
+    return Dataset(text=text, labels=[str(n) for n in names], label=label)
 
 
-def normalise(table: "pd.DataFrame", settings: dict, split: str) -> "pd.DataFrame":
+def normalise(table: "pd.DataFrame", dataset: Dataset, split: str) -> "pd.DataFrame":
     """The task's text columns and `label` as class numbers or floats; checked."""
-    missing = [c for c in settings["text"] if c not in table.columns]
+    missing = [c for c in dataset.text if c not in table.columns]
     if missing:
         raise UserError(f"data.text: no column {missing[0]!r}; the data has {list(table.columns)}")
-    clean = table[settings["text"]].fillna("").astype(str)
-    clean["label"] = label_numbers(table, settings, split)
+    clean = table[dataset.text].fillna("").astype(str)
+    clean["label"] = label_numbers(table, dataset, split)
     return clean.reset_index(drop=True)
 
 
-def read_texts(settings: dict) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+def read_texts(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
     """Training and test rows of a text dataset; None for a test split that has to be cut."""
     test = None
-    if settings["source"] == "packaged":
-        train = read_reviews(settings["kind"])
-    elif settings["source"] == "hub":
-        train, test = read_hub(settings)
+    if dataset.source == "packaged":
+        train = read_reviews(dataset.kind)
+    elif dataset.source == "hub":
+        train, test = read_hub(dataset)
     else:
-        train, test = read_local(Path(settings["path"]), settings["test"])
-    train = normalise(train, settings, "train")
-    return train, None if test is None else normalise(test, settings, "test")
+        train, test = read_local(Path(dataset.path), dataset.test)
+    train = normalise(train, dataset, "train")
+    return train, None if test is None else normalise(test, dataset, "test")

@@ -19,19 +19,38 @@ import pandas as pd
 
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
-from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
-from instant_soup.methods.rounds import round_sparsities
-from instant_soup.pipeline.plan import check, plan, round_entry, soup_size
+from instant_soup.methods.registry import selectable
+from instant_soup.pipeline.plan import check, plan
 from instant_soup.reports.ledger import KEY, of_newest_base, read_ledger, results_of_experiments
 
-Settings = dict[str, Any]
+Params = dict[str, Any]  # the contents of params.yaml
+Changes = dict[str, Any]  # of params.yaml: key or section.key → value
 Identity = tuple[Any, ...]  # a result's values of KEY
 
-# The lists of params.yaml that choose a run's rows beside dense and isp.
-ROWS = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS, "soups": SOUPS}
 OF_GRID, OF_TASK = ("preset", "methods", "tasks", "seeds"), ("model", "dataset", "sparsities")
-OWN = ("sparsity", "dataset", "model", "seed", "preset", *ROWS, "exports")
-OWN += ("rounds", "weak_seeds", "soup_members")
+OWN = ("sparsity", "dataset", "model", "seed", "preset", "methods", "exports")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model on a dataset; the values are as the file has them, for `plan` to judge."""
+
+    model: Any
+    dataset: Any
+    sparsities: list[Any]
+    settings: Changes
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file; values as in Task."""
+
+    name: str
+    preset: Any
+    methods: list[Any]
+    tasks: list[Task]
+    seeds: list[Any]
+    settings: Changes
 
 
 @dataclass(frozen=True)
@@ -41,27 +60,27 @@ class Cell:
     name: str  # the experiment's
     lane: str
     dense: Identity  # of its dense run, which lanes may share
-    changes: Settings  # of params.yaml: key or section.key → value
+    changes: Changes
     methods: list[str]  # its rows, dense and isp included
     results: frozenset[Identity]  # what it adds to the ledger
 
 
-def read_cells(path: Path, params: Settings) -> list[Cell]:
+def read_cells(path: Path, params: Params) -> list[Cell]:
     """The cells of a grid file: all tasks of the first seed, then of the next.
 
-    `params` is the contents of params.yaml, which holds for all that the grid leaves open. What is
-    wrong with any cell is a UserError in one line, before any work.
+    params.yaml holds for all that the grid leaves open. What is wrong with any cell is a UserError
+    in one line, before any work.
     """
     check(params)
     grid = _read_grid(path)
     cells: list[Cell] = []
-    for seed in grid["seeds"]:
-        for task in grid["tasks"]:
-            for sparsity in task["sparsities"]:
+    for seed in grid.seeds:
+        for task in grid.tasks:
+            for sparsity in task.sparsities:
                 try:
-                    cells.append(_cell(path.stem, grid, task, sparsity, seed, params))
+                    cells.append(_cell(grid, task, sparsity, seed, params))
                 except UserError as error:
-                    where = f"{task['model']} on {task['dataset']}, sparsity {sparsity}"
+                    where = f"{task.model} on {task.dataset}, sparsity {sparsity}"
                     reason = str(error).removeprefix("params.yaml: ")
                     raise UserError(f"{path}: {where}, seed {seed}: {reason}") from None
     names = [cell.name for cell in cells]
@@ -99,13 +118,13 @@ def known_results(root: Path) -> set[Identity]:
     return {identity(result) for result in shown.to_dict("records")}
 
 
-def identity(result: Settings) -> Identity:
+def identity(result: dict[str, Any]) -> Identity:
     """What tells a result from others: its values of KEY."""
     return tuple(result[key] for key in KEY)
 
 
-def change(params: Settings, changes: Settings) -> None:
-    """Write changes (key or section.key → value) into the contents of params.yaml, in place."""
+def change(params: Params, changes: Changes) -> None:
+    """Write changes into the contents of params.yaml, in place."""
     for name, value in changes.items():
         section, _, key = name.partition(".")
         if not key:
@@ -116,18 +135,14 @@ def change(params: Settings, changes: Settings) -> None:
             params[section][key] = value
 
 
-def _cell(
-    grid_name: str, grid: Settings, task: Settings, sparsity: Any, seed: Any, params: Settings
-) -> Cell:
+def _cell(grid: Grid, task: Task, sparsity: Any, seed: Any, params: Params) -> Cell:
     changes = {
-        **{key: task[key] for key in ("model", "dataset")},
-        **{"sparsity": sparsity, "seed": seed, "preset": grid["preset"]},
-        **{key: [m for m in grid["methods"] if m in rows] for key, rows in ROWS.items()},
-        "exports": [],
-        **grid["settings"],
-        **task["settings"],
+        **{"model": task.model, "dataset": task.dataset},
+        **{"sparsity": sparsity, "seed": seed, "preset": grid.preset},
+        **{"methods": grid.methods, "exports": []},
+        **grid.settings,
+        **task.settings,
     }
-    changes |= _needed_lists(params, changes)
     changed = copy.deepcopy(params)
     change(changed, changes)
     files = plan(changed)
@@ -136,7 +151,7 @@ def _cell(
     model, dataset = results[0]["model"], results[0]["dataset"]
     variants = sorted({result["variant"] for result in results} - {""})
     digest = hashlib.sha256("\n".join(variants).encode()).hexdigest()[:6]
-    front, back = [grid_name, model, dataset], [f"seed{seed}", *([digest] if variants else [])]
+    front, back = [grid.name, model, dataset], [f"seed{seed}", *([digest] if variants else [])]
     return Cell(
         name=_plain([*front, f"s{100 * sparsity:g}", *back]),
         lane=_plain([*front, *back]),
@@ -152,29 +167,12 @@ def _plain(words: list[str]) -> str:
     return re.sub(r"[^A-Za-z0-9.]+|\.{2,}", "-", "-".join(words)).strip("-.")
 
 
-def _needed_lists(params: Settings, changes: Settings) -> Settings:
-    """`rounds`, `weak_seeds` and `soup_members` of a cell: what it takes and no more."""
-    least = copy.deepcopy(params)
-    change(least, {**changes, "rounds": [round_entry(0)], "weak_seeds": [0]})
-    settings = check(least)
-    sections = ["isp", *(["imp"] if settings["lottery"] else [])]
-    rounds = max(
-        len(round_sparsities(settings["sparsity"], own["compression_rate"], own["rate_of"]))
-        for own in (settings[section] for section in sections)
-    )
-    return {
-        "rounds": [round_entry(index) for index in range(rounds)],
-        "weak_seeds": list(range(max(1, settings["isp"]["denoisers"]))),
-        "soup_members": list(range(soup_size(settings))),
-    }
-
-
-def _read_grid(path: Path) -> Settings:
+def _read_grid(path: Path) -> Grid:
     """A grid file, its form checked; the values within are for `plan` to judge."""
     grid = _with_settings(path, "", read_yaml(path), OF_GRID)
     for key in ("methods", "tasks", "seeds"):
         _check_list(path, key, grid[key])
-    known = [method for rows in ROWS.values() for method in rows]
+    known = selectable()
     for method in grid["methods"]:
         if method not in known or grid["methods"].count(method) > 1:
             raise UserError(
@@ -185,10 +183,10 @@ def _read_grid(path: Path) -> Settings:
     for index, task in enumerate(grid["tasks"]):
         tasks.append(_with_settings(path, f"tasks[{index}]", task, OF_TASK))
         _check_list(path, f"tasks[{index}].sparsities", tasks[-1]["sparsities"])
-    return {**grid, "tasks": tasks}
+    return Grid(path.stem, **{**grid, "tasks": [Task(**task) for task in tasks]})
 
 
-def _with_settings(path: Path, where: str, given: Any, needed: tuple[str, ...]) -> Settings:
+def _with_settings(path: Path, where: str, given: Any, needed: tuple[str, ...]) -> dict[str, Any]:
     """A mapping with the keys `needed` and perhaps `settings`: {} if not given."""
     known, place = [*needed, "settings"], f"{path}: {where}: " if where else f"{path}: "
     if not isinstance(given, dict):

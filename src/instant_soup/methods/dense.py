@@ -18,6 +18,7 @@ class Dense(Method):
     title: ClassVar[str] = "Full (dense)"
     order: ClassVar[float] = 1
     style: ClassVar[tuple[str, str] | None] = ("#000000", "s")
+    main: ClassVar[bool] = True
     dense: ClassVar[bool] = True
 
     def find(self, run: "Run", sparsity: float) -> None:

@@ -28,7 +28,7 @@ class GraNet(Throughout):
     title: ClassVar[str] = "GraNet"
     order: ClassVar[float] = 61
     source: ClassVar[str] = "Liu et al. 2021, arXiv 2106.10404"
-    style: ClassVar[tuple[str, str] | None] = ("#999933", "H")
+    style: ClassVar[tuple[str, str] | None] = ("#999933", r"$\odot$")
 
     every: int = setting("steps between two updates", integer(1), paper=100, quick=5)
     end: float = setting(

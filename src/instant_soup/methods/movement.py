@@ -33,7 +33,7 @@ class Movement(Throughout):
     title: ClassVar[str] = "Movement pruning"
     order: ClassVar[float] = 60
     source: ClassVar[str] = "Sanh et al. 2020, arXiv 2005.07683"
-    style: ClassVar[tuple[str, str] | None] = ("#AA4499", "8")
+    style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\otimes$")
 
     score_learning_rate: float = setting(
         "of the scores, at the start", number(0, 10, low_too=False), default=1e-2

@@ -16,6 +16,7 @@ from torch import nn
 
 from instant_soup.files import read_json
 from instant_soup.models import bert, clip
+from instant_soup.models.head import Head as Head
 from instant_soup.models.matrices import Weights
 
 FAMILIES = {"bert": bert, "clip": clip}

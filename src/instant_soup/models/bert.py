@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from instant_soup.errors import UserError
-from instant_soup.models.known import packaged_folder
+from instant_soup.models.head import Head
+from instant_soup.models.known import BaseModel, packaged_folder
 from instant_soup.models.matrices import Weights, check_weights, prunable
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 
@@ -67,26 +68,27 @@ def load_pretrained(source: str | Path, hub: bool) -> tuple[Any, set[str]]:
     return model, new
 
 
-def prepare_base(settings: dict, folder: Path) -> Weights:
+def prepare_base(model: BaseModel, folder: Path) -> Weights:
     """Write a pre-trained encoder, without a task head, into `folder`; return what is prunable.
 
-    `settings`: source (packaged: package, folder; hub: repo; local: path). Writes config.json,
-    model.safetensors and the tokenizer.
+    Writes config.json, model.safetensors and the tokenizer.
     """
-    hub = settings["source"] == "hub"
-    source = {
-        "packaged": lambda: packaged_folder(settings["package"], settings["folder"]),
-        "hub": lambda: settings["repo"],
-        "local": lambda: Path(settings["path"]),
-    }[settings["source"]]()
-    model, new = load_pretrained(source, hub)
+    hub, source = model.source == "hub", source_of(model)
+    network, new = load_pretrained(source, hub)
     # The head is new for each task and seed; what the checkpoint does not hold stays out.
-    head = new | {n for n in model.state_dict() if not n.startswith(model.base_model_prefix)}
-    encoder = {n: w.contiguous() for n, w in model.state_dict().items() if n not in head}
+    head = new | {n for n in network.state_dict() if not n.startswith(network.base_model_prefix)}
+    encoder = {n: w.contiguous() for n, w in network.state_dict().items() if n not in head}
     save_file(encoder, folder / WEIGHTS, metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
+    network.config.save_pretrained(folder)
     save_tokenizer(source, folder, hub)
-    return prunable(model)
+    return prunable(network)
+
+
+def source_of(model: BaseModel) -> str | Path:
+    """What transformers loads a model from: the hub's name for it, or a folder."""
+    if model.source == "packaged":
+        return packaged_folder(model.package, model.folder)
+    return model.repo if model.source == "hub" else Path(model.path)
 
 
 def save_tokenizer(source: str | Path, folder: Path, hub: bool) -> None:
@@ -115,38 +117,44 @@ def configuration(base: str | Path, outputs: int, dropout: float | str = "model"
     return config
 
 
-def random_weights(base: Path, settings: dict) -> Weights:
-    """A whole classifier of the base's architecture, drawn from the seed (outputs, seed)."""
-    torch.manual_seed(settings["seed"])
+def random_weights(base: Path, head: Head) -> Weights:
+    """A whole classifier of the base's architecture, drawn from the seed."""
+    torch.manual_seed(head.seed)
     auto = transformers_auto()
-    config = configuration(base, settings["outputs"])
+    config = configuration(base, head.outputs)
     return auto.AutoModelForSequenceClassification.from_config(config).state_dict()
 
 
-def start_weights(base: Path, settings: dict) -> Weights:
-    """The base's weights and a task head drawn from the seed (`settings`: outputs, seed)."""
-    return {**random_weights(base, settings), **load_file(base / WEIGHTS)}
+def start_weights(base: Path, head: Head) -> Weights:
+    """The base's weights and a task head drawn from the seed."""
+    return {**random_weights(base, head), **load_file(base / WEIGHTS)}
 
 
-def classifier(base: Path, weights: Weights, settings: dict) -> nn.Module:
+def classifier(
+    base: Path,
+    weights: Weights,
+    *,
+    outputs: int,
+    dropout: float | str | None = "model",
+    freeze_embeddings: bool | None = False,
+) -> nn.Module:
     """The classifier of a base folder's architecture around given weights (not copied).
 
-    `settings`: outputs, dropout, freeze_embeddings. UserError when the weights are not exactly
-    the architecture's.
+    None stands for the default. UserError when the weights are not exactly the architecture's.
     """
     auto = transformers_auto()
-    config = configuration(base, settings["outputs"], settings["dropout"])
+    config = configuration(base, outputs, "model" if dropout is None else dropout)
     model_class = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     model = model_class.from_pretrained(
         None, config=config, state_dict=weights, ignore_mismatched_sizes=True
     )
     check_weights(base, model, weights)
-    if settings["freeze_embeddings"]:
-        freeze_embeddings(model)
+    if freeze_embeddings:
+        freeze_tables(model)
     return model
 
 
-def freeze_embeddings(model: nn.Module) -> None:
+def freeze_tables(model: nn.Module) -> None:
     """Exclude the embedding tables from training (their gradients are then never computed)."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
+from instant_soup.models.head import Head
+from instant_soup.models.known import BaseModel
 from instant_soup.models.matrices import Weights, check_weights, prunable
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 
@@ -100,26 +102,25 @@ class ImageClassifier(nn.Module):
             return functional.normalize(features.float(), dim=-1) @ self.head.T
 
 
-def load_pretrained(settings: dict) -> tuple[Any, dict, Any]:
+def load_pretrained(model: BaseModel) -> tuple[Any, dict, Any]:
     """A pre-trained CLIP model, its configuration (as in open_clip_config.json), its tokenizer.
 
-    `settings`: source open_clip (architecture, tag: the hub or its local cache) or local (path: a
-    folder in open_clip's `local-dir:` layout). UserError when it cannot be had; random weights
-    never pass for pre-trained ones.
+    It comes from the hub (or its local cache), or from a folder in open_clip's `local-dir:`
+    layout. UserError when it cannot be had; random weights never pass for pre-trained ones.
     """
-    if settings["source"] == "local":
-        where, tag = f"local-dir:{settings['path']}", None
-        model_config = model_config_of(settings["path"])
+    if model.source == "local":
+        where, tag = f"local-dir:{model.path}", None
+        model_config = model_config_of(model.path)
         package = open_clip(needs_optional(model_config))
     else:
-        where, tag = settings["architecture"], settings["tag"]
+        where, tag = model.architecture, model.tag
         model_config = open_clip().get_model_config(where)
         package = open_clip(needs_optional(model_config))
         # The tag says which activation its weights were trained with; open_clip itself only warns.
         if package.get_pretrained_cfg(where, tag).get("quick_gelu", False):
             model_config["quick_gelu"] = True
     try:
-        model = package.create_model(
+        network = package.create_model(
             where,
             tag,
             force_quick_gelu=model_config.get("quick_gelu", False),
@@ -131,26 +132,26 @@ def load_pretrained(settings: dict) -> tuple[Any, dict, Any]:
         first = " ".join(str(error).split())[:300]
         name = where if tag is None else f"{where}/{tag}"
         raise UserError(f"model: {name} cannot be loaded by open_clip: {first}") from None
-    preprocess = {k: v for k, v in model.visual.preprocess_cfg.items() if v is not None}
-    return model, {"model_cfg": model_config, "preprocess_cfg": preprocess}, tokenizer
+    preprocess = {k: v for k, v in network.visual.preprocess_cfg.items() if v is not None}
+    return network, {"model_cfg": model_config, "preprocess_cfg": preprocess}, tokenizer
 
 
-def prepare_base(settings: dict, folder: Path) -> Weights:
+def prepare_base(model: BaseModel, folder: Path) -> Weights:
     """Write a pre-trained CLIP model into `folder`; return what is prunable of its image tower.
 
     `folder` gets open_clip's `local-dir:` layout: configuration, weights, and the tokenizer where
     it is one of transformers.
     """
-    model, config, tokenizer = load_pretrained(settings)
+    network, config, tokenizer = load_pretrained(model)
     side(config)
-    if _positions(model.visual) is None:
+    if _positions(network.visual) is None:
         raise UserError("model: its image tower has no position embeddings; allowed: transformers")
     write_json(folder / CONFIG, config)
-    weights = {name: w.contiguous() for name, w in model.state_dict().items()}
+    weights = {name: w.contiguous() for name, w in network.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     if hasattr(tokenizer, "tokenizer"):
         tokenizer.tokenizer.save_pretrained(folder)
-    return {f"visual.{name}": weight for name, weight in prunable(model.visual).items()}
+    return {f"visual.{name}": weight for name, weight in prunable(network.visual).items()}
 
 
 def side(config: dict) -> int:
@@ -183,31 +184,36 @@ def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torc
     return (vectors.T * model.logit_scale.exp()).detach().contiguous()
 
 
-def start_weights(base: Path, settings: dict) -> Weights:
-    """The image tower as it came, and the frozen head (`settings`: classes, templates)."""
+def start_weights(base: Path, head: Head) -> Weights:
+    """The image tower as it came, and the frozen head."""
     visual = {n: w for n, w in load_file(base / WEIGHTS).items() if n.startswith("visual.")}
-    return {**visual, "head": zero_shot_head(base, settings["classes"], settings["templates"])}
+    return {**visual, "head": zero_shot_head(base, head.classes, head.templates)}
 
 
-def random_weights(base: Path, settings: dict) -> Weights:
-    """An image tower as open_clip initialises it, drawn from the seed, under the frozen head.
-
-    `settings`: seed, classes, templates.
-    """
+def random_weights(base: Path, head: Head) -> Weights:
+    """An image tower as open_clip initialises it, drawn from the seed, under the frozen head."""
     config = read_json(base / CONFIG)["model_cfg"]
     package = open_clip(needs_optional(config))
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(head.seed)
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
     visual = package.model._build_vision_tower(
         config["embed_dim"], package.CLIPVisionCfg(**vision), config.get("quick_gelu", False)
     )
     weights = {f"visual.{name}": w for name, w in visual.state_dict().items()}
-    return {**weights, "head": zero_shot_head(base, settings["classes"], settings["templates"])}
+    return {**weights, "head": zero_shot_head(base, head.classes, head.templates)}
 
 
-def classifier(base: Path, weights: Weights, settings: dict) -> ImageClassifier:
+def classifier(
+    base: Path,
+    weights: Weights,
+    *,
+    outputs: int = 0,
+    dropout: float | str | None = None,
+    freeze_embeddings: bool | None = None,
+) -> ImageClassifier:
     """The classifier of a base folder's image tower around given weights (not copied).
 
+    The settings are those of bert.classifier and mean nothing here: the head has its outputs.
     UserError when the weights are not exactly the architecture's.
     """
     config = read_json(base / CONFIG)

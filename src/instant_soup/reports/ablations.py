@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from instant_soup.config.presets import PRESETS
+from instant_soup.config.fields import FAMILIES, default_of, settings_of
+from instant_soup.methods.registry import sections
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.paper import seeds_cell
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
@@ -85,12 +86,11 @@ def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dic
     Only columns with two values or more. The preset's own is the row without a variant; no
     denoisers are progressive pruning.
     """
-    section, key = setting.split(".")
     found: dict[Column, tuple[Any, dict[Any, Runs]]] = {}
     columns = ["family", *SECTION, "target_sparsity", "method", "variant", "seed", "value", "flops"]
-    known = ledger.loc[ledger["family"].isin(PRESETS), columns]  # a ledger of before has none
+    known = ledger.loc[ledger["family"].isin(FAMILIES), columns]  # a ledger of before has none
     for (family, *column), rows in known.groupby(["family", *SECTION, "target_sparsity"]):
-        preset = PRESETS[family][column[2]][section][key]
+        preset = preset_value(setting, family, column[2])
         values: dict[Any, Runs] = {}
         for (method, variant), of_variant in rows.groupby(["method", "variant"]):
             runs = of_variant.set_index("seed")
@@ -103,6 +103,13 @@ def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dic
         if len(values) > 1:
             found[tuple(column)] = preset, values
     return found
+
+
+def preset_value(setting: str, family: str, preset: str) -> Any:
+    """What a setting (section.key) is in a preset."""
+    section, _, key = setting.partition(".")
+    method, name = sections()[section][key]
+    return default_of(settings_of(method)[name], family, preset)
 
 
 def _parsed(text: str) -> Any:

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup.methods.registry import SOUPS
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.paper import seeds_cell
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
-from instant_soup.reports.results import costs, heading, label, number, unit, write_texts
+from instant_soup.reports.results import SOUPS, costs, heading, label, number, unit, write_texts
 
 # The paper's columns; its CIFAR headers are garbled in the text at hand, so these two are named
 # after their dense values.

@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from instant_soup.files import new_file
-from instant_soup.methods.registry import SOUPS
+from instant_soup.methods import registry
 from instant_soup.reports.essential_sparsity import TOLERANCE, curves_of, knee_over_seeds
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.results import (
     CELL,
+    SOUPS,
+    ZERO_SHOT,
     common_variant,
     costs,
     heading,
@@ -29,33 +31,14 @@ from instant_soup.reports.results import (
 )
 from instant_soup.sparsity.names import in_order, layer_of, type_of
 
-# Okabe and Ito's palette, kin in shades of one colour; each method has a marker of its own.
+# Colour and marker of each method, and of those that have none of their own.
 STYLES = {
-    "zero_shot": ("#000000", "_"),
-    "dense": ("#000000", "s"),
-    "random": ("#8C8C8C", "v"),
-    "erdos_renyi": ("#8C8C8C", "1"),
-    "random_init": ("#8C8C8C", "x"),
-    "one_shot": ("#0072B2", "^"),
-    "layerwise": ("#56B4E9", "<"),
-    "min_density": ("#56B4E9", ">"),
-    "n_of_m": ("#56B4E9", "d"),
-    "progressive": ("#E69F00", "P"),
-    "early_bird": ("#B8860B", "X"),
-    "snip": ("#CC79A7", "*"),
-    "grasp": ("#882255", "p"),
-    "lth": ("#009E73", "D"),
-    "lth_rewind": ("#44C29B", "h"),
-    "lottery_pool": ("#117733", "8"),
-    "isp": ("#D55E00", "o"),
-    "isp_plus": ("#7A2E00", r"$\oplus$"),
-    "uniform_soup": ("#332288", "|"),
-    "greedy_soup": ("#6655BB", "H"),
-    "instant_model_soup": ("#9988DD", "."),
+    ZERO_SHOT: ("#000000", "_"),
+    **{name: method.style for name, method in registry.methods().items() if method.style},
 }
 OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
 # Drawn strongly; all others are thin and pale.
-MAIN = ("dense", "one_shot", "lth", "isp", "isp_plus")
+MAIN = tuple(name for name, method in registry.methods().items() if method.main)
 DPI = 150
 
 # Figure files with their captions; what one shows is in the docstring of the function of its name.
@@ -326,7 +309,7 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
 
     Sections with several sparsities come first; those with a single one get smaller panels below.
     """
-    cells = cells[cells["method"] != "zero_shot"]  # far below, it would flatten all others
+    cells = cells[cells["method"] != ZERO_SHOT]  # far below, it would flatten all others
     sections = sorted(cells.groupby(SECTION), key=lambda pair: _is_a_point(pair[1]))
     curves = sum(not _is_a_point(own) for _, own in sections) or max(1, len(sections))
     points = max(0, len(sections) - curves)

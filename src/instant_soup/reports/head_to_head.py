@@ -13,6 +13,7 @@ from instant_soup.reports.paper import mark_of
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.reports.results import (
     UNPRUNED,
+    ZERO_SHOT,
     heading,
     label,
     number,
@@ -41,7 +42,7 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
     """A table for each section that ISP was measured in."""
     of_preset = ledger["variant"] == ledger["variant"].map(shared_settings)
     columns = [*SECTION, "variant", "method", "target_sparsity", "seed", "value", "flops"]
-    own = ledger.loc[of_preset & (ledger["method"] != "zero_shot"), columns]
+    own = ledger.loc[of_preset & (ledger["method"] != ZERO_SHOT), columns]
     sections = own.groupby([*SECTION, "variant"], sort=True) if len(own) else []
     tables = [_table(section, runs) for section, runs in sections]
     return Chapter("ISP against the others", TEXT, [t for t in tables if t is not None])

@@ -9,36 +9,18 @@ import numpy as np
 import pandas as pd
 
 from instant_soup.files import new_file
-from instant_soup.methods.registry import SOUPS
+from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, SECTION, with_zero_shot
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, terminal
 
-# Display names, in the order of table rows: the paper's, with others beside their kin. Methods not
-# named here follow, as they are.
+ZERO_SHOT = "zero_shot"  # the row of an untrained image classifier; no method makes it
+# Display names, in the order of table rows. Methods not named here follow, as they are.
 METHOD_NAMES = {
-    "zero_shot": "Zero-shot",
-    "dense": "Full (dense)",
-    "random": "Random",
-    "erdos_renyi": "Random, Erdős–Rényi",
-    "one_shot": "One-shot magnitude",
-    "layerwise": "Layer-wise magnitude",
-    "min_density": "Magnitude, minimum density",
-    "n_of_m": "N:M magnitude",
-    "progressive": "Progressive magnitude",
-    "early_bird": "EarlyBird",
-    "snip": "SNIP",
-    "grasp": "GraSP",
-    "lth": "LTH (IMP)",
-    "lth_rewind": "LTH-Rewind",
-    "lottery_pool": "Lottery Pool",
-    "isp": "ISP",
-    "isp_plus": "ISP+ (Fisher, no denoisers)",
-    "random_init": "ISP's ticket, random weights",
-    "uniform_soup": "Uniform soup (dense)",
-    "greedy_soup": "Greedy soup (dense)",
-    "instant_model_soup": "Instant Model Soup (dense)",
+    ZERO_SHOT: "Zero-shot",
+    **{name: method.title for name, method in registry.methods().items()},
 }
-UNPRUNED = ("zero_shot", "dense", *SOUPS)  # one value for all sparsities
+UNPRUNED = (ZERO_SHOT, *registry.dense_rows())  # one value for all sparsities
+SOUPS = tuple(name for name in registry.dense_rows() if name != registry.DENSE)
 PERCENT = {"accuracy", "f1", "matthews", "pearson", "spearman"}  # fractions, shown times 100
 
 CELL = [*SECTION, "method", "variant", "target_sparsity"]
@@ -74,7 +56,7 @@ def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
     if not len(rows):
         return rows
     own = rows["variant"] == ""
-    trained = own & (rows["method"] != "zero_shot")  # most variants share zero-shot
+    trained = own & (rows["method"] != ZERO_SHOT)  # most variants share zero-shot
     has_own = trained.groupby([rows[name] for name in SECTION]).transform("any")
     return rows[own | ~has_own]
 
@@ -84,7 +66,7 @@ def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
     It belongs in a heading then. Nothing and the rows as they are where variants differ.
     """
-    variants = set(cells.loc[cells["method"] != "zero_shot", "variant"])
+    variants = set(cells.loc[cells["method"] != ZERO_SHOT, "variant"])
     if len(variants) != 1:
         return "", cells
     return variants.pop(), cells.assign(variant="")
@@ -109,7 +91,7 @@ def costs(ledger: pd.DataFrame) -> pd.DataFrame:
     fine-tuning of the same model, data, preset, training settings and seed; NaN without it.
     """
     # What changes only a method's own settings has the unchanged dense run as its equal.
-    trained = ledger[ledger["method"] != "zero_shot"]
+    trained = ledger[ledger["method"] != ZERO_SHOT]
     table = trained.assign(shared=trained["variant"].map(shared_settings))
     same = ["model", "dataset", "preset", "shared", "seed"]
     dense = table[table["method"] == "dense"].drop_duplicates(same)
@@ -177,7 +159,7 @@ def methods_of(cells: pd.DataFrame) -> list[tuple[str, str]]:
 
 def one_count(cells: pd.DataFrame) -> int | None:
     """How many seeds each cell of a summary has; None where they differ."""
-    trained = cells[cells["method"] != "zero_shot"]  # always one run: nothing is drawn
+    trained = cells[cells["method"] != ZERO_SHOT]  # always one run: nothing is drawn
     return int(trained["n"].iloc[0]) if trained["n"].nunique() == 1 else None
 
 
@@ -197,7 +179,7 @@ def column_of(
     column = []
     for method in methods:
         if cell := found.get(method):
-            text = _value(cell, plain=count is not None or method[0] == "zero_shot")
+            text = _value(cell, plain=count is not None or method[0] == ZERO_SHOT)
             column.append(Cell(text, bold=method in best, mark=cell.get("mark", "")))
         else:
             column.append(Cell(MISSING))
@@ -261,7 +243,7 @@ def spread_words(cells: pd.DataFrame) -> str:
     """What a caption says of means, deviations and seeds."""
     count = one_count(cells)
     counts = f" (n = {count})" if count is not None else ""
-    trained = cells[cells["method"] != "zero_shot"]
+    trained = cells[cells["method"] != ZERO_SHOT]
     single = " Single runs (n = 1) carry no error bar." if (trained["n"] == 1).any() else ""
     return f"mean ± sample standard deviation over seeds{counts}.{single}"
 

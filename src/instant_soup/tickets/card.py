@@ -5,11 +5,10 @@ from typing import Any
 
 import yaml
 
-from instant_soup.config.presets import PRESETS
-from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
+from instant_soup.data.datasets import Dataset
+from instant_soup.methods import registry
 from instant_soup.models import bert, clip
-from instant_soup.models.known import MODELS
-from instant_soup.pipeline.plan import MEMBERS
+from instant_soup.models.known import MODELS, BaseModel
 from instant_soup.reports.results import label, percent
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -22,7 +21,6 @@ METRICS = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }
-LISTED = 3  # weak_seeds in params.yaml
 USUAL_COLUMNS = {"text": "sentence", "image": "image", "label": "label"}
 LIBRARY = {"bert": "transformers", "clip": "open_clip"}
 BLOCKS = {"bert": "encoder's", "clip": "image tower's"}
@@ -64,13 +62,11 @@ FILES = [
 ]
 
 
-def card(
-    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], mask: Mask, dtype: str
-) -> str:
+def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dtype: str) -> str:
     """The text of a model card.
 
-    `result`: as the evaluate stage writes it; `data`, `base`: the plan's settings of dataset and
-    base model; `dtype`: of the weights, fp32 | bf16.
+    `result`: as the evaluate stage writes it; `data`, `base`: what it was trained on, and out of;
+    `dtype`: of the weights, fp32 | bf16.
     """
     family, model, dataset = result["family"], result["model"], result["dataset"]
     kept, total = masks.count(mask)
@@ -96,18 +92,17 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(
-    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any]
-) -> dict[str, Any]:
+def front_matter(result: dict[str, Any], data: Dataset, base: BaseModel) -> dict[str, Any]:
     """What the hub reads of a card; base and dataset are named where they are on the hub."""
     task, dataset = PIPELINE[result["family"]], result["dataset"]
-    tested, facts = {"type": dataset, "name": dataset}, {}
-    if base["source"] == "hub":
-        facts["base_model"] = base["repo"]
-    if data["source"] == "hub":
-        repository, configuration = data["hub"]
+    tested = {"type": dataset, "name": dataset}
+    facts: dict[str, Any] = {}
+    if base.source == "hub":
+        facts["base_model"] = base.repo
+    if data.source == "hub":
+        repository, configuration = data.hub
         facts["datasets"] = [repository]
-        tested |= {"type": repository, "config": configuration or "default", "split": data["test"]}
+        tested |= {"type": repository, "config": configuration or "default", "split": data.test}
     scores = [{"type": METRICS[name], "value": value} for name, value in result["test"].items()]
     entry = {"task": {"type": task}, "dataset": tested, "metrics": scores}
     name = "-".join([result["method"], result["model"], dataset]).replace("/", "-")
@@ -121,9 +116,7 @@ def front_matter(
     }
 
 
-def regenerate(
-    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], dtype: str
-) -> str:
+def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> str:
     """The commands that make this ticket again, and what they cannot say."""
     commit = result["code_version"]
     known = [] if commit == "unknown" else [f"git checkout {commit.rstrip('+')}"]
@@ -140,59 +133,41 @@ def regenerate(
     ]
     if own:
         parts.append(f"{' and '.join(own)}: not in the repository; give the folder's path.")
-    if result["preset"] == "paper":
-        parts.append("The paper's preset takes more `rounds` in params.yaml: `plan` says which.")
     return "\n\n".join(parts)
 
 
-def changes(
-    result: dict[str, Any], data: dict[str, Any], base: dict[str, Any], dtype: str
-) -> dict[str, Any]:
+def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> dict[str, Any]:
     """The keys of params.yaml that make this ticket, with the texts of their values."""
     method, model, dataset = result["method"], result["model"], result["dataset"]
-    if base["source"] == "hub" and model not in MODELS:
+    if base.source == "hub" and model not in MODELS:
         model = f"hub:{model}"
     found = {"model": model, "dataset": dataset.removesuffix("@local")}
     if dataset.endswith("@local"):
         found["data.path"] = "FOLDER"
     if dataset.startswith("local:"):  # the columns, where they are not those looked for
         for key, usual in USUAL_COLUMNS.items():
-            column = data.get(key)
-            if column not in (None, "", [], usual, [usual]):
+            column = getattr(data, key)
+            if column not in ("", [], usual, [usual]):
                 several = isinstance(column, list)
                 found[f"data.{key}"] = f"[{','.join(column)}]" if several else column
     found |= {"preset": result["preset"], "seed": result["seed"]}
     if result["target_sparsity"]:
         found["sparsity"] = result["target_sparsity"]
-    lists = {"baselines": BASELINES, "lottery": LOTTERY, "controls": CONTROLS, "soups": SOUPS}
-    for key, rows in lists.items():
-        if method in rows:
-            needed = ["lth", method] if method == "lottery_pool" else [method]
-            found[key] = f"[{','.join(needed)}]"
+    if method in registry.selectable():
+        needed = [name for name in registry.method_named(method).needs if name != registry.ISP]
+        found["methods"] = f"[{','.join([*needed, method])}]"
     parts = (part.partition("=") for part in result["variant"].split(" ") if part)
     own = {key: value for key, _, value in parts}
-    preset: dict[str, Any] = PRESETS[result["family"]][result["preset"]]
-    denoisers = int(own.get("isp.denoisers", preset["isp"]["denoisers"]))
-    if denoisers > LISTED:
-        found["weak_seeds"] = _numbers(denoisers)
-    for key, soups in MEMBERS.items():
-        if method in soups:
-            members = own.get(f"model_soup.{key}", preset["model_soup"][key])
-            found["soup_members"] = _numbers(int(members))
     return found | own | {"exports": f"[{method}]", "export_dtype": dtype}
 
 
-def _numbers(count: int) -> str:
-    return f"[{','.join(map(str, range(count)))}]"
-
-
-def _use(family: str, data: dict[str, Any]) -> str:
+def _use(family: str, data: Dataset) -> str:
     """A snippet that runs the ticket with the stock library."""
     if family == "clip":
         return USE_IMAGES
-    inputs = ", ".join(f'["{text} …"]' for text in data["text"])
+    inputs = ", ".join(f'["{text} …"]' for text in data.text)
     answer = "model.config.id2label[logits.argmax().item()]"
-    regression = data["kind"] == "regression"
+    regression = data.kind == "regression"
     return USE_TEXTS.format(inputs=inputs, answer="logits.item()" if regression else answer)
 
 

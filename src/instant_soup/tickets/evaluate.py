@@ -1,12 +1,15 @@
 """An exported ticket on the test split of a dataset, with the pipeline's own data and metrics."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from instant_soup.config.sections import Data
 from instant_soup.data import batches
 from instant_soup.data.batches import Split
+from instant_soup.data.datasets import Dataset
 from instant_soup.data.images import load_files
 from instant_soup.data.local import resolve_data
 from instant_soup.data.splits import read_train_and_test
@@ -14,6 +17,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import read_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, clip, encoding
+from instant_soup.models.head import Head
 from instant_soup.tickets.export import FORMAT
 from instant_soup.tickets.weights import TICKET, header
 from instant_soup.training import loop, metrics
@@ -35,21 +39,20 @@ def evaluate(
     """
     folder = Path(folder)
     ticket = read_ticket(folder)
-    facts = _facts(folder, ticket, dataset, columns, label, path)
-    _, table = read_train_and_test(facts)
+    data = _dataset(folder, ticket, dataset, columns, label, path)
+    _, table = read_train_and_test(data)
     if not len(table):
         raise UserError(f"dataset: {dataset}: too few rows to cut a test split from")
-    classes = facts["labels"]
     if ticket["family"] == "clip":
-        model = _image_classifier(folder, classes, facts["templates"])
+        model = _image_classifier(folder, data.labels, data.templates)
         split: Split = encoding.encode_images(folder, load_files(table), "test")
     else:
-        model = _text_classifier(folder, max(1, len(classes)))
-        split = encoding.encode_texts(folder, table, facts["text"], ticket["max_length"])
+        model = _text_classifier(folder, max(1, len(data.labels)))
+        split = encoding.encode_texts(folder, table, data.text, ticket["max_length"])
     where, precision = loop.device(), loop.resolve_precision(precision)
     split = batches.to_device(split, where)
     scores = metrics.scores(*loop.predict(model.to(where), split, precision))
-    described = {"ticket": str(folder), "method": ticket["method"], "dataset": facts["name"]}
+    described = {"ticket": str(folder), "method": ticket["method"], "dataset": data.name}
     return {**described, "rows": len(split), "precision": precision, "metrics": scores}
 
 
@@ -64,40 +67,39 @@ def read_ticket(folder: Path) -> dict[str, Any]:
     return ticket
 
 
-def _facts(
+def _dataset(
     folder: Path,
     ticket: dict[str, Any],
     dataset: str,
     columns: list[str] | None,
     label: str | None,
     path: Path | None,
-) -> dict[str, Any]:
-    """The data settings of a dataset, as `plan` resolves them, with the ticket's class names.
+) -> Dataset:
+    """A dataset as `plan` resolves it, with the ticket's class names.
 
     An image classifier on another known dataset takes that one's classes and prompts: zero-shot.
     """
     images, rest = ticket["family"] == "clip", dataset.removeprefix("local:")
     if local := rest not in ("", dataset):
         dataset = f"local:{Path(rest).expanduser().resolve()}"  # from here, not from a repository
-    facts = resolve_data(
-        {
-            "dataset": dataset,
-            "family": ticket["family"],
-            "model": folder,
-            "data": _data_section(ticket, local, columns, label, path),
-        }
+    found = resolve_data(
+        dataset,
+        ticket["family"],
+        _data_section(ticket, local, columns, label, path),
+        model=str(folder),
+        classes=ticket["classes"],
     )
-    if facts["kind"] != ticket["kind"]:
-        raise UserError(f"dataset: {dataset} is {facts['kind']}, the ticket's is {ticket['kind']}")
-    if not images and not local and facts["labels"] != ticket["classes"]:
-        theirs, ours = (", ".join(names[:5]) for names in (facts["labels"], ticket["classes"]))
+    if found.kind != ticket["kind"]:
+        raise UserError(f"dataset: {dataset} is {found.kind}, the ticket's is {ticket['kind']}")
+    if not images and not local and found.labels != ticket["classes"]:
+        theirs, ours = (", ".join(names[:5]) for names in (found.labels, ticket["classes"]))
         raise UserError(f"dataset: {dataset} has the classes {theirs}; the ticket's are {ours}")
-    same = facts["name"].removesuffix("@local") == ticket["dataset"].removesuffix("@local")
+    same = found.name.removesuffix("@local") == ticket["dataset"].removesuffix("@local")
     own = local or same
     if images and not own:
-        return facts
-    prompts = {"templates": ticket["templates"]} if images else {}
-    return {**facts, "labels": ticket["classes"], **prompts}
+        return found
+    templates = ticket["templates"] if images else []
+    return replace(found, labels=ticket["classes"], templates=templates)
 
 
 def _data_section(
@@ -106,7 +108,7 @@ def _data_section(
     columns: list[str] | None,
     label: str | None,
     path: Path | None,
-) -> dict[str, Any]:
+) -> Data:
     """The section `data` that params.yaml would have; a folder's columns are first the ticket's."""
     images = ticket["family"] == "clip"
     if columns and len(columns) > (1 if images else 2):
@@ -115,27 +117,26 @@ def _data_section(
     if local and ticket["dataset"].startswith("local:"):
         label = label or ticket["label"]
         columns = columns or (None if images else ticket["columns"])
-    section: dict[str, Any] = {"label": label}
-    section["path"] = None if path is None else str(path.expanduser().resolve())
-    if images:
-        section["image"] = columns[0] if columns else None
-        section["classes"] = ticket["classes"]
-    else:
-        section["text"] = columns
-        section["kind"] = "regression" if local and ticket["kind"] == "regression" else None
-    # Where the test split is cut from other rows, it is cut as for the ticket.
-    rows = dict.fromkeys(("train_rows", "validation_rows", "test_rows"), ticket["test_rows"])
-    return section | rows
+    numeric = not images and local and ticket["kind"] == "regression"
+    return Data(
+        path=None if path is None else str(path.expanduser().resolve()),
+        kind="regression" if numeric else None,
+        text=None if images else columns,
+        image=columns[0] if images and columns else None,
+        label=label,
+        # Where the test split is cut from other rows, it is cut as for the ticket.
+        test_rows=ticket["test_rows"],
+    )
 
 
 def _text_classifier(folder: Path, outputs: int) -> nn.Module:
-    settings = {"outputs": outputs, "dropout": "model", "freeze_embeddings": True}
-    return bert.classifier(folder, models.base_weights(folder), settings).float()
+    weights = models.base_weights(folder)
+    return bert.classifier(folder, weights, outputs=outputs, freeze_embeddings=True).float()
 
 
 def _image_classifier(folder: Path, classes: list[str], templates: list[str]) -> nn.Module:
-    weights = clip.start_weights(folder, {"classes": classes, "templates": templates})
-    return clip.classifier(folder, weights, {}).float()
+    weights = clip.start_weights(folder, Head(classes=classes, templates=templates))
+    return clip.classifier(folder, weights).float()
 
 
 def show(found: dict[str, Any]) -> None:

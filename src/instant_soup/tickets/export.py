@@ -11,12 +11,15 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
-from instant_soup.files import new_folder, read_json, read_yaml, write_json
+from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, clip, encoding
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.main_network import BASE
+from instant_soup.models.head import Head
+from instant_soup.models.known import BaseModel
+from instant_soup.pipeline.stage_files import PLAN, EncodeStage, ExportStage
+from instant_soup.pipeline.workspace import BASE, prunable_shapes
 from instant_soup.reports import ledger
 from instant_soup.sparsity import masks
 from instant_soup.tickets import card, compact
@@ -24,7 +27,7 @@ from instant_soup.tickets.weights import MASK, TICKET, set_usual_permissions
 from instant_soup.training.state import Weights, load_state
 
 FORMAT = "instant-soup-ticket-1"
-PLAN, RETRAINED, RESULTS = Path("models/plan"), Path("models/retrained"), Path("reports/results")
+RETRAINED, RESULTS = Path("models/retrained"), Path("reports/results")
 EXPORTED = Path("models/exported")
 COMPACT = "compact.safetensors"
 # What ticket.json has of a result.
@@ -40,12 +43,12 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
     workspace has no finished run of the method.
     """
     result = finished(method)
-    dtype = dtype or read_yaml(PLAN / "export.yaml")["dtype"]
-    data, base = (read_yaml(PLAN / f"{name}.yaml") for name in ("data", "base"))
-    mask = masks.load(RETRAINED / method / MASK, main_network.prunable_shapes())
+    dtype = dtype or ExportStage.read(PLAN / "export.yaml").dtype
+    data, base = Dataset.read(PLAN / "data.yaml"), BaseModel.read(PLAN / "base.yaml")
+    mask = masks.load(RETRAINED / method / MASK, prunable_shapes())
     trained = load_state(RETRAINED / method / "state", moments=False).weights
     with new_folder(folder) as unfinished:
-        write = _write_images if data["image"] else _write_texts
+        write = _write_images if data.image else _write_texts
         weights, task = write(unfinished, trained, data, dtype)
         weights = {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
         save_file(weights, unfinished / models.family(BASE).WEIGHTS, metadata={"format": "pt"})
@@ -72,26 +75,27 @@ def finished(method: str) -> dict[str, Any]:
     return result
 
 
-def _identity(result: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _identity(result: dict[str, Any], data: Dataset) -> dict[str, Any]:
     """What ticket.json says whatever the family."""
-    columns = data["image"] or data["text"]
     return {
         "format": FORMAT,
         **{key: result[key] for key in OF_RESULT},
-        **{key: data[key] for key in ("kind", "label", "test_rows")},
-        "columns": [columns] if isinstance(columns, str) else columns,
-        "classes": data["labels"],
+        "kind": data.kind,
+        "label": data.label,
+        "test_rows": data.test_rows,
+        "columns": [data.image] if data.image else data.text,
+        "classes": data.labels,
     }
 
 
 def _write_texts(
-    folder: Path, trained: Weights, data: dict[str, Any], dtype: str
+    folder: Path, trained: Weights, data: Dataset, dtype: str
 ) -> tuple[Weights, dict[str, Any]]:
     """Configuration and tokenizer; the weights, and what ticket.json says of texts."""
     auto = bert.transformers_auto()
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-    classes = data["labels"]
+    classes = data.labels
     config = bert.configuration(BASE, max(1, len(classes)))
     config.architectures = [auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
     config.dtype = compact.DTYPES[dtype]
@@ -102,7 +106,9 @@ def _write_texts(
     config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
     # So that truncation=True cuts where training and test did.
-    length = encoding.longest(BASE, read_yaml(PLAN / "encode.yaml")["max_length"])
+    max_length = EncodeStage.read(PLAN / "encode.yaml").max_length
+    assert max_length is not None  # the plan has it for texts
+    length = encoding.longest(BASE, max_length)
     tokenizer.model_max_length = length
     for how_it_was_read in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(how_it_was_read, None)
@@ -111,7 +117,7 @@ def _write_texts(
 
 
 def _write_images(
-    folder: Path, trained: Weights, data: dict[str, Any], dtype: str
+    folder: Path, trained: Weights, data: Dataset, dtype: str
 ) -> tuple[Weights, dict[str, Any]]:
     """Configuration and tokenizer; the whole CLIP model, with its image tower as trained.
 
@@ -124,4 +130,4 @@ def _write_images(
     config["preprocess_cfg"] |= PREPARED
     write_json(folder / clip.CONFIG, config)
     whole = {name: trained.get(name, w) for name, w in models.base_weights(BASE).items()}
-    return whole, {"templates": read_yaml(PLAN / "start.yaml")["templates"]}
+    return whole, {"templates": Head.read(PLAN / "start.yaml").templates}
