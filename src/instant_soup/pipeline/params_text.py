@@ -49,7 +49,7 @@ OF_SECTIONS = {
 
 def sections() -> dict[str, tuple[str, dict[str, dataclasses.Field]]]:
     """Section of params.yaml → what it is for, and its fields by key."""
-    found = {}
+    found: dict[str, tuple[str, dict[str, dataclasses.Field]]] = {}
     for kind in (Data, Training):
         found[kind.section] = (_first_line(kind), settings_of(kind))
     for section, keys in sorted(registry.sections().items(), key=lambda s: s[0] != registry.ISP):
