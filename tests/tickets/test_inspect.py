@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instant_soup.methods.criteria import Probe
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,10 +18,9 @@ from helpers import BLOCKS, SHAPES, encoder_weights, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import write_json
 from instant_soup.methods import criteria
-from instant_soup.methods.criteria import Probe
 from instant_soup.reports import figures
-from instant_soup.sparsity import masks
-from instant_soup.tickets import compact, inspect, weights
+from instant_soup.sparsity import compact, masks
+from instant_soup.tickets import inspect, weights
 from instant_soup.tickets.inspect import Inspected
 
 LAW = settings(deadline=None, max_examples=60)

@@ -30,7 +30,7 @@ class Custom(OnTheWay):
 
     criterion: Criterion = field(default=lambda weights, gradients, state: weights)
 
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
         """The best of what is left."""
         from instant_soup.sparsity import masks
 

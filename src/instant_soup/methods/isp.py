@@ -71,16 +71,19 @@ class ISP(OnTheWay):
         default="magnitude",
     )
 
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
         """Algorithm 2: the soup of the denoisers' weak masks, adjusted."""
         weak_masks = [self.weak_mask(run, i, n, sparsity) for n in range(self.denoisers)]
-        last = i == len(self.sparsities(sparsity)) - 1
         return self.soup(run.state, run.mask, weak_masks, sparsity, last or self.adjusts)
 
     @property
     def adjusts(self) -> bool:
         """Whether the soup is pruned to the round's sparsity in every round, not just the last."""
         return self.adjust == "every_round"
+
+    def wants_batches(self) -> bool:
+        """The denoisers train beside the run."""
+        return self.denoisers > 0
 
     def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
         """Denoiser n's training protocol in round i, and its data subset."""

@@ -25,7 +25,7 @@ class IspPlus(OnTheWay):
     style: ClassVar[tuple[str, str] | None] = ("#7A2E00", r"$\oplus$")
     main: ClassVar[bool] = True
 
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
         """The network's own Fisher mask."""
         from instant_soup.sparsity import scores
 

@@ -21,7 +21,7 @@ class Progressive(OnTheWay):
     order: ClassVar[float] = 30
     style: ClassVar[tuple[str, str] | None] = ("#E69F00", "P")
 
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
         """The network's own magnitude mask."""
         from instant_soup.sparsity import scores
 

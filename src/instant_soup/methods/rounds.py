@@ -79,8 +79,16 @@ class OnTheWay(Method):
         number(0, 1, high_too=False), section="isp", library=0.3,
     )  # fmt: skip
 
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
-        """Round i's mask of exactly this sparsity, found on the run as it is now."""
+    @property
+    def adjusts(self) -> bool:
+        """Whether every round prunes to its exact sparsity; the last one does in any case."""
+        return True
+
+    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
+        """Round i's mask of exactly this sparsity, found on the run as it is now.
+
+        `last`: whether no round follows, for a method whose rounds are not all exact (`adjusts`).
+        """
         raise TypeError(f"{type(self).__name__} does not say how it finds a round's mask")
 
     def sparsities(self, target: float) -> list[float]:
@@ -120,12 +128,12 @@ class OnTheWay(Method):
         self.check_ends(ends, run.total)
         for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
             run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
-            self.prune_round(run, i, target)
+            self.prune_round(run, i, target, i == len(targets) - 1)
 
-    def prune_round(self, run: "Run", i: int, target: float) -> None:
+    def prune_round(self, run: "Run", i: int, target: float, last: bool = True) -> None:
         """The end of round i: find its mask and take it."""
-        key = [self.name, vars(self), i, target]
-        run.prune(run.search(key, lambda: self.find_mask(run, i, target)))
+        key = [self.name, vars(self), i, target, last or self.adjusts]
+        run.prune(run.search(key, lambda: self.find_mask(run, i, target, last)))
 
     def check_ends(self, ends: list[int], total: int) -> None:
         """UserError where the rounds leave nothing of a budget of `total` steps."""
@@ -134,8 +142,9 @@ class OnTheWay(Method):
                 f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
             )
         if ends[-1] >= total:
+            key = "calibration" if self.mask_finding is None else "mask_finding"
             raise UserError(
-                f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, "
+                f"isp.{key}: mask finding takes the whole budget of {total} steps: lower it, "
                 "or raise training.epochs"
             )
 
@@ -149,6 +158,10 @@ class OnTheWay(Method):
         ends = self.ends(sparsity, run.total, self._epoch(run))
         self.check_ends(ends, run.total)
         done = sum(end <= run.state.step for end in ends) if run.state.step else 0
+
+        def find(i: int) -> "Mask":
+            return self.find_mask(run, i, targets[i], i == len(targets) - 1)
+
         return PrunesInRounds(
-            run.mask, ends, lambda i: self.find_mask(run, i, targets[i]), done, self.wants_gradients
+            run.mask, ends, find, done=done, keep_gradients=self.wants_gradients, aside=run.aside
         )
