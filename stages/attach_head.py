@@ -6,9 +6,8 @@ zero-shot head of its text tower.
 
 from dataclasses import replace
 
-from instant_soup.models.head import Head
-
 from instant_soup.models import base as models
+from instant_soup.models.head import Head
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.pipeline.workspace import BASE, START, outputs, prunable_shapes
 from instant_soup.sparsity import masks

@@ -2,7 +2,7 @@
 
 import argparse
 
-from instant_soup.files import run_stage
+from instant_soup.pipeline.processes import run_stage
 from instant_soup.pipeline.tracking import stage_run
 from instant_soup.tickets.export import EXPORTED, export
 

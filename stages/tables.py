@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup.files import project_root, read_yaml, run_stage, write_json
+from instant_soup.files import project_root, read_yaml, write_json
 from instant_soup.pipeline import tracking
+from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports import (
     ablations,
     dense_soups,

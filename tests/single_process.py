@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from instant_soup.methods.protocols import draw_protocol
 
 from instant_soup.data.batches import load_split
 from instant_soup.files import read_yaml
 from instant_soup.methods import criteria
-from instant_soup.methods.protocols import draw_protocol
 from instant_soup.pipeline import main_network
 from instant_soup.sparsity import mask_soup, masks
 from instant_soup.training import loop

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instant_soup.methods.criteria import CRITERIA, PASSES, Probe
 from scipy.optimize import brentq
 
 from helpers import ROOT, SPARSITIES, Toy, batches_of, same
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
 from instant_soup.methods import criteria
-from instant_soup.methods.criteria import CRITERIA, PASSES, Probe
 from instant_soup.methods.erdos_renyi import densities
 from instant_soup.methods.registry import BASELINES
 from instant_soup.methods.rounds import pattern

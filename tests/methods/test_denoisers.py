@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from instant_soup.methods.protocols import draw_protocol
 from scipy.stats import kstest
 
-from instant_soup.methods.protocols import draw_protocol
 from instant_soup.seeds import generator
 
 LAW = hypothesis_settings(deadline=None, max_examples=60)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from instant_soup.methods.criteria import CRITERIA, Probe
+from instant_soup.pipeline.main_network import Ticket
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import (
@@ -26,13 +28,11 @@ from helpers import (
 from instant_soup.data import batches
 from instant_soup.files import read_json, read_yaml, write_json
 from instant_soup.methods import criteria
-from instant_soup.methods.criteria import CRITERIA, Probe
 from instant_soup.methods.early_bird import early_bird
 from instant_soup.methods.progressive import progressive
 from instant_soup.models import base as models
 from instant_soup.models import clip
 from instant_soup.pipeline import main_network
-from instant_soup.pipeline.main_network import Ticket
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop

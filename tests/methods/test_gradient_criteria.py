@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from instant_soup.methods.criteria import CRITERIA, Probe
+from instant_soup.methods.probe import gradient, hessian_product
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
@@ -14,8 +16,6 @@ from torch.nn import functional
 
 from helpers import SPARSITIES, Toy, batches_of, new_classifier, same
 from instant_soup.data.batches import Images, Texts
-from instant_soup.methods.criteria import CRITERIA, Probe
-from instant_soup.methods.probe import gradient, hessian_product
 from instant_soup.models import clip, matrices
 from instant_soup.sparsity import masks
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instant_soup.methods.dense_soups import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import (
@@ -26,7 +27,6 @@ from helpers import (
 from instant_soup.data import batches
 from instant_soup.files import read_json, read_yaml
 from instant_soup.methods import criteria, lottery_pool
-from instant_soup.methods.dense_soups import interpolate
 from instant_soup.methods.lottery_pool import pruned_to
 from instant_soup.pipeline import main_network
 from instant_soup.sparsity import masks

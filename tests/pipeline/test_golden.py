@@ -13,19 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-import instant_soup
 from helpers import (
-    CALLBACK_SETTINGS,
-    PRUNE_SETTINGS,
-    loader,
-    loss,
     make_project,
-    new_classifier,
-    perceptron,
     run_isp,
     run_row,
     run_script,
-    trainer,
 )
 from instant_soup.files import read_json, read_yaml
 from instant_soup.sparsity import masks

@@ -201,7 +201,7 @@ def import_libraries() -> None:
     import torch._dynamo  # noqa: F401 - by the optimiser's first step
 
     from instant_soup.models import bert, clip
-    from instant_soup.pipeline import main_network  # noqa: F401
+    from instant_soup.pipeline import run  # noqa: F401
 
     clip.open_clip()
     bert.transformers_auto()
