@@ -19,7 +19,12 @@ class Protocol:
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         """The recipe of a run with this protocol's rate, weight decay and seed."""
-        return replace(recipe, **self.described())
+        return replace(
+            recipe,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+        )
 
     def described(self) -> dict[str, float | int]:
         """What was drawn, but for the rows."""
