@@ -15,11 +15,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT, run_script
+from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
 from instant_soup.models import torchvision_cpu
-from instant_soup.pipeline import main_network
+from instant_soup.pipeline.run import build
+from instant_soup.pipeline.workspace import ENCODED
 from instant_soup.sparsity import masks
 from instant_soup.tickets import card, compact, evaluate, export
 from instant_soup.training import loop
@@ -99,9 +101,8 @@ def our_logits(run: Path) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run)
         state = load_state("models/retrained/one_shot/state", moments=False)
-        settings = {"dropout": "model", "freeze_embeddings": True}
-        network = main_network.build(state, settings).eval()
-        data = batches.load_split(main_network.ENCODED / "test.safetensors", torch.device("cpu"))
+        network = build(state, Recipe(dropout="model", freeze_embeddings=True)).eval()
+        data = batches.load_split(ENCODED / "test.safetensors", torch.device("cpu"))
         with torch.no_grad():
             return loop.logits_of(network, data.rows(torch.arange(len(data))))
 
