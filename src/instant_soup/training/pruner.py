@@ -173,13 +173,22 @@ class PrunesInRounds(FixedMask):
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Take hold; rounds that end before the first step prune here."""
+        """Begin, or go on with a checkpoint's mask and after the rounds that it had done."""
+        if tensors:
+            self.mask = {n: tensors[f"mask.{n}"].bool().cpu() for n in self.mask}
+            self.done = int(tensors["done"])
+            self._count()
         super().attach(parameters, optimizer, tensors)
         self._prune_when_due(0)
 
     def after_step(self, step: int) -> None:
         """Prune where a round ends with this step."""
         self._prune_when_due(step + 1)
+
+    def tensors(self) -> Tensors:
+        """How many rounds are done, and the mask of the last of them."""
+        held = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
+        return {"done": torch.tensor(self.done), **held}
 
     def _prune_when_due(self, steps_done: int) -> None:
         while not self.finished and self.ends[self.done] <= steps_done:
