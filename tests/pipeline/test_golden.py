@@ -4,27 +4,13 @@ Float sums depend on the processor's instructions, so digests are kept for each 
 `python tests/test_golden.py` records those of this one, from a commit whose results are right.
 """
 
-import hashlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import instant_soup
-from helpers import (
-    CALLBACK_SETTINGS,
-    PRUNE_SETTINGS,
-    loader,
-    loss,
-    make_project,
-    new_classifier,
-    perceptron,
-    run_script,
-    trainer,
-)
+from helpers import digest, machine, make_project, run_script
 from instant_soup.files import read_json, read_yaml
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
@@ -64,22 +50,6 @@ IMAGES: dict[str, Any] = {
     "isp": {"compression_rate": 0.3, "calibration": 0.2, "denoisers": 2, "look_ahead": 2},
     "controls": ["random_init"],
 }
-
-
-def machine() -> str:
-    """What results' bits depend on: the processor and torch."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(named, platform.machine())
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    whole = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()[:16]
 
 
 def run_rows(folder: Path, params: dict[str, Any]) -> dict[str, str]:
@@ -134,27 +104,12 @@ def of_pipeline(folder: Path, model: Path, dataset: Path, params: dict[str, Any]
         return run_rows(folder, params)
 
 
-def of_library(tiny_bert: Path, folder: Path) -> dict[str, str]:
-    """`prune` and the Trainer's callback, by magnitude and by Fisher scores."""
-
-    found = {}
-    for name, more in (("isp", {}), ("fisher", {"score": "fisher", "denoisers": 0})):
-        pruned = instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, **more})
-        found[f"prune {name}"] = f"{digest(pruned.model.state_dict())} {digest(pruned.mask)}"
-        model = new_classifier(tiny_bert, 2, 0)
-        callback = instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, **more})
-        trainer(folder / name, model, callback).train()
-        found[f"callback {name}"] = f"{digest(model.state_dict())} {digest(callback.mask)}"
-    return found
-
-
 def everything(tiny_bert: Path, tiny_clip: Path, texts: Path, images: Path, tmp: Path) -> dict:
     for name in ("texts", "images"):
         (tmp / name).mkdir()
     return {
         "texts": of_pipeline(tmp / "texts", tiny_bert, texts, TEXTS),
         "images": of_pipeline(tmp / "images", tiny_clip, images, IMAGES),
-        "library": of_library(tiny_bert, tmp),
     }
 
 
