@@ -108,6 +108,11 @@ class OnTheWay(Method):
         number(0, 1, high_too=False), section="isp", library=0.3,
     )  # fmt: skip
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether every round prunes to its exact sparsity; the last one does in any case."""
+        return True
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """Round i's mask of exactly this sparsity, found on the run as it is now.
 
