@@ -16,6 +16,7 @@ from helpers import SHAPES, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder
 from instant_soup.sparsity import masks
+from instant_soup.sparsity.scores import magnitude
 
 LAW = settings(deadline=None, max_examples=100)
 TIED_SCORES = st.lists(st.integers(-2, 3).map(float), min_size=1, max_size=60)

@@ -45,7 +45,8 @@ class Run(ABC):
 
     `state.step` steps of the budget are done; `cost.steps` says the same, and `cost.search_steps`
     has all others. `origin` is a digest of what the state depends on: with the number of steps it
-    names the state.
+    names the state. `code` is a digest of the method's own sources: what it finds, or trains by a
+    pruner of its own, depends on them, too; training under a mask does not.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Run(ABC):
         *,
         store: Store | None,
         origin: str,
+        code: str = "",
         looks_at: Iterable[str] = ("seed", "data"),
     ) -> None:
         self.state, self.mask, self.recipe, self.total = state, mask, recipe, total
         self.store, self.origin, self.looks_at = store, origin, frozenset(looks_at)
+        self.code = code
         self.own_state = False  # whether the weights were changed by other means than training
         self.target = 0.0  # the sparsity that the last of several rounds reaches
         self.cost = Cost()
@@ -176,7 +179,8 @@ class Run(ABC):
         own, cost, first = recipe or self.recipe, Cost(), self.state.step
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
-        parts = ["train", self.origin, first, last, asdict(own), key, keep_gradients]
+        own_code = "" if key is None else self.code
+        parts = ["train", self.origin, first, last, asdict(own), key, own_code, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
@@ -266,7 +270,7 @@ class Run(ABC):
 
         The seconds of finding are counted here; what it trains counts itself.
         """
-        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key]
+        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
         with self._entry(*parts) as folder:
             if folder is not None and (folder / "cost.json").exists():
                 self.cost.add(read_json(folder / "cost.json"))
