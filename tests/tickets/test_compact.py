@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 from instant_soup.errors import UserError
 from instant_soup.methods import criteria
-from instant_soup.sparsity import masks
-from instant_soup.tickets import compact
+from instant_soup.sparsity import compact, masks
 
 LAW = settings(deadline=None, max_examples=60)
 SHAPES = st.lists(

@@ -20,8 +20,8 @@ from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
 from instant_soup.models import torchvision_cpu
 from instant_soup.pipeline import main_network
-from instant_soup.sparsity import masks
-from instant_soup.tickets import card, compact, evaluate, export
+from instant_soup.sparsity import compact, masks
+from instant_soup.tickets import card, evaluate, export
 from instant_soup.training import loop
 from instant_soup.training.state import load_state
 

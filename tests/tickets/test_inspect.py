@@ -19,8 +19,8 @@ from instant_soup.errors import UserError
 from instant_soup.files import write_json
 from instant_soup.methods import criteria
 from instant_soup.reports import figures
-from instant_soup.sparsity import masks
-from instant_soup.tickets import compact, inspect, weights
+from instant_soup.sparsity import compact, masks
+from instant_soup.tickets import inspect, weights
 from instant_soup.tickets.inspect import Inspected
 
 LAW = settings(deadline=None, max_examples=60)
