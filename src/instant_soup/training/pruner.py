@@ -173,11 +173,9 @@ class PrunesInRounds(FixedMask):
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Take hold, or go on with a checkpoint's mask; rounds that end before a step prune here."""
-        if tensors:
-            self.mask = {n: tensors[f"mask.{n}"].bool().cpu() for n in self.mask}
+        """Take hold, or go on after a checkpoint's rounds; those due before a step prune here."""
+        if "done" in tensors:
             self.done = int(tensors["done"])
-            self._count()
         super().attach(parameters, optimizer, tensors)
         self._prune_when_due(0)
 
@@ -188,7 +186,7 @@ class PrunesInRounds(FixedMask):
     def tensors(self) -> Tensors:
         """How many rounds are done, and the mask of the last of them."""
         held = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
-        return {"done": torch.tensor(self.done), **held}
+        return {**super().tensors(), "done": torch.tensor(self.done), **held}
 
     def _prune_when_due(self, steps_done: int) -> None:
         while not self.finished and self.ends[self.done] <= steps_done:
