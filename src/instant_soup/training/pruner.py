@@ -173,7 +173,7 @@ class PrunesInRounds(FixedMask):
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Take hold, or go on after a checkpoint's rounds; those due before a step prune here."""
+        """Begin, or go on with a checkpoint's mask and after the rounds that it had done."""
         if "done" in tensors:
             self.done = int(tensors["done"])
         super().attach(parameters, optimizer, tensors)
