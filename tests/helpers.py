@@ -1,8 +1,10 @@
 """What several test files share: small real models and data, projects, invented results."""
 
+import hashlib
 import itertools
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -280,6 +282,26 @@ def assert_same_weights(one: Weights, other: Weights) -> None:
     """Two networks are the same, bit for bit."""
     assert one.keys() == other.keys()
     assert [n for n, w in one.items() if not torch.equal(bits(w), bits(other[n]))] == []
+
+
+# Digests of results
+
+
+def machine() -> str:
+    """What results' bits depend on: the processor and torch."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(named, platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def digest(tensors: Weights) -> str:
+    """Sixteen hex digits of tensors by name."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()[:16]
 
 
 # Toy networks

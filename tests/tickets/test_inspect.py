@@ -3,13 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instant_soup.methods.criteria import Probe
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from helpers import BLOCKS, SHAPES, encoder_weights, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import write_json
-from instant_soup.methods import criteria
+from instant_soup.methods.n_of_m import NOfM
 from instant_soup.reports import figures
-from instant_soup.sparsity import masks
-from instant_soup.tickets import compact, inspect, weights
+from instant_soup.sparsity import compact, masks, scores
+from instant_soup.tickets import inspect, weights
 from instant_soup.tickets.inspect import Inspected
 
 LAW = settings(deadline=None, max_examples=60)
@@ -29,7 +29,7 @@ LAW = settings(deadline=None, max_examples=60)
 def pruned(folder: Path, sparsity: float = 0.5) -> tuple[dict[str, torch.Tensor], masks.Mask]:
     """A pruned network and its mask, written as model.safetensors into a folder."""
     weights = encoder_weights()
-    mask = criteria.magnitude({name: weights[name] for name in BLOCKS}, sparsity)
+    mask = scores.magnitude({name: weights[name] for name in BLOCKS}, sparsity)
     masks.apply(mask, weights)
     folder.mkdir(exist_ok=True, parents=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -67,7 +67,8 @@ def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (1, 4)])
 def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
     weights = {f"layer.{i}.w": torch.randn(16, 32) for i in range(2)}
-    mask = criteria.CRITERIA["n_of_m"](weights, 1 - n / m, Probe(0, {"m": m}))
+    run = SimpleNamespace(weights=weights)
+    mask = NOfM(m=m).mask(run, 1 - n / m)  # type: ignore[arg-type]
     found = {p["pattern"]: p for p in inspect.statistics(Inspected(mask))["patterns"]}
     assert found[f"{n}:{m}"] == {
         **{"pattern": f"{n}:{m}", "share": 1.0, "matrices": 2, "compliant": True}
@@ -219,7 +220,7 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
     """Also in a checkpoint of the encoder alone, whose weights have shorter names."""
     before = load_file(tiny_bert / "model.safetensors")
     names = [name for name, w in before.items() if "layer" in name and w.ndim == 2]
-    mask = criteria.magnitude({f"bert.{name}": before[name] for name in names}, 0.6)
+    mask = scores.magnitude({f"bert.{name}": before[name] for name in names}, 0.6)
     masks.save(tmp_path / "mask.safetensors", mask)
     source = Path(shutil.copytree(tiny_bert, tmp_path / "source"))
     (source / "pytorch_model.bin").write_bytes(b"dense")
