@@ -50,20 +50,26 @@ class PipelineRun(Run):
         tracked: "StageRun | None" = None,
         *,
         code: str = "",
+        engine: str = "",
         stored: bool = True,
         **more: Any,
     ) -> None:
-        """`code`: digest of the sources that run. Without `stored` nothing can be gone on from."""
+        """`engine`: digest of the sources of this module, `code`: of all that run.
+
+        Equal trainings of several stages are one, whatever else these do; a search of a mask, or
+        a training by a pruner, also depends on `code`. Without `stored` nothing can be gone on
+        from.
+        """
         _, total = budget(recipe)
         store, origin = None, ""
         if stored:
             store = checkpoints.pipeline_store()
             origin = checkpoints.digest(
-                *[code, workspace.encoded_digest(), state.step, mask],
+                *[engine, workspace.encoded_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
         super().__init__(state, mask, recipe, total, store=store, origin=origin, **more)
-        self.tracked, self.where = tracked, loop.device()
+        self.tracked, self.where, self.code = tracked, loop.device(), code
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
         self.head = Head()
         self.splits: dict[str, Split] = {}
