@@ -179,8 +179,8 @@ class Run(ABC):
         own, cost, first = recipe or self.recipe, Cost(), self.state.step
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
-        own_code = "" if key is None else self.code
-        parts = ["train", self.origin, first, last, asdict(own), key, own_code, keep_gradients]
+        by = None if key is None else [key, self.code]
+        parts = ["train", self.origin, first, last, asdict(own), by, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
