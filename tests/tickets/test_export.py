@@ -11,15 +11,20 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT, run_script
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
+from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
+from instant_soup.methods import registry
 from instant_soup.models import torchvision_cpu
+from instant_soup.models.known import BaseModel
+from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.workspace import ENCODED
 from instant_soup.sparsity import masks
@@ -497,21 +502,20 @@ RESULT = {
             "packaged",
             "git checkout abc1234\ndvc exp run \\\n  -S model=minilm \\\n  -S dataset=sst2 \\\n"
             "  -S preset=quick \\\n  -S seed=1 \\\n  -S sparsity=0.7 \\\n"
-            "  -S 'baselines=[snip]' \\\n  -S 'exports=[snip]' \\\n  -S export_dtype=bf16",
+            "  -S 'methods=[snip]' \\\n  -S 'exports=[snip]' \\\n  -S export_dtype=bf16",
             "",
         ),
-        ({"method": "lottery_pool"}, "packaged", "-S 'lottery=[lth,lottery_pool]'", ""),
-        ({"method": "random_init"}, "packaged", "-S 'controls=[random_init]'", ""),
+        ({"method": "lottery_pool"}, "packaged", "-S 'methods=[lottery_pool]'", ""),
+        ({"method": "random_init"}, "packaged", "-S 'methods=[random_init]'", ""),
         ({"variant": "isp.combine=vote data.train_rows=9"}, "packaged", "-S isp.combine=vote", ""),
         ({"model": "org/bert"}, "hub", "-S model=hub:org/bert", ""),
         ({"model": "bert-base"}, "hub", "-S model=bert-base", ""),
         ({"model": "local:mine"}, "local", "-S model=local:mine", "local:mine: not in the repo"),
         ({"dataset": "sst2@local"}, "packaged", "-S data.path=FOLDER", "sst2@local: not in"),
         ({"code_version": "abc1234+"}, "packaged", "git checkout abc1234\n", "code differed"),
-        ({"preset": "paper"}, "packaged", "-S preset=paper", "more `rounds`"),
-        ({"preset": "paper"}, "packaged", "-S 'weak_seeds=[0,1,2,3]'", "more `rounds`"),
-        ({"variant": "isp.denoisers=6"}, "packaged", "-S 'weak_seeds=[0,1,2,3,4,5]'", ""),
-        ({"method": "greedy_soup"}, "packaged", "-S 'soup_members=[0,1,2]'", ""),
+        ({"preset": "paper"}, "packaged", "-S preset=paper", ""),
+        ({"variant": "isp.denoisers=6"}, "packaged", "-S isp.denoisers=6", ""),
+        ({"method": "greedy_soup"}, "packaged", "-S 'methods=[greedy_soup]'", ""),
         (
             {"dataset": "local:mine"},
             "packaged",
@@ -521,8 +525,11 @@ RESULT = {
     ],
 )
 def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, notes):
-    data = {"text": ["a", "b"], "image": "", "label": "stars"}
-    text = card.regenerate({**RESULT, **changes}, data, {"source": source}, "bf16")
+    data, base = (
+        Dataset(text=["a", "b"], label="stars"),
+        BaseModel(name="", family="bert", source=source),
+    )
+    text = card.regenerate({**RESULT, **changes}, data, base, "bf16")
     assert expected in text
     assert notes in text
     if not notes:
@@ -531,14 +538,35 @@ def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, n
 
 def test_dense_is_made_again_without_a_sparsity():
     dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
-    found = card.changes(dense, {}, {"source": "packaged"}, "fp32")
-    assert "sparsity" not in found and "baselines" not in found and found["exports"] == "[dense]"
+    found = card.changes(
+        dense, Dataset(), BaseModel(name="", family="bert", source="packaged"), "fp32"
+    )
+    assert "sparsity" not in found and "methods" not in found and found["exports"] == "[dense]"
+
+
+@pytest.mark.parametrize("method", registry.methods())
+def test_what_a_card_says_is_a_plan_with_the_row(method: str):
+    """Whatever the method and the preset, as the row's own variant has it."""
+    result = {**RESULT, "method": method, "preset": "paper", "target_sparsity": 0.75}
+    result |= {"variant": "isp.denoisers=2 training.epochs=12.0"}
+    params = read_yaml(ROOT / "params.yaml") | {"methods": []}
+    base = BaseModel(name="minilm", family="bert", source="packaged")
+    for key, value in card.changes(result, Dataset(), base, "fp32").items():
+        section, _, name = key.rpartition(".")
+        (params[section] if section else params)[name] = yaml.safe_load(str(value))
+    files = plan(params)
+    assert files[f"evaluate_{method}"]["target_sparsity"] == (
+        0.0 if registry.method_named(method).dense else 0.75
+    )
+    assert files[f"evaluate_{method}"]["variant"].startswith("training.epochs=12.0")
 
 
 def test_what_is_on_the_hub_is_named_as_the_cards_base_and_dataset():
     result = {**RESULT, "family": "bert", "test": {"pearson": 0.5}, "metric": "pearson"}
-    data = {"source": "hub", "hub": ["nyu-mll/glue", "stsb"], "test": "validation"}
-    found = card.front_matter(result, data, {"source": "hub", "repo": "org/bert"})
+    data = Dataset(source="hub", hub=["nyu-mll/glue", "stsb"], test="validation")
+    found = card.front_matter(
+        result, data, BaseModel(name="", family="bert", source="hub", repo="org/bert")
+    )
     assert found["base_model"] == "org/bert" and found["datasets"] == ["nyu-mll/glue"]
     (entry,) = found["model-index"][0]["results"]
     assert entry["dataset"] == {
