@@ -1,5 +1,6 @@
 """Data: the packaged reviews as published, fair splits, local and hub copies, encoding, batches."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,9 +16,10 @@ import pytest
 import torch
 
 from helpers import ROOT, make_table
+from instant_soup.config.sections import Recipe
 from instant_soup.data import batches, reviews, tables, texts
 from instant_soup.data.batches import Texts
-from instant_soup.data.datasets import DATASETS
+from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.data.reviews import REVIEWS
 from instant_soup.data.splits import cut, read_splits
 from instant_soup.errors import UserError
@@ -101,21 +103,18 @@ def test_without_a_network_the_reviews_are_refused_and_nothing_is_left(
 # Splits
 
 
-def planned(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Data settings as the plan writes them, for a local folder."""
-    settings = {
-        "source": "local",
-        "path": str(folder),
-        "text": ["sentence"],
-        "kind": "classification",
-        "labels": ["negative", "positive"],
-        "label": "label",
-        "test": "validation",
-        "train_rows": "all",
-        "validation_rows": 30,
-        "test_rows": 25,
-    }
-    return {**settings, **changes}
+def planned(folder: Path, **changes: Any) -> Dataset:
+    """A dataset as the plan resolves it, for a local folder."""
+    known = Dataset(
+        source="local",
+        path=str(folder),
+        text=["sentence"],
+        labels=["negative", "positive"],
+        test="validation",
+        validation_rows=30,
+        test_rows=25,
+    )
+    return dataclasses.replace(known, **changes)
 
 
 def test_splits_are_disjoint_and_nothing_is_lost(tiny_data: Path) -> None:
@@ -232,8 +231,8 @@ def test_pairs_string_labels_and_other_columns(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "train.csv", index=False)
     table.to_csv(tmp_path / "validation_matched.csv", index=False)
     facts = DATASETS["mnli"]
-    settings = planned(tmp_path, text=list(facts.text), labels=list(facts.labels), test=facts.test)
-    test = read_splits(settings)["test"]
+    dataset = planned(tmp_path, text=list(facts.text), labels=list(facts.labels), test=facts.test)
+    test = read_splits(dataset)["test"]
     assert list(test.columns) == ["premise", "hypothesis", "label"]
     assert test["premise"].tolist() == table["premise"].tolist()
     assert test["label"].tolist() == [2, 0] * 5
@@ -243,8 +242,7 @@ def test_regression_labels_become_floats_even_from_whole_numbers(tmp_path: Path)
     table = make_table(20)
     table["label"] = range(20)
     table.to_csv(tmp_path / "train.csv", index=False)
-    settings = planned(tmp_path, kind="regression", labels=[])
-    splits = read_splits(settings)
+    splits = read_splits(planned(tmp_path, kind="regression", labels=[]))
     assert all(t["label"].dtype == np.float32 for t in splits.values())
     assert sorted(pd.concat(splits.values())["label"]) == list(range(20))
 
@@ -329,7 +327,7 @@ def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: s
 )
 def test_text_columns_are_known_by_their_usual_names(text: tuple[str, ...]) -> None:
     table = pd.DataFrame({**{c: ["x", "y"] for c in text}, "label": [0, 1]})
-    assert texts.guess_task(table, None, "label")["text"] == list(text)
+    assert texts.guess_task(table, None, "label").text == list(text)
 
 
 # The hub
@@ -377,16 +375,15 @@ def test_a_hub_dataset_comes_from_the_hubs_cache_or_is_refused(tmp_path: Path) -
     prepare_cache(place, {"train": train, "validation": held_out})
     script = """
 import json
-from dataclasses import asdict
-from instant_soup.data.datasets import DATASETS
-from instant_soup.data.reviews import REVIEWS
+from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.data.splits import read_splits
 from instant_soup.errors import UserError
 
 def read(name):
-    rows = {"train_rows": "all", "validation_rows": 10, "test_rows": 1, "label": "label"}
-    facts = {**asdict(DATASETS[name]), **rows}
-    return read_splits({**facts, "text": list(facts["text"]), "labels": list(facts["labels"])})
+    task = DATASETS[name]
+    lists = {key: list(getattr(task, key)) for key in ("text", "labels", "hub")}
+    facts = {"name": name, "source": task.source, "test": task.test, **lists}
+    return read_splits(Dataset(**facts, validation_rows=10, test_rows=1))
 
 try:
     read("cola")
@@ -413,7 +410,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match="is there a network") as caught:
-        tables.read_hub({"hub": ["nyu-mll/glue", "rte"], "test": "validation"})
+        tables.read_hub(Dataset(hub=["nyu-mll/glue", "rte"], test="validation"))
     assert "nyu-mll/glue/rte" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -425,12 +422,14 @@ def test_a_hub_dataset_with_another_number_of_classes_is_refused(
     features = datasets.Features({"label": datasets.ClassLabel(names=["a", "b", "c", "d"])})
     split = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: split)
-    settings = {"hub": ["some/data", None], "test": "test", "label": "label"}
+    known = Dataset(hub=["some/data", ""])
     with pytest.raises(
         UserError, match=r"has 4 classes \(a, b, c, …\), but 2 are named \(x, y, …\)"
     ):
-        tables.read_hub({**settings, "labels": ["x", "y"]})
-    assert tables.read_hub({**settings, "labels": list("wxyz")})[1]["label"].tolist() == [0, 1]
+        tables.read_hub(dataclasses.replace(known, labels=["x", "y"]))
+    assert tables.read_hub(dataclasses.replace(known, labels=list("wxyz")))[1][
+        "label"
+    ].tolist() == [0, 1]
 
 
 # Encoding
@@ -582,9 +581,9 @@ def test_batches_hold_rows_of_similar_length() -> None:
 @pytest.mark.parametrize("first", [0, 1, 4, 5, 6, 11])
 def test_a_run_that_goes_on_sees_the_batches_of_one_that_never_stopped(first: int) -> None:
     split = made_split([3 + i % 13 for i in range(42)])  # five steps an epoch
-    settings = {"batch_size": 8, "seed": 7}
-    whole = list(batches.training_batches(split, settings, 0, 12))
-    tail = list(batches.training_batches(split, settings, first, 12))
+    recipe = Recipe(batch_size=8, seed=7)
+    whole = list(batches.training_batches(split, recipe, 0, 12))
+    tail = list(batches.training_batches(split, recipe, first, 12))
     assert [step for step, _ in tail] == list(range(first, 12))
     for (step, a), (other_step, b) in zip(whole[first:], tail, strict=True):
         assert step == other_step

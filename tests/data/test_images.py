@@ -1,5 +1,6 @@
 """Images: the packaged digits, all sources in one layout, fair splits, decoding as open_clip's."""
 
+import dataclasses
 import io
 import os
 import runpy
@@ -21,6 +22,7 @@ from PIL import Image
 
 from helpers import ROOT
 from instant_soup.data import images, mnist
+from instant_soup.data.datasets import Dataset
 from instant_soup.data.splits import cut, read_splits
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_yaml
@@ -50,22 +52,18 @@ def make_images(rows: int, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"img": encoded, "label": sorted(row % 3 for row in range(rows))})
 
 
-def planned(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Data settings as the plan writes them, for a local folder."""
-    known = {
-        "source": "local",
-        "path": str(folder),
-        "text": [],
-        "image": "img",
-        "label": "label",
-        "kind": "classification",
-        "labels": CLASSES,
-        "test": "test",
-        "train_rows": "all",
-        "validation_rows": 6,
-        "test_rows": 5,
-    }
-    return {**known, **changes}
+def planned(folder: Path, **changes: Any) -> Dataset:
+    """A dataset as the plan resolves it, for a local folder."""
+    known = Dataset(
+        source="local",
+        path=str(folder),
+        image="img",
+        labels=CLASSES,
+        test="test",
+        validation_rows=6,
+        test_rows=5,
+    )
+    return dataclasses.replace(known, **changes)
 
 
 def write_folders(folder: Path, table: pd.DataFrame, names: list[str]) -> None:
@@ -142,7 +140,7 @@ def test_digits_that_are_not_those_known_are_refused(monkeypatch, change, messag
 
 def test_the_digits_are_split_without_loss(digits: pd.DataFrame) -> None:
     rows = {"validation_rows": 500, "test_rows": 1000}
-    splits = read_splits({**planned(Path()), **rows, "source": "packaged"})
+    splits = read_splits(planned(Path(), source="packaged", **rows))
     assert {n: len(t) for n, t in splits.items()} == {
         "train": 3500,
         "validation": 500,
@@ -246,18 +244,17 @@ def test_a_hub_dataset_gives_the_same_as_an_image_folder(
 
     def load(name: str, configuration: str | None, split: str) -> Any:
         asked.append((name, configuration, split))
-        table = as_hub(make_images(40) if split == "training" else make_images(10, seed=1))
+        table = as_hub(make_images(40) if split == "train" else make_images(10, seed=1))
         known = {"picture": datasets.Image(), "fine": datasets.ClassLabel(names=CLASSES)}
         columns = {"picture": table["img"].tolist(), "fine": table["label"].tolist()}
         return datasets.Dataset.from_dict(columns, features=datasets.Features(known))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    facts = planned(Path(), source="hub", hub=["some/pictures", None], train="training")
-    facts |= {"image": "picture", "label": "fine", "path": None}
-    assert same(read_splits(facts), prepared)
-    assert asked == [("some/pictures", None, "training"), ("some/pictures", None, "test")]
+    facts = {"source": "hub", "hub": ["some/pictures", ""], "label": "fine", "path": ""}
+    assert same(read_splits(planned(Path(), image="picture", **facts)), prepared)
+    assert asked == [("some/pictures", None, "train"), ("some/pictures", None, "test")]
     with pytest.raises(UserError, match=r"no column 'img'; the data has \['picture', 'fine'\]"):
-        read_splits({**facts, "image": "img"})
+        read_splits(planned(Path(), image="img", **facts))
 
 
 def test_the_cuts_are_those_of_a_text_dataset(tmp_path: Path) -> None:
@@ -283,7 +280,7 @@ def test_the_stage_writes_splits_and_what_they_hold(
     tmp_path: Path, folders: Path, prepared: dict[str, pd.DataFrame], monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_yaml("models/plan/data.yaml", planned(folders))
+    write_yaml("models/plan/data.yaml", planned(folders).contents())
     runpy.run_path(str(ROOT / "stages/prepare_data.py"), run_name="__main__")
     written = {n: pd.read_parquet(f"data/prepared/{n}.parquet") for n in prepared}
     assert same(written, prepared)
@@ -299,7 +296,7 @@ def test_the_stage_writes_splits_and_what_they_hold(
 
 
 def test_an_image_folder_is_described_by_its_folders(folders: Path) -> None:
-    known = {"image": "img", "label": "label", "labels": CLASSES}
+    known = Dataset(image="img", labels=CLASSES)
     assert images.describe_local(folders, "test") == known
 
 
@@ -307,7 +304,7 @@ def test_an_image_folder_is_described_by_its_folders(folders: Path) -> None:
 def test_parquet_is_described_by_its_columns_and_labels(tmp_path: Path, form: Any) -> None:
     table = form(make_images(9)).rename(columns={"img": "picture"})
     table.to_parquet(tmp_path / "train.parquet")
-    known = {"image": "picture", "label": "label", "labels": CLASSES}
+    known = Dataset(image="picture", labels=CLASSES)
     if form is as_names:
         assert images.describe_local(tmp_path, "test") == known
     else:
@@ -315,7 +312,7 @@ def test_parquet_is_described_by_its_columns_and_labels(tmp_path: Path, form: An
             images.describe_local(tmp_path, "test")
     images.check_local(tmp_path, planned(tmp_path, image="picture"))
     named = images.describe_local(tmp_path, "test", classes=["x", "y", "z"])
-    assert named == {**known, "labels": ["x", "y", "z"]}
+    assert named == dataclasses.replace(known, labels=["x", "y", "z"])
 
 
 def save_with_classes(path: Path, table: pd.DataFrame, names: list[str]) -> None:
@@ -330,7 +327,7 @@ def save_with_classes(path: Path, table: pd.DataFrame, names: list[str]) -> None
 def test_class_names_come_out_of_the_hubs_own_notes(tmp_path: Path) -> None:
     save_with_classes(tmp_path / "train.parquet", as_hub(make_images(9)), ["z", "y", "x", "w"])
     described = images.describe_local(tmp_path, "test")
-    assert described == {"image": "img", "label": "label", "labels": ["z", "y", "x", "w"]}
+    assert described == Dataset(image="img", labels=["z", "y", "x", "w"])
     with pytest.raises(UserError, match="has 4 classes"):
         images.check_local(tmp_path, planned(tmp_path))
 
@@ -350,7 +347,7 @@ def test_a_class_of_the_test_split_alone_is_a_class(tmp_path: Path) -> None:
     table[table["label"] != "cat"].to_parquet(tmp_path / "train.parquet")
     table.to_parquet(tmp_path / "test.parquet")
     described = images.describe_local(tmp_path, "test")
-    assert described is not None and described["labels"] == CLASSES
+    assert described is not None and described.labels == CLASSES
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -387,7 +384,8 @@ def test_parquet_that_does_not_say_what_it_holds_is_refused(
 def test_labels_with_gaps_are_allowed_once_the_classes_are_named(tmp_path: Path) -> None:
     NINE[NINE["label"] != 1].to_parquet(tmp_path / "train.parquet")
     described = images.describe_local(tmp_path, "test", classes=CLASSES)
-    images.check_local(tmp_path, planned(tmp_path, **(described or {})))
+    assert described == Dataset(image="img", labels=CLASSES)
+    images.check_local(tmp_path, planned(tmp_path, image="img", labels=CLASSES))
 
 
 def spoil(table: pd.DataFrame, row: int, **cells: Any) -> pd.DataFrame:
@@ -596,10 +594,11 @@ def test_a_damaged_file_is_named_before_anything_trains(tmp_path: Path) -> None:
 @pytest.mark.skipif(not CIFAR10.exists(), reason="no shared data")
 def test_real_images_come_out_whole() -> None:
     described = images.describe_local(CIFAR10, "test")
-    assert described is not None and described["labels"][:3] == ["airplane", "automobile", "bird"]
-    facts = planned(CIFAR10, **described, validation_rows=2000)
-    images.check_local(CIFAR10, facts)
-    splits = read_splits(facts)
+    assert described is not None and described.labels[:3] == ["airplane", "automobile", "bird"]
+    known = {"image": described.image, "label": described.label, "labels": described.labels}
+    dataset = planned(CIFAR10, **known, validation_rows=2000)
+    images.check_local(CIFAR10, dataset)
+    splits = read_splits(dataset)
     assert {n: len(t) for n, t in splits.items()} == {
         "train": 18_000,
         "validation": 2_000,

@@ -133,32 +133,16 @@ def test_a_tasks_settings_win(tmp_path: Path, params):
     assert cell.changes["training.epochs"] == 0.4
 
 
-def test_methods_go_into_their_lists(tmp_path: Path, params):
+def test_methods_go_into_their_list(tmp_path: Path, params):
     methods = ["lth", "random_init", "snip", "lottery_pool", "random"]
     (cell,) = cells_of(tmp_path, params, methods=methods)
     assert cell.changes["exports"] == []
-    lists = [cell.changes[key] for key in ("baselines", "lottery", "controls")]
-    assert lists == [["snip", "random"], ["lth", "lottery_pool"], ["random_init"]]
+    assert cell.changes["methods"] == methods
     assert set(cell.methods) == {"dense", "isp", *methods}
+    (pool,) = cells_of(tmp_path, params, methods=["lottery_pool"])  # it trains its own rounds
+    assert pool.methods == ["dense", "isp", "lottery_pool"]
     (bare,) = cells_of(tmp_path, params, methods=[])
     assert bare.methods == ["dense", "isp"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "rounds", "denoisers"),
-    [
-        ({}, 4, 3),  # 20, 40, 60, 70 %
-        ({"preset": "paper"}, 7, 4),
-        ({"settings": {"isp.denoisers": 0, "isp.own_mask": True}}, 4, 1),
-        ({"settings": {"imp.compression_rate": 0.1}}, 4, 3),  # no IMP among the methods
-        ({"settings": {"imp.compression_rate": 0.1}, "methods": ["lth"]}, 7, 3),
-        ({"settings": {"isp.compression_rate": 0.35}, "methods": ["lth"]}, 4, 3),
-    ],
-)
-def test_rounds_and_denoisers_are_those_needed(tmp_path, params, changes, rounds, denoisers):
-    (cell,) = cells_of(tmp_path, params, **changes)
-    assert [entry["id"] for entry in cell.changes["rounds"]] == list(range(rounds))
-    assert cell.changes["weak_seeds"] == list(range(denoisers))
 
 
 def test_lanes_go_from_low_to_high_sparsity_and_seed_by_seed(tmp_path: Path, params):
@@ -202,11 +186,10 @@ def test_lanes_that_start_together_have_dense_runs_of_their_own(tmp_path: Path, 
         ({"seeds": 3}, "seeds: 3 is not allowed"),
         ({"seeds": [0, 0]}, "mine-minilm-reviews-sentiment-s70-seed0 is there twice"),
         ({"seeds": [-1]}, "seed -1: seed: -1 is not allowed; allowed: a whole number from 0"),
-        ({"preset": "fast"}, "preset: 'fast' is not allowed; allowed: paper | quick"),
+        ({"preset": "fast"}, "preset: 'fast' is not allowed; allowed: quick | paper"),
         ({"methods": ["dense"]}, "(dense and isp are always there)"),
         ({"methods": ["one_shot", "one_shot"]}, "each at most once"),
         ({"methods": ["snap"]}, "methods: 'snap' is not allowed; allowed: random | "),
-        ({"methods": ["lottery_pool"]}, "lottery: lottery_pool is mixed from the rounds of lth"),
         ({"methods": "snip"}, "methods: 'snip' is not allowed"),
         ({"tasks": [{**TASK, "sparsity": 0.5}]}, "tasks[0]: unknown key sparsity; did you mean"),
         ({"tasks": ["minilm"]}, "tasks[0]: must be a mapping with the keys model, dataset, spa"),
@@ -220,7 +203,7 @@ def test_lanes_that_start_together_have_dense_runs_of_their_own(tmp_path: Path, 
         ({"settings": {"training.epochs": -1}}, "training.epochs: -1 is not allowed"),
         ({"settings": {"training": {"epochs": 1}}}, "'training' is not allowed; allowed: section"),
         ({"settings": {"sparsity": 0.5}}, "settings: sparsity is the grid's own"),
-        ({"settings": {"rounds": []}}, "settings: rounds is the grid's own"),
+        ({"settings": {"methods": []}}, "settings: methods is the grid's own"),
         ({"settings": [1]}, "settings: must be a mapping, as {training.epochs: 0.3}"),
         ({"settings": {"isp.calibration": 0.3}}, "isp.calibration: 4 rounds of mask finding"),
     ],
@@ -395,7 +378,7 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     Grids: mine (two sparsities, two seeds) with a task whose model cannot be loaded, and late.
     """
     base = tmp_path_factory.mktemp("grid")
-    project = make_repository(base / "soup", tiny_bert, tiny_data, baselines=[])
+    project = make_repository(base / "soup", tiny_bert, tiny_data, methods=[])
     shutil.copytree(ROOT / "reports", project / "reports", dirs_exist_ok=True)
     ledger = project / "reports/results.csv"  # a few of its rows: each cell makes all tables anew
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:9]))

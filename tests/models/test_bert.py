@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import ROOT, bert_settings, new_classifier
+from helpers import ROOT, new_classifier
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
 from instant_soup.models import bert, known, matrices
@@ -180,8 +180,8 @@ def test_a_package_that_is_not_installed_is_named() -> None:
 def test_the_packaged_model_lies_in_its_wheel() -> None:
     from instant_soup.models.known import MODELS
 
-    facts = MODELS["minilm"]
-    assert (known.packaged_folder(facts["package"], facts["folder"]) / "config.json").exists()
+    model = MODELS["minilm"]
+    assert (known.packaged_folder(model.package, model.folder) / "config.json").exists()
 
 
 # The hub
@@ -244,7 +244,7 @@ def test_a_new_classifier_depends_on_the_seed_and_on_nothing_else(tiny_bert: Pat
 def test_a_classifier_has_exactly_the_weights_it_is_given(family) -> None:
     _, folder = family
     weights = new_classifier(folder, 3, 1).state_dict()
-    model = bert.classifier(folder, weights, bert_settings(3))
+    model = bert.classifier(folder, weights, outputs=3)
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(w, weights[n]) for n, w in model.state_dict().items())
 
@@ -259,10 +259,10 @@ def test_foreign_weights_are_refused_and_the_difference_named(tiny_bert: Path) -
     }
     for name, given in wrong.items():
         with pytest.raises(UserError, match="weights of another model") as caught:
-            bert.classifier(tiny_bert, given, bert_settings(2))
+            bert.classifier(tiny_bert, given, outputs=2)
         assert name in str(caught.value)
     with pytest.raises(UserError, match="weights of another model"):
-        bert.classifier(tiny_bert, weights, bert_settings(3))
+        bert.classifier(tiny_bert, weights, outputs=3)
 
 
 def dropouts(model: torch.nn.Module) -> set[float]:
@@ -274,9 +274,9 @@ def test_dropout_is_the_models_or_the_one_asked_for(family) -> None:
     name, folder = family
     weights = new_classifier(folder, 2, 1).state_dict()
     own = {0.1, 0.2} if name == "distilbert" else {0.1}
-    assert dropouts(bert.classifier(folder, weights, bert_settings(2))) == own
-    assert dropouts(bert.classifier(folder, weights, bert_settings(2, 0.0))) == {0.0}
-    assert dropouts(bert.classifier(folder, weights, bert_settings(2, 0.3))) == {0.3}
+    assert dropouts(bert.classifier(folder, weights, outputs=2)) == own
+    assert dropouts(bert.classifier(folder, weights, outputs=2, dropout=0.0)) == {0.0}
+    assert dropouts(bert.classifier(folder, weights, outputs=2, dropout=0.3)) == {0.3}
 
 
 def test_dropout_of_zero_makes_training_deterministic(family) -> None:
@@ -284,7 +284,7 @@ def test_dropout_of_zero_makes_training_deterministic(family) -> None:
     weights = new_classifier(folder, 2, 1).state_dict()
     ids = torch.arange(5, 17).view(2, 6)
     for dropout, same in ((0.0, True), (0.3, False)):
-        model = bert.classifier(folder, weights, bert_settings(2, dropout)).train()
+        model = bert.classifier(folder, weights, outputs=2, dropout=dropout).train()
         one, other = model(input_ids=ids).logits, model(input_ids=ids).logits
         assert torch.equal(one, other) == same
 
@@ -292,7 +292,7 @@ def test_dropout_of_zero_makes_training_deterministic(family) -> None:
 def test_frozen_embeddings_are_all_tables_and_nothing_else(family) -> None:
     _, folder = family
     model = new_classifier(folder, 2, 1)
-    bert.freeze_embeddings(model)
+    bert.freeze_tables(model)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     tables = {n for n, _ in model.named_parameters() if n.endswith("_embeddings.weight")}
     assert frozen == tables and len(tables) >= 2
@@ -330,7 +330,7 @@ def test_a_training_step_costs_three_forward_passes(family, frozen: bool) -> Non
     model = new_classifier(folder, 3, 0)
     model.set_attn_implementation("eager")
     if frozen:  # saves no matrix product: the embeddings' norm still trains
-        bert.freeze_embeddings(model)
+        bert.freeze_tables(model)
     weights = sum(w.numel() for w in matrices.prunable(model).values())
     forward = sum(models.forward_flops(model, weights, {"input_ids": torch.zeros(4, 16)}))
     assert counted(model, 4, 16, backward=True) == 3 * forward

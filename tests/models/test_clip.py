@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,37 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import ROOT, TINY_CLIP, save_clip
+from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.data.batches import Images
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
-from instant_soup.methods import criteria
 from instant_soup.models import base as models
 from instant_soup.models import clip, matrices
-from instant_soup.sparsity import masks
+from instant_soup.models.base import Head
+from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.sparsity import masks, scores
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
 
 SOURCES = str(ROOT / "src")
-HEAD = {"classes": ["zero", "one", "two"], "templates": ["a photo of {}.", "the digit {}"]}
+HEAD = Head(classes=["zero", "one", "two"], templates=["a photo of {}.", "the digit {}"])
 BLOCK = ["attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
-SETTINGS = {
-    "learning_rate": 5e-3,
-    "weight_decay": 0.1,
-    "batch_size": 8,
-    "clip_norm": 1.0,
-    "warmup": 0.0,
-    "seed": 3,
-    "precision": "fp32",
-    "crop": 0.125,
-    "flip": True,
-}
+RECIPE = Recipe(
+    learning_rate=5e-3,
+    weight_decay=0.1,
+    batch_size=8,
+    seed=3,
+    precision="fp32",
+    crop=0.125,
+    flip=True,
+)
+
+
+def local(folder: Path) -> BaseModel:
+    """A model in a folder."""
+    return BaseModel("local", "clip", "local", path=str(folder))
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def base(tiny_clip: Path, tmp_path: Path) -> Path:
     """A base folder, as prepare_model writes it."""
     folder = tmp_path / "base"
     folder.mkdir()
-    prunable = clip.prepare_base({"source": "local", "path": str(tiny_clip)}, folder)
+    prunable = clip.prepare_base(local(tiny_clip), folder)
     write_json(folder / "prunable.json", {n: list(w.shape) for n, w in prunable.items()})
     return folder
 
@@ -65,10 +71,10 @@ def data() -> Images:
 
 def train(base: Path, state: State, mask: Any, data: Images, last: int, **changes: Any):
     """Train a state up to a step of a 12-step run."""
-    model = clip.classifier(base, state.weights, {})
+    model = clip.classifier(base, state.weights)
     cost = Cost()
-    settings = {**SETTINGS, **changes}
-    return loop.train(model, state, mask, data, settings, cost, last=last, total=12, label="test")
+    recipe = replace(RECIPE, **changes)
+    return loop.train(model, state, mask, data, recipe, cost, last=last, total=12, label="test")
 
 
 # What is prunable
@@ -86,7 +92,7 @@ def test_every_prunable_matrix_trains_and_its_pruned_entries_stay_zero(base: Pat
     """The released research code fails this for out_proj, whose forward is never called."""
     before = clip.start_weights(base, HEAD)
     state = State({n: w.clone() for n, w in before.items()})
-    mask = criteria.magnitude({n: before[n] for n in read_json(base / "prunable.json")}, 0.6)
+    mask = scores.magnitude({n: before[n] for n in read_json(base / "prunable.json")}, 0.6)
     state.prune(mask)
     after = train(base, state, mask, data, last=6).weights
     for name, kept in mask.items():
@@ -128,12 +134,12 @@ def test_the_head_is_the_scaled_normalised_prompt_ensemble(base: Path):
     tokenizer = package.get_tokenizer(f"local-dir:{base}")
     rows = []
     with torch.no_grad():
-        for name in HEAD["classes"]:
-            texts = tokenizer([template.format(name) for template in HEAD["templates"]])
+        for name in HEAD.classes:
+            texts = tokenizer([template.format(name) for template in HEAD.templates])
             vectors = functional.normalize(model.encode_text(texts), dim=-1)
             rows.append(functional.normalize(vectors.mean(0), dim=-1) * model.logit_scale.exp())
     expected = torch.stack(rows)
-    torch.testing.assert_close(clip.zero_shot_head(base, **HEAD), expected)
+    torch.testing.assert_close(clip.zero_shot_head(base, HEAD.classes, HEAD.templates), expected)
     assert expected.norm(dim=1).tolist() == pytest.approx([1 / 0.07] * 3, rel=1e-4)
 
 
@@ -141,7 +147,7 @@ def test_logits_are_those_of_open_clips_own_forward_pass(base: Path, data: Image
     package = clip.open_clip()
     model = package.create_model(f"local-dir:{base}").eval()
     weights = clip.start_weights(base, HEAD)
-    classifier = clip.classifier(base, weights, {}).eval()
+    classifier = clip.classifier(base, weights).eval()
     pixels = data.images[:5].float() / 255
     normal = (pixels - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
         [0.2, 0.25, 0.3]
@@ -157,7 +163,7 @@ def test_foreign_weights_are_refused_and_the_difference_named(base: Path):
     weights = clip.start_weights(base, HEAD)
     del weights["visual.proj"]
     with pytest.raises(UserError, match=r"weights of another model.*visual\.proj"):
-        clip.classifier(base, weights, {})
+        clip.classifier(base, weights)
 
 
 def test_models_for_oblong_images_are_refused(base: Path):
@@ -184,10 +190,10 @@ def test_a_folder_without_all_weights_is_refused(tiny_clip: Path, tmp_path: Path
     del weights["visual.proj"]
     save_file(weights, tmp_path / "clip" / clip.WEIGHTS)
     with pytest.raises(UserError, match=r"local-dir.* cannot be loaded by open_clip.*visual\.proj"):
-        clip.load_pretrained({"source": "local", "path": str(tmp_path / "clip")})
+        clip.load_pretrained(local(tmp_path / "clip"))
     (tmp_path / "clip" / clip.WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"cannot be loaded by open_clip: Required pretrained"):
-        clip.load_pretrained({"source": "local", "path": str(tmp_path / "clip")})
+        clip.load_pretrained(local(tmp_path / "clip"))
 
 
 def test_a_folder_that_asks_to_run_its_own_code_is_refused(tiny_clip: Path, tmp_path: Path):
@@ -197,7 +203,7 @@ def test_a_folder_that_asks_to_run_its_own_code_is_refused(tiny_clip: Path, tmp_
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     write_json(folder / clip.CONFIG, config)
     for load in (
-        lambda: clip.load_pretrained({"source": "local", "path": str(folder)}),
+        lambda: clip.load_pretrained(local(folder)),
         lambda: clip.zero_shot_head(folder, ["a", "b"], ["{}"]),
     ):
         with pytest.raises(UserError, match="trust_remote_code: true; allowed: false"):
@@ -206,46 +212,47 @@ def test_a_folder_that_asks_to_run_its_own_code_is_refused(tiny_clip: Path, tmp_
 
 def test_an_unknown_tag_is_refused():
     with pytest.raises(UserError, match=r"ViT-B-32/nonsense cannot be loaded by open_clip"):
-        clip.load_pretrained({"source": "open_clip", "architecture": "ViT-B-32", "tag": "nonsense"})
+        clip.load_pretrained(replace(MODELS["clip-vit-b32"], tag="nonsense"))
 
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
+from instant_soup.config.sections import Recipe
 from instant_soup.data.batches import Images
 from instant_soup.errors import UserError
 from instant_soup.files import read_json
-from instant_soup.methods import criteria
 from instant_soup.models import clip
+from instant_soup.models.base import Head
+from instant_soup.models.known import MODELS
+from instant_soup.sparsity import scores
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
 
 base = Path(sys.argv[1])
-settings = {"source": "open_clip", "architecture": "ViT-B-32", "tag": "openai"}
-prunable = clip.prepare_base(settings, base)
-weights = clip.start_weights(base, {"classes": ["a", "b"], "templates": ["{}"]})
-visual = clip.classifier(base, weights, {}).visual
+model = MODELS["clip-vit-b32"]
+prunable = clip.prepare_base(model, base)
+weights = clip.start_weights(base, Head(classes=["a", "b"], templates=["{}"]))
+visual = clip.classifier(base, weights).visual
 print(len(prunable), sum(w.numel() for w in prunable.values()))
 print(type(visual.transformer.resblocks[0].mlp.gelu).__name__, visual.image_size)
 seen = read_json(base / clip.CONFIG)["preprocess_cfg"]
 print(*(round(x, 4) for x in [*seen["mean"], *seen["std"]]), seen["interpolation"])
 state = State({name: w.clone() for name, w in weights.items()})
-mask = criteria.magnitude({name: weights[name] for name in prunable}, 0.5)
+mask = scores.magnitude({name: weights[name] for name in prunable}, 0.5)
 state.prune(mask)
 data = Images(torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8), torch.tensor([0, 1] * 2))
-settings_of_a_step = {
-    "learning_rate": 1e-4, "weight_decay": 0.0, "batch_size": 4, "clip_norm": 1.0, "warmup": 0.0,
-    "seed": 0, "precision": "fp32", "crop": 0.0, "flip": False,
-}
-model = clip.classifier(base, state.weights, {})
-after = loop.train(model, state, mask, data, settings_of_a_step, Cost(), last=1, total=None,
+recipe = Recipe(learning_rate=1e-4, weight_decay=0.0, batch_size=4, precision="fp32", crop=0.0)
+network = clip.classifier(base, state.weights)
+after = loop.train(network, state, mask, data, recipe, Cost(), last=1, total=None,
                    label="step").weights
 print(all((after[n] != weights[n])[kept].any() and not after[n][~kept].any()
           for n, kept in mask.items()))
 try:
-    clip.load_pretrained({**settings, "architecture": "ViT-B-16"})
+    clip.load_pretrained(replace(model, architecture="ViT-B-16"))
 except UserError as error:
     print(error)
 """
@@ -290,9 +297,9 @@ def test_a_tower_with_rotary_positions_is_built_whole(tmp_path: Path):
     """Its rotary table is a buffer that no checkpoint holds."""
     folder = timm_clip(tmp_path / "eva", "eva02_tiny_patch14_224", 192, 224, "token")
     (tmp_path / "base").mkdir()
-    assert clip.prepare_base({"source": "local", "path": str(folder)}, tmp_path / "base")
+    assert clip.prepare_base(local(folder), tmp_path / "base")
     weights = clip.start_weights(tmp_path / "base", HEAD)
-    model = clip.classifier(tmp_path / "base", weights, {}).eval()
+    model = clip.classifier(tmp_path / "base", weights).eval()
     with torch.no_grad():
         logits = model(torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
     assert logits.shape == (2, 3) and logits.isfinite().all()
@@ -302,7 +309,7 @@ def test_a_tower_that_is_no_transformer_is_refused_when_it_is_loaded(tmp_path: P
     folder = timm_clip(tmp_path / "convnext", "test_convnext", 64, 64, "avg")
     (tmp_path / "base").mkdir()
     with pytest.raises(UserError, match="no position embeddings; allowed: transformers"):
-        clip.prepare_base({"source": "local", "path": str(folder)}, tmp_path / "base")
+        clip.prepare_base(local(folder), tmp_path / "base")
 
 
 def test_classes_that_the_text_tower_cannot_tell_apart_are_refused(base: Path):
@@ -314,11 +321,11 @@ def test_classes_that_the_text_tower_cannot_tell_apart_are_refused(base: Path):
 def test_a_timm_tower_has_its_prunable_blocks_found_by_structure(tmp_path: Path):
     folder = timm_clip(tmp_path / "timm", "test_vit", 64, 160, "token")
     (tmp_path / "base").mkdir()
-    prunable = clip.prepare_base({"source": "local", "path": str(folder)}, tmp_path / "base")
+    prunable = clip.prepare_base(local(folder), tmp_path / "base")
     kinds = {name.split(".", 4)[-1] for name in prunable}
     assert kinds == {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
     weights = clip.start_weights(tmp_path / "base", HEAD)
-    model = clip.classifier(tmp_path / "base", weights, {}).eval()
+    model = clip.classifier(tmp_path / "base", weights).eval()
     with torch.no_grad():
         logits = model(torch.zeros(2, 3, 160, 160, dtype=torch.uint8))
     assert logits.shape == (2, 3) and logits.isfinite().all()
@@ -328,7 +335,7 @@ def test_a_timm_tower_has_its_prunable_blocks_found_by_structure(tmp_path: Path)
 
 
 def test_forward_flops_are_those_that_torch_counts(base: Path, data: Images):
-    model = clip.classifier(base, clip.start_weights(base, HEAD), {})
+    model = clip.classifier(base, clip.start_weights(base, HEAD))
     weights = sum(w.numel() for w in matrices.prunable(model).values())
     batch = data.rows(torch.arange(6))
     with (

@@ -4,6 +4,7 @@ import csv
 import math
 import runpy
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch.nn import functional
 
 from helpers import ROOT, TINY_CLIP
+from instant_soup.config.sections import Pretraining
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json, write_yaml
 from instant_soup.models.clip import open_clip
@@ -25,16 +27,16 @@ from instant_soup.training.state import State
 STAGE = ROOT / "stages/pretrain_clip.py"
 CPU = torch.device("cpu")
 CONFIG = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "context_length": 20}}
-SETTINGS = {
-    "objective": "contrastive",
-    "steps": 6,
-    "batch_size": 64,
-    "learning_rate": 3e-3,
-    "weight_decay": 0.1,
-    "warmup": 0.2,
-    "seed": 3,
-    "precision": "fp32",
-}
+SETTINGS = Pretraining(
+    objective="contrastive",
+    steps=6,
+    batch_size=64,
+    learning_rate=3e-3,
+    weight_decay=0.1,
+    warmup=0.2,
+    seed=3,
+    precision="fp32",
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
@@ -68,7 +70,7 @@ def small(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def pretrain(**changes: Any) -> tuple[State, Curve]:
-    return clip_glyph.pretrain(CONFIG, {**SETTINGS, **changes}, Rows())  # type: ignore
+    return clip_glyph.pretrain(CONFIG, replace(SETTINGS, **changes), Rows())  # type: ignore
 
 
 def interrupt_pretraining(at: int) -> None:
@@ -76,7 +78,7 @@ def interrupt_pretraining(at: int) -> None:
     draw = glyphs.draw
 
     def drawn(atlas: Atlas, rows: int, key: tuple[int, ...], where: torch.device) -> Any:
-        if key == (SETTINGS["seed"], at - 1):
+        if key == (SETTINGS.seed, at - 1):
             signal.raise_signal(signal.SIGINT)
         return draw(atlas, rows, key, where)
 
@@ -97,7 +99,7 @@ def same(one: State, other: State) -> bool:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    return list((folder / ".dvc/tmp/instant-soup/checkpoints").glob("*/progress.json"))
+    return list((folder / ".dvc/tmp/instant-soup/store").glob("*/progress.json"))
 
 
 def test_interrupted_training_ends_as_if_it_had_not_been(
@@ -111,7 +113,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     assert [read_json(file)["step"] for file in checkpoints(tmp_path)] == [4]
     rows = Rows()
     resumed, resumed_curve = clip_glyph.pretrain(CONFIG, SETTINGS, rows)  # type: ignore
-    assert same(resumed, whole) and resumed.step == SETTINGS["steps"]
+    assert same(resumed, whole) and resumed.step == SETTINGS.steps
     assert resumed_curve == curve
     assert rows.steps == [row["step"] for row in curve] == [3, 6]
     assert checkpoints(tmp_path) == []
@@ -270,7 +272,7 @@ def test_an_idle_stage_leaves_a_note() -> None:
 def test_the_stage_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "small.json", CONFIG)
     monkeypatch.setattr(clip_glyph, "MODEL_CONFIG", tmp_path / "small.json")
-    run_the_stage({**SETTINGS, "steps": 2})
+    run_the_stage(replace(SETTINGS, steps=2).contents())
     files = sorted(path.name for path in Path("models/pretrained").iterdir())
     assert files == ["curve.csv", "open_clip_config.json", "open_clip_model.safetensors"]
     expected, _ = pretrain(steps=2)

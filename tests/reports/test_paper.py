@@ -43,7 +43,7 @@ def mean(text: str) -> float:
 def test_the_paper_s_tables_are_whole_and_of_datasets_and_models_we_know():
     assert len(printed("table2")) == 6 + 10 * 18 and len(printed("table3")) == 9 + 7 * 9
     for name, table in PAPER.items():
-        assert MODELS[table["model"]]["family"] == table["family"]
+        assert MODELS[table["model"]].family == table["family"]
         for column in table["columns"]:
             assert DATASETS[column["dataset"]].metric == column["metric"]
         for (method, *_), text in printed(name).items():

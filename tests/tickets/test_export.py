@@ -23,12 +23,12 @@ from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
 from instant_soup.methods import registry
 from instant_soup.models import torchvision_cpu
-from instant_soup.models.known import BaseModel
+from instant_soup.models.known import MODELS, BaseModel
 from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.workspace import ENCODED
-from instant_soup.sparsity import masks
-from instant_soup.tickets import card, compact, evaluate, export
+from instant_soup.sparsity import compact, masks
+from instant_soup.tickets import card, evaluate, export
 from instant_soup.training import loop
 from instant_soup.training.state import load_state
 
@@ -525,10 +525,8 @@ RESULT = {
     ],
 )
 def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, notes):
-    data, base = (
-        Dataset(text=["a", "b"], label="stars"),
-        BaseModel(name="", family="bert", source=source),
-    )
+    data = Dataset(text=["a", "b"], label="stars")
+    base = BaseModel("minilm", "bert", source)
     text = card.regenerate({**RESULT, **changes}, data, base, "bf16")
     assert expected in text
     assert notes in text
@@ -538,9 +536,7 @@ def test_the_card_says_how_to_make_the_ticket_again(changes, source, expected, n
 
 def test_dense_is_made_again_without_a_sparsity():
     dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
-    found = card.changes(
-        dense, Dataset(), BaseModel(name="", family="bert", source="packaged"), "fp32"
-    )
+    found = card.changes(dense, Dataset(), MODELS["minilm"], "fp32")
     assert "sparsity" not in found and "methods" not in found and found["exports"] == "[dense]"
 
 
@@ -550,8 +546,7 @@ def test_what_a_card_says_is_a_plan_with_the_row(method: str):
     result = {**RESULT, "method": method, "preset": "paper", "target_sparsity": 0.75}
     result |= {"variant": "isp.denoisers=2 training.epochs=12.0"}
     params = read_yaml(ROOT / "params.yaml") | {"methods": []}
-    base = BaseModel(name="minilm", family="bert", source="packaged")
-    for key, value in card.changes(result, Dataset(), base, "fp32").items():
+    for key, value in card.changes(result, Dataset(), MODELS["minilm"], "fp32").items():
         section, _, name = key.rpartition(".")
         (params[section] if section else params)[name] = yaml.safe_load(str(value))
     files = plan(params)
@@ -564,9 +559,8 @@ def test_what_a_card_says_is_a_plan_with_the_row(method: str):
 def test_what_is_on_the_hub_is_named_as_the_cards_base_and_dataset():
     result = {**RESULT, "family": "bert", "test": {"pearson": 0.5}, "metric": "pearson"}
     data = Dataset(source="hub", hub=["nyu-mll/glue", "stsb"], test="validation")
-    found = card.front_matter(
-        result, data, BaseModel(name="", family="bert", source="hub", repo="org/bert")
-    )
+    base = BaseModel("org/bert", "bert", "hub", repo="org/bert")
+    found = card.front_matter(result, data, base)
     assert found["base_model"] == "org/bert" and found["datasets"] == ["nyu-mll/glue"]
     (entry,) = found["model-index"][0]["results"]
     assert entry["dataset"] == {

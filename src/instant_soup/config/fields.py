@@ -146,7 +146,7 @@ def setting(
     `ByFamily`. `families`: whom the setting means something to. `section` of params.yaml: that of
     the dataclass where none is named.
     """
-    own = {"doc": doc, "rule": rule, "families": families, "section": section}
+    own: dict[str, Any] = {"doc": doc, "rule": rule, "families": families, "section": section}
     own["defaults"] = {"": default, **presets}
     plain = default.bert if isinstance(default, ByFamily) else default
     if isinstance(plain, list):
@@ -197,7 +197,7 @@ def check_names(given: Iterable[Any], known: Iterable[str], prefix: str = "") ->
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"unknown key {prefix}{key}; {hint}")
 
 
@@ -256,7 +256,7 @@ def rebuilt(kind: Any, contents: Any) -> Any:
     if isinstance(kind, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         return None if contents is None else rebuilt(kinds[0], contents)
-    if not dataclasses.is_dataclass(kind):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return contents
     hints = typing.get_type_hints(kind)
     named = {f.name for f in dataclasses.fields(kind)}

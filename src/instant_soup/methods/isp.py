@@ -78,6 +78,10 @@ class ISP(OnTheWay):
         adjust = self.adjust == "every_round" or sparsity == run.target
         return self.soup(run.state, run.mask, ingredients, sparsity, adjust)
 
+    def wants_batches(self) -> bool:
+        """The denoisers train beside the run."""
+        return self.denoisers > 0
+
     def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
         """Denoiser n's training protocol in round i, and its data subset."""
         return run.draw_protocol(

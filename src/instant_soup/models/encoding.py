@@ -28,10 +28,10 @@ def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length:
     return encode(base / "tokenizer.json", texts, labels, max_length, pad)
 
 
-def longest(base: Path, max_length: int) -> int:
+def longest(base: Path, max_length: int | None) -> int:
     """Tokens of a text: what settings and model allow."""
     config = read_json(base / "config.json")
     positions = config.get("max_position_embeddings", 512)
     if "roberta" in config["model_type"]:
         positions -= (config.get("pad_token_id") or 0) + 1  # it counts from behind the padding's
-    return min(max_length, positions)
+    return positions if max_length is None else min(max_length, positions)

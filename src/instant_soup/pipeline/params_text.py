@@ -74,9 +74,9 @@ def params_yaml(values: dict[str, Any]) -> str:
             lines += _commented(f"{key}: {_value(values[key])}", comment)
     for section, (doc, fields) in sections().items():
         lines += ["\n", *_commented(f"{section}:", [doc])]
-        own = values.get(section) or {}
+        given = values.get(section) or {}
         for key, field in fields.items():
-            lines += _commented(f"  {key}: {_value(own.get(key))}", [_doc(field)])
+            lines += _commented(f"  {key}: {_value(given.get(key))}", [_doc(field)])
     return "".join(lines)
 
 

@@ -8,7 +8,7 @@ reruns what it affects and nothing else.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from instant_soup.config.fields import (
     PRESETS,
@@ -49,6 +49,7 @@ from instant_soup.pipeline.stage_files import (
     WeakMasksStage,
 )
 
+S = TypeVar("S")
 ROUNDS = 10  # of ISP in dvc.yaml: enough for any sparsity at any preset's rate
 STAGES = Path("stages")
 SHARED = (Data, Training, Pretraining)  # the sections that are no method's
@@ -58,11 +59,6 @@ OF_WEAK_MASKS = (
     *("score", "denoisers"),
 )
 OF_SOUPS = ("combine", "own_mask", "score", "denoisers")
-# Of training, what a look-ahead does not depend on: its rate is constant over a number of steps.
-NOT_OF_LOOK_AHEADS = {
-    **{"epochs": 0.0, "weight_decay": 0.0, "warmup": 0.0, "evaluations": 0},
-    "metric": "",
-}
 # Where a dataset lies and what its columns are called is not what is in it; its name says that it
 # is local.
 NOT_IN_VARIANTS = ("path", "text", "image", "label")
@@ -148,11 +144,13 @@ def check(params: Any) -> Params:
             if section == Pretraining.section and top.model != "clip-glyph":
                 raise UserError(f"{name}: only for model: clip-glyph")
             check_value(name, value, known[key].metadata["rule"])
-    data, training, pretraining = (
-        kind(**{**defaults_of(kind, family, top.preset), **given[kind.section]}) for kind in SHARED
-    )
-    glyph = top.model == "clip-glyph"
-    return Params(top, family, data, training, pretraining if glyph else None, given)
+
+    def of(kind: type[S]) -> S:
+        own = given[kind.section]  # type: ignore[attr-defined]
+        return kind(**{**defaults_of(kind, family, top.preset), **own})
+
+    pretraining = of(Pretraining) if top.model == "clip-glyph" else None
+    return Params(top, family, of(Data), of(Training), pretraining, given)
 
 
 def _sections() -> dict[str, dict[str, dataclasses.Field]]:
@@ -173,6 +171,13 @@ def _named(prefix: str, given: dict[str, Any], known: Any) -> None:
 def check_rows(params: Params) -> list[float]:
     """ISP's sparsity after each round; UserError when a chosen row or export cannot be had."""
     top, epochs = params.top, params.training.epochs
+    sparsities = params.isp.sparsities(top.sparsity)
+    if len(sparsities) > ROUNDS:
+        raise UserError(
+            f"params.yaml: isp.compression_rate: {params.isp.compression_rate} takes "
+            f"{len(sparsities)} rounds to sparsity {top.sparsity}; allowed: a rate that takes at "
+            f"most {ROUNDS}"
+        )
     for row in params.rows:
         try:
             params.method(row).check(top.sparsity, epochs)
@@ -184,13 +189,6 @@ def check_rows(params: Params) -> list[float]:
                 f"params.yaml: exports: {row} is no row of this run; allowed: "
                 f"{' | '.join(params.rows)}"
             )
-    sparsities = params.isp.sparsities(top.sparsity)
-    if len(sparsities) > ROUNDS:
-        raise UserError(
-            f"params.yaml: isp.compression_rate: {params.isp.compression_rate} takes "
-            f"{len(sparsities)} rounds to sparsity {top.sparsity}; allowed: a rate that takes at "
-            f"most {ROUNDS}"
-        )
     size, processes = params.training.batch_size, params.training.processes
     if size % processes:
         raise UserError(
@@ -203,8 +201,9 @@ def check_rows(params: Params) -> list[float]:
 def variant(params: Params, name: str) -> str:
     """What a row's settings change from the preset, readable: "isp.combine=vote …"."""
     parts = []
-    for own in (params.data, params.training, params.pretraining):
-        for key, field in settings_of(type(own)).items() if own is not None else ():
+    shared: list[Any] = [params.data, params.training, params.pretraining]
+    for own in [one for one in shared if one is not None]:
+        for key, field in settings_of(type(own)).items():
             value = getattr(own, key)
             hidden = own is params.data and key in NOT_IN_VARIANTS
             default = default_of(field, params.family, params.top.preset)
@@ -230,7 +229,8 @@ def planned(raw: Any) -> dict[str, Planned]:
     """Resolve params.yaml into the settings of each stage: file name → what it holds."""
     params = check(raw)
     top, isp = params.top, params.isp
-    data, model = resolve_data(top.dataset, params.family, params.data), resolve_model(top.model)
+    data = resolve_data(top.dataset, params.family, params.data, model=top.model)
+    model = resolve_model(top.model)
     sparsities = check_rows(params)
     images = params.family == "clip"
     recipe = Recipe(
@@ -248,10 +248,11 @@ def planned(raw: Any) -> dict[str, Planned]:
     }
     for i in range(ROUNDS):
         files |= _isp_round(i, isp, recipe, sparsities)
-    of_isp = {"isp_rounds": len(sparsities), "isp_denoisers": isp.denoisers}
+    of_isp = len(sparsities), isp.denoisers
     last = f"models/isp/round_{len(sparsities) - 1}"
     files["retrain_isp"] = Planned(
-        "sparse_retrain", RetrainStage(recipe=recipe, start=last, **of_isp)
+        "sparse_retrain",
+        RetrainStage(recipe=recipe, start=last, isp_rounds=of_isp[0], isp_denoisers=of_isp[1]),
     )
     for name in [*top.methods, *(n for n in needy() if n not in top.methods)]:
         method = params.method(name)
@@ -300,7 +301,10 @@ def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dic
     # All rounds together take a share of T: then a round's length depends on their number.
     rounds = i + 1 if isp.mask_finding is None else len(sparsities)
     calibrate = CalibrateStage(recipe=recipe, start=start, schedule=isp.schedule, rounds=rounds)
-    ahead = dataclasses.replace(recipe, **NOT_OF_LOOK_AHEADS)
+    # Its rate is constant over a number of steps: of training, no more enters.
+    ahead = dataclasses.replace(
+        recipe, epochs=0.0, weight_decay=0.0, warmup=0.0, evaluations=0, metric=""
+    )
     weak = WeakMasksStage(
         recipe=ahead, start=start, sparsity=sparsities[i], isp=isp.some(*OF_WEAK_MASKS)
     )
@@ -320,7 +324,7 @@ def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dic
 
 
 def _ticket(
-    method: Method, top: Top, recipe: Recipe, head: Head, of_isp: dict[str, int]
+    method: Method, top: Top, recipe: Recipe, head: Head, of_isp: tuple[int, int]
 ) -> TicketStage:
     """What a method's ticket depends on: seed and training only where it looks at them."""
     seeded, trains = "seed" in method.looks_at, "data" in method.looks_at
@@ -330,7 +334,9 @@ def _ticket(
         sparsity=top.sparsity,
         seed=top.seed if seeded and not trains else None,
         recipe=recipe if trains else None,
-        **({**of_isp, "head": dataclasses.replace(head, seed=top.seed)} if method.needs else {}),
+        isp_rounds=of_isp[0] if method.needs else None,
+        isp_denoisers=of_isp[1] if method.needs else None,
+        head=dataclasses.replace(head, seed=top.seed) if method.needs else None,
     )
 
 
