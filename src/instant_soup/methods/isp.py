@@ -87,6 +87,11 @@ class ISP(OnTheWay):
         """The denoisers train beside the run."""
         return self.denoisers > 0
 
+    @property
+    def ranks_by(self) -> str:
+        """As `score` says."""
+        return self.score
+
     def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
         """Denoiser n's training protocol in round i, and its data subset."""
         return run.draw_protocol(

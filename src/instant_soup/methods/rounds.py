@@ -113,7 +113,16 @@ class OnTheWay(Method):
         """Whether every round prunes to its exact sparsity; the last one does in any case."""
         return True
 
+<<<<<<< HEAD
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+=======
+    @property
+    def ranks_by(self) -> str:
+        """The kind of scores that its masks are of."""
+        return "magnitude"
+
+    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
+>>>>>>> library
         """Round i's mask of exactly this sparsity, found on the run as it is now.
 
         No round follows where it is `run.target`.
@@ -161,8 +170,34 @@ class OnTheWay(Method):
 
     def prune_round(self, run: "Run", i: int, target: float) -> None:
         """The end of round i: find its mask and take it."""
+<<<<<<< HEAD
         key = [self.name, vars(self), i, target, target == run.target]
         run.prune(run.search(key, self.find_mask, run, i, target))
+=======
+        key = [self.name, vars(self), i, target, last or self.adjusts]
+        run.prune(run.search(key, lambda: self.find_mask(run, i, target, last)))
+
+    def check_ends(self, ends: list[int], total: int) -> None:
+        """UserError where the rounds leave nothing of a budget of `total` steps, or come too soon.
+
+        Fisher scores are of gradients, of which there are none before the first step.
+        """
+        key = "calibration" if self.mask_finding is None else "mask_finding"
+        if self.ranks_by == "fisher" and ends[0] == 0:
+            raise UserError(
+                f"isp.{key}: {getattr(self, key)} prunes before the first step, when there are no "
+                "gradients yet; allowed with Fisher scores: more"
+            )
+        if total <= len(ends):
+            raise UserError(
+                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
+            )
+        if ends[-1] >= total:
+            raise UserError(
+                f"isp.{key}: mask finding takes the whole budget of {total} steps: lower it, "
+                "or raise training.epochs"
+            )
+>>>>>>> library
 
     def _epoch(self, run: "Run") -> int | None:
         return None if self.mask_finding is not None else run.steps_per_epoch
