@@ -72,17 +72,6 @@ class Schedule:
         return [sum(lengths[: i + 1]) for i in range(rounds)]
 
 
-def check_ends(ends: list[int], total: int) -> None:
-    """UserError where rounds leave nothing of a budget of `total` steps."""
-    if total <= len(ends):
-        raise UserError(f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds")
-    if ends[-1] >= total:
-        raise UserError(
-            f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, or "
-            "raise training.epochs"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class OnTheWay(Method):
     """Prune at the ends of rounds, and train on: nothing restarts.
@@ -113,16 +102,12 @@ class OnTheWay(Method):
         """Whether every round prunes to its exact sparsity; the last one does in any case."""
         return True
 
-<<<<<<< HEAD
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
-=======
     @property
     def ranks_by(self) -> str:
         """The kind of scores that its masks are of."""
         return "magnitude"
 
-    def find_mask(self, run: "Run", i: int, sparsity: float, last: bool = True) -> "Mask":
->>>>>>> library
+    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """Round i's mask of exactly this sparsity, found on the run as it is now.
 
         No round follows where it is `run.target`.
@@ -163,19 +148,15 @@ class OnTheWay(Method):
         run.target = sparsity
         targets = self.sparsities(sparsity)
         ends = self.ends(sparsity, run.total, self._epoch(run))
-        check_ends(ends, run.total)
+        self.check_ends(ends, run.total)
         for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
             run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
             self.prune_round(run, i, target)
 
     def prune_round(self, run: "Run", i: int, target: float) -> None:
         """The end of round i: find its mask and take it."""
-<<<<<<< HEAD
         key = [self.name, vars(self), i, target, target == run.target]
         run.prune(run.search(key, self.find_mask, run, i, target))
-=======
-        key = [self.name, vars(self), i, target, last or self.adjusts]
-        run.prune(run.search(key, lambda: self.find_mask(run, i, target, last)))
 
     def check_ends(self, ends: list[int], total: int) -> None:
         """UserError where the rounds leave nothing of a budget of `total` steps, or come too soon.
@@ -197,7 +178,6 @@ class OnTheWay(Method):
                 f"isp.{key}: mask finding takes the whole budget of {total} steps: lower it, "
                 "or raise training.epochs"
             )
->>>>>>> library
 
     def _epoch(self, run: "Run") -> int | None:
         return None if self.mask_finding is not None else run.steps_per_epoch
@@ -208,7 +188,7 @@ class OnTheWay(Method):
         run.target = sparsity
         targets = self.sparsities(sparsity)
         ends = self.ends(sparsity, run.total, self._epoch(run))
-        check_ends(ends, run.total)
+        self.check_ends(ends, run.total)
         done = sum(end <= run.state.step for end in ends) if run.state.step else 0
         return PrunesInRounds(
             run.mask,
