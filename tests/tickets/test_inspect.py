@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instant_soup.methods.criteria import Probe
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
