@@ -15,15 +15,14 @@ from pathlib import Path
 
 import torch
 from common import record, seconds
+from instant_soup.methods.criteria import Probe
 from shapes import MINILM
 from torch import nn
 
 from instant_soup.methods import criteria
-from instant_soup.methods.criteria import Probe
 from instant_soup.models import bert
 from instant_soup.models.matrices import prunable
-from instant_soup.sparsity import masks
-from instant_soup.tickets import compact
+from instant_soup.sparsity import compact, masks
 from instant_soup.tickets.layouts import BLOCK, convert
 from instant_soup.training import loop
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from instant_soup.files import write_json
+from instant_soup.files import new_folder, write_json
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.pipeline.stage_files import CalibrateStage, isp_round, pass_by, read_stage
 from instant_soup.pipeline.tracking import stage_run
@@ -15,21 +15,22 @@ def main() -> None:
     stage = read_stage(CalibrateStage, f"calibrate_{i}")
     out = isp_round(i)
     if stage is None:
-        return pass_by(out / "state", out / "curve.csv", out / "calibration.json")
+        return pass_by(out / "state")
 
     # Late: an idle round need not wait for torch.
     from instant_soup.pipeline.run import PipelineRun
     from instant_soup.pipeline.workspace import load_start, save_curve
-    from instant_soup.training.state import save_state
+    from instant_soup.training.state import write_state
 
     tags = {"method": "isp", "round": i}
     with stage_run(f"calibrate {i}", stage.contents(), tags) as tracked:
         run = PipelineRun(*load_start(stage.start), stage.recipe, tracked, code=stage.code)
         ends = stage.schedule.ends(stage.rounds, run.total, run.steps_per_epoch)
         run.train(ends[i], f"calibrate round {i}", keep=False)
-        save_state(out / "state", run.state)
-        save_curve(out / "curve.csv", run.curve)
-        write_json(out / "calibration.json", vars(run.cost))
+        with new_folder(out / "state") as unfinished:
+            write_state(unfinished, run.state)
+            save_curve(unfinished / "curve.csv", run.curve)
+            write_json(unfinished / "cost.json", vars(run.cost))
         tracked.summary(**vars(run.cost))
 
 

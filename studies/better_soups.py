@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import pandas as pd
 import torch
 from common import ROOT, params_with, prepare
+from instant_soup.methods.protocols import draw_protocol
 from scipy import stats
 from torch.nn import functional
 
@@ -39,7 +40,6 @@ from instant_soup.data.batches import Split, load_split
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, read_yaml, sha256
 from instant_soup.methods import criteria
-from instant_soup.methods.protocols import draw_protocol
 from instant_soup.methods.rounds import calibration_steps, round_sparsities
 from instant_soup.models.clip import CONFIG, WEIGHTS
 from instant_soup.pipeline import main_network

@@ -1,14 +1,16 @@
 """What several test files share: small real models and data, projects, invented results."""
 
+import hashlib
 import itertools
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
+from instant_soup.training.run import Run
 from instant_soup.training.state import State, load_state
 
 ROOT = Path(__file__).parent.parent
@@ -254,6 +257,26 @@ def assert_same_weights(one: Weights, other: Weights) -> None:
     assert [n for n, w in one.items() if not torch.equal(bits(w), bits(other[n]))] == []
 
 
+# Digests of results
+
+
+def machine() -> str:
+    """What results' bits depend on: the processor and torch."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(named, platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def digest(tensors: Weights) -> str:
+    """Sixteen hex digits of tensors by name."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()[:16]
+
+
 # Toy networks
 
 SPARSITIES = (0.1, 0.5, 0.7, 0.93)
@@ -289,6 +312,56 @@ def batches_of(inputs: int, classes: int, batches: int = 3, rows: int = 4) -> li
         }
         for _ in range(batches)
     ]
+
+
+class BareRun(Run):
+    """A run over weights in memory, without a store; of a network where one is given.
+
+    Its batches are a list, its loss is the engine's. All of its networks are the one given.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        seed: int = 0,
+        network: nn.Module | None = None,
+        batches: list[Weights] | None = None,
+        looks_at: tuple[str, ...] = ("seed", "data"),
+    ) -> None:
+        recipe = Recipe(epochs=1.0, learning_rate=1e-3, precision="fp32", clip_norm=1.0, seed=seed)
+        own = weights if network is None else network.state_dict()
+        state = State({name: w.detach().clone() for name, w in own.items()})
+        mask, total = masks.full(weights), 8
+        super().__init__(state, mask, recipe, total, store=None, origin="", looks_at=looks_at)
+        self.given, self.rows_of = network, batches or []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.rows_of)
+
+    @property
+    def rows(self) -> int:
+        return len(self.rows_of)
+
+    def network(self, state: State, recipe: Recipe) -> nn.Module:
+        assert self.given is not None
+        self.given.load_state_dict(state.weights)
+        return self.given
+
+    def take(self, *given: Any, **named: Any) -> State:
+        raise AssertionError("this run does not train")
+
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        yield from self.rows_of[first:last]
+
+    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        return loop.loss_of(loop.logits_of(network, batch), batch["labels"])
+
+    def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def score(self, weights: Weights) -> float:
+        raise AssertionError("this run has no validation data")
 
 
 # A repository of its own, with DVC

@@ -1,8 +1,11 @@
-"""The code in docs/api.md runs as it stands."""
+"""The code in the docs runs as it stands; their links and the files that they name are there."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,199 @@ def test_what_the_docs_import_is_there(name: str) -> None:
     import instant_soup
 
     assert getattr(instant_soup, name).__name__ == name
+
+
+# Links
+
+PAGES = sorted(
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.md"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()
+)  # fmt: skip
+PACKAGE = ROOT / "src/instant_soup"
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#…` may name on a page, by GitHub's rules."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#{1,6} (.+)$", prose(page), re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+        found.add(slug if not seen[slug] else f"{slug}-{seen[slug]}")
+        seen[slug] += 1
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_named_in_the_docs_are_there(page: Path) -> None:
+    """`stages/plan.py`, or `pipeline/plan.py` of the package; capitals stand for any name."""
+    named = re.findall(r"`([\w.]+/[\w./]*\.(?:py|yaml|md|png|csv|html|json))`", prose(page))
+    places = (ROOT, PACKAGE, page.parent)
+    missing = [
+        name
+        for name in named
+        if not re.search(r"/[A-Z]+\.", name) and not any((p / name).exists() for p in places)
+    ]
+    assert missing == []
+
+
+# A method of one's own
+
+ADDED = dict(
+    re.findall(
+        r"^```python file=(\S+)\n(.*?)^```$",
+        (ROOT / "docs/add_a_method.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+
+# In a copy of the package that has the page's two methods, with the copy as the working folder.
+KNOWN = """
+from instant_soup.files import read_yaml
+from instant_soup.methods import registry
+from instant_soup.pipeline import code, params_text
+from instant_soup.pipeline.plan import plan_with_code
+
+names = ["row_column", "halving"]
+assert set(names) <= set(registry.selectable())
+params_text.main()
+params = read_yaml("params.yaml")
+assert params["row_column"] == {"rows": None} and params["halving"] == {"times": None}
+files = plan_with_code({**params, "methods": names, "row_column": {"rows": 0.7}})
+row_column, halving = (files[f"ticket_{name}"] for name in names)
+assert row_column["settings"] == {"rows": 0.7} and row_column["recipe"] is None
+assert halving["settings"] == {"times": 5} and halving["recipe"]["seed"] == 0
+assert files["evaluate_row_column"]["variant"] == "row_column.rows=0.7"
+assert row_column["code"] != halving["code"]
+print(code.PACKAGE)
+"""
+
+RUN = """
+import sys
+from pathlib import Path
+
+import torch
+from helpers import make_project, run_row
+from instant_soup.sparsity import masks
+from instant_soup.training.state import load_state
+
+torch.set_num_threads(1)
+methods, training = ["row_column", "halving"], {"epochs": 1, "batch_size": 8, "precision": "fp32"}
+model, data = map(Path, sys.argv[1:])
+make_project(Path("."), model, data, sparsity=0.7, methods=methods, training=training,
+             data={"validation_rows": 40, "max_length": 12})
+for method in methods:
+    run_row(method)
+    folder = Path(f"models/retrained/{method}")
+    mask = masks.load(folder / "mask.safetensors")
+    state = load_state(folder / "state", moments=False)
+    kept, total = masks.count(mask)
+    zeros = sum(int((state.weights[name] == 0).sum()) for name in mask)
+    print(method, state.step, total - kept == zeros == round(0.7 * total))
+"""
+
+# Interrupted between two prunes, where gradients are clipped: a lost mask would show.
+RESUME = """
+import os, shutil, signal, sys
+from pathlib import Path
+
+import pytest
+from helpers import assert_same, interrupt_at, make_project, run_script, state_in
+
+model, data = map(Path, sys.argv[1:])
+training = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
+training |= {"learning_rate": 5e-3, "clip_norm": 0.1}
+make_project(Path("."), model, data, sparsity=0.7, methods=["halving"], training=training,
+             data={"validation_rows": 40, "max_length": 12})
+found, row = "models/tickets/halving/found", ("find_ticket", "--method", "halving")
+run_script(*row)
+at_once = state_in(found)
+shutil.rmtree(".dvc")
+shutil.rmtree(found)
+with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    interrupt_at(7, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run_script(*row)
+run_script(*row)
+assert_same(at_once, state_in(found))
+"""
+
+
+def in_process(script: str, folder: Path, copy: Path, *arguments: Path) -> list[str]:
+    """What a script prints, run in a process of its own with a copy of the package."""
+    paths = [str(copy / "src"), str(ROOT / "tests")]
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    own |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def with_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of package and stages, with the files of docs/add_a_method.md."""
+    copy = tmp_path_factory.mktemp("with-methods")
+    for folder in ("src", "stages"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    shutil.copy(ROOT / "params.yaml", copy)
+    assert len(ADDED) == 2
+    for name, text in ADDED.items():
+        assert not (copy / name).exists()
+        (copy / name).write_text(text)
+    return copy
+
+
+def test_added_methods_are_known_everywhere(with_methods: Path) -> None:
+    (package,) = in_process(KNOWN, with_methods, with_methods)
+    assert Path(package) == with_methods / "src/instant_soup"
+    page = (with_methods / "docs/settings.md").read_text()
+    assert "## row_column" in page and "## halving" in page
+
+
+def test_added_methods_run(
+    with_methods: Path, tmp_path: Path, tiny_bert: Path, tiny_data: Path
+) -> None:
+    lines = in_process(RUN, tmp_path, with_methods, tiny_bert, tiny_data)
+    rows = [line for line in lines if line.startswith(("row_column ", "halving "))]
+    assert rows == ["row_column 20 True", "halving 20 True"]
+
+
+def test_an_added_pruner_goes_on_to_the_bit(
+    with_methods: Path, tmp_path: Path, tiny_bert: Path, tiny_data: Path
+) -> None:
+    lines = in_process(RESUME, tmp_path, with_methods, tiny_bert, tiny_data)
+    assert "Geometric magnitude: continuing from the checkpoint at step 7" in lines
+
+
+def test_added_methods_keep_the_habits(with_methods: Path) -> None:
+    command = [sys.executable, "-m", "ruff"]
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [*command, *check, "--config", str(ROOT / "pyproject.toml"), *ADDED],
+            cwd=with_methods,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout

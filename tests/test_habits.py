@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from instant_soup.pipeline import plan
+
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ("data", "models")  # folders that DVC's outputs lie in
 
@@ -92,6 +94,15 @@ def test_make_quick_is_make_test_without_the_slow() -> None:
         for target in ("quick", "test")
     )
     assert quick.replace(' -m "not slow"', "") == full != quick
+
+
+def test_dvc_lists_what_the_plan_knows() -> None:
+    whole = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    assert whole["stages"]["ticket_of_isp"]["foreach"] == plan.needy()
+    (rounds,) = (entry["rounds"] for entry in whole["vars"] if "rounds" in entry)
+    before = ["models/start", *(f"models/isp/round_{i}" for i in range(plan.ROUNDS))]
+    expected = [{"id": i, "start": before[i]} for i in range(plan.ROUNDS)]
+    assert rounds == expected
 
 
 @pytest.mark.parametrize("folder", OUTPUTS)

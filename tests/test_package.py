@@ -49,7 +49,7 @@ def test_types_are_for_others_too() -> None:
 @pytest.mark.parametrize(
     ("name", "home"),
     [
-        ("compact", "tickets.compact"),
+        ("compact", "sparsity.compact"),
         ("inspection", "tickets.inspect"),
         ("masks", "sparsity.masks"),
         ("sparse_layouts", "tickets.layouts"),

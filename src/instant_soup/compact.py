@@ -1,3 +1,3 @@
-"""`instant_soup.tickets.compact` under the name that model cards and documents use."""
+"""`instant_soup.sparsity.compact` under the name that model cards and documents use."""
 
-from instant_soup.tickets.compact import *  # noqa: F403
+from instant_soup.sparsity.compact import *  # noqa: F403

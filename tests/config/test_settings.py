@@ -16,30 +16,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from helpers import ROOT, make_table
-from instant_soup.config.presets import PRESETS
 from instant_soup.data.datasets import DATASETS
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml, write_yaml
-from instant_soup.methods.registry import BASELINES, CONTROLS, LOTTERY, SOUPS
-from instant_soup.pipeline.plan import MEMBERS
+from instant_soup.methods import registry
+from instant_soup.pipeline.plan import ROUNDS, needy
 from instant_soup.pipeline.plan import plan as plan_of
+from instant_soup.pipeline.stage_files import TicketStage
 
-PARAMS = {
-    **read_yaml(ROOT / "params.yaml"),
-    "baselines": ["one_shot", "random"],
-    "weak_seeds": [0, 1, 2, 3],
-    "soup_members": [0, 1, 2],
-}
-# The file's own rounds and the further ones that it has as comments.
-LADDER = [
-    {"id": 0, "start": "models/start", "previous": "start"},
-    *(
-        {"id": i, "start": f"models/isp/round_{i - 1}", "previous": f"round_{i - 1}"}
-        for i in range(1, 9)
-    ),
-]
-assert LADDER[: len(PARAMS["rounds"])] == PARAMS["rounds"]
-PARAMS["rounds"] = LADDER
+PARAMS = {**read_yaml(ROOT / "params.yaml"), "methods": ["one_shot", "random"]}
+IDLE = {"idle": True}
 REMOVED = "this key is taken out"
 
 
@@ -87,7 +73,12 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data__max_len": 64}, ["unknown key data.max_len", "did you mean data.max_length?"]),
     ({"training__7": 1}, ["unknown key training.7"]),
     ({"sparsity": REMOVED}, ["sparsity is missing", "more than 0 and less than 1"]),
-    ({"rounds": REMOVED}, ["rounds is missing"]),
+    ({"methods": REMOVED}, ["methods is missing", "a list of random | erdos_renyi"]),
+    # of an earlier layout of params.yaml
+    *[
+        ({key: [0]}, [f"unknown key {key}"])
+        for key in ("baselines", "lottery", "controls", "soups", "rounds", "weak_seeds")
+    ],
     ({"training": 5}, ["training", "must be a mapping"]),
     # the target
     *[
@@ -105,22 +96,24 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         ["model: unknown 'gpt'", "minilm | bert-base | clip-glyph", "hub:ORG/NAME | open_clip:"],
     ),
     ({"model": "hub:"}, ["model: unknown 'hub:'"]),
-    ({"preset": "fast"}, ["preset", "paper | quick"]),
-    ({"baselines": ["oneshot"]}, ["baselines", "random | erdos_renyi | one_shot"]),
-    ({"baselines": ["random", "random"]}, ["baselines", "at most once"]),
-    ({"baselines": "random"}, ["baselines", "a list"]),
-    ({"baselines": [["random"]]}, ["baselines", "a list"]),
-    ({"lottery": ["lottery_pool"]}, ["lottery: lottery_pool", "add lth"]),
-    ({"lottery": ["lth", "imp"]}, ["lottery", "lth | lth_rewind | lottery_pool"]),
-    ({"controls": ["random"]}, ["controls", "random_init"]),
-    ({"exports": ["magnitude"]}, ["exports", "dense | isp | random | "]),
+    ({"preset": "fast"}, ["preset", "quick | paper"]),
+    ({"methods": ["oneshot"]}, ["methods", "random | erdos_renyi | one_shot"]),
+    ({"methods": ["random", "random"]}, ["methods", "at most once"]),
+    ({"methods": "random"}, ["methods", "a list"]),
+    ({"methods": [["random"]]}, ["methods", "a list"]),
+    ({"methods": ["isp"]}, ["methods", "a list of random | "]),  # of every run
+    ({"methods": ["lth", "imp"]}, ["methods", "lth | lth_rewind | lottery_pool"]),
+    ({"methods": ["random_weights"]}, ["methods", "random_init"]),
+    ({"exports": ["magnitude"]}, ["exports", "dense | random | ", " | isp | "]),
     ({"exports": ["snip"]}, ["exports: snip is no row", "dense | isp | one_shot | random"]),
     ({"exports": "isp"}, ["exports", "a list"]),
     ({"export_dtype": "fp16"}, ["export_dtype: 'fp16'", "fp32 | bf16"]),
     ({"export_dtype": None}, ["export_dtype", "fp32 | bf16"]),
-    ({"baselines": ["n_of_m"]}, ["0.7 is no N:4 pattern", "0.25, 0.5, 0.75"]),
-    ({"baselines": ["min_density"], "criteria__min_density": 0.4}, ["less than 0.3"]),
-    ({"lottery": ["lth"], "imp__compression_rate": 0.05}, ["imp.compression_rate", "takes 14"]),
+    ({"methods": ["n_of_m"]}, ["0.7 is no N:4 pattern", "0.25, 0.5, 0.75"]),
+    ({"methods": ["min_density"], "criteria__min_density": 0.4}, ["less than 0.3"]),
+    ({"methods": ["movement"], "movement__begin": 0.7}, ["movement.begin: 0.7", "less than 0.7"]),
+    ({"methods": ["granet"], "granet__end": 0.8}, ["granet.regrow_until: 0.75", "at least 0.8"]),
+    ({"granet__end": 0.9}, ["granet.end: 0.9", "more than 0 and at most 0.8"]),
     ({"imp__coefficients": [0.5, 2]}, ["imp.coefficients", "from 0 to 1"]),
     ({"early_bird__window": 0}, ["early_bird.window", "from 1"]),
     # numbers
@@ -159,18 +152,18 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"isp__weight_decay_range": [0, "1"]}, ["isp.weight_decay_range", "[low, high]"]),
     ({"isp__combine": "mean"}, ["isp.combine", "union | intersection | vote"]),
     ({"isp__own_mask": "yes"}, ["isp.own_mask", "true | false"]),
+    ({"isp__mask_finding": 1}, ["isp.mask_finding: 1", "at least 0 and less than 1"]),
     # combinations
-    ({"weak_seeds": []}, ["weak_seeds", "[0, 1, …]"]),
-    ({"weak_seeds": [1, 2]}, ["weak_seeds", "[0, 1, …]"]),
-    ({"soups": ["greedy_soup"], "model_soup__networks": 4}, ["soup_members: 3", "takes 4"]),
     ({"model_soup__sparsity_range": [0.5, 1]}, ["model_soup.sparsity_range", "high < 1"]),
-    ({"isp__denoisers": 5}, ["isp.denoisers: 5", "weak_seeds lists 4", "[0, …, 4]"]),
-    ({"rounds": []}, ["rounds", "a list of {id, start, previous}"]),
-    ({"rounds": LADDER[:3]}, ["rounds: 3 listed", "takes 4", "id: 3, start: models/isp/round_2"]),
-    ({"isp__compression_rate": 0.05}, ["rounds: 9 listed", "takes 14"]),
-    ({"rounds": LADDER[1:]}, ["rounds: entry 0", "start: models/start"]),
-    ({"rounds": [LADDER[0], LADDER[0]]}, ["rounds: entry 1", "start: models/isp/round_0"]),
-    ({"rounds": ["models/start"]}, ["rounds: entry 0"]),
+    ({"model_soup__coefficients": []}, ["model_soup.coefficients", "a list of numbers"]),
+    (
+        {"isp__compression_rate": 0.05},
+        ["isp.compression_rate: 0.05 takes 14 rounds to sparsity 0.7", "a rate that takes", "10"],
+    ),
+    (
+        {"isp__compression_rate": 0.15, "isp__rate_of": "remaining", "sparsity": 0.9},
+        ["isp.compression_rate: 0.15 takes 15 rounds", "at most 10"],
+    ),
     (
         {"isp__calibration": 0.1, "training__epochs": 1},
         ["isp.calibration", "100% of training.epochs", "less than 0.1"],
@@ -398,18 +391,64 @@ def test_a_local_copy_without_the_datasets_columns_is_refused(tiny_data: Path) -
 
 def test_the_repositorys_own_params_are_planned() -> None:
     files = plan()
-    methods = ["dense", "isp", *PARAMS["baselines"]]
-    rounds, denoisers = range(len(PARAMS["rounds"])), PARAMS["weak_seeds"]
+    methods = ["dense", "isp", *PARAMS["methods"]]
     expected = {"data", "pretrain", "base", "encode", "start", "dense", "retrain_isp", "tables"}
-    expected |= {"export", *(f"{stage}_{i}" for stage in ("calibrate", "soup") for i in rounds)}
-    expected |= {f"weak_mask_{i}_{n}" for i in rounds for n in denoisers}
-    expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["baselines"]}
-    expected |= {f"soup_member_{kind}_{n}" for kind in MEMBERS for n in PARAMS["soup_members"]}
+    expected |= {"export", *rounds("calibrate", "weak_masks", "soup", which=range(ROUNDS))}
+    expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["methods"]}
+    expected |= {f"ticket_{m}" for m in needy()}
     expected |= {f"evaluate_{m}" for m in methods}
     assert files.keys() == expected
-    assert [files[f"soup_{i}"].get("sparsity") for i in rounds] == [0.2, 0.4, 0.6, 0.7] + [None] * 5
-    assert all(files[f"calibrate_{i}"] == {"idle": True} for i in range(4, 9))
+    assert [files[f"soup_{i}"].get("sparsity") for i in range(ROUNDS)] == [
+        *(0.2, 0.4, 0.6, 0.7),
+        *[None] * 6,
+    ]
+    beyond = rounds("calibrate", "weak_masks", "soup", which=range(4, ROUNDS))
+    assert all(files[name] == IDLE for name in (*beyond, "ticket_random_init"))
     assert files["retrain_isp"]["start"] == "models/isp/round_3"
+
+
+def test_the_repositorys_own_params_are_planned_as_they_are() -> None:
+    raw = read_yaml(ROOT / "params.yaml")
+    assert plan_of(raw)["tables"]["methods"] == ["dense", "isp", *raw["methods"]]
+
+
+# What `dvc exp run -S key=value …` alone must plan, and how many rounds of ISP it takes.
+WITHOUT_AN_EDIT: list[tuple[dict[str, Any], int]] = [
+    ({"preset": "paper", "sparsity": 0.95}, 10),
+    ({"preset": "paper", "sparsity": 0.95, "dataset": "mnist", "model": "clip-vit-b32"}, 7),
+    ({"isp__denoisers": 5}, 4),
+    ({"dataset": "sst2", "model": "bert-base", "preset": "paper"}, 7),
+    ({"sparsity": 0.99}, 5),
+    ({"isp__rate_of": "remaining", "isp__growing": False, "sparsity": 0.8}, 8),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"), WITHOUT_AN_EDIT, ids=[str(c) for c, _ in WITHOUT_AN_EDIT]
+)
+def test_presets_sparsities_and_denoisers_are_planned_without_an_edit(
+    changes: dict[str, Any], number: int
+) -> None:
+    files = plan(**changes)
+    needed = [i for i in range(ROUNDS) if files[f"soup_{i}"] != IDLE]
+    assert needed == list(range(number))
+    assert files.keys() == plan().keys()
+    assert files[f"soup_{number - 1}"]["sparsity"] == changes.get("sparsity", 0.7)
+    assert files["retrain_isp"]["isp_rounds"] == number
+    denoisers = {
+        files[f"{stage}_{i}"]["isp"]["denoisers"]
+        for stage in ("weak_masks", "soup")
+        for i in needed
+    }
+    assert denoisers == {files["retrain_isp"]["isp_denoisers"]}
+
+
+def test_ten_rounds_are_the_most_and_lottery_tickets_may_take_more() -> None:
+    slow = {"isp__compression_rate": 0.08, "isp__calibration": 0.01}
+    assert plan(**slow, sparsity=0.8)["soup_9"]["sparsity"] == 0.8
+    assert "takes 11 rounds" in refusal(**slow, sparsity=0.81)
+    ticket = plan(methods=["lth"], imp__compression_rate=0.05)["ticket_lth"]
+    assert ticket["settings"]["compression_rate"] == 0.05
 
 
 def test_every_stage_of_the_pipeline_finds_its_plan_file() -> None:
@@ -433,9 +472,6 @@ def test_a_plan_file_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
         assert read_yaml(tmp_path / f"{name}.yaml") == contents
 
 
-TEN_PERCENT = {"weak_seeds": [0, 1, 2, 3, 4]}
-
-
 CLASSES_OF = {
     **{"reviews-sentiment": 2, "reviews-rating": 0},
     **{"cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "qnli": 2, "rte": 2, "wnli": 2, "mnli": 3},
@@ -447,7 +483,7 @@ CLASSES_OF = {
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_known_dataset_is_planned(name: str) -> None:
     model = "clip-vit-b32" if DATASETS[name].image else "minilm"
-    data = plan(dataset=name, model=model, **TEN_PERCENT)["data"]
+    data = plan(dataset=name, model=model)["data"]
     assert data["name"] == name
     assert len(data["labels"]) == CLASSES_OF[name]
 
@@ -463,12 +499,61 @@ def test_hub_models_are_planned(changes: dict[str, str], base: dict[str, str]) -
     assert plan(**changes)["base"].items() >= base.items()
 
 
+def recipe(name: str = "dense", **changes: Any) -> dict[str, Any]:
+    """The settings of training in a stage's file."""
+    return plan(**changes)[name]["recipe"]
+
+
 def test_a_null_takes_the_presets_value_and_anything_else_wins() -> None:
-    assert plan()["dense"]["learning_rate"] == PRESETS["bert"]["quick"]["training"]["learning_rate"]
-    assert plan(training__learning_rate=0.003)["dense"]["learning_rate"] == 0.003
-    assert plan(training__dropout=0.0, preset="paper")["dense"]["dropout"] == 0.0
-    assert plan(training__freeze_embeddings=False)["dense"]["freeze_embeddings"] is False
-    assert plan(isp__denoisers=0)["soup_0"]["denoisers"] == 0
+    assert recipe()["learning_rate"] == 1e-4
+    assert recipe(training__learning_rate=0.003)["learning_rate"] == 0.003
+    assert recipe(training__dropout=0.0, preset="paper")["dropout"] == 0.0
+    assert recipe(training__freeze_embeddings=False)["freeze_embeddings"] is False
+    assert plan(isp__denoisers=0)["soup_0"]["isp"]["denoisers"] == 0
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_a_number() -> None:
+    assert recipe(training__learning_rate="1e-3")["learning_rate"] == 1e-3
+    assert "'fast' is not allowed" in refusal(training__learning_rate="fast")
+
+
+def test_a_methods_setting_has_a_default_for_each_preset_and_family() -> None:
+    def every(**changes: Any) -> float:
+        rows = {"methods": ["early_bird", "movement"], **changes}
+        files = plan(**rows)
+        return tuple(files[f"ticket_{m}"]["settings"]["every"] for m in rows["methods"])
+
+    assert every() == (0.1, 5)
+    assert every(**GLYPH) == (1.0, 5)
+    assert every(preset="paper") == (1.0, 1)
+    assert every(movement__every=3) == (0.1, 3)
+
+
+def test_a_setting_stands_in_its_own_section_or_in_one_that_methods_share() -> None:
+    sections = registry.sections()
+    assert {"scope", "begin", "end"} <= sections["movement"].keys()
+    assert {"compression_rate", "combine"} <= sections["isp"].keys()
+    assert {"m", "min_density", "batches"} == sections["criteria"].keys()
+    files = plan(methods=["progressive", "isp_plus", "lth"], isp__compression_rate=0.3)
+    rates = {
+        m: files[f"ticket_{m}"]["settings"]["compression_rate"]
+        for m in ("progressive", "isp_plus", "lth")
+    }
+    assert rates == {"progressive": 0.3, "isp_plus": 0.3, "lth": 0.2}
+    assert [files[f"soup_{i}"]["sparsity"] for i in range(3)] == [0.3, 0.6, 0.7]
+
+
+def test_a_share_of_the_budget_may_stand_in_place_of_the_calibration() -> None:
+    files = plan(isp__mask_finding=0.4, methods=["isp_plus"])
+    schedule = {"calibration": 0.02, "growing": True, "mask_finding": 0.4}
+    assert [files[f"calibrate_{i}"]["schedule"] for i in range(4)] == [schedule] * 4
+    # A round's length depends on how many there are.
+    assert [files[f"calibrate_{i}"]["rounds"] for i in range(4)] == [4] * 4
+    assert files["ticket_isp_plus"]["settings"]["mask_finding"] == 0.4
+    assert files["evaluate_isp"]["variant"] == "isp.mask_finding=0.4"
+    # The calibration that would take the whole budget has no say then.
+    assert plan(isp__mask_finding=0.4, isp__calibration=3)["soup_3"]["sparsity"] == 0.7
+    assert [plan()[f"calibrate_{i}"]["rounds"] for i in range(4)] == [1, 2, 3, 4]
 
 
 def test_a_section_may_be_left_out() -> None:
@@ -477,25 +562,27 @@ def test_a_section_may_be_left_out() -> None:
 
 def test_the_paper_preset_is_table_1() -> None:
     files = plan(preset="paper", dataset="sst2", model="bert-base")
-    dense, weak, soup = files["dense"], files["weak_mask_0_3"], files["soup_0"]
+    dense, weak, soup = files["dense"]["recipe"], files["weak_masks_0"], files["soup_0"]
     assert dense["learning_rate"] == 2e-5
     assert dense["epochs"] == 10
     assert dense["weight_decay"] == 0.0
     assert dense["batch_size"] == 32
     assert dense["warmup"] == 0.0
-    assert weak["look_ahead"] == 30
-    assert soup["denoisers"] == 4 and soup["combine"] == "union" and soup["own_mask"] is False
+    assert weak["isp"]["look_ahead"] == 30
+    assert weak["isp"]["denoisers"] == soup["isp"]["denoisers"] == 4
+    assert soup["isp"]["combine"] == "union" and soup["isp"]["own_mask"] is False
     steps = [files[f"soup_{i}"]["sparsity"] for i in range(7)]
     assert steps == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    assert files["soup_7"] == {"idle": True}
+    assert files["soup_7"] == IDLE
     # Section 1: t is about a tenth of an epoch, the decay to zero over the whole budget.
-    assert all(files[f"calibrate_{i}"]["calibration"] == 0.1 for i in range(7))
-    budgets = [files[f]["epochs"] for f in ("calibrate_3", "retrain_isp", "retrain_random")]
-    assert budgets == [10, 10, 10]
+    assert all(files[f"calibrate_{i}"]["schedule"]["calibration"] == 0.1 for i in range(7))
+    stages = ("calibrate_3", "retrain_isp", "retrain_random")
+    assert [files[stage]["recipe"]["epochs"] for stage in stages] == [10, 10, 10]
 
 
 def test_calibration_may_take_all_but_the_whole_budget() -> None:
-    assert plan(isp__calibration=0.099, training__epochs=1)["calibrate_0"]["calibration"] == 0.099
+    files = plan(isp__calibration=0.099, training__epochs=1)
+    assert files["calibrate_0"]["schedule"]["calibration"] == 0.099
 
 
 # Which files a change touches, and so which stages rerun
@@ -507,16 +594,8 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 
 
 def rounds(*names: str, which: range) -> set[str]:
-    """Plan files of the given rounds; weak_mask stands for all denoisers of the preset."""
-    files = set()
-    for i in which:
-        for name in names:
-            files |= (
-                {f"{name}_{i}_{n}" for n in range(PRESETS["bert"]["quick"]["isp"]["denoisers"])}
-                if name == "weak_mask"
-                else {f"{name}_{i}"}
-            )
-    return files
+    """Plan files of the given rounds."""
+    return {f"{name}_{i}" for i in which for name in names}
 
 
 def evaluations(*methods: str) -> set[str]:
@@ -526,7 +605,7 @@ def evaluations(*methods: str) -> set[str]:
 
 def test_a_sparser_target_touches_the_last_round_the_tickets_and_evaluations() -> None:
     assert changed(plan(), plan(sparsity=0.8)) == {
-        *rounds("weak_mask", "soup", which=range(3, 4)),
+        *rounds("weak_masks", "soup", which=range(3, 4)),
         *("ticket_one_shot", "ticket_random"),
         *evaluations("isp", "one_shot", "random"),
     }
@@ -534,7 +613,7 @@ def test_a_sparser_target_touches_the_last_round_the_tickets_and_evaluations() -
 
 def test_a_target_of_one_round_more_adds_that_round() -> None:
     assert changed(plan(sparsity=0.8), plan(sparsity=0.9)) == {
-        *rounds("calibrate", "weak_mask", "soup", which=range(4, 5)),
+        *rounds("calibrate", "weak_masks", "soup", which=range(4, 5)),
         *("retrain_isp", "ticket_one_shot", "ticket_random"),
         *evaluations("isp", "one_shot", "random"),
     }
@@ -542,14 +621,14 @@ def test_a_target_of_one_round_more_adds_that_round() -> None:
 
 def test_the_seed_touches_all_but_data_base_and_what_no_seed_enters() -> None:
     before = plan()
-    idle = {name for name, contents in before.items() if contents == {"idle": True}}
+    idle = {name for name, contents in before.items() if contents == IDLE}
     untouched = {"data", "base", "encode", "ticket_one_shot", "tables", "export"} | idle
     assert changed(before, plan(seed=1)) == before.keys() - untouched
 
 
 def test_the_look_ahead_touches_weak_masks_only() -> None:
     found = changed(plan(), plan(isp__look_ahead=20))
-    assert found == {*rounds("weak_mask", which=range(4)), "evaluate_isp"}
+    assert found == {*rounds("weak_masks", which=range(4)), "evaluate_isp"}
 
 
 @pytest.mark.parametrize("change", [{"isp__combine": "vote"}, {"isp__own_mask": True}])
@@ -558,12 +637,35 @@ def test_how_masks_are_combined_touches_soups_only(change: dict[str, Any]) -> No
     assert found == {*rounds("soup", which=range(4)), "evaluate_isp"}
 
 
-def test_fewer_denoisers_leave_the_others_masks_alone() -> None:
-    assert changed(plan(), plan(isp__denoisers=2)) == {
-        *(f"weak_mask_{i}_{n}" for i in range(4) for n in (2,)),
-        *rounds("soup", which=range(4)),
+@pytest.mark.parametrize("number", [2, 5])
+def test_other_denoisers_touch_masks_and_soups_and_no_training(number: int) -> None:
+    """The masks of those that stay are found once: tests/training/test_checkpoints.py."""
+    assert changed(plan(), plan(isp__denoisers=number)) == {
+        *rounds("weak_masks", "soup", which=range(4)),
         *("retrain_isp", "evaluate_isp"),
     }
+
+
+@pytest.mark.parametrize("change", [{"training__epochs": 0.7}, {"training__evaluations": 5}])
+def test_the_budget_and_its_validations_leave_masks_alone(change: dict[str, Any]) -> None:
+    assert changed(plan(), plan(**change)) == {
+        *rounds("calibrate", which=range(4)),
+        *("dense", "retrain_isp", "retrain_one_shot", "retrain_random"),
+        *evaluations("dense", "isp", "one_shot", "random"),
+    }
+
+
+def test_a_setting_of_one_method_touches_its_ticket_and_evaluation() -> None:
+    rows = {"methods": ["snip", "movement", "random"]}
+    found = changed(plan(**rows), plan(**rows, movement__scope="global"))
+    assert found == {"ticket_movement", "evaluate_movement"}
+
+
+def test_isps_settings_touch_the_control_that_takes_over_its_ticket() -> None:
+    rows = {"methods": ["random_init"]}
+    found = changed(plan(**rows), plan(**rows, isp__denoisers=2))
+    assert {"ticket_random_init", "evaluate_random_init"} <= found
+    assert "retrain_random_init" not in found
 
 
 def test_the_calibration_touches_isps_training_only() -> None:
@@ -571,28 +673,28 @@ def test_the_calibration_touches_isps_training_only() -> None:
     assert found == {*rounds("calibrate", which=range(4)), "evaluate_isp"}
 
 
-def test_another_dataset_of_the_same_metric_touches_data_head_and_evaluations() -> None:
+def test_another_dataset_of_the_same_metric_touches_data_and_evaluations() -> None:
     found = changed(plan(), plan(dataset="sst2"))
-    assert found == {"data", "start", *evaluations("dense", "isp", "one_shot", "random")}
+    assert found == {"data", *evaluations("dense", "isp", "one_shot", "random")}
 
 
 def test_another_metric_leaves_base_tickets_and_masks_alone() -> None:
     before = plan()
-    idle = {name for name, contents in before.items() if contents == {"idle": True}}
-    untouched = {"base", "encode", "ticket_one_shot", "ticket_random", "export"} | idle
-    untouched |= rounds("soup", "weak_mask", which=range(4))
+    idle = {name for name, contents in before.items() if contents == IDLE}
+    untouched = {"base", "encode", "start", "ticket_one_shot", "ticket_random", "export"} | idle
+    untouched |= rounds("soup", "weak_masks", which=range(4))
     assert changed(before, plan(dataset="reviews-rating")) == before.keys() - untouched
 
 
-def test_another_model_touches_base_head_and_evaluations() -> None:
+def test_another_model_touches_base_and_evaluations() -> None:
     found = changed(plan(), plan(model="bert-base"))
-    assert found == {"base", "start", *evaluations("dense", "isp", "one_shot", "random")}
+    assert found == {"base", *evaluations("dense", "isp", "one_shot", "random")}
 
 
-def test_a_list_of_more_rounds_or_denoisers_than_needed_changes_nothing_that_runs() -> None:
-    longer = [*LADDER, {"id": 9, "start": "models/isp/round_8", "previous": "round_8"}]
-    found = changed(plan(), plan(rounds=longer, weak_seeds=[0, 1, 2, 3, 4]))
-    assert all(plan(rounds=longer, weak_seeds=[0, 1, 2, 3, 4])[f] == {"idle": True} for f in found)
+def test_every_run_has_the_same_files() -> None:
+    """What DVC's stages depend on is there whatever the sparsity, and idle where not needed."""
+    for sparsity in (0.1, 0.5, 0.99):
+        assert plan(sparsity=sparsity).keys() == plan().keys()
 
 
 def test_a_variant_names_what_differs_from_the_preset() -> None:
@@ -626,21 +728,24 @@ GLYPH = {"model": "clip-glyph", "dataset": "mnist-sample"}
 
 def test_clip_glyph_is_pre_trained_and_starts_from_its_text_towers_head() -> None:
     files = plan(**GLYPH)
-    preset = PRESETS["clip"]["quick"]
-    assert files["pretrain"] == preset["pretraining"]
+    assert files["pretrain"] == {
+        **{"objective": "contrastive", "steps": 1000, "batch_size": 128, "learning_rate": 1e-3},
+        **{"weight_decay": 0.1, "warmup": 0.1, "seed": 0, "precision": "auto"},
+    }
     assert files["base"]["path"] == "models/pretrained"
     assert files["start"]["classes"][7] == "seven" and len(files["start"]["classes"]) == 10
     assert all(template.count("{}") == 1 for template in files["start"]["templates"])
-    for name in ("dense", "calibrate_0", "weak_mask_0_0", "retrain_isp", "retrain_one_shot"):
-        assert files[name]["crop"] == preset["training"]["crop"]
-        assert files[name]["flip"] is False
-        assert "dropout" not in files[name] and "freeze_embeddings" not in files[name]
+    for name in ("dense", "calibrate_0", "weak_masks_0", "retrain_isp", "retrain_one_shot"):
+        found = files[name]["recipe"]
+        assert found["crop"] == 0.0625
+        assert found["flip"] is False
+        assert found["dropout"] is None and found["freeze_embeddings"] is None
     assert files["evaluate_dense"]["zero_shot"] and not files["evaluate_isp"]["zero_shot"]
 
 
 def test_only_clip_glyph_is_pre_trained_here() -> None:
     for changes in ({}, {**GLYPH, "model": "clip-vit-b32"}):
-        assert plan(**changes)["pretrain"] == {"idle": True}
+        assert plan(**changes)["pretrain"] == IDLE
     assert not plan()["evaluate_dense"]["zero_shot"]
 
 
@@ -665,7 +770,7 @@ def test_the_precision_of_training_leaves_pre_training_as_it_is() -> None:
 
 def test_mirror_images_are_used_where_the_dataset_allows() -> None:
     flips = {
-        name: plan(dataset=name, model="clip-vit-b32")["dense"]["flip"]
+        name: recipe(dataset=name, model="clip-vit-b32")["flip"]
         for name, task in DATASETS.items()
         if task.image
     }
@@ -677,10 +782,11 @@ def test_mirror_images_are_used_where_the_dataset_allows() -> None:
 
 
 def test_the_paper_preset_of_clip_is_table_one() -> None:
-    files = plan(**GLYPH, preset="paper", weak_seeds=[0, 1, 2, 3, 4])
-    dense, weak = files["dense"], files["weak_mask_0_4"]
+    files = plan(**GLYPH, preset="paper")
+    dense, isp = files["dense"]["recipe"], files["weak_masks_0"]["isp"]
     assert (dense["learning_rate"], dense["epochs"], dense["weight_decay"]) == (1e-5, 22, 0.1)
-    assert (dense["batch_size"], weak["look_ahead"], files["soup_0"]["sparsity"]) == (128, 50, 0.15)
+    assert (dense["batch_size"], isp["look_ahead"], files["soup_0"]["sparsity"]) == (128, 50, 0.15)
+    assert isp["denoisers"] == 5
 
 
 @pytest.mark.parametrize(
@@ -732,7 +838,8 @@ def test_damaged_prompts_are_refused(text: str, words: list[str]) -> None:
 def test_own_prompts_replace_a_datasets() -> None:
     Path("prompts.yaml").write_text(f"classes: {list('abcdefghij')}\ntemplates: ['my {{}}']\n")
     files = plan(**GLYPH, data__prompts="prompts.yaml")
-    assert files["start"] == {"classes": list("abcdefghij"), "templates": ["my {}"]}
+    head = {"outputs": 0, "seed": 0}
+    assert files["start"] == {**head, "classes": list("abcdefghij"), "templates": ["my {}"]}
     assert "data.prompts=prompts.yaml" in files["evaluate_dense"]["variant"]
 
 
@@ -752,8 +859,9 @@ def test_own_images_in_folders_are_planned() -> None:
     picture_folders("train", "test")
     files = plan(model="clip-vit-b32", dataset="local:own-data", data__flip=True)
     assert files["data"]["labels"] == ["cat", "dog"]
-    assert files["start"] == {"classes": ["cat", "dog"], "templates": ["a photo of a {}."]}
-    assert files["dense"]["flip"] is True
+    own = {"classes": ["cat", "dog"], "templates": ["a photo of a {}."]}
+    assert files["start"] == {"outputs": 0, "seed": 0, **own}
+    assert files["dense"]["recipe"]["flip"] is True
     message = refusal(dataset="local:own-data")
     assert "holds images, but model: minilm reads texts" in message
 
@@ -817,46 +925,55 @@ def test_changed_images_change_the_plan() -> None:
 # Further rows
 
 
-EVERY_ROW = {
-    "baselines": [name for name in BASELINES if name != "n_of_m"],
-    "lottery": list(LOTTERY),
-    "controls": list(CONTROLS),
-    "soups": list(SOUPS),
-}
+EVERY_ROW = {"methods": [name for name in registry.selectable() if name != "n_of_m"]}
+
+
+def ticket(name: str, files: dict[str, Any]) -> TicketStage:
+    """A method's stage file, as the stage reads it."""
+    return TicketStage.of(files[f"ticket_{name}"])
 
 
 def test_every_row_is_planned_and_has_what_it_needs() -> None:
     files = plan(**EVERY_ROW)
-    assert files["tables"]["methods"] == [
-        *("dense", "isp"),
-        *(method for methods in EVERY_ROW.values() for method in methods),
-    ]
-    assert files["ticket_progressive"]["sparsities"] == [0.2, 0.4, 0.6, 0.7]
-    assert files["ticket_snip"]["batches"] == PRESETS["bert"]["quick"]["criteria"]["batches"]
-    assert files["ticket_one_shot"] == {"sparsity": 0.7, "seed": 0}
-    assert files["retrain_random_init"]["start"] == files["retrain_isp"]["start"]
-    rounds = [files[f"imp_lth_{i}"].get("sparsity") for i in range(6)]
-    assert rounds == [0.2, 0.4, 0.6, 0.7, None, None]
-    assert [files[f"imp_lth_rewind_{i}"]["previous"] for i in range(3)] == [
-        *("start", "round_0", "round_1")
-    ]
-    assert (files["imp_lth_start"]["rewind"], files["imp_lth_rewind_start"]["rewind"]) == (0, 0.05)
-    assert all(files[f"imp_lottery_pool_{i}"] == {"idle": True} for i in ("start", *range(6)))
-    assert files["lottery_lottery_pool"]["chain"] == "lth"
+    assert files["tables"]["methods"] == ["dense", "isp", *EVERY_ROW["methods"]]
+    assert ticket("progressive", files).build().sparsities(0.7) == [0.2, 0.4, 0.6, 0.7]
+    assert files["ticket_snip"]["settings"] == {"batches": 4}
+    one_shot = ticket("one_shot", files)
+    assert (one_shot.sparsity, one_shot.settings) == (0.7, {})
+    assert one_shot.seed is one_shot.recipe is None
+    control = ticket("random_init", files)
+    assert (control.isp_rounds, control.isp_denoisers, control.head.seed) == (4, 3, 0)
+    assert files["retrain_random_init"]["ticket"] == "models/tickets/random_init/of_isp"
+    assert files["retrain_random_init"]["recipe"]["freeze_embeddings"] is False
+    assert files["ticket_lth"]["settings"] == {"compression_rate": 0.2, "rate_of": "total"}
+    assert ticket("lth_rewind", files).build().rewind == 0.05
+    assert ticket("lottery_pool", files).build().coefficients == [0.1, 0.3, 0.5, 0.7, 0.9]
 
 
-def test_a_sweep_over_sparsity_pays_each_imp_round_once() -> None:
+@pytest.mark.parametrize("name", registry.selectable())
+def test_a_ticket_is_told_of_the_seed_and_of_training_where_it_looks_at_them(name: str) -> None:
+    method, rows = registry.method_named(name), {"methods": [name], "sparsity": 0.5}
+    one, other = plan(**rows), plan(**rows, seed=1)
+    seeded = "seed" in method.looks_at or "data" in method.looks_at
+    assert (one[f"ticket_{name}"] != other[f"ticket_{name}"]) == seeded
+    again = plan(**rows, training__learning_rate=3e-3)
+    assert (one[f"ticket_{name}"] != again[f"ticket_{name}"]) == ("data" in method.looks_at)
+    assert type(ticket(name, one).build()) is method
+
+
+def test_another_sparsity_changes_nothing_else_that_a_ticket_depends_on() -> None:
+    """So the rounds that two targets have in common are found in the store."""
     one, other = plan(**EVERY_ROW), plan(**EVERY_ROW, sparsity=0.9)
-    for chain in ("lth", "lth_rewind"):
-        same = {i for i in range(5) if one[f"imp_{chain}_{i}"] == other[f"imp_{chain}_{i}"]}
-        assert same == {0, 1, 2}
-        assert one[f"imp_{chain}_start"] == other[f"imp_{chain}_start"]
+    for name in ("lth", "lth_rewind", "progressive", "isp_plus", "early_bird"):
+        assert {**one[f"ticket_{name}"], "sparsity": 0.9} == other[f"ticket_{name}"]
+    assert all(one[f"calibrate_{i}"] == other[f"calibrate_{i}"] for i in range(4))
 
 
 def test_a_row_of_one_method_leaves_the_others_alone() -> None:
     few, more = plan(), plan(**EVERY_ROW)
-    their_own = {name for name in few if name.startswith("soup_member")}
-    assert all(few[name] == more[name] for name in few.keys() - their_own - {"tables"})
+    of_needy = {f"ticket_{name}" for name in needy()}
+    assert all(few[name] == IDLE for name in of_needy)
+    assert all(few[name] == more[name] for name in few.keys() - of_needy - {"tables"})
 
 
 def test_settings_of_one_method_mark_only_its_row() -> None:
@@ -881,7 +998,7 @@ def test_denoisers_do_not_mark_plain_progressive_pruning() -> None:
 
 
 def test_any_row_of_the_run_may_be_exported_and_nothing_else_changes() -> None:
-    rows = ["dense", "isp", *(row for rows in EVERY_ROW.values() for row in rows)]
+    rows = ["dense", "isp", *EVERY_ROW["methods"]]
     assert plan(**EVERY_ROW, exports=rows) == plan(**EVERY_ROW)
 
 
@@ -892,20 +1009,16 @@ def test_the_dtype_of_exports_concerns_them_alone() -> None:
 
 
 def test_a_search_that_could_compare_no_masks_is_refused() -> None:
-    message = refusal(baselines=["early_bird"], early_bird__every=5)
+    message = refusal(methods=["early_bird"], early_bird__every=5)
     assert "early_bird.every: 5 epochs" in message and "half" in message
 
 
-def test_only_chosen_soups_train_networks() -> None:
-    idle = {"idle": True}
-    members = [f"soup_member_{kind}_{n}" for kind in ("networks", "denoisers") for n in range(3)]
-    assert all(plan()[name] == idle for name in members)
-    files = plan(soups=["greedy_soup"], model_soup__networks=2)
-    assert [name for name in members if files[name] != idle] == members[:2]
-    assert files["model_soup_greedy_soup"]["members"] == [
-        f"models/members/networks_{n}" for n in range(2)
-    ]
+def test_a_soup_is_a_dense_row_with_settings_of_its_own() -> None:
+    files = plan(methods=["greedy_soup"], model_soup__networks=2)
+    assert ticket("greedy_soup", files).build().networks == 2
     assert files["evaluate_greedy_soup"]["target_sparsity"] == 0.0
+    assert files["evaluate_greedy_soup"]["variant"] == "model_soup.networks=2"
+    assert not {f"ticket_{name}" for name in ("uniform_soup", "instant_model_soup")} & files.keys()
 
 
 def test_the_last_round_is_adjusted_in_any_case() -> None:
@@ -914,11 +1027,12 @@ def test_the_last_round_is_adjusted_in_any_case() -> None:
 
 
 def test_two_to_four_is_a_pattern() -> None:
-    files = plan(baselines=["n_of_m"], sparsity=0.5)
-    assert files["ticket_n_of_m"] == {"sparsity": 0.5, "seed": 0, "m": 4}
+    files = plan(methods=["n_of_m"], sparsity=0.5)
+    assert files["ticket_n_of_m"]["settings"] == {"m": 4}
+    assert files["ticket_n_of_m"]["sparsity"] == 0.5
 
 
-@pytest.mark.parametrize("key", ["baselines", "lottery", "controls", "soups", "exports"])
+@pytest.mark.parametrize("key", ["methods", "exports"])
 def test_a_list_that_is_emptied_again_leaves_the_file_whole(tmp_path: Path, key: str) -> None:
     """`dvc exp run -S` writes params.yaml back, and breaks a list with a comment behind it."""
     from dvc.utils.hydra import apply_overrides

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from instant_soup.methods.criteria import CRITERIA, Probe
-from instant_soup.methods.probe import gradient, hessian_product
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from helpers import SPARSITIES, Toy, batches_of, new_classifier, same
+from helpers import SPARSITIES, BareRun, Toy, batches_of, new_classifier, same
 from instant_soup.data.batches import Images, Texts
+from instant_soup.methods.registry import method_named
 from instant_soup.models import clip, matrices
 from instant_soup.sparsity import masks
+from instant_soup.training import gradients
+from instant_soup.training.run import Run
+from instant_soup.training.state import State
 
 SIZES = (4, 6, 5, 3)
 # The engine takes logits to fp32 for the loss: so exact are a double network's gradients.
@@ -29,6 +31,27 @@ Weights = dict[str, torch.Tensor]
 def toy() -> Toy:
     """A network of 69 prunable weights in double precision."""
     return Toy(*SIZES).double()
+
+
+def run_of(model: Toy, batches: list[Weights]) -> BareRun:
+    """A run of a toy network, whose batches are all that a criterion looks at."""
+    return BareRun(model.matrices(), network=model, batches=batches)
+
+
+def gradient(run: Run) -> Weights:
+    """The mean gradient over all of a run's batches."""
+    return gradients.mean_gradient(run, run.rows)
+
+
+def hessian_product(run: Run, vector: Weights) -> Weights:
+    """The Hessian over all of a run's batches, times a vector."""
+    return gradients.hessian_product(run, run.rows, vector)
+
+
+def mask_of(method: str, run: Run, sparsity: float) -> masks.Mask:
+    """What a criterion keeps, by all of a run's batches."""
+    own = {} if method == "one_shot" else {"batches": run.rows}
+    return method_named(method)(**own).mask(run, sparsity)
 
 
 def true_loss(model: nn.Module, batches: list[Weights]) -> Callable[[Weights], torch.Tensor]:
@@ -86,11 +109,11 @@ def test_snips_score_is_the_losss_slope_in_a_gate_on_each_weight(toy: Toy, batch
             up, down = (loss({**weights, name: weight + s}) for s in (shift, -shift))
             slopes.append((up - down) / (2 * h))
     slope = torch.stack(slopes).detach()
-    probe = Probe(model=toy, batches=data)
-    found = flat(gradient(weights, probe)) * flat(weights)
+    run = run_of(toy, data)
+    found = flat(gradient(run)) * flat(weights)
     torch.testing.assert_close(found, slope, rtol=CLOSE, atol=CLOSE * float(slope.abs().max()))
     for sparsity in SPARSITIES:
-        mask = CRITERIA["snip"](weights, sparsity, probe)
+        mask = mask_of("snip", run, sparsity)
         assert_keeps_largest(mask, slope.abs(), CLOSE * float(slope.abs().max()))
 
 
@@ -99,23 +122,23 @@ def test_grasps_score_is_that_of_the_explicit_hessian(toy: Toy, batches: int) ->
     """Wang et al. 2020: −θ ⊙ Hg; what has the lowest stays."""
     weights, data = toy.matrices(), batches_of(4, 3, batches)
     g, hessian = flat_gradient_and_hessian(true_loss(toy, data), weights)
-    probe = Probe(model=toy, batches=data)
+    run = run_of(toy, data)
     product = hessian @ g
     tolerance = CLOSE * float(product.abs().max().detach())
-    found = flat(hessian_product(weights, probe, gradient(weights, probe)))
+    found = flat(hessian_product(run, gradient(run)))
     torch.testing.assert_close(found, product, rtol=CLOSE, atol=tolerance)
     score = -flat(weights) * product
     assert score.min() < 0 < score.max()  # the sign matters
     for sparsity in SPARSITIES:
-        assert_keeps_largest(CRITERIA["grasp"](weights, sparsity, probe), -score, tolerance)
+        assert_keeps_largest(mask_of("grasp", run, sparsity), -score, tolerance)
 
 
 def test_what_grasp_scores_is_the_gradient_norms_change_on_removal(toy: Toy) -> None:
     """Scaling one weight by 1 − ε changes ‖g‖² by 2ε times its score, to first order."""
     weights, data = toy.matrices(), batches_of(4, 3)
+    run = run_of(toy, data)
+    score = -flat(weights) * flat(hessian_product(run, gradient(run)))
     loss = true_loss(toy, data)
-    probe = Probe(model=toy, batches=data)
-    score = -flat(weights) * flat(hessian_product(weights, probe, gradient(weights, probe)))
 
     def squared_norm(name: str, shift: torch.Tensor) -> float:
         moved = {**weights, name: weights[name] + shift}
@@ -136,8 +159,8 @@ def test_what_grasp_scores_is_the_gradient_norms_change_on_removal(toy: Toy) -> 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])
 def test_the_two_criteria_and_magnitude_are_different_things(toy: Toy, method: str) -> None:
-    weights, probe = toy.matrices(), Probe(model=toy, batches=batches_of(4, 3))
-    found = {name: CRITERIA[name](weights, 0.5, probe) for name in ("snip", "grasp", "one_shot")}
+    run = run_of(toy, batches_of(4, 3))
+    found = {name: mask_of(name, run, 0.5) for name in ("snip", "grasp", "one_shot")}
     assert not same(found["snip"], found["grasp"])
     assert not same(found[method], found["one_shot"])
 
@@ -147,16 +170,13 @@ def test_the_two_criteria_and_magnitude_are_different_things(toy: Toy, method: s
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])
 def test_batch_by_batch_is_all_rows_at_once(toy: Toy, method: str) -> None:
-    weights, data = toy.matrices(), batches_of(4, 3, 4)
+    data = batches_of(4, 3, 4)
     whole = [{key: torch.cat([batch[key] for batch in data]) for key in data[0]}]
-    split, joined = (Probe(model=toy, batches=batches) for batches in (data, whole))
-    for function in (
-        gradient,
-        lambda w, probe: hessian_product(w, probe, gradient(w, probe)),
-    ):
-        one, other = flat(function(weights, split)), flat(function(weights, joined))
+    split, joined = (run_of(toy, batches) for batches in (data, whole))
+    for function in (gradient, lambda run: hessian_product(run, gradient(run))):
+        one, other = flat(function(split)), flat(function(joined))
         torch.testing.assert_close(one, other, rtol=CLOSE, atol=1e-8)
-    assert same(CRITERIA[method](weights, 0.5, split), CRITERIA[method](weights, 0.5, joined))
+    assert same(mask_of(method, split, 0.5), mask_of(method, joined, 0.5))
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])
@@ -178,9 +198,9 @@ def test_the_memory_is_that_of_few_batches_however_many_there_are(toy: Toy, meth
             most = max(most, len(alive))
             return held
 
-        probe = Probe(model=toy, batches=batches_of(4, 3, batches))
+        run = run_of(toy, batches_of(4, 3, batches))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
-            CRITERIA[method](toy.matrices(), 0.5, probe)
+            mask_of(method, run, 0.5)
         return most
 
     assert most_held(1) > 0
@@ -197,11 +217,11 @@ def test_dropout_has_no_say(method: str) -> None:
     for dropout, seed in ((0.0, 1), (0.6, 2), (0.6, 3)):
         model = Toy(*SIZES, dropout=dropout).double().train()
         torch.manual_seed(seed)
-        found.append(CRITERIA[method](model.matrices(), 0.5, Probe(model=model, batches=data)))
+        found.append(mask_of(method, run_of(model, data), 0.5))
     assert same(found[0], found[1]) and same(found[1], found[2])
 
 
-def text_probe(folder: Path) -> tuple[Weights, Probe]:
+def text_run(folder: Path) -> BareRun:
     """A tiny BERT with dropout and three batches of random tokens."""
     draws = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 13, (12,), generator=draws, dtype=torch.int32)
@@ -210,72 +230,71 @@ def text_probe(folder: Path) -> tuple[Weights, Probe]:
     rows = Texts(ids, kinds, lengths, labels)
     model = new_classifier(folder, 2, 0)
     batches = [rows.rows(index) for index in torch.arange(12).split(4)]
-    return matrices.prunable(model), Probe(model=model, batches=batches)
+    return BareRun(matrices.prunable(model), network=model, batches=batches)
 
 
-def image_probe(folder: Path) -> tuple[Weights, Probe]:
+def image_run(folder: Path) -> BareRun:
     """A tiny CLIP image tower under a random head and three batches of noise."""
     draws = torch.Generator().manual_seed(0)
     weights = load_file(folder / clip.WEIGHTS)
     visual = {name: w for name, w in weights.items() if name.startswith("visual.")}
     head = functional.normalize(torch.randn(3, 16, generator=draws), dim=1) * 10
-    model = clip.classifier(folder, {**visual, "head": head}, {})
+    model = clip.classifier(folder, {**visual, "head": head})
     noise = torch.randint(0, 256, (12, 3, 32, 32), generator=draws, dtype=torch.uint8)
     rows = Images(noise, torch.arange(12) % 3)
     batches = [rows.rows(index) for index in torch.arange(12).split(4)]
     prunable = {f"visual.{name}": w for name, w in matrices.prunable(model.visual).items()}
-    return prunable, Probe(model=model, batches=batches)
+    return BareRun(prunable, network=model, batches=batches)
 
 
 @pytest.fixture(params=["bert", "clip"])
-def network(request: pytest.FixtureRequest) -> tuple[Weights, Probe]:
-    """The prunable weights of a tiny BERT or CLIP, detached, and its probe."""
+def network(request: pytest.FixtureRequest) -> BareRun:
+    """A run of a tiny BERT or CLIP."""
     folder = request.getfixturevalue(f"tiny_{request.param}")
-    weights, probe = {"bert": text_probe, "clip": image_probe}[request.param](folder)
-    return {name: w.detach().clone() for name, w in weights.items()}, probe
+    return {"bert": text_run, "clip": image_run}[request.param](folder)
 
 
-def test_every_prunable_matrix_of_a_transformer_has_its_scores(network) -> None:
-    weights, probe = network
+def test_every_prunable_matrix_of_a_transformer_has_its_scores(network: BareRun) -> None:
+    weights = network.weights
     packed = [name for name in weights if "in_proj" in name or "out_proj" in name]
     assert len(weights) == 12 or (len(weights) == 8 and len(packed) == 4)
-    slopes = gradient(weights, probe)
-    for tensors in (slopes, hessian_product(weights, probe, slopes)):
-        for (name, weight), tensor in zip(weights.items(), tensors, strict=True):
-            assert tensor.shape == weight.shape and tensor.isfinite().all()
+    slopes = gradient(network)
+    for tensors in (slopes, hessian_product(network, slopes)):
+        assert tensors.keys() == weights.keys()
+        for name, tensor in tensors.items():
+            assert tensor.shape == weights[name].shape and tensor.isfinite().all()
             assert (tensor != 0).float().mean() > 0.99, name
 
 
-def test_a_transformers_hessian_product_is_the_gradients_change(network) -> None:
+def test_a_transformers_hessian_product_is_the_gradients_change(network: BareRun) -> None:
     """Through softmax, norms and GELU: (g(θ + hv) − g(θ − hv)) / 2h, in double precision."""
-    weights, probe = network
-    probe.model.double()
-    if hasattr(probe.model, "head"):
-        probe.model.head = probe.model.head.float()  # as it is in any precision
-    slopes = gradient(weights, probe)
-    v = [slope / flat(slopes).norm() for slope in slopes]
-    product = hessian_product(weights, probe, v)
-    h, sides = 3e-3, []
+    model = network.given
+    model.double()
+    if hasattr(model, "head"):
+        model.head = model.head.float()  # as it is in any precision
+    network.state = State({name: w.detach().clone() for name, w in model.state_dict().items()})
+    slopes = gradient(network)
+    v = {name: slope / flat(slopes).norm() for name, slope in slopes.items()}
+    product = hessian_product(network, v)
+    h, sides, at = 3e-3, [], network.weights
     for sign in (1, -1):
-        with torch.no_grad():
-            torch._foreach_add_(probe.prunable(weights), v, alpha=sign * h)
-        sides.append(flat(gradient(weights, probe)))
-        with torch.no_grad():
-            torch._foreach_add_(probe.prunable(weights), v, alpha=-sign * h)
+        network.state.weights |= {name: w + sign * h * v[name] for name, w in at.items()}
+        sides.append(flat(gradient(network)))
     expected = (sides[0] - sides[1]) / (2 * h)
     assert (flat(product) - expected).norm() < 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])
-def test_the_network_is_left_as_it_was(network, method: str) -> None:
-    weights, probe = network
-    before = {name: w.clone() for name, w in probe.model.state_dict().items()}
-    one = CRITERIA[method](weights, 0.7, probe)
-    assert all(torch.equal(w, before[name]) for name, w in probe.model.state_dict().items())
-    assert all(p.grad is None for p in probe.model.parameters())
-    probe.model.train()  # dropout would be on; other numbers would be drawn
+def test_the_network_is_left_as_it_was(network: BareRun, method: str) -> None:
+    model = network.given
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    one = mask_of(method, network, 0.7)
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    assert all(torch.equal(w, before[name]) for name, w in network.state.weights.items())
+    assert all(p.grad is None for p in model.parameters())
+    model.train()  # dropout would be on; other numbers would be drawn
     torch.manual_seed(77)
-    assert same(CRITERIA[method](weights, 0.7, probe), one)
+    assert same(mask_of(method, network, 0.7), one)
     kept, total = masks.count(one)
     assert total - kept == round(0.7 * total)
 
@@ -287,6 +306,6 @@ def test_a_planted_dead_input_goes_first_with_snip(toy: Toy) -> None:
     data = batches_of(4, 3)
     for batch in data:
         batch["x"][:, 2] = 0.0
-    mask = CRITERIA["snip"](toy.matrices(), 0.2, Probe(model=toy, batches=data))
+    mask = mask_of("snip", run_of(toy, data), 0.2)
     assert not mask["layers.0.weight"][:, 2].any()
     assert int((~torch.cat([m.flatten() for m in mask.values()])).sum()) == 14

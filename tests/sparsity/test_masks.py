@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from helpers import SHAPES, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder
-from instant_soup.methods import criteria
 from instant_soup.sparsity import masks
 
 LAW = settings(deadline=None, max_examples=100)
@@ -142,8 +141,8 @@ def test_priority_comes_before_score_and_score_before_position(scores, sample, d
 @given(TIED_SCORES, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_magnitude_masks_are_nested_over_sparsities(scores, one: float, other: float) -> None:
     weights = {"w": torch.tensor(scores)}
-    dense = criteria.magnitude(weights, min(one, other))["w"]
-    sparse = criteria.magnitude(weights, max(one, other))["w"]
+    dense = magnitude(weights, min(one, other))["w"]
+    sparse = magnitude(weights, max(one, other))["w"]
     assert not (sparse & ~dense).any()
 
 

@@ -13,8 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from instant_soup.errors import UserError
-from instant_soup.sparsity import masks, scores
-from instant_soup.tickets import compact
+from instant_soup.sparsity import compact, masks, scores
 
 LAW = settings(deadline=None, max_examples=60)
 SHAPES = st.lists(

@@ -24,8 +24,8 @@ from instant_soup.models import torchvision_cpu
 from instant_soup.models.known import MODELS, BaseModel
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.workspace import ENCODED
-from instant_soup.sparsity import masks
-from instant_soup.tickets import card, compact, evaluate, export
+from instant_soup.sparsity import compact, masks
+from instant_soup.tickets import card, evaluate, export
 from instant_soup.training import loop
 from instant_soup.training.state import load_state
 

@@ -19,8 +19,8 @@ from instant_soup.errors import UserError
 from instant_soup.files import write_json
 from instant_soup.methods.n_of_m import NOfM
 from instant_soup.reports import figures
-from instant_soup.sparsity import masks, scores
-from instant_soup.tickets import compact, inspect, weights
+from instant_soup.sparsity import compact, masks, scores
+from instant_soup.tickets import inspect, weights
 from instant_soup.tickets.inspect import Inspected
 
 LAW = settings(deadline=None, max_examples=60)

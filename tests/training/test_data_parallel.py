@@ -1,6 +1,7 @@
 """Several processes that share each batch train as one process does."""
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,20 @@ import pytest
 import torch
 
 from helpers import bert_settings, new_classifier, random_texts
+from instant_soup.config.sections import Recipe
 from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
-from instant_soup.methods import criteria
 from instant_soup.models import bert, matrices
-from instant_soup.sparsity import masks
+from instant_soup.sparsity import masks, scores
 from instant_soup.training import data_parallel, loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
-SETTINGS: dict[str, Any] = {
-    **{"learning_rate": 5e-3, "weight_decay": 0.1, "batch_size": 8, "clip_norm": 0.5},
-    **{"warmup": 0.0, "seed": 3, "precision": "fp32"},
-}
+RECIPE = Recipe(
+    learning_rate=5e-3, weight_decay=0.1, batch_size=8, clip_norm=0.5, seed=3, precision="fp32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,8 @@ def data() -> Texts:
 def train(base: Path, data: Texts, processes: int, after_step: Any = None, **changes: Any) -> Any:
     """Twelve steps of a pruned network: losses, state, mask and cost."""
     state = State({n: w.clone() for n, w in new_classifier(base, 2, 0).state_dict().items()})
-    model = bert.classifier(base, state.weights, bert_settings(2, 0.0))
-    mask = criteria.magnitude(
-        {name: w.detach() for name, w in matrices.prunable(model).items()}, 0.6
-    )
+    model = bert.classifier(base, state.weights, **bert_settings(2, 0.0))
+    mask = scores.magnitude({name: w.detach() for name, w in matrices.prunable(model).items()}, 0.6)
     state.prune(mask)
     losses: list[float] = []
 
@@ -45,9 +43,9 @@ def train(base: Path, data: Texts, processes: int, after_step: Any = None, **cha
         if after_step is not None:
             after_step(step)
 
-    cost, settings = Cost(), {**SETTINGS, "processes": processes, **changes}
-    state = loop.train(model, state, mask, data, settings, cost,
-                           last=12, total=12, label="test", after_step=note)  # fmt: skip
+    cost, recipe = Cost(), replace(RECIPE, processes=processes, **changes)
+    state = loop.train(model, state, mask, data, recipe, cost,
+                       last=12, total=12, label="test", after_step=note)  # fmt: skip
     return losses, state, mask, cost
 
 
@@ -76,21 +74,21 @@ def test_each_process_draws_dropout_for_its_own_rows(tiny_bert: Path, data: Text
 
     def classifier() -> Any:
         weights = dict(new_classifier(tiny_bert, 2, 0).state_dict())
-        model = bert.classifier(tiny_bert, weights, bert_settings(2, 0.3))
+        model = bert.classifier(tiny_bert, weights, **bert_settings(2, 0.3))
         model.set_attn_implementation("eager")
         return model.train(), State(weights)
 
     model, state = classifier()
     full = masks.full(matrices.prunable(model))
     seen: list[float] = []
-    settings = {**SETTINGS, "batch_size": 2, "processes": 2}
-    loop.train(model, state, full, twice, settings, Cost(), last=1, total=None, label="test",
+    recipe = replace(RECIPE, batch_size=2, processes=2)
+    loop.train(model, state, full, twice, recipe, Cost(), last=1, total=None, label="test",
                    after_step=lambda step, loss, _: seen.append(float(loss.detach())))  # fmt: skip
     expected = []
     for number in (0, 1):
         model, _ = classifier()
         row = twice.rows(torch.tensor([0]))
-        torch.manual_seed(SETTINGS["seed"] * 1_000_003 + 7_919 * number)
+        torch.manual_seed(RECIPE.seed * 1_000_003 + 7_919 * number)
         loss = loop.loss_of(loop.logits_of(model, row), row["labels"])
         expected.append(float(loss.detach()))
     assert abs(expected[0] - expected[1]) > 1e-3

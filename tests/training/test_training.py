@@ -1,11 +1,10 @@
 """The engine: pruned weights stay zero, chained stages equal one run, nothing is lost to Ctrl-C."""
 
 import os
-import runpy
 import signal
 import struct
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,37 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from helpers import (
-    ROOT,
     FakeRun,
     assert_same,
     bert_settings,
     bits,
     copied,
     interrupt_at,
+    make_project,
     new_classifier,
     prunable,
     random_texts,
 )
+from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
-from instant_soup.files import read_yaml, write_yaml
-from instant_soup.methods import criteria
 from instant_soup.models import base as models
 from instant_soup.models import bert, matrices
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.plan import plan
-from instant_soup.sparsity import masks
+from instant_soup.pipeline import workspace
+from instant_soup.pipeline.run import PipelineRun, budget
+from instant_soup.pipeline.stage_files import TrainStage
+from instant_soup.pipeline.workspace import BASE, START, load_start
+from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import checkpoints, loop, metrics
 from instant_soup.training.cost import Cost
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State, load_state, save_state
 
-SETTINGS = {
-    "learning_rate": 5e-3,
-    "weight_decay": 0.1,
-    "batch_size": 8,
-    "clip_norm": 0.5,
-    "warmup": 0.0,
-    "seed": 3,
-    "precision": "fp32",
-}
+RECIPE = Recipe(
+    learning_rate=5e-3, weight_decay=0.1, batch_size=8, clip_norm=0.5, seed=3, precision="fp32"
+)
 TOTAL = 12
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
@@ -87,15 +81,13 @@ def train(tiny_bert: Path, data: Texts) -> Callable[..., State]:
     ) -> State:
         state = copied(state)
         outputs = len(state.weights["classifier.bias"])
-        model = bert.classifier(tiny_bert, state.weights, bert_settings(outputs, dropout))
-        if frozen:
-            bert.freeze_embeddings(model)
+        model = bert.classifier(tiny_bert, state.weights, **bert_settings(outputs, dropout, frozen))
         return loop.train(
             model,
             state,
             masks.full(matrices.prunable(model)) if mask is None else mask,
             rows,
-            {**SETTINGS, **changes},
+            replace(RECIPE, **changes),
             Cost() if cost is None else cost,
             last=last,
             total=total,
@@ -110,7 +102,7 @@ def train(tiny_bert: Path, data: Texts) -> Callable[..., State]:
 
 
 def test_after_training_pruned_weights_are_zero_and_every_matrix_has_moved(fresh, train) -> None:
-    mask = criteria.magnitude(prunable(fresh), 0.7)
+    mask = scores.magnitude(prunable(fresh), 0.7)
     fresh.prune(mask)
     after = train(fresh, 6, mask)
     assert len(mask) == 12
@@ -123,7 +115,7 @@ def test_after_training_pruned_weights_are_zero_and_every_matrix_has_moved(fresh
 
 def test_a_network_pruned_in_mid_run_stays_pruned(fresh, train) -> None:
     half_way = train(fresh, 4)
-    mask = criteria.magnitude(prunable(half_way), 0.7)
+    mask = scores.magnitude(prunable(half_way), 0.7)
     half_way.prune(mask)
     after = train(half_way, 9, mask)
     for name, kept in mask.items():
@@ -134,7 +126,7 @@ def test_a_network_pruned_in_mid_run_stays_pruned(fresh, train) -> None:
 
 def test_pruning_the_weights_alone_would_not_do(fresh, train) -> None:
     half_way = train(fresh, 4)
-    mask = criteria.magnitude(prunable(half_way), 0.7)
+    mask = scores.magnitude(prunable(half_way), 0.7)
     masks.apply(mask, half_way.weights)  # the moments are left stale
     after = train(half_way, 5, mask)
     revived = [name for name, kept in mask.items() if after.weights[name][~kept].any()]
@@ -142,7 +134,7 @@ def test_pruning_the_weights_alone_would_not_do(fresh, train) -> None:
 
 
 def test_a_state_without_moments_can_be_pruned(fresh) -> None:
-    mask = criteria.magnitude(prunable(fresh), 0.5)
+    mask = scores.magnitude(prunable(fresh), 0.5)
     fresh.prune(mask)
     assert all(not fresh.weights[n][~kept].any() for n, kept in mask.items())
     assert fresh.weights["classifier.weight"].all()
@@ -179,7 +171,7 @@ def test_a_chain_of_stages_is_one_uninterrupted_run(fresh, train, tmp_path, stop
 @pytest.mark.parametrize("frozen", [False, True])
 def test_so_it_is_with_pruning_on_the_way(fresh, train, tmp_path, stops, frozen) -> None:
     def prune(state: State) -> Mask:
-        mask = criteria.magnitude(prunable(state), 0.6)
+        mask = scores.magnitude(prunable(state), 0.6)
         state.prune(mask)
         return mask
 
@@ -325,7 +317,7 @@ def test_training_is_a_plain_loop_of_adamw(tiny_bert, fresh, train, data, clip_n
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=5e-3, foreach=False)
-    for step, batch in batches.training_batches(data, {"batch_size": 8, "seed": 3}, 0, 6):
+    for step, batch in batches.training_batches(data, RECIPE, 0, 6):
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * (1 - step / TOTAL)
         labels = batch.pop("labels")
@@ -369,8 +361,8 @@ def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
     weights = new_classifier(tiny_bert, 1, 0).state_dict()
     state = State({name: w.clone() for name, w in weights.items()})
     losses: list[float] = []
-    (_, batch), *_ = batches.training_batches(rows, {"batch_size": 8, "seed": 3}, 0, 1)
-    model = bert.classifier(tiny_bert, copied(state).weights, bert_settings(1, 0.0))
+    (_, batch), *_ = batches.training_batches(rows, RECIPE, 0, 1)
+    model = bert.classifier(tiny_bert, copied(state).weights, **bert_settings(1, 0.0))
     with torch.no_grad():
         outputs = loop.logits_of(model, batch)[:, 0].double()
     expected = ((outputs - batch["labels"].double()) ** 2).mean()
@@ -381,7 +373,7 @@ def test_a_regression_trains_on_squared_error(tiny_bert, train, data) -> None:
 
 def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, train, data) -> None:
     state = train(fresh, 40, total=40, dropout=0.0)
-    model = bert.classifier(tiny_bert, state.weights, bert_settings(2, 0.5))
+    model = bert.classifier(tiny_bert, state.weights, **bert_settings(2, 0.5))
     found = metrics.scores(*loop.predict(model, data, "fp32"))
     right = 0
     model.eval()
@@ -396,7 +388,7 @@ def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, tra
 
 
 def test_weight_decay_spares_biases_and_norms(tiny_bert, fresh) -> None:
-    model = bert.classifier(tiny_bert, fresh.weights, bert_settings(2))
+    model = bert.classifier(tiny_bert, fresh.weights, **bert_settings(2))
     decays = {
         id(p): group["weight_decay"]
         for group in loop.make_optimizer(model, fresh, 0.1).param_groups
@@ -414,7 +406,7 @@ def test_precision_is_as_asked_or_as_the_hardware_has_it() -> None:
 
 
 def test_in_bf16_too_weights_and_moments_are_kept_in_full(fresh, train) -> None:
-    mask = criteria.magnitude(prunable(fresh), 0.7)
+    mask = scores.magnitude(prunable(fresh), 0.7)
     fresh.prune(mask)
     after = train(fresh, 3, mask, precision="bf16")
     for tensors in (after.weights, after.first_moments, after.second_moments):
@@ -426,14 +418,14 @@ def test_in_bf16_too_weights_and_moments_are_kept_in_full(fresh, train) -> None:
 
 
 def test_the_cost_is_counted_batch_by_batch(tiny_bert, fresh, train, data) -> None:
-    mask = criteria.magnitude(prunable(fresh), 0.75)
+    mask = scores.magnitude(prunable(fresh), 0.75)
     fresh.prune(mask)
     cost = Cost(steps=2, flops=1.0)
     train(fresh, 7, mask, cost)
     weights = sum(m.numel() for m in mask.values())
     model = new_classifier(tiny_bert, 2, 0)
     dense = sparse = 0.0
-    for _, batch in batches.training_batches(data, {"batch_size": 8, "seed": 3}, 0, 7):
+    for _, batch in batches.training_batches(data, RECIPE, 0, 7):
         inside, outside = models.forward_flops(model, weights, batch)
         dense += 3 * (inside + outside)
         sparse += 3 * (0.25 * inside + outside)
@@ -458,42 +450,55 @@ def test_costs_add_up_part_by_part() -> None:
     }
 
 
-# The main network
+# The pipeline's run
 
 
 @pytest.fixture(scope="module")
 def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     """A project folder up to models/start, made by the stages' own scripts."""
+    training = {"batch_size": 16, "precision": "fp32", "dropout": 0.1}
+    training |= {"learning_rate": 2e-3, "evaluations": 4, "epochs": 2}
     folder = tmp_path_factory.mktemp("project")
-    params = read_yaml(ROOT / "params.yaml")
-    params |= {"dataset": f"local:{tiny_data}", "model": f"local:{tiny_bert}"}
-    params["training"] |= {"batch_size": 16, "precision": "fp32", "dropout": 0.1}
-    params["training"] |= {"learning_rate": 2e-3, "evaluations": 4, "epochs": 2}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, contents in plan(params).items():
-            write_yaml(f"models/plan/{name}.yaml", contents)
-        for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
-            runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
-    return folder
+    return make_project(folder, tiny_bert, tiny_data, training=training)
 
 
 @pytest.fixture
 def inside(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in the project, with checkpoints of this test's own; returns their folder."""
+    """Work in the project, with a store of this test's own; returns its folder."""
     monkeypatch.chdir(project)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    return tmp_path / ".dvc/tmp/instant-soup/checkpoints"
+    return tmp_path / ".dvc/tmp/instant-soup/store"
+
+
+def kept(store: Path) -> list[Path]:
+    """The trainings that a store holds."""
+    return [entry for entry in store.iterdir() if entry.is_dir()]
+
+
+def recipe_of_dense(**changes: Any) -> Recipe:
+    return replace(TrainStage.read("models/plan/dense.yaml").recipe, **changes)
 
 
 def pruned_start() -> tuple[State, Mask]:
     """The start, trained for three steps and pruned by half: a run in its middle."""
-    state, mask = main_network.load_start("models/start")
-    start = dict(read_yaml("models/plan/dense.yaml"))
-    state, _, _ = main_network.advance(state, mask, start, last=3, label="a", run=FakeRun())
-    mask = criteria.magnitude(prunable(state), 0.5)
-    state.prune(mask)
-    return state, mask
+    run = PipelineRun(*load_start(START), recipe_of_dense(), stored=False)
+    run.train(3, "a")
+    run.prune(scores.magnitude(prunable(run.state), 0.5))
+    return run.state, run.mask
+
+
+def go_on(
+    start: tuple[State, Mask],
+    recipe: Recipe,
+    last: int,
+    tracked: FakeRun | None = None,
+    keep: bool = False,
+    **more: Any,
+) -> PipelineRun:
+    """A run from a start, trained up to a step."""
+    run = PipelineRun(copied(start[0]), start[1], recipe, tracked, **more)
+    run.train(last, "test", keep=keep)
+    return run
 
 
 # (epochs of the budget, so steps between two rows of the curve): 160 rows in batches of 16.
@@ -502,38 +507,33 @@ def pruned_start() -> tuple[State, Mask]:
 def test_an_interrupted_run_goes_on_to_the_very_same_result(
     inside: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, step: int
 ) -> None:
-    start, mask = pruned_start()
-    plan = {**read_yaml("models/plan/dense.yaml"), "epochs": epochs}
-    arguments = {"last": 12, "label": "test"}
-    whole, cost, curve = main_network.advance(copied(start), mask, plan, run=FakeRun(), **arguments)
-    assert len(curve) == (10 if epochs == 2 else 4)
-    assert curve[0]["step"] == 3 and curve[0]["train_loss"] is None
+    start, recipe = pruned_start(), recipe_of_dense(epochs=epochs)
+    whole = go_on(start, recipe, 12)
+    assert len(whole.curve) == (10 if epochs == 2 else 4)
+    assert whole.curve[0]["step"] == 3 and whole.curve[0]["train_loss"] is None
+    assert kept(inside) == []
 
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     number = signal.SIGINT if step % 2 else signal.SIGTERM
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(step, patch, lambda: os.kill(os.getpid(), number))
-        main_network.advance(copied(start), mask, plan, run=FakeRun(), **arguments)
+        go_on(start, recipe, 12, FakeRun())
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    (checkpoint,) = inside.iterdir()
+    (checkpoint,) = kept(inside)
     assert load_state(checkpoint).step == 3 + step
 
-    run = FakeRun()
-    resumed, own_cost, own_curve = main_network.advance(
-        copied(start), mask, plan, run=run, **arguments
-    )
-    assert_same(resumed, whole)
-    assert own_curve == curve == run.rows
-    assert (own_cost.steps, own_cost.flops) == (cost.steps, pytest.approx(cost.flops))
-    assert list(inside.iterdir()) == []
+    tracked = FakeRun()
+    resumed = go_on(start, recipe, 12, tracked)
+    assert_same(resumed.state, whole.state)
+    assert resumed.curve == whole.curve == tracked.rows
+    assert resumed.cost.steps == whole.cost.steps == 9
+    assert resumed.cost.flops == pytest.approx(whole.cost.flops)
+    assert kept(inside) == []
 
 
 def test_ctrl_c_while_the_curve_is_recorded_loses_nothing(inside: Path) -> None:
-    start, mask = pruned_start()
-    plan = read_yaml("models/plan/dense.yaml")
-    whole, _, curve = main_network.advance(
-        copied(start), mask, plan, last=8, label="test", run=FakeRun()
-    )
+    start, recipe = pruned_start(), recipe_of_dense()
+    whole = go_on(start, recipe, 8)
 
     class Impatient(FakeRun):
         def curve(self, **row: Any) -> None:
@@ -542,23 +542,18 @@ def test_ctrl_c_while_the_curve_is_recorded_loses_nothing(inside: Path) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        main_network.advance(copied(start), mask, plan, last=8, label="test", run=Impatient())
-    resumed, cost, own_curve = main_network.advance(
-        copied(start), mask, plan, last=8, label="test", run=FakeRun()
-    )
-    assert_same(resumed, whole)
-    assert own_curve == curve and cost.steps == 5
-    assert list(inside.iterdir()) == []
+        go_on(start, recipe, 8, Impatient())
+    resumed = go_on(start, recipe, 8)
+    assert_same(resumed.state, whole.state)
+    assert resumed.curve == whole.curve and resumed.cost.steps == 5
+    assert kept(inside) == []
 
 
 def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
     inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, mask = pruned_start()
-    plan = {**read_yaml("models/plan/dense.yaml"), "epochs": 60}
-    whole, _, curve = main_network.advance(
-        copied(start), mask, plan, last=12, label="test", run=FakeRun()
-    )
+    start, recipe = pruned_start(), recipe_of_dense(epochs=60)
+    whole = go_on(start, recipe, 12)
 
     def crash() -> None:
         raise RuntimeError("out of memory")
@@ -566,50 +561,92 @@ def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
         patch.setattr(checkpoints, "EVERY", 0.0)
         interrupt_at(6, patch, crash)
-        main_network.advance(copied(start), mask, plan, last=12, label="test", run=FakeRun())
-    (checkpoint,) = inside.iterdir()
+        go_on(start, recipe, 12)
+    (checkpoint,) = kept(inside)
     assert load_state(checkpoint).step == 3 + 5
-    resumed, cost, own_curve = main_network.advance(
-        copied(start), mask, plan, last=12, label="test", run=FakeRun()
-    )
-    assert_same(resumed, whole)
-    assert own_curve == curve and cost.steps == 9
+    resumed = go_on(start, recipe, 12)
+    assert_same(resumed.state, whole.state)
+    assert resumed.curve == whole.curve and resumed.cost.steps == 9
 
 
-@pytest.mark.parametrize("change", ["settings", "mask", "weights", "last"])
+@pytest.mark.parametrize("change", ["recipe", "mask", "weights", "moments", "last", "code"])
 def test_a_checkpoint_is_not_taken_up_by_another_run(
     inside: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    start, mask = pruned_start()
-    plan = read_yaml("models/plan/dense.yaml")
-    arguments: dict[str, Any] = {"last": 7, "label": "test", "run": FakeRun()}
+    (state, mask), recipe, last, code = pruned_start(), recipe_of_dense(), 7, "1"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
-        main_network.advance(copied(start), mask, plan, **arguments)
+        go_on((state, mask), recipe, last, code=code)
 
-    if change == "settings":
-        plan = {**plan, "learning_rate": 1e-3}
+    if change == "recipe":
+        recipe = replace(recipe, learning_rate=1e-3)
     elif change == "mask":
         mask = masks.full(mask)
     elif change == "weights":
-        start.weights["classifier.bias"] += 1
+        state.weights["classifier.bias"] += 1
+    elif change == "moments":
+        state.second_moments["classifier.bias"] += 1
+    elif change == "last":
+        last = 6
     else:
-        arguments["last"] = 6
-    _, cost, _ = main_network.advance(copied(start), mask, plan, **arguments)
-    assert cost.steps == arguments["last"] - 3  # all of them: it began at its own start
-    assert len(list(inside.iterdir())) == 1  # the other run's
+        code = "2"
+    with monkeypatch.context() as patch:
+        taken: list[int] = []
+        interrupt_at(1, patch, lambda: taken.append(1))
+        run = go_on((state, mask), recipe, last, code=code)
+    assert run.cost.steps == last - 3  # all of them: it began at its own start
+    assert taken and len(kept(inside)) == 1  # the other run's
+
+
+def test_a_kept_training_is_taken_by_an_equal_one_with_its_curve_and_cost(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, recipe = pruned_start(), recipe_of_dense()
+    once = go_on(start, recipe, 8, keep=True)
+    (entry,) = kept(inside)
+    assert load_state(entry).step == 8
+
+    def never() -> None:
+        raise AssertionError("trained again")
+
+    interrupt_at(1, monkeypatch, never)
+    tracked = FakeRun()
+    again = go_on(start, recipe, 8, tracked, keep=True)
+    assert "test: taking the finished training from the checkpoint at step 8" in (
+        capsys.readouterr().out
+    )
+    assert_same(again.state, once.state)
+    assert again.curve == once.curve == tracked.rows
+    assert (again.cost.steps, again.cost.flops) == (once.cost.steps, once.cost.flops)
+
+
+def test_a_store_forgets_what_was_not_used_for_the_longest_time(tmp_path: Path) -> None:
+    store = checkpoints.Store(tmp_path)
+    for age, name in enumerate("abcd"):
+        with store.entry(name) as folder:
+            folder.mkdir()
+            (folder / "weights").write_bytes(bytes(1000))
+        os.utime(folder, (age, age))
+    with store.entry("a"):  # taken up again
+        pass
+    with store.entry("b") as in_use:
+        os.utime(in_use, (1, 1))
+        store.trim(2500)
+    left = {checkpoints.digest(name) for name in "abd"}
+    assert {folder.name for folder in kept(tmp_path)} == left
+    store.trim(2500)
+    assert {folder.name for folder in kept(tmp_path)} == left - {checkpoints.digest("b")}
 
 
 def test_the_budget_is_epochs_of_full_batches(inside: Path) -> None:
-    plan = read_yaml("models/plan/dense.yaml")
     rows = len(batches.load_split("data/encoded/train.safetensors", torch.device("cpu")))
     assert rows == 160
-    assert main_network.budget(plan) == (10, 20)
-    assert main_network.budget({**plan, "epochs": 0.25, "batch_size": 32}) == (5, 1)
+    assert budget(recipe_of_dense()) == (10, 20)
+    assert budget(recipe_of_dense(epochs=0.25, batch_size=32)) == (5, 1)
 
 
 def test_the_start_holds_the_base_and_a_new_head(inside: Path, tiny_bert: Path) -> None:
-    state, mask = main_network.load_start("models/start")
+    state, mask = load_start(START)
     base = load_file(tiny_bert / "model.safetensors")
     for name, weight in base.items():
         assert torch.equal(state.weights[f"bert.{name}"], weight), name
@@ -618,16 +655,16 @@ def test_the_start_holds_the_base_and_a_new_head(inside: Path, tiny_bert: Path) 
         "classifier.bias",
     }
     assert masks.sparsity(mask) == 0 and mask.keys() == prunable(state).keys()
-    for name, weight in models.pretrained_prunable(main_network.BASE).items():
+    for name, weight in models.pretrained_prunable(BASE).items():
         assert torch.equal(weight, state.weights[name])
 
 
 def test_a_start_is_pruned_by_its_mask_when_it_is_read(inside: Path, tmp_path: Path) -> None:
-    state, _ = main_network.load_start("models/start")
-    mask = criteria.magnitude(prunable(state), 0.5)
+    state, _ = load_start(START)
+    mask = scores.magnitude(prunable(state), 0.5)
     save_state(tmp_path / "round/state", state)
     masks.save(tmp_path / "round/mask.safetensors", mask)
-    read, own_mask = main_network.load_start(tmp_path / "round")
+    read, own_mask = load_start(tmp_path / "round")
     assert all(torch.equal(own_mask[n], kept) for n, kept in mask.items())
     assert all(not read.weights[n][~kept].any() for n, kept in mask.items())
 
@@ -638,5 +675,5 @@ def test_a_curve_comes_back_from_its_file(tmp_path: Path) -> None:
         {"step": 6, "train_loss": struct.unpack("f", b"\x01\x02\x03\x3f")[0], "validation": None}
         | {"sparsity": 0.2},
     ]
-    main_network.save_curve(tmp_path / "curve.csv", curve)
-    assert main_network.load_curve(tmp_path / "curve.csv") == curve
+    workspace.save_curve(tmp_path / "curve.csv", curve)
+    assert workspace.load_curve(tmp_path / "curve.csv") == curve

@@ -197,7 +197,7 @@ def check_names(given: Iterable[Any], known: Iterable[str], prefix: str = "") ->
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"unknown key {prefix}{key}; {hint}")
 
 

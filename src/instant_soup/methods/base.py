@@ -60,9 +60,14 @@ class Method:
     looks_at: ClassVar[tuple[str, ...]] = ("seed", "data")
     needs: ClassVar[tuple[str, ...]] = ()  # rows that it is made of
     dense: ClassVar[bool] = False  # whether nothing is pruned in the end
+    validates: ClassVar[bool] = False  # whether it asks a run for validation scores
 
     def check(self, sparsity: float, epochs: float) -> None:
         """UserError where this sparsity or budget cannot be had; before any work."""
+
+    def wants_batches(self) -> bool:
+        """Whether it asks a run for batches of its own, to look ahead or for their gradients."""
+        return False
 
     def recipe(self, recipe: "Recipe") -> "Recipe":
         """The settings of training that the row trains by: those of all rows."""
@@ -75,6 +80,7 @@ class Method:
     def run(self, run: "Run", sparsity: float) -> None:
         """The whole method: find the ticket, then train it for the rest of the budget."""
         self.find(run, sparsity)
+        run.looks_at = frozenset(Method.looks_at)  # training looks at all; only finding is guarded
         run.train(run.total, "the rest", keep=False)
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from instant_soup.methods.base import Method, register
 
 if TYPE_CHECKING:
+    from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
 
 
@@ -23,3 +24,9 @@ class Dense(Method):
 
     def find(self, run: "Run", sparsity: float) -> None:
         """Nothing to find."""
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """A mask that keeps all."""
+        from instant_soup.training.pruner import FixedMask
+
+        return FixedMask(run.mask)

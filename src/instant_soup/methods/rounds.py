@@ -108,8 +108,16 @@ class OnTheWay(Method):
         number(0, 1, high_too=False), section="isp", library=0.3,
     )  # fmt: skip
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether every round prunes to its exact sparsity; the last one does in any case."""
+        return True
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
-        """Round i's mask of exactly this sparsity, found on the run as it is now."""
+        """Round i's mask of exactly this sparsity, found on the run as it is now.
+
+        No round follows where it is `run.target`.
+        """
         raise TypeError(f"{type(self).__name__} does not say how it finds a round's mask")
 
     def sparsities(self, target: float) -> list[float]:
@@ -153,7 +161,7 @@ class OnTheWay(Method):
 
     def prune_round(self, run: "Run", i: int, target: float) -> None:
         """The end of round i: find its mask and take it."""
-        key = [self.name, vars(self), i, target]
+        key = [self.name, vars(self), i, target, target == run.target]
         run.prune(run.search(key, self.find_mask, run, i, target))
 
     def _epoch(self, run: "Run") -> int | None:
@@ -168,5 +176,10 @@ class OnTheWay(Method):
         check_ends(ends, run.total)
         done = sum(end <= run.state.step for end in ends) if run.state.step else 0
         return PrunesInRounds(
-            run.mask, ends, lambda i: self.find_mask(run, i, targets[i]), done, self.wants_gradients
+            run.mask,
+            ends,
+            lambda i: self.find_mask(run, i, targets[i]),
+            done=done,
+            keep_gradients=self.wants_gradients,
+            aside=run.aside,
         )

@@ -23,6 +23,10 @@ class OnBatches(AtStart):
         quick=4,
     )
 
+    def wants_batches(self) -> bool:
+        """Gradients of some."""
+        return True
+
 
 @register
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ class Soup(Method):
     """A dense network mixed of several, each trained under a protocol of its own."""
 
     dense: ClassVar[bool] = True
+    validates: ClassVar[bool] = True
     kind: ClassVar[str]  # of its networks: keeps their draws, and those of ISP's rounds, apart
 
     def protocol(self, run: "Run", n: int, subset: float) -> "Protocol":
@@ -69,7 +70,7 @@ class OfNetworks(Soup):
         for n in range(self.networks):
             recipe = self.protocol(run, n, 1.0).applied_to(run.recipe)
             run.train(run.total, f"network {n}", recipe=recipe)
-            trained.append(run.state.weights)
+            trained.append({name: w.clone() for name, w in run.state.weights.items()})
             run.go_back(start)
         run.state.weights = self.mix(run, trained)
         run.state.step = run.total
@@ -173,16 +174,24 @@ class InstantModelSoup(Soup):
 
 
 def interpolate(one: "Weights", other: "Weights", share: float) -> "Weights":
-    """(1 − share) · one + share · other, weight by weight; exact at shares 0 and 1."""
-    return {name: w.lerp(other[name], share) for name, w in one.items()}
+    """(1 − share) · one + share · other, weight by weight; exact at shares 0 and 1.
+
+    Counters, such as those of a batch norm, are the first network's.
+    """
+    return {
+        name: w.lerp(other[name], share) if w.is_floating_point() else w for name, w in one.items()
+    }
 
 
 def uniform_soup(networks: list["Weights"]) -> "Weights":
-    """The mean of several networks (Wortsman et al. 2022)."""
+    """The mean of several networks (Wortsman et al. 2022); counters are the first one's."""
     import torch
 
     return {
-        name: torch.stack([weights[name] for weights in networks]).mean(0) for name in networks[0]
+        name: torch.stack([weights[name] for weights in networks]).mean(0)
+        if one.is_floating_point()
+        else one
+        for name, one in networks[0].items()
     }
 
 

@@ -1,8 +1,8 @@
 """`dvc repro` with several stages at once: python -m instant_soup.pipeline.jobs --jobs 2
 
 DVC takes one stage after another. Here every stage that something changed for is a `dvc repro` of
-its own, started as soon as the stages that it depends on are done: the denoisers of a round side by
-side, and the baselines beside ISP's rounds. Logs lie in .dvc/tmp/jobs.
+its own, started as soon as the stages that it depends on are done: rows side by side, and beside
+ISP's rounds. Logs lie in .dvc/tmp/jobs.
 """
 
 import argparse

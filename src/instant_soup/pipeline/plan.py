@@ -171,6 +171,13 @@ def _named(prefix: str, given: dict[str, Any], known: Any) -> None:
 def check_rows(params: Params) -> list[float]:
     """ISP's sparsity after each round; UserError when a chosen row or export cannot be had."""
     top, epochs = params.top, params.training.epochs
+    sparsities = params.isp.sparsities(top.sparsity)
+    if len(sparsities) > ROUNDS:
+        raise UserError(
+            f"params.yaml: isp.compression_rate: {params.isp.compression_rate} takes "
+            f"{len(sparsities)} rounds to sparsity {top.sparsity}; allowed: a rate that takes at "
+            f"most {ROUNDS}"
+        )
     for row in params.rows:
         try:
             params.method(row).check(top.sparsity, epochs)
@@ -182,13 +189,6 @@ def check_rows(params: Params) -> list[float]:
                 f"params.yaml: exports: {row} is no row of this run; allowed: "
                 f"{' | '.join(params.rows)}"
             )
-    sparsities = params.isp.sparsities(top.sparsity)
-    if len(sparsities) > ROUNDS:
-        raise UserError(
-            f"params.yaml: isp.compression_rate: {params.isp.compression_rate} takes "
-            f"{len(sparsities)} rounds to sparsity {top.sparsity}; allowed: a rate that takes at "
-            f"most {ROUNDS}"
-        )
     size, processes = params.training.batch_size, params.training.processes
     if size % processes:
         raise UserError(
@@ -229,7 +229,8 @@ def planned(raw: Any) -> dict[str, Planned]:
     """Resolve params.yaml into the settings of each stage: file name → what it holds."""
     params = check(raw)
     top, isp = params.top, params.isp
-    data, model = resolve_data(top.dataset, params.family, params.data), resolve_model(top.model)
+    data = resolve_data(top.dataset, params.family, params.data, model=top.model)
+    model = resolve_model(top.model)
     sparsities = check_rows(params)
     images = params.family == "clip"
     recipe = Recipe(

@@ -55,15 +55,18 @@ class PipelineRun(Run):
     ) -> None:
         """`code`: digest of the sources that run. Without `stored` nothing can be gone on from."""
         _, total = budget(recipe)
-        origin = checkpoints.digest(
-            *[code, workspace.encoded_digest(), state.step, mask],
-            *[state.weights, state.first_moments, state.second_moments],
-        )
-        store = checkpoints.pipeline_store() if stored else None
+        store, origin = None, ""
+        if stored:
+            store = checkpoints.pipeline_store()
+            origin = checkpoints.digest(
+                *[code, workspace.encoded_digest(), state.step, mask],
+                *[state.weights, state.first_moments, state.second_moments],
+            )
         super().__init__(state, mask, recipe, total, store=store, origin=origin, **more)
         self.tracked, self.where = tracked, loop.device()
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
         self.head = Head()
+        self.splits: dict[str, Split] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -171,7 +174,9 @@ class PipelineRun(Run):
         return State(models.family(BASE).random_weights(BASE, self.head))
 
     def _split(self, name: str) -> Split:
-        return load_split(ENCODED / f"{name}.safetensors", self.where)
+        if name not in self.splits:
+            self.splits[name] = load_split(ENCODED / f"{name}.safetensors", self.where)
+        return self.splits[name]
 
 
 def budget(recipe: Recipe) -> tuple[int, int]:

@@ -116,11 +116,11 @@ def mask_finding(rounds: int, denoisers: int) -> tuple[Cost, Curve, list[dict[st
     for i in range(rounds):
         folder = isp_round(i)
         soup = read_json(folder / "soup.json")
-        parts = [read_json(folder / "calibration.json"), {"seconds": soup.pop("seconds")}]
+        parts = [read_json(folder / "state/cost.json"), {"seconds": soup.pop("seconds")}]
         parts += [masks.describe(weak_mask_file(i, n))["cost"] for n in range(denoisers)]
         for part in parts:
             cost.add(part)
-        own_curve = load_curve(folder / "curve.csv")
+        own_curve = load_curve(folder / "state/curve.csv")
         curve += own_curve
         steps = int(parts[0]["steps"])
         before = own_curve[-1]["validation"]

@@ -1,1 +1,1 @@
-"""Masks as pure tensors: top-k, files of bits, the mask soup, and the names of weights."""
+"""Masks as pure tensors: top-k, files of bits, compact files, the mask soup, weights' names."""

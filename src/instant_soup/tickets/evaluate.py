@@ -18,8 +18,8 @@ from instant_soup.files import read_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, clip, encoding
 from instant_soup.models.head import Head
-from instant_soup.tickets.export import FORMAT
-from instant_soup.tickets.weights import TICKET, header
+from instant_soup.models.ticket import FORMAT, TICKET
+from instant_soup.tickets.weights import header
 from instant_soup.training import loop, metrics
 
 

@@ -18,18 +18,16 @@ from instant_soup.models import base as models
 from instant_soup.models import bert, clip, encoding
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
+from instant_soup.models.ticket import FORMAT, MASK, set_usual_permissions, write_ticket
 from instant_soup.pipeline.stage_files import PLAN, EncodeStage, ExportStage
 from instant_soup.pipeline.workspace import BASE, prunable_shapes
 from instant_soup.reports import ledger
-from instant_soup.sparsity import masks
-from instant_soup.tickets import card, compact
-from instant_soup.tickets.weights import MASK, TICKET, set_usual_permissions
+from instant_soup.sparsity import compact, masks
+from instant_soup.tickets import card
 from instant_soup.training.state import Weights, load_state
 
-FORMAT = "instant-soup-ticket-1"
 RETRAINED, RESULTS = Path("models/retrained"), Path("reports/results")
 EXPORTED = Path("models/exported")
-COMPACT = "compact.safetensors"
 # What ticket.json has of a result.
 OF_RESULT = (*ledger.KEY, "family", "metric", "test", "precision", "sparsity", "code_version")
 # How images are prepared here, whatever a base model asks for (docs/data.md).
@@ -52,10 +50,8 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
         weights, task = write(unfinished, trained, data, dtype)
         weights = {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
         save_file(weights, unfinished / models.family(BASE).WEIGHTS, metadata={"format": "pt"})
-        compact.save(unfinished / COMPACT, weights, mask, dtype)
-        masks.save(unfinished / MASK, mask, method=method, seed=result["seed"])
         ticket = {**_identity(result, data), **task, "dtype": dtype}
-        write_json(unfinished / TICKET, ticket)
+        write_ticket(unfinished, weights, mask, ticket)
         (unfinished / "README.md").write_text(card.card(result, data, base, mask, dtype))
         set_usual_permissions(unfinished)
     return ticket

@@ -13,12 +13,12 @@ from safetensors import safe_open
 
 from instant_soup.errors import UserError
 from instant_soup.models.matrices import NEAR_ZERO
+from instant_soup.models.ticket import MASK
 from instant_soup.reports.render import terminal
-from instant_soup.sparsity import mask_soup, masks
+from instant_soup.sparsity import compact, mask_soup, masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.names import in_block, in_order, layer_of, type_of
-from instant_soup.tickets import compact
-from instant_soup.tickets.weights import MASK, files_of, header, renamed_to_fit, shapes_of
+from instant_soup.tickets.weights import files_of, header, renamed_to_fit, shapes_of
 
 PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 

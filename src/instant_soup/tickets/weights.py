@@ -9,16 +9,13 @@ from safetensors.torch import load_file, save_file
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json
 from instant_soup.models import bert, clip
-from instant_soup.sparsity import masks
+from instant_soup.models.ticket import BESIDE, MASK, TICKET, set_usual_permissions
+from instant_soup.sparsity import compact, masks
 from instant_soup.sparsity.masks import Mask
-from instant_soup.tickets import compact
 
-MASK, TICKET = "mask.safetensors", "ticket.json"
 # What a folder's weights are called, the first that is there: of transformers, of open_clip, of a
 # state of training; a folder without weights may still have a mask.
 NAMES = (bert.WEIGHTS, clip.WEIGHTS, "weights.safetensors", MASK)
-# What goes with a checkpoint's weights: configuration, tokenizer.
-BESIDE = (".json", ".txt", ".model", ".jinja")
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -110,12 +107,3 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
         masks.save(unfinished / MASK, mask)
         set_usual_permissions(unfinished)
     return mask
-
-
-def set_usual_permissions(folder: Path) -> None:
-    """Give a folder's files the usual permissions: safetensors writes for the owner alone."""
-    usual = folder / ".usual"
-    usual.touch()
-    for file in folder.iterdir():
-        shutil.copymode(usual, file)
-    usual.unlink()

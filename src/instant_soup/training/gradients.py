@@ -19,7 +19,9 @@ def mean_gradient(run: "Run", batches: int) -> "Weights":
         every = list(parameters.values())
         total = [torch.zeros_like(p) for p in every]
         for loss in losses:
-            torch._foreach_add_(total, list(torch.autograd.grad(loss, every)))
+            torch._foreach_add_(
+                total, list(torch.autograd.grad(loss, every, materialize_grads=True))
+            )
         torch._foreach_div_(total, batches)
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}
 
@@ -35,8 +37,9 @@ def hessian_product(run: "Run", batches: int, vector: "Weights") -> "Weights":
         along_vector = [vector[name].to(p.device) for name, p in parameters.items()]
         total = [torch.zeros_like(p) for p in every]
         for loss in losses:
-            first = torch.autograd.grad(loss, every, create_graph=True)
+            first = torch.autograd.grad(loss, every, create_graph=True, materialize_grads=True)
             along = sum((g * v).sum() for g, v in zip(first, along_vector, strict=True))
-            torch._foreach_add_(total, list(torch.autograd.grad(along, every)))  # type: ignore
+            second = torch.autograd.grad(along, every, materialize_grads=True)  # type: ignore[arg-type]
+            torch._foreach_add_(total, list(second))
         torch._foreach_div_(total, batches)
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}

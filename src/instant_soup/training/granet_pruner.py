@@ -29,20 +29,23 @@ class GraNetPruner(FixedMask):
         super().__init__(mask)
         self.sparsity, self.every, self.end = sparsity, every, end
         self.settled, self.total, self.regrow = settled, total, regrow
+        self.done = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the mask stays from here on."""
+        return self.done
+
+    def wants_gradients(self, step: int) -> bool:
+        """Those of a step that an update follows."""
+        return self._due(step + 1)
 
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
         """Begin with the mask given, or go on with that of a checkpoint."""
-        if tensors:
-            self.mask = {n: tensors[f"mask.{n}"].bool().cpu() for n in self.mask}
-            self._count()
         super().attach(parameters, optimizer, tensors)
-
-    def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
-        """Keep the dense gradients of a step that an update follows."""
-        self.gradients_at = frozenset({step} if self._due(step + 1) else ())
-        super().after_backward(step, gradients)
+        self.done = bool(tensors) and bool(tensors["settled"])
 
     def after_step(self, step: int) -> None:
         """Prune, and regenerate, where an update is due."""
@@ -65,10 +68,12 @@ class GraNetPruner(FixedMask):
             }
         self.gradients = {}
         self.move_to({name: kept.cpu() for name, kept in mask.items()})
+        self.done = done >= self.settled
 
     def tensors(self) -> Tensors:
         """The mask: a weight that has just come back is zero, as a pruned one is."""
-        return {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
+        mask = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
+        return {**mask, "settled": torch.tensor(self.done)}
 
     def _due(self, steps_done: int) -> bool:
         at_an_end = steps_done in (self.end, self.settled)

@@ -6,6 +6,8 @@ A pruner is called by whoever trains, the engine (loop.py) or a loop of one's ow
     pruner.after_backward(step)                     gradients are there: before clipping
     pruner.after_step(step)                         the optimiser has taken its step
     pruner.tensors()                                what a checkpoint must hold beside the state
+    pruner.wants_gradients(step)                    whether it looks at a step's dense gradients
+    pruner.finished                                 whether the mask is the last one
 
 Between two steps the pruned weights are exact zeros, so that whoever looks at the network, to
 validate or to save it, sees it pruned. A pruner that needs the dense weights (movement pruning
@@ -13,6 +15,7 @@ keeps what it prunes) holds them itself and puts them back for the optimiser's s
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -31,12 +34,15 @@ class Pruner(Protocol):
     mask: Mask
     kept: int  # weights that multiply at this step
     prunable: int
+    factors: Tensors  # the mask as floats, by name; nothing while nothing is pruned
+
+    @property
+    def finished(self) -> bool: ...
+
+    def wants_gradients(self, step: int) -> bool: ...
 
     def attach(
-        self,
-        parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        tensors: Tensors,
+        self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None: ...
 
     def after_backward(self, step: int, gradients: Tensors | None = None) -> None: ...
@@ -58,15 +64,27 @@ class FixedMask:
         self.mask = mask
         self.gradients_at = frozenset(gradients_at)
         self.gradients: Tensors = {}
+        self.factors: Tensors = {}
         self._count()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the mask is the last one."""
+        return True
+
+    def wants_gradients(self, step: int) -> bool:
+        """Whether it looks at the dense gradients of a step."""
+        return step in self.gradients_at
+
     def attach(
-        self,
-        parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        tensors: Tensors,
+        self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
         """Take hold of the parameters of the mask's names, and of what a checkpoint had."""
+        if any(name.startswith("mask.") for name in tensors):
+            self.mask = {name: tensors[f"mask.{name}"].bool().cpu() for name in self.mask}
+            self._count()
+        kept = {n: tensors.get(f"gradient.{n}") for n in self.mask}
+        self.gradients = {n: g for n, g in kept.items() if g is not None}
         self.parameters = {name: parameters[name] for name in self.mask}
         self.optimizer = optimizer
         self._make_factors()
@@ -77,7 +95,7 @@ class FixedMask:
         `gradients`: the dense ones, where those in the parameters are masked already (hooks of a
         foreign loop do that). A matrix that the loss does not reach has no gradient.
         """
-        if step in self.gradients_at:
+        if self.wants_gradients(step):
             self.gradients = {n: g.clone() for n, g in (gradients or self._own_gradients()).items()}
         if gradients is None:
             self._mask_gradients()
@@ -86,8 +104,8 @@ class FixedMask:
         """Nothing: the mask stays."""
 
     def tensors(self) -> Tensors:
-        """Nothing beside the state: its zeros are the mask."""
-        return {}
+        """The gradients that are kept; the state's zeros are the mask."""
+        return {f"gradient.{name}": g for name, g in self.gradients.items()}
 
     def move_to(self, mask: Mask) -> None:
         """Take another mask: what it prunes becomes zero, in the weights and the moments.
@@ -110,27 +128,28 @@ class FixedMask:
     def _make_factors(self) -> None:
         # As floats: multiplying gradients by them in one call is far quicker than filling one by
         # one.
-        self.factors: list[torch.Tensor] = []
+        self.factors = {}
         if self.kept < self.prunable:
-            self.factors = [
-                kept.to(self.parameters[name].device, torch.float32)
+            self.factors = {
+                name: kept.to(self.parameters[name].device, torch.float32)
                 for name, kept in self.mask.items()
-            ]
+            }
 
     def _own_gradients(self) -> Tensors:
         return {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
 
     def _mask_gradients(self) -> None:
         if self.factors:
-            both = zip(self.parameters.values(), self.factors, strict=True)
-            pairs = [(p.grad, f) for p, f in both if p.grad is not None]
-            torch._foreach_mul_([g for g, _ in pairs], [f for _, f in pairs])  # type: ignore
+            own = self._own_gradients()
+            if own:
+                torch._foreach_mul_(list(own.values()), [self.factors[name] for name in own])
 
 
 class PrunesInRounds(FixedMask):
     """A mask that changes at the ends of rounds, within one training: for a foreign loop.
 
-    `find(i)` is round i's mask, found on the network as it is then.
+    `find(i)` is round i's mask, found on the network as it is then. It is called within `aside`,
+    which brings the run to where the loop is.
     """
 
     def __init__(
@@ -138,18 +157,25 @@ class PrunesInRounds(FixedMask):
         mask: Mask,
         ends: list[int],
         find: Callable[[int], Mask],
+        *,
         done: int = 0,
         keep_gradients: bool = False,
+        aside: Callable[["PrunesInRounds"], AbstractContextManager] = nullcontext,
     ) -> None:
         super().__init__(mask, [end - 1 for end in ends] if keep_gradients else ())
-        self.ends, self.find, self.done = ends, find, done
+        self.ends, self.find, self.done, self.aside = ends, find, done, aside
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round has pruned."""
+        return self.done == len(self.ends)
 
     def attach(
-        self,
-        parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        tensors: Tensors,
+        self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
+        """Begin, or go on with a checkpoint's mask and after the rounds that it had done."""
+        if "done" in tensors:
+            self.done = int(tensors["done"])
         super().attach(parameters, optimizer, tensors)
         self._prune_when_due(0)
 
@@ -157,7 +183,15 @@ class PrunesInRounds(FixedMask):
         """Prune where a round ends with this step."""
         self._prune_when_due(step + 1)
 
+    def tensors(self) -> Tensors:
+        """How many rounds are done, and the mask of the last of them."""
+        held = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
+        return {**super().tensors(), "done": torch.tensor(self.done), **held}
+
     def _prune_when_due(self, steps_done: int) -> None:
-        while self.done < len(self.ends) and self.ends[self.done] <= steps_done:
-            self.move_to(self.find(self.done))
+        while not self.finished and self.ends[self.done] <= steps_done:
+            with self.aside(self):
+                mask = self.find(self.done)
+            self.move_to(mask)
             self.done += 1
+        self.gradients = {}

@@ -9,7 +9,7 @@ here.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,6 +118,14 @@ class Run(ABC):
     def score(self, weights: Weights) -> float:
         """The validation score of a network with these weights, pruned as `mask`; its cost too."""
 
+    def beside(self, state: State, recipe: Recipe) -> nn.Module:
+        """A network of its own with a state's weights, for look-aheads, gradients and scores."""
+        return self.network(state, recipe)
+
+    def aside(self, pruner: Pruner) -> AbstractContextManager[None]:
+        """Within this, a run whose steps a foreign loop takes is where that loop's pruner is."""
+        return nullcontext()
+
     def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
         """The record of a training: without rows, unless a run has a curve to show."""
         return Record(
@@ -181,8 +189,9 @@ class Run(ABC):
                     network, state, pruner, own, cost,
                     last=last, total=self.total, label=label, after_step=record.after_step,
                 )  # fmt: skip
-            if keep_gradients:
-                self.gradients = self._kept_gradients(folder, pruner)
+            if keep_gradients and last > first:
+                self.gradients = {n: g.cpu() for n, g in getattr(pruner, "gradients", {}).items()}
+                self.state.of_pruner = {}
             self.mask = pruner.mask
             if self.store is not None and not (keep or keep_gradients):
                 self.store.discard(folder)
@@ -238,7 +247,7 @@ class Run(ABC):
         if mask is not None:
             state.prune(mask)
         recipe = protocol.applied_to(self.recipe)
-        network = self.network(state, recipe)
+        network = self.beside(state, recipe)
         trained = self.take(
             network, state, mask or self.mask, recipe, cost,
             last=steps, total=None, label=label, rows=protocol.rows,
@@ -285,11 +294,11 @@ class Run(ABC):
         gradient is three. Attention runs unfused: torch's fused kernels have no second derivative.
         """
         self._check_data()
-        network = self.network(self.state, self.recipe).eval()
+        network = self.beside(self.state, self.recipe).eval()
         if hasattr(network, "set_attn_implementation"):
             network.set_attn_implementation("eager")  # type: ignore[operator]
         named = dict(network.named_parameters())
-        parameters: Weights = {name: named[name] for name in self.mask}
+        parameters: Weights = {name: named[name].requires_grad_() for name in self.mask}
 
         def each() -> Iterator[torch.Tensor]:
             for batch in self.batches(0, batches):
@@ -312,14 +321,3 @@ class Run(ABC):
         else:
             with self.store.entry(*parts) as folder:
                 yield folder
-
-    def _kept_gradients(self, folder: Any, pruner: Pruner) -> Weights:
-        from safetensors.torch import load_file, save_file
-
-        gradients = {n: g.cpu() for n, g in getattr(pruner, "gradients", {}).items()}
-        if folder is None:
-            return gradients
-        path = folder / "gradients.safetensors"
-        if gradients:
-            save_file(gradients, path)
-        return load_file(path)

@@ -1,0 +1,42 @@
+"""A finished network's folder: the files that are beside its weights, whoever writes them.
+
+    mask.safetensors      a bit for every prunable weight
+    compact.safetensors   the weights without their zeros
+    ticket.json           where it is from, and what a test needs to know
+
+The weights themselves and their configuration are as transformers or open_clip have them.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from instant_soup.files import write_json
+from instant_soup.models.matrices import Weights
+from instant_soup.sparsity import compact, masks
+from instant_soup.sparsity.masks import Mask
+
+FORMAT = "instant-soup-ticket-1"
+MASK, COMPACT, TICKET = "mask.safetensors", "compact.safetensors", "ticket.json"
+# What goes with a checkpoint's weights: configuration, tokenizer.
+BESIDE = (".json", ".txt", ".model", ".jinja")
+
+
+def write_ticket(folder: Path, weights: Weights, mask: Mask, ticket: dict[str, Any]) -> None:
+    """Write mask, compact file and ticket.json into a folder.
+
+    `ticket`: what ticket.json shall say; it has `method`, `seed` and `dtype`, the compact file's
+    (fp32 | bf16). UserError when a weight that the mask prunes is not zero.
+    """
+    compact.save(folder / COMPACT, weights, mask, ticket["dtype"])
+    masks.save(folder / MASK, mask, method=ticket["method"], seed=ticket["seed"])
+    write_json(folder / TICKET, ticket)
+
+
+def set_usual_permissions(folder: Path) -> None:
+    """Give a folder's files the usual permissions: safetensors writes for the owner alone."""
+    usual = folder / ".usual"
+    usual.touch()
+    for file in folder.iterdir():
+        shutil.copymode(usual, file)
+    usual.unlink()
