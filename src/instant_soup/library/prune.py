@@ -78,9 +78,10 @@ def prune(
     The learning rate falls linearly to zero.
 
     `method` is the name of a row of the pipeline's tables (docs/settings.md), or an object of its
-    class, or a function `(weights, gradients, state) -> scores`, whose largest scores stay at the
-    ends of ISP's rounds. `settings` are the method's own: of ISP `compression_rate`, `look_ahead`,
-    `denoisers`, … Its rounds take a share `mask_finding` of the steps together; with
+    class as it stands (`SNIP(batches=4)`; what is None there is filled in), or a function
+    `(weights, gradients, state) -> scores`, whose largest scores stay at the ends of ISP's rounds.
+    `settings` are the method's own: of ISP `compression_rate`, `look_ahead`, `denoisers`, … Its
+    rounds take a share `mask_finding` of the steps together; with
     `mask_finding=None` they last as `calibration`, in epochs, says. `validate(model)`, a score that
     is better the higher, is for methods that choose among networks.
 

@@ -349,16 +349,15 @@ def plan(raw: Any) -> dict[str, dict[str, Any]]:
 def plan_with_code(raw: Any) -> dict[str, dict[str, Any]]:
     """The same, and in each file that is needed the digest of the sources that its stage runs.
 
-    A stage that trains is told that of the engine, too: by it, stages share their trainings.
+    Stages that train have that of the engine beside it: the store shares trainings among them.
     """
     found, engine = {}, code.digest([ENGINE])
     for name, one in planned(raw).items():
         contents = _contents(one)
         if one.settings is not None:
             roots = [STAGES / f"{one.script}.py", *map(registry.file_of, one.methods)]
-            contents = {**contents, "code": code.digest(roots)}
-            if "engine" in contents:
-                contents["engine"] = engine
+            digests = {"code": code.digest(roots)}
+            contents |= digests | ({"engine": engine} if "engine" in contents else {})
         found[name] = contents
     return found
 

@@ -54,12 +54,7 @@ class PipelineRun(Run):
         stored: bool = True,
         **more: Any,
     ) -> None:
-        """`engine`: digest of the sources of this module, `code`: of all that run.
-
-        Equal trainings of several stages are one, whatever else these do; a search of a mask, or
-        a training by a pruner, also depends on `code`. Without `stored` nothing can be gone on
-        from.
-        """
+        """`engine`: digest of the sources that train. Without `stored` nothing is gone on from."""
         _, total = budget(recipe)
         store, origin = None, ""
         if stored:
@@ -68,8 +63,8 @@ class PipelineRun(Run):
                 *[engine, workspace.encoded_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
-        super().__init__(state, mask, recipe, total, store=store, origin=origin, **more)
-        self.tracked, self.where, self.code = tracked, loop.device(), code
+        super().__init__(state, mask, recipe, total, store=store, origin=origin, code=code, **more)
+        self.tracked, self.where = tracked, loop.device()
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
         self.head = Head()
         self.splits: dict[str, Split] = {}

@@ -53,7 +53,7 @@ class EncodeStage(Stored):
 class TrainStage(Stored):
     """Training from a folder with a state and a mask.
 
-    `code`: digest of the stage's sources; `engine`: of those that every training runs.
+    `code`: digest of all sources that the stage runs; `engine`: of those that train.
     """
 
     recipe: Recipe

@@ -38,7 +38,6 @@ class Moment:
     state: State
     mask: Mask
     origin: str
-    curve: Curve
 
 
 class Run(ABC):
@@ -46,7 +45,8 @@ class Run(ABC):
 
     `state.step` steps of the budget are done; `cost.steps` says the same, and `cost.search_steps`
     has all others. `origin` is a digest of what the state depends on: with the number of steps it
-    names the state.
+    names the state. `code` is a digest of the method's own sources: what it finds, or trains by a
+    pruner of its own, depends on them, too; training under a mask does not.
     """
 
     def __init__(
@@ -58,11 +58,12 @@ class Run(ABC):
         *,
         store: Store | None,
         origin: str,
+        code: str = "",
         looks_at: Iterable[str] = ("seed", "data"),
     ) -> None:
         self.state, self.mask, self.recipe, self.total = state, mask, recipe, total
         self.store, self.origin, self.looks_at = store, origin, frozenset(looks_at)
-        self.code = ""  # digest of the sources that find masks
+        self.code = code
         self.own_state = False  # whether the weights were changed by other means than training
         self.target = 0.0  # the sparsity that the last of several rounds reaches
         self.cost = Cost()
@@ -215,15 +216,15 @@ class Run(ABC):
 
     def moment(self) -> Moment:
         """This point of the run, to go back to."""
-        return Moment(self.state.copy(), self.mask, self.origin, list(self.curve))
+        return Moment(self.state.copy(), self.mask, self.origin)
 
     def go_back(self, to: Moment, mask: Mask | None = None) -> None:
         """Go back to a moment, with another mask if given; what was trained since is search."""
         back = max(0, self.cost.steps - to.state.step)
         self.cost.steps -= back
         self.cost.search_steps += back
+        self.curve = [row for row in self.curve if row["step"] <= to.state.step]
         self.state, self.mask, self.origin = to.state.copy(), to.mask, to.origin
-        self.curve = list(to.curve)
         if mask is not None:
             self.prune(mask)
 
