@@ -17,33 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import reference_style
-from common import ROOT, prepare, pruned_start, record, run, run_stage, step_times
+from common import ROOT, prepare, pruned_start, recipe_of, record, run, run_stage, step_times
 
 from instant_soup.files import read_json
-from instant_soup.methods.rounds import round_sparsities
-from instant_soup.pipeline.plan import check
+from instant_soup.pipeline.plan import Params
 
 
-def our_step(settings: dict, precision: str, steps: int) -> float:
+def our_step(params: Params, precision: str, steps: int) -> float:
     """Mean wall seconds of a step of a pruned network, as the engine counts them."""
-    plan = {**settings["training"], "seed": 0, "precision": precision}
-    state, mask = pruned_start(settings["sparsity"])
-    return statistics.mean(step_times(plan, state, mask, steps))
+    recipe = recipe_of(params, precision=precision)
+    state, mask = pruned_start(params.top.sparsity)
+    return statistics.mean(step_times(recipe, state, mask, steps))
 
 
-def our_isp(folder: Path, settings: dict) -> dict[str, float]:
+def our_isp(folder: Path, params: Params) -> dict[str, float]:
     """All of ISP by the stages' own processes, one after another: wall seconds, and what came out.
 
     Evaluation on the test split is not timed.
     """
-    isp = settings["isp"]
-    rounds = len(round_sparsities(settings["sparsity"], isp["compression_rate"], isp["rate_of"]))
     wall = 0.0
-    for i in range(rounds):
-        wall += run_stage(folder, "calibrate", "--round", i)
-        for n in range(isp["denoisers"]):
-            wall += run_stage(folder, "weak_mask", "--round", i, "--denoiser", n)
-        wall += run_stage(folder, "mask_soup", "--round", i)
+    for i in range(len(params.isp.sparsities(params.top.sparsity))):
+        for stage in ("calibrate", "weak_mask", "mask_soup"):
+            wall += run_stage(folder, stage, "--round", i)
     wall += run_stage(folder, "sparse_retrain", "--method", "isp")
     run_stage(folder, "evaluate", "--method", "isp")
     found = read_json(folder / "reports/results/isp.json")
@@ -73,11 +68,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = check(prepare(folder))
+        params = prepare(folder)
         kinds = {
             "reference style": lambda: reference_style.steps(folder, arguments.steps),
-            "ours, fp32": lambda: our_step(settings, "fp32", arguments.steps),
-            "ours": lambda: our_step(settings, "auto", arguments.steps),
+            "ours, fp32": lambda: our_step(params, "fp32", arguments.steps),
+            "ours": lambda: our_step(params, "auto", arguments.steps),
         }
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
         with contextlib.chdir(folder):
@@ -90,7 +85,7 @@ def main() -> None:
         ]
         kinds_of_isp = {
             "reference style": lambda: of_one_process(folder, "reference_style"),
-            "ours, the stages": lambda: our_isp(folder, settings),
+            "ours, the stages": lambda: our_isp(folder, params),
             "ours, instant_soup.prune": lambda: of_one_process(folder, "one_process"),
         }
         for kind, measure_isp in kinds_of_isp.items():

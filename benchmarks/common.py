@@ -16,13 +16,18 @@ from typing import Any
 import torch
 import yaml
 
+from instant_soup.config.sections import Recipe
 from instant_soup.data.batches import load_split
 from instant_soup.files import CODE, code_version, write_json
-from instant_soup.methods import criteria
-from instant_soup.pipeline import main_network
+from instant_soup.pipeline import run as pipeline_run
+from instant_soup.pipeline.plan import Params, check
+from instant_soup.pipeline.workspace import ENCODED, START, load_start
+from instant_soup.sparsity import scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training import loop
+from instant_soup.training import loop, metrics
+from instant_soup.training.checkpoints import Record
 from instant_soup.training.cost import Cost
+from instant_soup.training.run import Run
 from instant_soup.training.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +37,7 @@ PREPARE = ("plan", "prepare_data", "prepare_model", "encode_data", "attach_head"
 # What is measured whatever params.yaml says: the quick preset of texts.
 TEXTS = {
     "model": "minilm", "dataset": "reviews-sentiment", "preset": "quick", "sparsity": 0.7,
-    "seed": 0, "baselines": ["one_shot"], "exports": [],
+    "seed": 0, "methods": ["one_shot"], "exports": [],
 }  # fmt: skip
 
 
@@ -82,9 +87,35 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def step_times(plan: dict, state: State, mask: Mask, steps: int) -> list[float]:
+class Bare(pipeline_run.PipelineRun):
+    """A run in the prepared folder here, without curve and checkpoints, and what came out of it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(*load_start(START), recipe, stored=False)
+
+    def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
+        return Run.record(self, folder, cost, last, keep)
+
+    def first_row(self, network: torch.nn.Module) -> None:
+        return None
+
+    def score_on(self, split: str) -> float:
+        """The network's score on a split, uncounted."""
+        network = self.network(self.state, self.recipe)
+        precision = loop.resolve_precision(self.recipe.precision)
+        return metrics.score(
+            self.recipe.metric, *loop.predict(network, self._split(split), precision)
+        )
+
+
+def recipe_of(params: Params, **changes: Any) -> Recipe:
+    """The training settings of some parameters, with changes."""
+    return Recipe(**{**vars(params.training), "seed": params.top.seed, **changes})
+
+
+def step_times(recipe: Recipe, state: State, mask: Mask, steps: int) -> list[float]:
     """Wall seconds of training steps in the prepared folder here; those before do not count."""
-    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
+    data = load_split(ENCODED / "train.safetensors", loop.device())
     ends = []
 
     def after_step(*_: Any) -> None:
@@ -92,16 +123,16 @@ def step_times(plan: dict, state: State, mask: Mask, steps: int) -> list[float]:
         ends.append(time.perf_counter())
 
     loop.train(
-        main_network.build(state, plan), state, mask, data, plan, Cost(),
-        last=WARM_UP + steps, total=None, label=plan["precision"], after_step=after_step,
+        pipeline_run.build(state, recipe), state, mask, data, recipe, Cost(),
+        last=WARM_UP + steps, total=None, label=recipe.precision, after_step=after_step,
     )  # fmt: skip
     return [later - earlier for earlier, later in itertools.pairwise(ends[WARM_UP - 1 :])]
 
 
 def pruned_start(sparsity: float) -> tuple[State, Mask]:
     """The prepared folder's start, pruned by magnitude, and its mask."""
-    state, mask = main_network.load_start("models/start")
-    mask = criteria.magnitude({name: state.weights[name] for name in mask}, sparsity)
+    state, mask = load_start(START)
+    mask = scores.magnitude({name: state.weights[name] for name in mask}, sparsity)
     state.prune(mask)
     return state, mask
 
@@ -114,7 +145,7 @@ def params_with(**changes: Any) -> dict[str, Any]:
     return params
 
 
-def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
+def prepare(folder: Path, **changes: Any) -> Params:
     """Data, base model and start of TEXTS with changes, in a folder; the parameters.
 
     Everything that the pipeline has before its first training step, made by its own stages.
@@ -122,13 +153,14 @@ def prepare(folder: Path, **changes: Any) -> dict[str, Any]:
     params = params_with(**changes)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "stages").symlink_to(ROOT / "stages")  # whose digests the plan writes down
     for stage in PREPARE:
         run_stage(folder, stage)
-    return params
+    return check(params)
 
 
 def stage_command(stage: str, *arguments: object, cold: bool = False) -> list[str]:
-    """What DVC runs for a stage; `cold`: in a process of its own (warm_start.py)."""
+    """What stages/run.py does for a stage; `cold`: in a process of its own (warm_start.py)."""
     launcher = [] if cold or stage == "plan" else ["-m", "instant_soup.pipeline.warm_start"]
     return [sys.executable, *launcher, str(ROOT / f"stages/{stage}.py"), *map(str, arguments)]
 

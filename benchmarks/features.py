@@ -18,16 +18,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import prepare, pruned_start, record, step_times
+from common import prepare, pruned_start, recipe_of, record, step_times
 
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts, load_split
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.plan import check
+from instant_soup.pipeline import run as pipeline_run
+from instant_soup.pipeline.plan import Params
+from instant_soup.pipeline.workspace import ENCODED
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
 
-ADAMW, BUILD, ROWS = torch.optim.AdamW, main_network.build, Texts.rows
+ADAMW, BUILD, ROWS = torch.optim.AdamW, pipeline_run.build, Texts.rows
 COMPILED = "tried: torch.compile"
 # What must not change fp32 results beyond rounding; the others train something else, or in
 # another order.
@@ -69,7 +70,7 @@ def compiling() -> Iterator[None]:
     with (
         tempfile.TemporaryDirectory() as cache,
         patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
-        patch.object(main_network, "build", compiled),
+        patch.object(pipeline_run, "build", compiled),
     ):
         yield
 
@@ -89,7 +90,7 @@ def one_thread() -> Iterator[None]:
 def fused_attention() -> Iterator[None]:
     """torch's fused attention in training, which the engine avoids on a CPU."""
     with (
-        patch.object(main_network, "build", with_fused_attention),
+        patch.object(pipeline_run, "build", with_fused_attention),
         patch.object(loop, "sdpa_kernel", lambda _: contextlib.nullcontext()),
     ):
         yield
@@ -117,26 +118,26 @@ def variants() -> dict[str, Changed]:
     return found
 
 
-def measure(settings: dict[str, Any], changed: Changed, steps: int) -> tuple[float, float]:
+def measure(params: Params, changed: Changed, steps: int) -> tuple[float, float]:
     """Mean seconds of a training step, and of all before the first one that counts."""
     around, changes = changed
-    plan = {**settings["training"], "seed": 0, **changes}
-    state, mask = pruned_start(settings["sparsity"])
+    recipe = recipe_of(params, **changes)
+    state, mask = pruned_start(params.top.sparsity)
     with around:
         started = time.perf_counter()
-        times = step_times(plan, state, mask, steps)
+        times = step_times(recipe, state, mask, steps)
         return statistics.mean(times), time.perf_counter() - started - sum(times)
 
 
-def losses(settings: dict[str, Any], changed: Changed) -> list[float]:
+def losses(params: Params, changed: Changed) -> list[float]:
     """The losses of ten fp32 steps without dropout."""
-    plan = {**settings["training"], "seed": 0, "precision": "fp32", "dropout": 0.0}
-    state, mask = pruned_start(settings["sparsity"])
+    recipe = recipe_of(params, precision="fp32", dropout=0.0)
+    state, mask = pruned_start(params.top.sparsity)
     found: list[float] = []
     with changed[0]:
-        data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
+        data = load_split(ENCODED / "train.safetensors", loop.device())
         loop.train(
-            main_network.build(state, plan), state, mask, data, plan, Cost(),
+            pipeline_run.build(state, recipe), state, mask, data, recipe, Cost(),
             last=10, total=None, label="fp32",
             after_step=lambda _, loss, __: found.append(loss.item()),
         )  # fmt: skip
@@ -149,19 +150,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        settings = check(prepare(Path(name)))
+        params = prepare(Path(name))
         found: dict[str, list[tuple[float, float]]] = {}
         moved: dict[str, float] = {}
         with contextlib.chdir(name):
             for repeat in range(arguments.repeats):  # by turns: the machine's moods hit all alike
                 for what, changed in variants().items():
                     if not (repeat and what == COMPILED):  # minutes, each time
-                        times = measure(settings, changed, arguments.steps)
+                        times = measure(params, changed, arguments.steps)
                         found.setdefault(what, []).append(times)
-            as_it_is = losses(settings, variants()["all features"])
+            as_it_is = losses(params, variants()["all features"])
             for what in NEUTRAL:
                 if what in variants():
-                    own = losses(settings, variants()[what])
+                    own = losses(params, variants()[what])
                     moved[what] = max(abs(a - b) for a, b in zip(own, as_it_is, strict=True))
     rows: list[dict[str, Any]] = []
     for what, pairs in found.items():

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import torch
 from common import record, seconds
-from instant_soup.methods.criteria import Probe
 from shapes import MINILM
 from torch import nn
 
-from instant_soup.methods import criteria
+from instant_soup.methods.n_of_m import largest_of_groups
 from instant_soup.models import bert
 from instant_soup.models.matrices import prunable
-from instant_soup.sparsity import compact, masks
+from instant_soup.sparsity import compact, masks, scores
 from instant_soup.tickets.layouts import BLOCK, convert
 from instant_soup.training import loop
 
@@ -69,7 +68,7 @@ def main() -> None:
     # Layout, sparsity, the network, and the dense one that it is compared with.
     candidates: list[tuple[str, float, nn.Module, nn.Module]] = []
     for sparsity in arguments.sparsities:
-        mask, blocks = criteria.magnitude(weights, sparsity), block_mask(weights, sparsity)
+        mask, blocks = scores.magnitude(weights, sparsity), block_mask(weights, sparsity)
         one, other = pruned(model, mask), pruned(model, blocks)
         candidates += [
             ("zeros in dense matrices", sparsity, one, model),
@@ -84,7 +83,7 @@ def main() -> None:
         candidates.append(("dense, bf16", 0.0, copy.deepcopy(model).bfloat16(), model))
     if where.type == "cuda":
         half = copy.deepcopy(model).half()
-        mask = criteria.n_of_m(weights, 0.5, Probe(0, {"m": 4}))
+        mask = largest_of_groups(weights, 2, 4)
         candidates.append(("2:4, fp16", 0.5, convert(pruned(half, mask), names, "2:4"), half))
     for batch_size in arguments.batch_sizes:
         ids = torch.randint(1000, 20_000, (batch_size, TOKENS), device=where)

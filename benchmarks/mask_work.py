@@ -21,11 +21,9 @@ from typing import Any
 
 import shapes
 import torch
-from common import pruned_start, record, seconds, step_times
+from common import pruned_start, recipe_of, record, seconds, step_times
 
-from instant_soup.methods import criteria
-from instant_soup.pipeline.plan import check
-from instant_soup.sparsity import mask_soup, masks
+from instant_soup.sparsity import mask_soup, masks, scores
 
 SPARSITY, DENOISERS = 0.7, 4
 LOOK_AHEAD = 10  # steps of a denoiser, as in the quick preset; the paper's 100 make the share less
@@ -85,7 +83,7 @@ def measure(name: str, folder: Path, copy_speed: float) -> list[dict[str, Any]]:
     weights = weights_of(*NETWORKS[name])
     total = sum(w.numel() for w in weights.values())
     k = masks.keep_count(weights, SPARSITY)
-    mask = criteria.magnitude(weights, SPARSITY)
+    mask = scores.magnitude(weights, SPARSITY)
     weak = [flipped(mask, 0.01, seed) for seed in range(DENOISERS)]
     union = mask_soup.combine(weak, "union")
     file = folder / "mask.safetensors"
@@ -101,7 +99,7 @@ def measure(name: str, folder: Path, copy_speed: float) -> list[dict[str, Any]]:
     bits = {x: masks.pack(m) for x, m in mask.items()}
     # Operation, ours, the sorting version, bytes a weight that must be read or written.
     work: list[tuple[str, Callable, Callable | None, float]] = [
-        ("threshold", lambda: criteria.magnitude(weights, SPARSITY),
+        ("threshold", lambda: scores.magnitude(weights, SPARSITY),
          lambda: sorted_magnitude(weights), 4 + 1),
         ("union", lambda: mask_soup.combine(weak, "union"),
          lambda: float_union(floats), n + 1),
@@ -140,11 +138,10 @@ def share_of_round(rows: list[dict[str, Any]]) -> dict[str, Any]:
     each = own["threshold"] + own["pack and save"] + own["load and unpack"]  # of a denoiser
     work = DENOISERS * each + own["union"] + own["adjust"] + own["pack and save"] + own["apply"]
     with tempfile.TemporaryDirectory() as name:
-        settings = check(shapes.project(Path(name), "BERT-base", 8))
+        recipe = recipe_of(shapes.project(Path(name), "BERT-base", 8))
         with contextlib.chdir(name):
             state, mask = pruned_start(SPARSITY)
-            plan = {**settings["training"], "seed": 0}
-            step = statistics.median(step_times(plan, state, mask, 4))
+            step = statistics.median(step_times(recipe, state, mask, 4))
     steps = DENOISERS * LOOK_AHEAD
     return {"mask_seconds": work, "step_seconds": step, "steps": steps,
             "share": work / (work + steps * step)}  # fmt: skip

@@ -24,7 +24,7 @@ STAGES = (
     ("attach_head",),
     ("dense_finetune",),
     ("calibrate", "--round", "0"),
-    ("weak_mask", "--round", "0", "--denoiser", "0"),
+    ("weak_mask", "--round", "0"),
     ("mask_soup", "--round", "0"),
     ("sparse_retrain", "--method", "isp"),
     ("find_ticket", "--method", "one_shot"),

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import recipe_of
 
 import instant_soup
 from instant_soup.data.batches import Texts, epoch_batches, load_split, steps_per_epoch
 from instant_soup.files import read_yaml
-from instant_soup.methods.rounds import calibration_steps, round_sparsities
-from instant_soup.pipeline import main_network
 from instant_soup.pipeline.plan import check
+from instant_soup.pipeline.run import build
+from instant_soup.pipeline.workspace import ENCODED, START, load_start
 from instant_soup.sparsity import masks
 from instant_soup.training import loop, metrics
 from instant_soup.training.schedule import steps_of
@@ -43,29 +44,27 @@ def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def whole_isp() -> dict[str, float]:
     """Wall seconds from reading the data to the end; then, not timed, what came out."""
-    settings = check(read_yaml(Path("params.yaml")))
-    own, isp = settings["training"], settings["isp"]
+    params = check(read_yaml(Path("params.yaml")))
+    recipe, isp, sparsity = recipe_of(params), params.isp, params.top.sparsity
     started = time.perf_counter()
-    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
+    data = load_split(ENCODED / "train.safetensors", loop.device())
     assert isinstance(data, Texts)
-    state, _ = main_network.load_start("models/start")
-    model = main_network.build(state, own).to(data.labels.device)
-    batches = Epochs(data, own["batch_size"])
-    total = steps_of(own["epochs"], len(batches))
-    rounds = len(round_sparsities(settings["sparsity"], isp["compression_rate"], isp["rate_of"]))
-    t = steps_of(isp["calibration"], len(batches))
+    state, _ = load_start(START)
+    model = build(state, recipe).to(data.labels.device)
+    batches = Epochs(data, recipe.batch_size)
+    total = steps_of(recipe.epochs, len(batches))
     pruned = instant_soup.prune(
-        model, batches, loss, steps=total, learning_rate=own["learning_rate"],
-        sparsity=settings["sparsity"], compression_rate=isp["compression_rate"],
-        mask_finding=sum(calibration_steps(i, t) for i in range(rounds)) / total,
-        denoisers=isp["denoisers"], look_ahead=isp["look_ahead"], combine=isp["combine"],
-        learning_rate_range=isp["learning_rate_range"],
-        weight_decay_range=isp["weight_decay_range"], weight_decay=own["weight_decay"],
-        warmup=own["warmup"], clip_norm=own["clip_norm"], precision=own["precision"],
+        model, batches, loss, steps=total, learning_rate=recipe.learning_rate, sparsity=sparsity,
+        compression_rate=isp.compression_rate,
+        mask_finding=isp.ends(sparsity, total, len(batches))[-1] / total,
+        denoisers=isp.denoisers, look_ahead=isp.look_ahead, combine=isp.combine,
+        learning_rate_range=isp.learning_rate_range, weight_decay_range=isp.weight_decay_range,
+        weight_decay=recipe.weight_decay, warmup=recipe.warmup, clip_norm=recipe.clip_norm,
+        precision=recipe.precision,
     )  # fmt: skip
     wall = time.perf_counter() - started
-    test = load_split(main_network.ENCODED / "test.safetensors", data.labels.device)
-    precision = loop.resolve_precision(own["precision"])
+    test = load_split(ENCODED / "test.safetensors", data.labels.device)
+    precision = loop.resolve_precision(recipe.precision)
     score = metrics.score("accuracy", *loop.predict(pruned.model, test, precision))
     return {
         "seconds": wall,

@@ -9,48 +9,28 @@ test split is not touched. About a minute a run on two cores.
 """
 
 import argparse
+from pathlib import Path
 
-import torch
-import yaml
+from common import Bare, recipe_of
 
-from instant_soup.data.batches import load_split
-from instant_soup.methods import criteria
-from instant_soup.methods.rounds import calibration_steps
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.plan import check, check_rounds
-from instant_soup.training import loop, metrics
-from instant_soup.training.cost import Cost
-from instant_soup.training.state import State
+from instant_soup.files import read_yaml
+from instant_soup.methods.base import Method
+from instant_soup.methods.one_shot import OneShot
+from instant_soup.methods.progressive import Progressive
+from instant_soup.pipeline.plan import Params, check
 
 SHARES = (0.0, 0.15, 0.3, 0.6, 0.9)  # 0: one-shot, everything pruned at the start
 
 
-def final_score(settings: dict, sparsities: list[float], share: float, seed: int) -> float:
-    """Validation score of one run; `share` of its steps come before the last prune."""
-    training_settings = {**settings["training"], "seed": seed}
-    _, total = main_network.budget(training_settings)
-    data = load_split(main_network.ENCODED / "train.safetensors", torch.device("cpu"))
-    state, mask = main_network.load_start("models/start")
-    count = len(sparsities)
-    t = share * total / (count * (count + 1) / 2)
-
-    def train_to(last: int) -> State:
-        model = main_network.build(state, training_settings)
-        return loop.train(
-            model, state, mask, data, training_settings, Cost(),
-            last=last, total=total, label=f"share {share}, seed {seed}",
-        )  # fmt: skip
-
-    for i, sparsity in enumerate(sparsities if share else sparsities[-1:]):
-        state = train_to(state.step + round(calibration_steps(i, 1) * t))
-        weights = {name: state.weights[name] for name in mask}
-        mask = criteria.magnitude(weights, sparsity)
-        state.prune(mask)
-    state = train_to(total)
-    model = main_network.build(state, training_settings)
-    validation = load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
-    precision = loop.resolve_precision(training_settings["precision"])
-    return metrics.score("accuracy", *loop.predict(model, validation, precision))
+def final_score(params: Params, share: float, **changes: float) -> float:
+    """Validation accuracy (%) of one run; `share` of its steps come before the last prune."""
+    method: Method = OneShot()
+    if share:
+        own = vars(params.method(Progressive.name))
+        method = Progressive(**{**own, "mask_finding": share})
+    run = Bare(recipe_of(params, **changes))
+    method.run(run, params.top.sparsity)
+    return 100 * run.score_on("validation")
 
 
 def main() -> None:
@@ -58,15 +38,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=None, help="budget, if not the preset's")
     arguments = parser.parse_args()
-    with open("params.yaml") as file:
-        settings = check(yaml.safe_load(file))
-    if arguments.epochs:
-        settings["training"]["epochs"] = arguments.epochs
-    sparsities = check_rounds(settings)
-    print(f"| share of the budget before the last prune to {sparsities[-1]:.0%} | validation (%) |")
+    params = check(read_yaml(Path("params.yaml")))
+    budget = {"epochs": arguments.epochs} if arguments.epochs else {}
+    sparsity = f"{params.top.sparsity:.0%}"
+    print(f"| share of the budget before the last prune to {sparsity} | validation (%) |")
     print("|---|---|")
     for share in SHARES:
-        scores = [100 * final_score(settings, sparsities, share, s) for s in range(arguments.seeds)]
+        scores = [final_score(params, share, seed=s, **budget) for s in range(arguments.seeds)]
         listed = ", ".join(f"{score:.1f}" for score in scores)
         print(f"| {share:.0%} | {sum(scores) / len(scores):.1f} ({listed}) |", flush=True)
 

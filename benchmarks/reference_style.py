@@ -22,8 +22,9 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset
 
+from instant_soup.config.sections import Training
 from instant_soup.files import read_json, read_yaml
-from instant_soup.methods.rounds import round_sparsities
+from instant_soup.methods.isp import ISP
 from instant_soup.models.bert import transformers_auto
 from instant_soup.pipeline.plan import check
 from instant_soup.training.schedule import steps_of
@@ -46,7 +47,7 @@ class Rows(Dataset):
         return {"input_ids": self.ids[i], "attention_mask": mask, "labels": self.labels[i]}
 
 
-def build(folder: Path, settings: dict) -> Any:
+def build(folder: Path, training: Training) -> Any:
     """The classifier, read from its files."""
     auto = transformers_auto()
     outputs = read_json(folder / "data/encoded/info.json")["outputs"]
@@ -56,9 +57,9 @@ def build(folder: Path, settings: dict) -> Any:
     )  # fmt: skip
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = settings["dropout"]
+            module.p = float(training.dropout or 0.0)
         if isinstance(module, nn.Embedding):
-            module.requires_grad_(not settings["freeze_embeddings"])
+            module.requires_grad_(not training.freeze_embeddings)
     return model
 
 
@@ -108,13 +109,13 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
 class MainRun:
     """The network, its optimiser and schedule, and the losses of the steps so far."""
 
-    def __init__(self, folder: Path, settings: dict) -> None:
-        self.settings = training = settings["training"]
-        self.loader = DataLoader(Rows(folder), training["batch_size"], shuffle=True)
-        self.steps_per_epoch = len(Rows(folder)) // training["batch_size"]
-        self.total = steps_of(training["epochs"], self.steps_per_epoch)
+    def __init__(self, folder: Path, training: Training) -> None:
+        self.training = training
+        self.loader = DataLoader(Rows(folder), training.batch_size, shuffle=True)
+        self.steps_per_epoch = len(Rows(folder)) // training.batch_size
+        self.total = steps_of(training.epochs, self.steps_per_epoch)
         self.model = build(folder, training)
-        self.optimizer = adamw(self.model, training["learning_rate"], training["weight_decay"])
+        self.optimizer = adamw(self.model, training.learning_rate, training.weight_decay)
         decay = lambda step: max(0.0, 1 - step / self.total)  # noqa: E731
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, decay)
         self.losses: list[float] = []
@@ -126,25 +127,25 @@ class MainRun:
             for batch in self.loader:
                 if len(self.losses) >= last:
                     return
-                clip = self.settings["clip_norm"]
+                clip = self.training.clip_norm
                 self.losses.append(take_step(self.model, batch, self.optimizer, clip))
                 self.scheduler.step()
 
 
-def weak_mask(folder: Path, run: MainRun, found: dict, sparsity: float, isp: dict) -> dict:
+def weak_mask(folder: Path, run: MainRun, found: dict, sparsity: float, isp: ISP) -> dict:
     """One denoiser's mask: a copy of the network, trained briefly on some of the batches."""
-    model = build(folder, run.settings)
+    model = build(folder, run.training)
     if found:
         set_masks(model, found)
     model.load_state_dict(copy.deepcopy(run.model.state_dict()))
-    factor = random.uniform(*isp["learning_rate_range"])
-    decay = random.uniform(*isp["weight_decay_range"])
-    optimizer = adamw(model, factor * run.settings["learning_rate"], decay)
+    factor = random.uniform(*isp.learning_rate_range)
+    decay = random.uniform(*isp.weight_decay_range)
+    optimizer = adamw(model, factor * run.training.learning_rate, decay)
     model.train()
-    left = isp["look_ahead"]
+    left = isp.look_ahead
     for batch in run.loader:
-        if left and random.random() < isp["subset"]:
-            take_step(model, batch, optimizer, run.settings["clip_norm"])
+        if left and random.random() < isp.subset:
+            take_step(model, batch, optimizer, run.training.clip_norm)
             left -= 1
     return magnitude(model, sparsity)
 
@@ -165,24 +166,24 @@ def whole_isp(folder: Path) -> dict[str, float]:
 
     Then, not timed, what came out: test accuracy and sparsity.
     """
-    settings = check(read_yaml(folder / "params.yaml"))
-    isp = settings["isp"]
+    params = check(read_yaml(folder / "params.yaml"))
+    isp = params.isp
     random.seed(0)
     torch.manual_seed(0)
     started = time.perf_counter()
-    run = MainRun(folder, settings)
-    t = steps_of(isp["calibration"], run.steps_per_epoch)
+    run = MainRun(folder, params.training)
+    t = steps_of(isp.calibration, run.steps_per_epoch)
     found: dict[str, torch.Tensor] = {}
-    sparsities = round_sparsities(settings["sparsity"], isp["compression_rate"], isp["rate_of"])
+    sparsities = isp.sparsities(params.top.sparsity)
     for i, sparsity in enumerate(sparsities):
         run.train_to(len(run.losses) + t * (i + 1))
-        weak = [weak_mask(folder, run, found, sparsity, isp) for _ in range(isp["denoisers"])]
+        weak = [weak_mask(folder, run, found, sparsity, isp) for _ in range(isp.denoisers)]
         union = {name: (sum(m[name] for m in weak) > 0).float() for name in weak[0]}
         found = magnitude(run.model, sparsity, within=union)
         set_masks(run.model, found)
     run.train_to(run.total)
     wall = time.perf_counter() - started
-    look_ahead = len(sparsities) * isp["denoisers"] * isp["look_ahead"]
+    look_ahead = len(sparsities) * isp.denoisers * isp.look_ahead
     zeros = sum((mask == 0).sum().item() for mask in found.values())
     return {
         "seconds": wall,
@@ -195,10 +196,10 @@ def whole_isp(folder: Path) -> dict[str, float]:
 
 def steps(folder: Path, count: int) -> float:
     """Mean wall seconds of a training step of a pruned network, after a few that do not count."""
-    settings = check(read_yaml(folder / "params.yaml"))
+    params = check(read_yaml(folder / "params.yaml"))
     torch.manual_seed(0)
-    run = MainRun(folder, settings)
-    set_masks(run.model, magnitude(run.model, settings["sparsity"]))
+    run = MainRun(folder, params.training)
+    set_masks(run.model, magnitude(run.model, params.top.sparsity))
     run.train_to(3)
     started = time.perf_counter()
     run.train_to(3 + count)

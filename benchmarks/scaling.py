@@ -6,17 +6,19 @@ Random weights but for the packaged model; about five minutes on two cores.
 """
 
 import contextlib
+import shutil
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import shapes
 import yaml
-from common import prepare, record, run_stage, step_times
+from common import prepare, recipe_of, record, run_stage, step_times
 
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.plan import check
+from instant_soup.config.sections import Recipe
+from instant_soup.pipeline.workspace import START, load_start
 from instant_soup.sparsity import masks
 
 NETWORKS = ((2, 128), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
@@ -25,29 +27,28 @@ DENOISERS = 4
 TOKENS, ROWS = 64, 1024  # of every text, so that batches are alike; trained on for a batch size
 
 
-def prepared(folder: Path, model: str) -> dict[str, Any]:
-    """A folder with texts of one length; its settings."""
+def prepared(folder: Path, model: str) -> Recipe:
+    """A folder with texts of one length; its settings of training."""
     texts = shapes.long_texts(folder / "texts", 4096)
-    return check(prepare(folder, model=model, dataset=f"local:{texts}", data={
+    return recipe_of(prepare(folder, model=model, dataset=f"local:{texts}", data={
         "max_length": TOKENS, "train_rows": 3500, "validation_rows": 64, "test_rows": 64,
     }))  # fmt: skip
 
 
-def step_seconds(settings: dict, steps: int) -> tuple[int, float]:
+def step_seconds(recipe: Recipe, steps: int) -> tuple[int, float]:
     """Number of prunable weights, and mean wall seconds of a training step, here."""
-    plan = {**settings["training"], "seed": 0}
-    state, mask = main_network.load_start("models/start")
-    return masks.count(mask)[1], statistics.mean(step_times(plan, state, mask, steps))
+    state, mask = load_start(START)
+    return masks.count(mask)[1], statistics.mean(step_times(recipe, state, mask, steps))
 
 
-def round_seconds(folder: Path, denoisers: int) -> tuple[float, float]:
-    """Wall seconds of the round's next denoiser, and of the soup of all so far."""
+def round_seconds(folder: Path, denoisers: int) -> float:
+    """Wall seconds of all denoisers of round 0, of which none is known, and of their soup."""
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["isp"]["denoisers"] = denoisers
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     run_stage(folder, "plan")
-    look_ahead = run_stage(folder, "weak_mask", "--round", 0, "--denoiser", denoisers - 1)
-    return look_ahead, run_stage(folder, "mask_soup", "--round", 0)
+    shutil.rmtree(folder / ".dvc", ignore_errors=True)  # the store keeps weak masks
+    return sum(run_stage(folder, stage, "--round", 0) for stage in ("weak_mask", "mask_soup"))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -96,26 +97,24 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             model = shapes.bert_folder(folder / "model", layers, width)
-            settings = prepared(folder, f"local:{model}")
+            recipe = prepared(folder, f"local:{model}")
             with contextlib.chdir(folder):
-                weights, own = step_seconds(settings, 8)
+                weights, own = step_seconds(recipe, 8)
         rows.append({"what": "model size", "x": weights / 1e6, "y": own})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = prepared(folder, "minilm")
+        recipe = prepared(folder, "minilm")
         with contextlib.chdir(folder):
             for batch_size in BATCH_SIZES:
-                settings["training"]["batch_size"] = batch_size
-                _, own = step_seconds(settings, ROWS // batch_size)
+                own_recipe = replace(recipe, batch_size=batch_size)
+                _, own = step_seconds(own_recipe, ROWS // batch_size)
                 rows.append({"what": "batch size", "x": batch_size, "y": batch_size / own})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, isp={"denoisers": 1}, weak_seeds=list(range(DENOISERS)))
-        wall = run_stage(folder, "calibrate", "--round", 0)
+        prepare(folder)
+        training = run_stage(folder, "calibrate", "--round", 0)
         for n in range(1, DENOISERS + 1):
-            look_ahead, soup = round_seconds(folder, n)
-            wall += look_ahead
-            rows.append({"what": "denoisers", "x": n, "y": wall + soup})
+            rows.append({"what": "denoisers", "x": n, "y": training + round_seconds(folder, n)})
     record("scaling", rows)
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from instant_soup.models import bert, clip
 from instant_soup.models.known import MODELS, packaged_folder
+from instant_soup.pipeline.plan import Params
 
-MINILM = packaged_folder(MODELS["minilm"]["package"], MODELS["minilm"]["folder"])
+MINILM = packaged_folder(MODELS["minilm"].package, MODELS["minilm"].folder)
 SHAPES = ("MiniLM-L6", "BERT-base", "ViT-B/32")
 
 
@@ -60,7 +61,7 @@ def long_texts(folder: Path, rows: int) -> Path:
     return folder
 
 
-def project(folder: Path, shape: str, batches: int) -> dict[str, Any]:
+def project(folder: Path, shape: str, batches: int) -> Params:
     """A prepared folder with a model of this shape and some batches of full length; its parameters.
 
     Batches as in Table 1 of the paper: 32 texts of 128 tokens, or 128 images. The budget is one
@@ -74,7 +75,7 @@ def project(folder: Path, shape: str, batches: int) -> dict[str, Any]:
         "data": rows,
         "training": {"epochs": 1, "batch_size": batch_size},
         "isp": {"calibration": 1 / batches, "look_ahead": 1, "denoisers": 1, "subset": 1.0},
-        "baselines": ["one_shot", "snip", "grasp"],
+        "methods": ["one_shot", "snip", "grasp"],
         "criteria": {"batches": 1},
     }
     if images:

@@ -15,12 +15,12 @@ from typing import Any
 
 import shapes
 import torch
-from common import WARM_UP, record, seconds, step_times
+from common import WARM_UP, recipe_of, record, seconds, step_times
 
 from instant_soup.data.batches import load_split
 from instant_soup.models import base as models
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.plan import check
+from instant_soup.pipeline.run import build
+from instant_soup.pipeline.workspace import ENCODED, START, load_start
 from instant_soup.sparsity import masks
 from instant_soup.training import loop
 from instant_soup.training.cost import peak_memory
@@ -41,24 +41,24 @@ def matmul_peak(precision: str) -> float:
 def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
     """Seconds a training step, and the engine's FLOP/s beside the peak."""
     with tempfile.TemporaryDirectory() as name:
-        settings = check(shapes.project(Path(name), shape, WARM_UP + steps))
-        plan = {**settings["training"], "seed": 0, "precision": precision, "flip": False}
+        params = shapes.project(Path(name), shape, WARM_UP + steps)
+        recipe = recipe_of(params, precision=precision)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         with contextlib.chdir(name):
-            state, mask = main_network.load_start("models/start")
-            own = statistics.median(step_times(plan, state, mask, steps))
+            state, mask = load_start(START)
+            own = statistics.median(step_times(recipe, state, mask, steps))
             memory = peak_memory()  # of this process, and so of no use on a CPU
-            data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
-            batch = data.rows(torch.arange(plan["batch_size"]))
-            model = main_network.build(state, plan)
+            data = load_split(ENCODED / "train.safetensors", loop.device())
+            batch = data.rows(torch.arange(recipe.batch_size))
+            model = build(state, recipe)
             flops = 3 * sum(models.forward_flops(model, masks.count(mask)[1], batch))
     peak = matmul_peak(precision)
     return {
         "shape": shape,
         "precision": precision,
         "step_seconds": own,
-        "rows_per_second": plan["batch_size"] / own,
+        "rows_per_second": recipe.batch_size / own,
         "tflops": flops / own / 1e12,
         "peak_tflops": peak / 1e12,
         "share_of_peak": flops / own / peak,

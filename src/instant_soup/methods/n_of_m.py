@@ -10,6 +10,7 @@ from instant_soup.methods.base import AtStart, register
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 
 @register
@@ -40,15 +41,20 @@ class NOfM(AtStart):
 
     def mask(self, run: "Run", sparsity: float) -> "Mask":
         """The mask; UserError when N is no whole number, or a row no multiple of M."""
-        n, m, mask = pattern(sparsity, self.m), self.m, {}
-        for name, weight in run.weights.items():
-            if weight.shape[-1] % m:
-                raise UserError(f"criteria.m: {m} does not divide the {weight.shape[-1]} of {name}")
-            groups = weight.abs().float().view(-1, m)
-            # Ranks within a group, stable: of equals the first is larger.
-            ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            mask[name] = (ranks < n).view(weight.shape)
-        return mask
+        return largest_of_groups(run.weights, pattern(sparsity, self.m), self.m)
+
+
+def largest_of_groups(weights: "Weights", n: int, m: int) -> "Mask":
+    """The n largest |w| of each group of m; UserError when a row is no multiple of m."""
+    mask = {}
+    for name, weight in weights.items():
+        if weight.shape[-1] % m:
+            raise UserError(f"criteria.m: {m} does not divide the {weight.shape[-1]} of {name}")
+        groups = weight.abs().float().view(-1, m)
+        # Ranks within a group, stable: of equals the first is larger.
+        ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        mask[name] = (ranks < n).view(weight.shape)
+    return mask
 
 
 def pattern(sparsity: float, m: int) -> int:

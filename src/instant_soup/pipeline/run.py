@@ -161,7 +161,7 @@ class PipelineRun(Run):
             show=show,
         )
 
-    def first_row(self, network: nn.Module) -> dict[str, Any]:
+    def first_row(self, network: nn.Module) -> dict[str, Any] | None:
         score, sparsity = self.validate(network), round(masks.sparsity(self.mask), 6)
         return {
             **{"step": self.state.step, "train_loss": None},
