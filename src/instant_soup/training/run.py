@@ -38,6 +38,7 @@ class Moment:
     state: State
     mask: Mask
     origin: str
+    curve: Curve
 
 
 class Run(ABC):
@@ -216,14 +217,14 @@ class Run(ABC):
 
     def moment(self) -> Moment:
         """This point of the run, to go back to."""
-        return Moment(self.state.copy(), self.mask, self.origin)
+        return Moment(self.state.copy(), self.mask, self.origin, list(self.curve))
 
     def go_back(self, to: Moment, mask: Mask | None = None) -> None:
         """Go back to a moment, with another mask if given; what was trained since is search."""
         back = max(0, self.cost.steps - to.state.step)
         self.cost.steps -= back
         self.cost.search_steps += back
-        self.curve = [row for row in self.curve if row["step"] <= to.state.step]
+        self.curve = list(to.curve)
         self.state, self.mask, self.origin = to.state.copy(), to.mask, to.origin
         if mask is not None:
             self.prune(mask)
