@@ -31,6 +31,7 @@ from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
 from instant_soup.models import bert, matrices
+from instant_soup.pipeline import code as sources
 from instant_soup.pipeline import workspace
 from instant_soup.pipeline.run import PipelineRun, budget
 from instant_soup.pipeline.stage_files import TrainStage
@@ -39,6 +40,7 @@ from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import checkpoints, loop, metrics
 from instant_soup.training.cost import Cost
+from instant_soup.training.pruner import FixedMask
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State, load_state, save_state
 
@@ -569,14 +571,14 @@ def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert resumed.curve == whole.curve and resumed.cost.steps == 9
 
 
-@pytest.mark.parametrize("change", ["recipe", "mask", "weights", "moments", "last", "code"])
+@pytest.mark.parametrize("change", ["recipe", "mask", "weights", "moments", "last", "engine"])
 def test_a_checkpoint_is_not_taken_up_by_another_run(
     inside: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    (state, mask), recipe, last, code = pruned_start(), recipe_of_dense(), 7, "1"
+    (state, mask), recipe, last = pruned_start(), recipe_of_dense(), 7
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
-        go_on((state, mask), recipe, last, code=code)
+        go_on((state, mask), recipe, last)
 
     if change == "recipe":
         recipe = replace(recipe, learning_rate=1e-3)
@@ -589,13 +591,30 @@ def test_a_checkpoint_is_not_taken_up_by_another_run(
     elif change == "last":
         last = 6
     else:
-        code = "2"
+        monkeypatch.setattr(sources, "digest", lambda roots: "of edited sources")
     with monkeypatch.context() as patch:
         taken: list[int] = []
         interrupt_at(1, patch, lambda: taken.append(1))
-        run = go_on((state, mask), recipe, last, code=code)
+        run = go_on((state, mask), recipe, last)
     assert run.cost.steps == last - 3  # all of them: it began at its own start
     assert taken and len(kept(inside)) == 1  # the other run's
+
+
+def test_rows_share_what_the_engine_trains_and_not_what_their_own_code_does(inside: Path) -> None:
+    start, recipe = pruned_start(), recipe_of_dense()
+    calls, origins = [], set()
+
+    def find(code: str) -> Mask:
+        calls.append(code)
+        return start[1]
+
+    for code in ("1", "2", "1"):
+        run = go_on(start, recipe, 5, keep=True, code=code)
+        run.search("key", find, code)
+        run.train(7, "by a pruner", pruner=FixedMask(start[1]), key="key")
+        origins.add(run.origin)
+    assert calls == ["1", "2"] and len(origins) == 2
+    assert len(kept(inside)) == 1 + 2 + 2
 
 
 def test_a_kept_training_is_taken_by_an_equal_one_with_its_curve_and_cost(

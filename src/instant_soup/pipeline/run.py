@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from instant_soup.data.batches import (
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
 from instant_soup.models.head import Head
+from instant_soup.pipeline import code as sources
 from instant_soup.pipeline import workspace
 from instant_soup.pipeline.workspace import BASE, ENCODED
 from instant_soup.sparsity import masks
@@ -53,16 +55,16 @@ class PipelineRun(Run):
         stored: bool = True,
         **more: Any,
     ) -> None:
-        """`code`: digest of the sources that run. Without `stored` nothing can be gone on from."""
+        """`code`: digest of the stage's sources. Without `stored` nothing can be gone on from."""
         _, total = budget(recipe)
         store, origin = None, ""
         if stored:
             store = checkpoints.pipeline_store()
             origin = checkpoints.digest(
-                *[code, workspace.encoded_digest(), state.step, mask],
+                *[sources.digest([Path(__file__)]), workspace.encoded_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
-        super().__init__(state, mask, recipe, total, store=store, origin=origin, **more)
+        super().__init__(state, mask, recipe, total, store=store, origin=origin, code=code, **more)
         self.tracked, self.where = tracked, loop.device()
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
         self.head = Head()

@@ -45,7 +45,8 @@ class Run(ABC):
 
     `state.step` steps of the budget are done; `cost.steps` says the same, and `cost.search_steps`
     has all others. `origin` is a digest of what the state depends on: with the number of steps it
-    names the state.
+    names the state. `code` is one of the method's own sources, on which what it trains by other
+    means than the engine's depends, too: rows whose trainings are equal share them.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Run(ABC):
         *,
         store: Store | None,
         origin: str,
+        code: str = "",
         looks_at: Iterable[str] = ("seed", "data"),
     ) -> None:
         self.state, self.mask, self.recipe, self.total = state, mask, recipe, total
-        self.store, self.origin, self.looks_at = store, origin, frozenset(looks_at)
+        self.store, self.origin, self.code = store, origin, code
+        self.looks_at = frozenset(looks_at)
         self.own_state = False  # whether the weights were changed by other means than training
         self.target = 0.0  # the sparsity that the last of several rounds reaches
         self.cost = Cost()
@@ -174,9 +177,11 @@ class Run(ABC):
         """
         self._check_data()
         own, cost, first = recipe or self.recipe, Cost(), self.state.step
+        code = self.code if pruner is not None else ""
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
-        parts = ["train", self.origin, first, last, asdict(own), key, keep_gradients]
+        # An entry that is forgotten when it is finished is none of those that are kept.
+        parts = ["train", self.origin, first, last, asdict(own), key, code, keep, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
@@ -232,7 +237,7 @@ class Run(ABC):
 
     def moved(self, how: Any) -> None:
         """Say that the weights were changed by other means than training, as `how` tells."""
-        self.origin, self.own_state = digest(self.origin, self.state.step, how), True
+        self.origin, self.own_state = digest(self.origin, self.state.step, how, self.code), True
 
     def look_ahead(
         self, protocol: Protocol, steps: int, label: str, mask: Mask | None = None
@@ -266,7 +271,7 @@ class Run(ABC):
 
         The seconds of finding are counted here; what it trains counts itself.
         """
-        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key]
+        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
         with self._entry(*parts) as folder:
             if folder is not None and (folder / "cost.json").exists():
                 self.cost.add(read_json(folder / "cost.json"))
