@@ -181,7 +181,8 @@ class Run(ABC):
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
         by = None if key is None else [key, self.code]
-        parts = ["train", self.origin, first, last, asdict(own), by, keep_gradients]
+        ends = first, last, self.total
+        parts = ["train", self.origin, *ends, asdict(own), by, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
