@@ -20,7 +20,6 @@ ROOMS = (
 GROUND = ("errors", "files", "seeds")
 FORMER_NAMES = ("compact", "inspection", "masks", "sparse_layouts")  # for others to import
 ROOF = "instant_soup"  # itself imports on demand from all rooms, and none imports it
-UNFINISHED = {"methods": "two searches train by the pipeline"}
 
 
 def module_of(path: Path) -> str:
@@ -68,15 +67,7 @@ def test_imports_are_absolute() -> None:
             assert not (isinstance(node, ast.ImportFrom) and node.level), (module, node.lineno)
 
 
-@pytest.mark.parametrize(
-    "room",
-    [
-        pytest.param(room, marks=pytest.mark.xfail(strict=False, reason=UNFINISHED[room]))
-        if room in UNFINISHED
-        else room
-        for room in ROOMS
-    ],
-)
+@pytest.mark.parametrize("room", ROOMS)
 def test_imports_go_down_only(room: str) -> None:
     below = {*ROOMS[ROOMS.index(room) :]}
     upward = [
@@ -125,11 +116,7 @@ def modules_in(room: str) -> list[str]:
         pytest.param([ROOF], id="instant_soup"),
         pytest.param([f"{ROOF}.pipeline.plan"], id="plan"),
         pytest.param(modules_in("config"), id="config"),
-        pytest.param(
-            modules_in("methods"),
-            id="methods",
-            marks=pytest.mark.xfail(strict=False, reason="criteria import torch at their top"),
-        ),
+        pytest.param(modules_in("methods"), id="methods"),
     ],
 )
 def test_planning_imports_no_torch(modules: list[str]) -> None:

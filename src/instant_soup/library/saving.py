@@ -1,8 +1,9 @@
 """A pruned model as a folder that the stock loaders and `instant-soup` read."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,17 +15,39 @@ from instant_soup.library.run import weights_of
 from instant_soup.models import bert, clip, encoding
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.sparsity.masks import Mask
 from instant_soup.training.state import apart
-
-if TYPE_CHECKING:
-    from instant_soup.library.prune import Pruned
 
 TEST_ROWS = 2000  # that `evaluate` cuts from a folder without a test split
 LONGEST = 512  # tokens, where neither tokenizer nor model sets a limit
 
 
+@dataclass
+class Pruned:
+    """What `prune` returns: the model (the one given, trained), its mask, and what it cost."""
+
+    model: nn.Module
+    mask: Mask
+    cost: dict[str, float]
+    method: str
+    sparsity: float  # of the prunable weights, as it is
+    seed: int = 0
+
+    def save(self, folder: str | Path, **facts: Any) -> None:
+        """Write the model into a new folder, for stock loaders and for `instant-soup`.
+
+        A model of transformers is there as `save_pretrained` writes it, one of open_clip as
+        `local-dir:` reads it, any other as model.safetensors; beside it mask.safetensors,
+        compact.safetensors and ticket.json. `tokenizer`, an object or where one is, comes along;
+        `base` is the folder that an open_clip model is from. For `instant-soup evaluate`:
+        `classes`, names in the order of the outputs, `columns` and `label`, those of the data,
+        `max_length` of texts in tokens, prompt `templates` of images.
+        """
+        save(self, folder, **facts)
+
+
 def save(
-    pruned: "Pruned",
+    pruned: Pruned,
     folder: str | Path,
     *,
     tokenizer: Any = None,

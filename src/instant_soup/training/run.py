@@ -181,8 +181,9 @@ class Run(ABC):
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
         by = None if key is None else [key, self.code]
+        ends = first, last, self.total
         # An entry that is forgotten when it is finished is none of those that are kept.
-        parts = ["train", self.origin, first, last, asdict(own), by, keep, keep_gradients]
+        parts = ["train", self.origin, *ends, asdict(own), by, keep, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
