@@ -10,7 +10,9 @@ from instant_soup.pipeline.workspace import load_start, save_result
 def main() -> None:
     stage = TrainStage.read("models/plan/dense.yaml")
     with stage_run("dense", stage.contents(), {"method": "dense"}) as tracked:
-        run = PipelineRun(*load_start(stage.start), stage.recipe, tracked, code=stage.code)
+        run = PipelineRun(
+            *load_start(stage.start), stage.recipe, tracked, code=stage.code, engine=stage.engine
+        )
         run.train(run.total, "dense fine-tuning")
         save_result("models/retrained/dense", run)
         tracked.summary(**vars(run.cost))

@@ -27,7 +27,7 @@ def main() -> None:
         else:
             state, mask = load_start(stage.start)
             cost, curve, more["rounds"] = mask_finding(stage.isp_rounds, stage.isp_denoisers)
-        run = PipelineRun(state, mask, stage.recipe, tracked, code=stage.code)
+        run = PipelineRun(state, mask, stage.recipe, tracked, code=stage.code, engine=stage.engine)
         run.cost, run.curve = cost, curve
         run.train(run.total, f"retrain {method}", keep=False)
         save_result(f"models/retrained/{method}", run, **more)

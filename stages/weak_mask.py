@@ -40,7 +40,7 @@ def main() -> None:
 
     _, mask = load_start(stage.start)
     state = load_state(isp_round(i) / "state", moments=False)
-    run = PipelineRun(state, mask, stage.recipe, code=stage.code)
+    run = PipelineRun(state, mask, stage.recipe, code=stage.code, engine=stage.engine)
     for n in range(isp.denoisers):
         tags = {"method": "isp", "round": i, "denoiser": n}
         with stage_run(f"weak mask {i}/{n}", stage.contents(), tags) as tracked:

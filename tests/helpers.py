@@ -1,14 +1,17 @@
 """What several test files share: small real models and data, projects, invented results."""
 
+import hashlib
 import itertools
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ from instant_soup.files import read_json, read_yaml, write_yaml
 from instant_soup.methods.registry import method_named
 from instant_soup.models import bert, clip
 from instant_soup.pipeline.plan import plan
-from instant_soup.pipeline.run import budget, build
-from instant_soup.pipeline.workspace import ENCODED
+from instant_soup.pipeline.run import PipelineRun, budget, build
+from instant_soup.pipeline.stage_files import TicketStage
+from instant_soup.pipeline.workspace import ENCODED, START, load_start
 from instant_soup.reports import ledger
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -221,6 +225,31 @@ def run_script(stage: str, *arguments: object) -> None:
         runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
 
 
+def found_by(method: str, sparsity: float | None = None, **changes: Any) -> PipelineRun:
+    """The run in which a planned row has found its ticket, as its stage does it.
+
+    `changes` are of the method's settings.
+    """
+    stage = TicketStage.read(f"models/plan/ticket_{method}.yaml")
+    stage = replace(stage, settings={**stage.settings, **changes})
+    assert stage.recipe is not None
+    run = PipelineRun(*load_start(START), stage.recipe, FakeRun(), code=stage.code)
+    stage.build().find(run, stage.sparsity if sparsity is None else sparsity)
+    return run
+
+
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with every training step from now on."""
+    loss_of, taken = loop.loss_of, []
+
+    def counted(*given: Any) -> torch.Tensor:
+        taken.append(1)
+        return loss_of(*given)
+
+    monkeypatch.setattr(loop, "loss_of", counted)
+    return taken
+
+
 def trained(state: State, mask: Mask, recipe: Recipe, last: int, cost: Cost | None = None) -> State:
     """A copy of a state, trained by the bare engine: no curve, no checkpoint."""
     cost = Cost() if cost is None else cost
@@ -253,6 +282,26 @@ def assert_same_weights(one: Weights, other: Weights) -> None:
     """Two networks are the same, bit for bit."""
     assert one.keys() == other.keys()
     assert [n for n, w in one.items() if not torch.equal(bits(w), bits(other[n]))] == []
+
+
+# Digests of results
+
+
+def machine() -> str:
+    """What results' bits depend on: the processor and torch."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(named, platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def digest(tensors: Weights) -> str:
+    """Sixteen hex digits of tensors by name."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()[:16]
 
 
 # Toy networks

@@ -184,7 +184,36 @@ assert_same(at_once, state_in(found))
 """
 
 
-def in_process(script: str, folder: Path, copy: Path, *arguments: Path) -> list[str]:
+# The page's own call, with fewer steps; then its pruner in a loop of one's own.
+LIBRARY = """
+import sys
+
+import torch
+import instant_soup
+from helpers import loader as batches, loss, perceptron
+from instant_soup.sparsity import masks
+
+torch.set_num_threads(1)
+loader, model = batches(), perceptron()
+pruned = eval(sys.argv[1])
+print(pruned.method, masks.sparsity(pruned.mask), pruned.cost["steps"])
+
+model = perceptron()
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+pruner = instant_soup.Pruner(model, optimizer, method="halving", steps=24, sparsity=0.75, times=4)
+for _ in range(4):
+    for batch in loader:
+        loss(model, batch).backward()
+        pruner.after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.after_step()
+zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in pruner.mask)
+print(zeros, sum(kept.numel() for kept in pruner.mask.values()))
+"""
+
+
+def in_process(script: str, folder: Path, copy: Path, *arguments: Path | str) -> list[str]:
     """What a script prints, run in a process of its own with a copy of the package."""
     paths = [str(copy / "src"), str(ROOT / "tests")]
     own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
@@ -230,6 +259,19 @@ def test_an_added_pruner_goes_on_to_the_bit(
 ) -> None:
     lines = in_process(RESUME, tmp_path, with_methods, tiny_bert, tiny_data)
     assert "Geometric magnitude: continuing from the checkpoint at step 7" in lines
+
+
+def test_an_added_method_works_through_the_librarys_doors(
+    with_methods: Path, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs/add_a_method.md").read_text()
+    (call,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert "steps=1000" in call
+    call = call.replace("steps=1000", "steps=24")
+    by_prune, by_loop = in_process(LIBRARY, tmp_path, with_methods, call)
+    weights = 8 * 32 + 32 * 32
+    assert by_prune == f"halving {round(0.8 * weights) / weights} 24"
+    assert by_loop == f"{0.75 * weights:.0f} {weights}"
 
 
 def test_added_methods_keep_the_habits(with_methods: Path) -> None:

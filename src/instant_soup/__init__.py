@@ -1,24 +1,27 @@
 """Instant Soup Pruning (ICML 2023) and the methods that it is compared with.
 
-`instant_soup.prune` prunes a model of one's own, `instant_soup.InstantSoupCallback` that of a
-`transformers.Trainer`. Nothing is imported here before it is asked for: the pipeline runs dozens of
-short processes, and each pays only for what it uses.
+`instant_soup.prune` trains and prunes a model of one's own, `instant_soup.Pruner` prunes in a loop
+of one's own, `instant_soup.InstantSoupCallback` in a `transformers.Trainer`. Nothing is imported
+here before it is asked for: the pipeline runs dozens of short processes, and each pays only for
+what it uses.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from instant_soup.library.loop import Pruner
     from instant_soup.library.prune import Pruned, prune
     from instant_soup.library.trainer import InstantSoupCallback
 
-__all__ = ["InstantSoupCallback", "Pruned", "__version__", "prune"]
+__all__ = ["InstantSoupCallback", "Pruned", "Pruner", "__version__", "prune"]
 __version__ = "0.2.0"
 
 # name → the module that has it
 _HOMES = {
     "prune": "instant_soup.library.prune",
     "Pruned": "instant_soup.library.prune",
+    "Pruner": "instant_soup.library.loop",
     "InstantSoupCallback": "instant_soup.library.trainer",
 }
 

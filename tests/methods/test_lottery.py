@@ -1,7 +1,8 @@
 """Lottery tickets: IMP's rounds by the stages' own scripts, and the pool that is mixed of them."""
 
 import itertools
-import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,40 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instant_soup.methods.dense_soups import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import (
+    FakeRun,
     assert_same,
     assert_same_weights,
-    copied,
     cost_in,
+    found_by,
     make_project,
     prunable,
+    run_row,
     run_script,
     same,
     state_in,
+    steps_taken,
     trained,
 )
+from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
-from instant_soup.files import read_json, read_yaml
-from instant_soup.methods import criteria, lottery_pool
+from instant_soup.files import read_json
+from instant_soup.methods import lottery_pool
 from instant_soup.methods.lottery_pool import pruned_to
-from instant_soup.pipeline import main_network
-from instant_soup.sparsity import masks
+from instant_soup.methods.soups import interpolate
+from instant_soup.pipeline.run import PipelineRun, build
+from instant_soup.pipeline.stage_files import TicketStage
+from instant_soup.pipeline.workspace import (
+    ENCODED,
+    START,
+    load_curve,
+    load_start,
+    load_ticket,
+    prunable_shapes,
+)
+from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop, metrics
 from instant_soup.training.cost import Cost
@@ -43,8 +57,7 @@ CHAINS = ["lth", "lth_rewind"]
 PARAMS: dict[str, Any] = {
     "sparsity": 0.6,
     "seed": 3,
-    "baselines": [],
-    "lottery": [*CHAINS, "lottery_pool"],
+    "methods": [*CHAINS, "lottery_pool"],
     "training": {
         "epochs": 0.6,
         "batch_size": 16,
@@ -108,7 +121,7 @@ def nearness(target: Weights) -> Any:
 def pool(ticket: Weights, others: list[Weights], score: Any, coefficients: list | None = None):
     """The pool of tickets with 60 of 100 weights pruned."""
     given_coefficients = COEFFICIENTS if coefficients is None else coefficients
-    return lottery_pool.lottery_pool(ticket, others, ["a", "b"], 0.6, given_coefficients, score)
+    return lottery_pool.pool(ticket, others, ["a", "b"], 0.6, given_coefficients, score)
 
 
 @pytest.mark.parametrize("planted", COEFFICIENTS)
@@ -163,95 +176,166 @@ def test_a_pool_is_greedy_exact_and_never_below_its_ticket(seeds, own, coefficie
         assert all(torch.equal(each[name], w) for name, w in old.items())
 
 
-# The stages
+# The rows
+
+
+@dataclass
+class Trained:
+    """What a row has trained, and where it stood then."""
+
+    label: str
+    state: State
+    mask: Mask
+    cost: Cost  # of this training alone
+
+
+class Watched(PipelineRun):
+    """A run that remembers each training of its search."""
+
+    def train(self, last: int, label: str, **how: Any) -> None:
+        before = asdict(self.cost)
+        super().train(last, label, **how)
+        added = {part: value - before[part] for part, value in asdict(self.cost).items()}
+        self.seen.append(Trained(label, self.state.copy(), self.mask, Cost(**added)))
+
+    seen: list[Trained]
+
+
+def watched(method: str) -> Watched:
+    """The run in which a planned row has found its ticket, watched."""
+    stage = TicketStage.read(f"models/plan/ticket_{method}.yaml")
+    run = Watched(*load_start(START), recipe(), FakeRun())
+    run.seen = []
+    stage.build().find(run, stage.sparsity)
+    return run
+
+
+def recipe() -> Recipe:
+    """The settings of training, which all rows have in common."""
+    found = TicketStage.read("models/plan/ticket_lth.yaml").recipe
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
 def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
-    """A project in which all lottery rows have run."""
+    """A project in which the dense row and all lottery rows have run."""
     folder = make_project(tmp_path_factory.mktemp("project"), tiny_bert, tiny_data, **PARAMS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DVC_ROOT", str(folder))
         run_script("dense_finetune")
-        for chain in PARAMS["lottery"]:
-            run_script("imp_start", "--chain", chain)
-            for i in range(5):
-                run_script("imp_round", "--chain", chain, "--round", i)
-        for method in PARAMS["lottery"]:
-            run_script("lottery_result", "--method", method)
+        for method in PARAMS["methods"]:
+            run_row(method)
     return folder
 
 
 @pytest.fixture
-def inside(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in the project."""
+def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in the project, with the store that its rows have filled."""
     monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("DVC_ROOT", str(project))
+
+
+@pytest.fixture(scope="module")
+def chains(project: Path) -> dict[str, Watched]:
+    """Both chains, searched without a store of former trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.setenv("DVC_ROOT", str(project / "elsewhere"))
+        return {chain: watched(chain) for chain in CHAINS}
+
+
+def rounds_of(run: Watched) -> list[Trained]:
+    """The trainings of a chain from the dense network on."""
+    return [one for one in run.seen if one.label != "rewind"]
 
 
 def mask_of(folder: str | Path) -> Mask:
     """The mask in a folder."""
-    return masks.load(Path(folder) / "mask.safetensors", main_network.prunable_shapes())
+    return masks.load(Path(folder) / "mask.safetensors", prunable_shapes())
+
+
+def masks_of(run: Watched) -> list[Mask]:
+    """The masks of a chain's rounds; of the last only the ticket is there."""
+    return [*(one.mask for one in rounds_of(run)[1:]), run.mask]
+
+
+def reset_of(chain: str) -> tuple[State, Cost]:
+    """Where a chain resets to, by the bare engine, and what comes before it."""
+    state, mask = load_start(START)
+    cost = Cost()
+    return (state if chain == "lth" else trained(state, mask, recipe(), 2, cost)), cost
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_chain_begins_with_the_dense_network(inside, chain: str) -> None:
-    start = Path(f"models/imp/{chain}/start")
-    assert_same(state_in(start), state_in("models/retrained/dense"))
-    assert cost_in(start) == cost_in("models/retrained/dense")
-    assert cost_in(start)["steps"] == 6
+def test_a_chain_begins_with_the_dense_network(inside, chains, chain: str) -> None:
+    first = rounds_of(chains[chain])[0]
+    assert first.label == "dense" and masks.sparsity(first.mask) == 0
+    assert_same_weights(first.state.weights, state_in("models/retrained/dense").weights)
+    dense = cost_in("models/retrained/dense")
+    assert (first.cost.steps, first.cost.flops) == (6, pytest.approx(dense["flops"]))
 
 
-def test_lth_resets_to_the_very_start(inside) -> None:
-    reset = state_in("models/imp/lth/reset")
-    assert_same(reset, state_in("models/start"))
-    assert reset.step == 0 and reset.first_moments == {} == reset.second_moments
-    cost = read_json("models/imp/lth/reset/cost.json")
-    assert cost["steps"] == cost["flops"] == 0
+def test_the_labels_say_what_is_trained(chains) -> None:
+    labels = {chain: [one.label for one in run.seen] for chain, run in chains.items()}
+    assert labels == {
+        "lth": ["dense", "lth round 0", "lth round 1"],
+        "lth_rewind": ["rewind", "dense", "lth_rewind round 0", "lth_rewind round 1"],
+    }
 
 
-def test_lth_rewind_resets_to_the_state_after_its_first_steps(inside) -> None:
-    state, mask = main_network.load_start("models/start")
-    cost = Cost()
-    plan = read_yaml("models/plan/imp_lth_rewind_start.yaml")
-    expected = trained(state, mask, plan, 2, cost)
-    reset = state_in("models/imp/lth_rewind/reset")
-    assert_same(reset, expected)  # moments as well
-    assert reset.step == 2 and reset.first_moments.keys() == reset.second_moments.keys() != set()
-    assert all(not torch.equal(w, state.weights[n]) for n, w in prunable(reset).items())
-    found = read_json("models/imp/lth_rewind/reset/cost.json")
-    assert (found["steps"], found["flops"]) == (2, pytest.approx(cost.flops))
+def test_lth_resets_to_the_very_start(inside, chains) -> None:
+    start, _ = load_start(START)
+    start.prune(chains["lth"].mask)
+    assert_same(chains["lth"].state, start)
+    assert start.step == 0 and start.first_moments == {} == start.second_moments
+    assert chains["lth"].cost.steps == 0
+    assert not Path("models/tickets/lth/found/state").exists()
+
+
+def test_lth_rewind_resets_to_the_state_after_its_first_steps(inside, chains) -> None:
+    expected, cost = reset_of("lth_rewind")
+    first = chains["lth_rewind"].seen[0]
+    assert first.label == "rewind"
+    assert_same(first.state, expected)  # moments as well
+    assert expected.step == 2
+    assert expected.first_moments.keys() == expected.second_moments.keys() != set()
+    start, _ = load_start(START)
+    assert all(not torch.equal(w, start.weights[n]) for n, w in prunable(expected).items())
+    assert (first.cost.steps, first.cost.flops) == (2, pytest.approx(cost.flops))
+    expected.prune(chains["lth_rewind"].mask)
+    assert_same(chains["lth_rewind"].state, expected)
+    assert_same(state_in("models/tickets/lth_rewind/found"), expected)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("i", [0, 1, 2])
-def test_a_round_prunes_resets_and_trains_to_the_end_of_the_budget(inside, chain, i: int) -> None:
-    folder = Path(f"models/imp/{chain}")
-    before = state_in(folder / (f"round_{i - 1}" if i else "start"))
-    mask = mask_of(folder / f"round_{i}")
-    assert same(mask, criteria.magnitude(prunable(before), SPARSITIES[i]))
+def test_a_round_prunes_resets_and_trains_to_the_end_of_the_budget(
+    inside, chains, chain: str, i: int
+) -> None:
+    found = rounds_of(chains[chain])
+    mask = masks_of(chains[chain])[i]
+    assert same(mask, scores.magnitude(prunable(found[i].state), SPARSITIES[i]))
 
-    state, cost = copied(state_in(folder / "reset")), Cost()
+    state, cost = reset_of(chain)[0].copy(), Cost()
     state.prune(mask)
-    plan = read_yaml(f"models/plan/imp_{chain}_{i}.yaml")
-    expected = trained(state, mask, plan, 6, cost)
-    after = state_in(folder / f"round_{i}")
-    assert_same_weights(after.weights, expected.weights)
-    assert after.step == 6
-    found = cost_in(folder / f"round_{i}")
-    assert found["steps"] == cost.steps == (6 if chain == "lth" else 4)
-    assert found["search_steps"] == 0
-    assert found["sparse_flops"] == pytest.approx(cost.sparse_flops)
-    curve = main_network.load_curve(folder / f"round_{i}/curve.csv")
-    assert curve[-1]["step"] == 6
-    if chain == "lth_rewind":  # the network just pruned
-        assert (curve[0]["step"], curve[0]["train_loss"]) == (2, None)
+    expected = trained(state, mask, recipe(), 6, cost)
+    assert cost.steps == (6 if chain == "lth" else 4)
+    if i < 2:
+        after = found[i + 1]
+        assert_same(after.state, expected)
+        assert (after.cost.steps, after.cost.search_steps) == (cost.steps, 0)
+        assert after.cost.sparse_flops == pytest.approx(cost.sparse_flops)
+    else:  # the ticket, which sparse_retrain.py has trained
+        after = state_in(f"models/retrained/{chain}")
+        assert_same_weights(after.weights, expected.weights)
+        assert after.step == 6
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_masks_of_a_chain_are_nested_and_exact(inside, chain: str) -> None:
-    found = [mask_of(f"models/imp/{chain}/round_{i}") for i in range(3)]
+def test_masks_of_a_chain_are_nested_and_exact(chains, chain: str) -> None:
+    found = masks_of(chains[chain])
     for sparsity, mask in zip(SPARSITIES, found, strict=True):
         kept, total = masks.count(mask)
         assert total - kept == round(sparsity * total)
@@ -259,75 +343,81 @@ def test_masks_of_a_chain_are_nested_and_exact(inside, chain: str) -> None:
         assert all(not (after[n] & ~kept).any() for n, kept in before.items())
 
 
-def test_the_chains_are_not_the_same(inside) -> None:
-    one, other = (mask_of(f"models/imp/{chain}/round_2") for chain in CHAINS)
+def test_the_chains_are_not_the_same(chains) -> None:
+    one, other = (chains[chain].mask for chain in CHAINS)
     assert not same(one, other)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_chains_result_is_its_last_round(inside, chain: str) -> None:
-    folder, last = Path(f"models/retrained/{chain}"), Path(f"models/imp/{chain}/round_2")
-    assert_same_weights(state_in(folder).weights, state_in(last).weights)
-    assert same(mask_of(folder), mask_of(last))
-    curves = [main_network.load_curve(path / "curve.csv") for path in (folder, last)]
-    assert curves[0] == curves[1]
+def test_a_chains_result_is_its_ticket_trained(inside, chains, chain: str) -> None:
+    folder = Path(f"models/retrained/{chain}")
+    assert same(mask_of(folder), chains[chain].mask)
+    assert same(mask_of(f"models/tickets/{chain}/found"), chains[chain].mask)
     assert masks.sparsity(mask_of(folder)) == pytest.approx(0.6, abs=1e-4)
+    curve = load_curve(folder / "curve.csv")
+    steps = [row["step"] for row in curve]
+    assert steps == sorted(steps) and steps[-1] == 6
+    # The network just pruned; before it lie the steps that it was rewound to.
+    pruned = [row["step"] for row in curve if row["train_loss"] is None]
+    assert pruned == ([] if chain == "lth" else [2])
+    sparsities = [row["sparsity"] for row in curve if row["step"] > 2]
+    assert sparsities == pytest.approx([0.6] * len(sparsities), abs=1e-4)
 
 
 @pytest.mark.parametrize(("chain", "searched"), [("lth", 6 + 2 * 6), ("lth_rewind", 4 + 2 * 4)])
-def test_the_steps_are_the_last_runs_and_all_others_are_search(inside, chain, searched) -> None:
+def test_the_steps_are_the_last_runs_and_all_others_are_search(
+    inside, chains, chain, searched
+) -> None:
     found = cost_in(f"models/retrained/{chain}")
     assert (found["steps"], found["search_steps"]) == (6, searched)
-    folders = ("start", "round_0", "round_1", "round_2")
-    parts = [cost_in(f"models/imp/{chain}/{folder}") for folder in folders]
+    ticket, last = chains[chain], Cost()
+    trained(ticket.state, ticket.mask, recipe(), 6, last)
     # The steps before the rewinding point are the dense run's first ones, and so not counted again.
-    for part in ("flops", "sparse_flops", "seconds"):
-        assert found[part] == pytest.approx(sum(cost[part] for cost in parts))
-    assert found["peak_memory"] == max(cost["peak_memory"] for cost in parts) > 0
+    parts = [*(one.cost for one in rounds_of(ticket)), last]
+    for part in ("flops", "sparse_flops"):
+        assert found[part] == pytest.approx(sum(getattr(cost, part) for cost in parts))
+    assert found["seconds"] > 0 < found["peak_memory"]
 
 
 def validation_score(weights: Weights) -> float:
     """The score of weights on the validation split."""
-    plan = read_yaml("models/plan/lottery_lottery_pool.yaml")
-    split = batches.load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
-    model = main_network.build(State({n: w.clone() for n, w in weights.items()}), plan)
-    return metrics.score(plan["metric"], *loop.predict(model, split, "fp32"))
+    split = batches.load_split(ENCODED / "validation.safetensors", torch.device("cpu"))
+    model = build(State({n: w.clone() for n, w in weights.items()}), recipe())
+    return metrics.score(recipe().metric, *loop.predict(model, split, "fp32"))
 
 
 def test_the_pool_is_mixed_of_lths_rounds_nearest_first(
-    inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inside, chains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
 
     def spied(ticket: Weights, others: list[Weights], *more: Any) -> Any:
-        seen.update(ticket=ticket, others=others, more=more)
+        copied = [{n: w.clone() for n, w in weights.items()} for weights in (ticket, *others)]
+        seen.update(ticket=copied[0], others=copied[1:], more=more, score=more[-1](ticket))
         mixed = pruned_to(interpolate(ticket, others[0], 0.5), more[0], more[1])
         return mixed, [0.5, *[0.0] * (len(others) - 1)]
 
-    monkeypatch.setattr(lottery_pool, "lottery_pool", spied)
-    shutil.copytree(Path.cwd(), tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    run_script("lottery_result", "--method", "lottery_pool")
+    monkeypatch.setattr(lottery_pool, "pool", spied)
+    run = found_by("lottery_pool")
 
-    chain = Path("models/imp/lth")
-    assert_same_weights(seen["ticket"], state_in(chain / "round_2").weights)
-    expected = [chain / "round_1", chain / "round_0"]
-    assert len(seen["others"]) == len(expected)
-    for weights, folder in zip(seen["others"], expected, strict=True):
-        assert_same_weights(weights, state_in(folder).weights)
-    names, sparsity, coefficients, score = seen["more"]
-    assert sorted(names) == sorted(main_network.prunable_shapes())
+    assert_same_weights(seen["ticket"], state_in("models/retrained/lth").weights)
+    expected = [one.state.weights for one in rounds_of(chains["lth"])[:0:-1]]
+    assert len(seen["others"]) == len(expected) == 2
+    for weights, other in zip(seen["others"], expected, strict=True):
+        assert_same_weights(weights, other)
+    names, sparsity, coefficients, _ = seen["more"]
+    assert sorted(names) == sorted(prunable_shapes())
     assert (sparsity, coefficients) == (0.6, COEFFICIENTS)
-    assert score(seen["ticket"]) == validation_score(seen["ticket"])
+    assert seen["score"] == validation_score(seen["ticket"])
 
-    folder = Path("models/retrained/lottery_pool")
-    found, mask = state_in(folder).weights, mask_of(folder)
     mixed = interpolate(seen["ticket"], seen["others"][0], 0.5)
-    assert_same_weights(found, pruned_to(mixed, names, 0.6))
-    kept, total = masks.count(mask)
+    assert_same_weights(run.state.weights, pruned_to(mixed, names, 0.6))
+    kept, total = masks.count(run.mask)
     assert total - kept == round(0.6 * total)
-    assert all(not found[n][~kept].any() and found[n][kept].all() for n, kept in mask.items())
-    assert read_json(folder / "run.json")["coefficients"] == [0.5, 0.0]
+    for name, kept in run.mask.items():
+        assert not run.state.weights[name][~kept].any() and run.state.weights[name][kept].all()
+    assert run.found["coefficients"] == [0.5, 0.0]
+    assert run.state.step == 6  # nothing is left to train
 
 
 def test_the_pools_result_is_exact_and_not_below_lths(inside) -> None:
@@ -336,17 +426,17 @@ def test_the_pools_result_is_exact_and_not_below_lths(inside) -> None:
     kept, total = masks.count(mask)
     assert total - kept == round(0.6 * total)
     assert all(not found[n][~kept].any() for n, kept in mask.items())
+    assert_same_weights(found, load_ticket("models/tickets/lottery_pool/found", START)[0].weights)
     ticket = state_in("models/retrained/lth").weights
     assert validation_score(found) >= validation_score(ticket)
     taken = read_json(folder / "run.json")["coefficients"]
     assert set(taken) <= {0.0, *COEFFICIENTS}
     assert any(taken) == (validation_score(found) > validation_score(ticket))
     costs = [cost_in(f"models/retrained/{method}") for method in ("lth", "lottery_pool")]
-    assert costs[0]["seconds"] < costs[1]["seconds"]  # the mixing comes on top
     assert [(cost["steps"], cost["search_steps"]) for cost in costs] == [(6, 18)] * 2
     # Two other rounds at each coefficient, and the ticket: a forward pass of validation data each.
-    split = batches.load_split(main_network.ENCODED / "validation.safetensors", torch.device("cpu"))
-    model = main_network.build(state_in(folder), read_yaml("models/plan/lottery_lottery_pool.yaml"))
+    split = batches.load_split(ENCODED / "validation.safetensors", torch.device("cpu"))
+    model = build(state_in(folder), recipe())
     model.set_attn_implementation("eager")  # the counter does not see CPUs' fused attention
     with FlopCounterMode(display=False) as counter:
         loop.predict(model, split, "fp32")
@@ -356,7 +446,7 @@ def test_the_pools_result_is_exact_and_not_below_lths(inside) -> None:
     assert 0 < costs[1]["sparse_flops"] - costs[0]["sparse_flops"] < more
 
 
-@pytest.mark.parametrize("method", PARAMS["lottery"])
+@pytest.mark.parametrize("method", PARAMS["methods"])
 def test_a_lottery_row_can_be_evaluated(inside, method: str) -> None:
     run_script("evaluate", "--method", method)
     result = read_json(f"reports/results/{method}.json")
@@ -365,8 +455,50 @@ def test_a_lottery_row_can_be_evaluated(inside, method: str) -> None:
     assert 0 <= result["test"]["accuracy"] <= 1
 
 
-def test_rounds_that_no_target_needs_pass_by(inside) -> None:
-    notes = sorted(str(path.parent) for path in Path("models/imp").rglob("idle.txt"))
-    beyond = [f"models/imp/{chain}/round_{i}" for chain in CHAINS for i in (3, 4)]
-    pool_parts = ["start", "reset", *(f"round_{i}" for i in range(5))]
-    assert notes == sorted([*beyond, *(f"models/imp/lottery_pool/{part}" for part in pool_parts)])
+# What the store shares
+
+
+def test_the_rows_train_what_they_have_in_common_once(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a store of its own: the dense row, then each chain, then the pool."""
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    taken, counts = steps_taken(monkeypatch), {}
+
+    def counted(name: str, work: Callable[[], object]) -> None:
+        taken.clear()
+        work()
+        counts[name] = len(taken)
+
+    counted("dense", lambda: run_script("dense_finetune"))
+    for method in PARAMS["methods"]:
+        counted(method, lambda method=method: found_by(method))
+    assert counts == {
+        "dense": 6,
+        "lth": 2 * 6,  # its dense network is the dense row's
+        "lth_rewind": 2 + 2 * 4,
+        "lottery_pool": 6,  # LTH's last round; the others are LTH's
+    }
+
+
+@pytest.mark.parametrize(("method", "again"), [("lth", 6), ("lth_rewind", 4)])
+def test_a_sweep_over_sparsity_pays_each_round_once(
+    inside, monkeypatch: pytest.MonkeyPatch, method: str, again: int
+) -> None:
+    """Rounds at 0.25 and 0.5 are those of the target 0.6; so 0.75 trains no more, and 0.9 one."""
+    taken = steps_taken(monkeypatch)
+    near = found_by(method, 0.75)
+    assert taken == []
+    far = found_by(method, 0.9)
+    assert len(taken) == again
+    assert masks.sparsity(near.mask) == pytest.approx(0.75, abs=1e-4)
+    assert near.cost.search_steps + again == far.cost.search_steps
+    monkeypatch.setenv("DVC_ROOT", str(Path.cwd() / f"alone-{method}"))
+    alone = found_by(method, 0.75)
+    assert len(taken) > again
+    assert same(alone.mask, near.mask)
+    assert_same(alone.state, near.state)
+    assert replace(alone.cost, seconds=0, peak_memory=0) == replace(
+        near.cost, seconds=0, peak_memory=0
+    )

@@ -3,7 +3,8 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from instant_soup.methods.dense_soups import greedy_soup, interpolate, merge, uniform_soup
+
+from instant_soup.methods.soups import greedy_soup, interpolate, merge, uniform_soup
 
 Weights = dict[str, torch.Tensor]
 

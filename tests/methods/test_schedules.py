@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instant_soup.methods.rounds import calibration_steps, mask_finding_share, round_sparsities
+from instant_soup.errors import UserError
+from instant_soup.methods.isp_plus import IspPlus
+from instant_soup.methods.progressive import Progressive
+from instant_soup.methods.rounds import (
+    Schedule,
+    calibration_steps,
+    mask_finding_share,
+    round_sparsities,
+)
 from instant_soup.training.schedule import learning_rate, steps_of
 
 LAW = settings(deadline=None, max_examples=100)
@@ -56,6 +64,60 @@ def test_the_share_is_the_sum_of_the_calibration_steps(rounds, t, epochs, per_ep
 
 def test_the_papers_seven_rounds_take_28_percent_of_its_ten_epochs() -> None:
     assert mask_finding_share(7, 0.1, 10) == pytest.approx(0.28)
+
+
+def test_rounds_end_where_their_calibrations_add_up() -> None:
+    """t of 0.05 epochs of 200 steps: 10, 20, 30, … steps, or 10 each."""
+    assert Schedule(0.05, True).ends(4, 1000, 200) == [10, 30, 60, 100]
+    assert Schedule(0.05, False).ends(4, 1000, 200) == [10, 20, 30, 40]
+
+
+def test_rounds_may_share_a_part_of_the_budget_instead() -> None:
+    """Whatever an epoch is, and where nobody knows how long it is."""
+    for per_epoch in (200, 7, None):
+        assert Schedule(0.05, True, 0.2).ends(4, 1000, per_epoch) == [20, 60, 120, 200]
+        assert Schedule(0.05, False, 0.2).ends(4, 1000, per_epoch) == [50, 100, 150, 200]
+
+
+@LAW
+@given(st.integers(1, 10), st.integers(50, 5000), st.floats(0, 0.99), st.booleans())
+def test_rounds_end_in_order_and_with_their_share(rounds, total, share, growing) -> None:
+    ends = Schedule(1.0, growing, share).ends(rounds, total, None)
+    assert len(ends) == rounds and ends == sorted(ends)
+    assert ends[-1] == round(share * total)
+
+
+@LAW
+@given(st.integers(1, 9), st.integers(1, 40), st.floats(0.01, 1), st.booleans())
+def test_another_target_leaves_the_ends_of_the_rounds_before(
+    rounds, per_epoch, calibration, growing
+) -> None:
+    schedule = Schedule(calibration, growing)
+    longer = schedule.ends(rounds + 1, 10_000, per_epoch)
+    assert longer[:-1] == schedule.ends(rounds, 10_000, per_epoch)
+
+
+def test_rounds_must_leave_something_of_the_budget() -> None:
+    Progressive().check_ends([5, 9], 10)
+    with pytest.raises(UserError, match=r"^steps: 2 is not allowed; allowed: more than the 2 ro"):
+        Progressive().check_ends([1, 1], 2)
+    with pytest.raises(UserError, match=r"^isp\.calibration: .* whole budget of 10 steps"):
+        Progressive().check_ends([5, 10], 10)
+    with pytest.raises(UserError, match=r"^isp\.mask_finding: .* whole budget of 10 steps"):
+        Progressive(mask_finding=0.9).check_ends([5, 10], 10)
+
+
+def test_fisher_scores_need_a_step_before_the_first_prune() -> None:
+    Progressive(mask_finding=0.0).check_ends([0, 0], 10)
+    with pytest.raises(UserError, match=r"^isp\.mask_finding: 0\.0 prunes before the first step"):
+        IspPlus(mask_finding=0.0).check_ends([0, 0], 10)
+
+
+def test_a_methods_share_is_that_of_its_rounds_or_the_one_it_is_given() -> None:
+    rows = {"compression_rate": 0.1, "calibration": 0.1}
+    assert Progressive(**rows).share(0.7, 10) == pytest.approx(0.28)
+    assert Progressive(**rows, mask_finding=0.4).share(0.7, 10) == 0.4
+    assert Progressive(**rows, growing=False).share(0.7, 10) == pytest.approx(0.07)
 
 
 @pytest.mark.parametrize(

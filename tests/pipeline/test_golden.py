@@ -4,21 +4,13 @@ Float sums depend on the processor's instructions, so digests are kept for each 
 the option --record-golden records those of this one, from a commit whose results are right.
 """
 
-import hashlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from helpers import (
-    make_project,
-    run_isp,
-    run_row,
-    run_script,
-)
+from helpers import digest, machine, make_project, run_isp, run_row, run_script
 from instant_soup.files import read_json, read_yaml
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
@@ -55,22 +47,6 @@ IMAGES: dict[str, Any] = {
     "training": {"epochs": 3, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3},
     "isp": {"compression_rate": 0.3, "calibration": 0.2, "denoisers": 2, "look_ahead": 2},
 }
-
-
-def machine() -> str:
-    """What results' bits depend on: the processor and torch."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(named, platform.machine())
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-
-
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    whole = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()[:16]
 
 
 def run_rows(folder: Path, params: dict[str, Any]) -> dict[str, str]:

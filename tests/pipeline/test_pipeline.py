@@ -1,7 +1,8 @@
 """The real pipeline, run by DVC on a tiny model and little data: what runs, and what comes out.
 
 One project is made and run once. Then experiments change one thing each, in DVC's queue two at a
-time, and each must run what that thing affects and nothing else.
+time, and each must run what that thing affects and nothing else. Of changed sources it is asked
+what DVC would run.
 """
 
 import json
@@ -12,6 +13,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -23,11 +26,16 @@ from instant_soup.models import base as models
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
 
+ISP = ("calibrate", "weak_masks", "mask_soup")
+METHODS = ["one_shot", "random", "snip", "isp_plus"]
+OF_ROWS = {f"{s}@{m}" for s in ("find_ticket", "retrain", "evaluate_method") for m in METHODS}
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     """A project whose pipeline has run once; what `dvc repro` printed is in repro.txt."""
-    folder = make_repository(tmp_path_factory.mktemp("project") / "soup", tiny_bert, tiny_data)
+    folder = tmp_path_factory.mktemp("project") / "soup"
+    make_repository(folder, tiny_bert, tiny_data, methods=METHODS)
     output = run_command(folder, "dvc", "repro")
     (folder.parent / "repro.txt").write_text(output)
     run_command(folder, "git", "add", "-A")
@@ -39,7 +47,9 @@ EXPERIMENTS = {
     "sparser": ["sparsity=0.8"],
     "seeded": ["seed=1"],
     "longer": ["isp.look_ahead=3"],
+    "more": ["isp.denoisers=3"],
     "other-data": [],  # its dataset is a folder that the fixture makes
+    "edited": [],  # a method's file
 }
 
 
@@ -51,14 +61,26 @@ def queued(project: Path, tmp_path_factory, tiny_data: Path) -> dict[str, str]:
     table.iloc[:150].to_csv(other / "train.csv", index=False)
     table.iloc[150:].to_csv(other / "test.csv", index=False)
     for name, changes in EXPERIMENTS.items():
-        overrides = changes or [f"dataset=local:{other}"]
+        overrides = [f"dataset=local:{other}"] if name == "other-data" else changes
         arguments = [word for change in overrides for word in ("-S", change)]
-        run_command(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
+        with edited(project, *["src/instant_soup/methods/snip.py"] * (name == "edited")):
+            run_command(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
     run_command(project, "dvc", "exp", "run", "--run-all", "-j", "2")
     logs = {name: run_command(project, "dvc", "queue", "logs", name) for name in EXPERIMENTS}
     status = run_command(project, "dvc", "queue", "status")
     assert status.count("Success") == len(EXPERIMENTS), status + "".join(logs.values())[-4000:]
     return logs
+
+
+@contextmanager
+def edited(project: Path, *names: str) -> Iterator[None]:
+    """Some files of the project with a comment at their end, for a while."""
+    before = {name: (project / name).read_text() for name in names}
+    for name, text in before.items():
+        (project / name).write_text(f"{text}# edited\n")
+    yield
+    for name, text in before.items():
+        (project / name).write_text(text)
 
 
 def result_of(project: Path, experiment: str, method: str) -> dict:
@@ -86,7 +108,7 @@ def test_second_run_runs_nothing(project: Path):
 
 def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
     prunable = 2 * (4 * 32 * 32 + 2 * 32 * 64)
-    for method in ("isp", "one_shot", "random", "dense"):
+    for method in ("isp", "dense", *METHODS):
         result = json.loads((project / f"reports/results/{method}.json").read_text())
         pruned = 0 if method == "dense" else int(0.6 * prunable + 0.5)
         assert (result["prunable_weights"], result["pruned_weights"]) == (prunable, pruned)
@@ -115,18 +137,69 @@ def test_stages_equal_one_uninterrupted_process_bit_for_bit(project: Path):
 
 
 def test_higher_sparsity_reruns_only_what_comes_after_the_last_round(queued: dict[str, str]):
-    names = {
-        f"{s}@{m}"
-        for s in ("find_ticket", "retrain", "evaluate_baseline")
-        for m in ("one_shot", "random")
-    }
-    third_round = {"calibrate@2", "weak_mask@round2-0", "weak_mask@round2-1", "mask_soup@2"}
-    assert stages_run(queued["sparser"]) == third_round | names | {
+    third_round = {"calibrate@2", "weak_masks@2", "mask_soup@2"}
+    # They hang on the round before, and pass by.
+    behind = {"calibrate@3", "weak_masks@3", "mask_soup@3", "ticket_of_isp@random_init"}
+    assert stages_run(queued["sparser"]) == third_round | behind | OF_ROWS | {
         "plan",
         "retrain_isp",
         "evaluate@isp",
         "tables",
     }
+
+
+def test_other_rows_keep_their_rounds_too(queued: dict[str, str]):
+    """Of ISP+, whose rounds are in one stage: what it has trained it takes from the store."""
+    lines = [line for line in queued["sparser"].splitlines() if "taking the finished" in line]
+    assert [line.partition(":")[0] for line in lines] == ["round 0", "round 1"]
+    assert "round 2:" in queued["sparser"]
+
+
+def test_another_denoiser_leaves_those_there_are(queued: dict[str, str]):
+    """In the first round, and in later ones as long as the masks stay what they were."""
+    trained = set(re.findall(r"look-ahead (\d/\d):", queued["more"]))
+    assert trained == {"0/2", "1/0", "1/1", "1/2"}
+    done = stages_run(queued["more"])
+    assert {"weak_masks@0", "mask_soup@0", "retrain_isp"} <= done
+    assert not stages("calibrate@0", "find_ticket", "retrain@", "dense", of=done)
+
+
+def test_a_methods_file_reruns_its_own_row(queued: dict[str, str]):
+    """Its ticket, found again, is what it was: the row's training need not be."""
+    assert stages_run(queued["edited"]) == {"plan", "find_ticket@snip", "tables"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("src/instant_soup/reports/figures.py", {"tables"}),
+        ("src/instant_soup/pretraining/glyphs.py", set()),  # not needed for a model that is there
+        ("src/instant_soup/data/tables.py", {"prepare_data"}),
+        (
+            "src/instant_soup/training/loop.py",
+            {
+                *("dense_finetune", "retrain_isp", "evaluate@dense", "evaluate@isp"),
+                *("calibrate@0", "calibrate@1", "weak_masks@0", "weak_masks@1"),
+                *OF_ROWS,
+            },
+        ),
+    ],
+)
+def test_a_source_reruns_what_runs_it(project: Path, source: str, expected: set[str]):
+    try:
+        with edited(project, source):
+            assert stages_run(run_command(project, "dvc", "repro", "plan")) == {"plan"}
+            found = json.loads(run_command(project, "dvc", "status", "--json"))
+            assert found.keys() == expected
+    finally:
+        run_command(project, "dvc", "checkout", "-q", "models/plan")
+        run_command(project, "git", "checkout", "-q", "dvc.lock")
+
+
+def test_comments_of_params_rerun_the_plan_alone(project: Path):
+    with edited(project, "params.yaml"):
+        assert stages_run(run_command(project, "dvc", "repro")) == {"plan"}
+    assert stages_run(run_command(project, "dvc", "repro")) == set()  # DVC remembers
 
 
 def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
@@ -135,13 +208,13 @@ def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
     done = stages_run(queued["seeded"])
     assert done & untouched == set()
     # Listed, but not needed: hangs on the round before, and passes by at once.
-    not_needed = stages("calibrate@2", "weak_mask@round2", "mask_soup@2", of=listed)
+    not_needed = stages(*(f"{s}@{i}" for s in ISP for i in range(2, 10)), of=listed)
     assert listed - untouched - not_needed == done - not_needed
 
 
 def test_look_ahead_touches_only_isp(queued: dict[str, str]):
     done = stages_run(queued["longer"])
-    assert {"weak_mask@round0-0", "weak_mask@round1-1", "retrain_isp", "evaluate@isp"} <= done
+    assert {"weak_masks@0", "weak_masks@1", "retrain_isp", "evaluate@isp"} <= done
     assert not stages(
         "prepare",
         "encode",
@@ -150,7 +223,7 @@ def test_look_ahead_touches_only_isp(queued: dict[str, str]):
         "find_ticket",
         "retrain@",
         "evaluate@dense",
-        "evaluate_baseline",
+        "evaluate_method",
         "calibrate@0",
         of=done,
     )
@@ -197,7 +270,7 @@ def test_temporary_copy_reuses_the_cache_and_records_in_the_main_repository(proj
     )
     done = stages_run(output)
     assert "mask_soup@0" in done
-    assert not stages("weak_mask@round0", "dense", "find_ticket", "calibrate@0", of=done)
+    assert not stages("weak_masks@0", "dense", "find_ticket", "calibrate@0", of=done)
     database = sqlite3.connect(project / "mlflow.db")
     assert database.execute("select count(*) from runs where name = 'copied'").fetchone() == (1,)
 
@@ -212,7 +285,7 @@ def test_own_mask_makes_the_union_plain_progressive_pruning(project: Path):
 def test_metrics_and_plots_say_something_offline(project: Path, tmp_path: Path):
     shown = json.loads(run_command(project, "dvc", "metrics", "show", "--json"))
     data = shown[""]["data"]["reports/metrics.json"]["data"]
-    assert set(data) == {"dense", "isp", "one_shot", "random"}
+    assert set(data) == {"dense", "isp", *METHODS}
     assert 0 < data["isp"]["accuracy"] <= 1
     run_command(project, "dvc", "plots", "show", "-o", str(tmp_path))
     page = (tmp_path / "index.html").read_text()
@@ -230,10 +303,13 @@ def test_bad_parameter_stops_in_one_line_before_any_work(project: Path):
     assert "Traceback" not in output
 
 
-def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_data: Path):
-    longer = {**PIPELINE_PARAMS["training"], "epochs": 40}
-    changes: dict = {"baselines": [], "sparsity": 0.3, "rounds": PIPELINE_PARAMS["rounds"][:1]}
-    changes["training"] = longer
+def test_interrupted_run_of_ten_rounds_simply_continues(
+    tmp_path: Path, tiny_bert: Path, tiny_data: Path
+):
+    """Ten rounds of the paper's rate, up to 95 %: as many as dvc.yaml has."""
+    changes: dict = {"methods": [], "sparsity": 0.95}
+    changes["training"] = {**PIPELINE_PARAMS["training"], "epochs": 40}
+    changes["isp"] = {"compression_rate": 0.1, "calibration": 0.05, "look_ahead": 1, "denoisers": 1}
     project = make_repository(tmp_path / "soup", tiny_bert, tiny_data, **changes)
     process = subprocess.Popen(
         ["dvc", "repro"], cwd=project, env=environment(), text=True, start_new_session=True,
@@ -253,4 +329,10 @@ def test_interrupted_run_simply_continues(tmp_path: Path, tiny_bert: Path, tiny_
     output = run_command(project, "dvc", "repro")
     assert {"dense_finetune", "tables"} <= stages_run(output)
     assert not stages_run(output) & {"plan", "prepare_data", "prepare_model", "encode_data"}
+    assert re.search(r"dense fine-tuning: continuing from the checkpoint at step [1-9]", output)
     assert not list(project.glob("models/**/*unfinished*"))
+    result = json.loads((project / "reports/results/isp.json").read_text())
+    reached = [pytest.approx(s, abs=1e-4) for s in (*(0.1 * i for i in range(1, 10)), 0.95)]
+    assert [r["sparsity"] for r in result["rounds"]] == reached
+    assert [r["steps"] for r in result["rounds"]] == list(range(1, 11))
+    assert (result["cost"]["steps"], result["cost"]["search_steps"]) == (800, 10)

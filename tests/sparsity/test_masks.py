@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from helpers import SHAPES, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder
-from instant_soup.methods import criteria
 from instant_soup.sparsity import masks
+from instant_soup.sparsity.scores import magnitude
 
 LAW = settings(deadline=None, max_examples=100)
 TIED_SCORES = st.lists(st.integers(-2, 3).map(float), min_size=1, max_size=60)
@@ -142,8 +142,8 @@ def test_priority_comes_before_score_and_score_before_position(scores, sample, d
 @given(TIED_SCORES, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_magnitude_masks_are_nested_over_sparsities(scores, one: float, other: float) -> None:
     weights = {"w": torch.tensor(scores)}
-    dense = criteria.magnitude(weights, min(one, other))["w"]
-    sparse = criteria.magnitude(weights, max(one, other))["w"]
+    dense = magnitude(weights, min(one, other))["w"]
+    sparse = magnitude(weights, max(one, other))["w"]
     assert not (sparse & ~dense).any()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
@@ -20,8 +21,10 @@ from instant_soup.data import batches
 from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
+from instant_soup.methods import registry
 from instant_soup.models import torchvision_cpu
 from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.workspace import ENCODED
 from instant_soup.sparsity import compact, masks
@@ -535,6 +538,22 @@ def test_dense_is_made_again_without_a_sparsity():
     dense = {**RESULT, "method": "dense", "target_sparsity": 0.0}
     found = card.changes(dense, Dataset(), MODELS["minilm"], "fp32")
     assert "sparsity" not in found and "methods" not in found and found["exports"] == "[dense]"
+
+
+@pytest.mark.parametrize("method", registry.methods())
+def test_what_a_card_says_is_a_plan_with_the_row(method: str):
+    """Whatever the method and the preset, as the row's own variant has it."""
+    result = {**RESULT, "method": method, "preset": "paper", "target_sparsity": 0.75}
+    result |= {"variant": "isp.denoisers=2 training.epochs=12.0"}
+    params = read_yaml(ROOT / "params.yaml") | {"methods": []}
+    for key, value in card.changes(result, Dataset(), MODELS["minilm"], "fp32").items():
+        section, _, name = key.rpartition(".")
+        (params[section] if section else params)[name] = yaml.safe_load(str(value))
+    files = plan(params)
+    assert files[f"evaluate_{method}"]["target_sparsity"] == (
+        0.0 if registry.method_named(method).dense else 0.75
+    )
+    assert files[f"evaluate_{method}"]["variant"].startswith("training.epochs=12.0")
 
 
 def test_what_is_on_the_hub_is_named_as_the_cards_base_and_dataset():

@@ -569,14 +569,14 @@ def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert resumed.curve == whole.curve and resumed.cost.steps == 9
 
 
-@pytest.mark.parametrize("change", ["recipe", "mask", "weights", "moments", "last", "code"])
+@pytest.mark.parametrize("change", ["recipe", "mask", "weights", "moments", "last", "engine"])
 def test_a_checkpoint_is_not_taken_up_by_another_run(
     inside: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    (state, mask), recipe, last, code = pruned_start(), recipe_of_dense(), 7, "1"
+    (state, mask), recipe, last, engine = pruned_start(), recipe_of_dense(), 7, "1"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
-        go_on((state, mask), recipe, last, code=code)
+        go_on((state, mask), recipe, last, engine=engine)
 
     if change == "recipe":
         recipe = replace(recipe, learning_rate=1e-3)
@@ -589,11 +589,11 @@ def test_a_checkpoint_is_not_taken_up_by_another_run(
     elif change == "last":
         last = 6
     else:
-        code = "2"
+        engine = "2"
     with monkeypatch.context() as patch:
         taken: list[int] = []
         interrupt_at(1, patch, lambda: taken.append(1))
-        run = go_on((state, mask), recipe, last, code=code)
+        run = go_on((state, mask), recipe, last, engine=engine)
     assert run.cost.steps == last - 3  # all of them: it began at its own start
     assert taken and len(kept(inside)) == 1  # the other run's
 

@@ -225,6 +225,9 @@ def as_text(value: Any) -> str:
 # Files
 
 
+ADDED = ("code", "engine")  # digests of sources, in a stage's file
+
+
 class Stored:
     """A dataclass that is written into a file and read back, nested ones included."""
 
@@ -234,9 +237,9 @@ class Stored:
 
     @classmethod
     def of(cls, contents: Mapping[str, Any]) -> Self:
-        """The dataclass out of its contents; `code`, which the plan adds, need not be a field."""
+        """The dataclass out of its contents; what the plan adds to them need not be a field."""
         names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
-        own = {k: v for k, v in contents.items() if k != "code" or k in names}
+        own = {k: v for k, v in contents.items() if k not in ADDED or k in names}
         return rebuilt(cls, own)
 
     @classmethod

@@ -1,1 +1,1 @@
-"""Pruning of one's own model: `prune` over batches and a loss, and a callback of a Trainer."""
+"""Pruning of one's own model: in one call, in a loop of one's own, in a Trainer."""

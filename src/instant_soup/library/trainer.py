@@ -1,4 +1,4 @@
-"""Instant Soup Pruning inside `transformers.Trainer`, for those who train with one.
+"""Pruning inside `transformers.Trainer`, for those who train with one.
 
 soup = InstantSoupCallback(sparsity=0.8)
 Trainer(model=model, args=arguments, train_dataset=data, callbacks=[soup]).train()
@@ -6,74 +6,77 @@ Trainer(model=model, args=arguments, train_dataset=data, callbacks=[soup]).train
 
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from instant_soup.errors import UserError
-from instant_soup.library import prune
+from instant_soup.library.loop import Pruner
+from instant_soup.library.run import Loss, choose
+from instant_soup.library.settings import AMethod, check_carried, check_sparsity, method_of
+from instant_soup.methods.base import AtStart, Throughout
+from instant_soup.methods.rounds import OnTheWay
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
 from instant_soup.training.cost import Cost
-from instant_soup.training.state import State
+from instant_soup.training.pruner import Tensors
 
 declare_missing_operators()  # before Trainer is imported
 from transformers import TrainerCallback  # noqa: E402
 
+KEPT = "instant_soup.safetensors"  # in a checkpoint of the Trainer's
+
 
 class InstantSoupCallback(TrainerCallback):
-    """Prunes the Trainer's model within its run, by the rounds of `instant_soup.prune`.
+    """Prunes the Trainer's model within its run, by any method that trains once.
 
     The arguments are those of `prune`; learning rate, clipping and precision are the Trainer's.
     A look-ahead takes batches of the training data as the Trainer collates them, or `batches`, and
     `loss(model, batch)`, the model's own where none is given. Pruned weights get no gradient, so
-    they stay exact zeros; a checkpoint of the Trainer's therefore has its mask in it, and
-    `resume_from_checkpoint` goes on. Afterwards `mask` and `cost` (of the look-aheads) are here.
+    they stay exact zeros. A checkpoint of the Trainer's has its mask in them, or beside them what
+    the method needs more, and `resume_from_checkpoint` goes on. Afterwards `mask` and `cost` (of
+    the look-aheads) are here.
 
     UserError for settings that cannot be: here, or when training begins.
     """
 
     def __init__(
         self,
+        method: AMethod = "isp",
         *,
         sparsity: float = 0.8,
-        compression_rate: float = 0.2,
-        mask_finding: float = 0.3,
-        denoisers: int = 3,
-        look_ahead: int = 10,
-        combine: str = "union",
-        score: str = "magnitude",
-        learning_rate_range: tuple[float, float] = (0.5, 5.0),
-        weight_decay_range: tuple[float, float] = (0.0, 0.1),
         prunable: Callable[[str, torch.Tensor], bool] | None = None,
         batches: Iterable[Any] | None = None,
-        loss: prune.Loss | None = None,
+        loss: Loss | None = None,
         seed: int = 0,
+        **settings: Any,
     ) -> None:
-        self.chosen = (
-            sparsity,
-            compression_rate,
-            mask_finding,
-            denoisers,
-            look_ahead,
-            combine,
-            score,
-        )
-        prune.plan_rounds(10**9, *self.chosen)  # refuses what no number of steps could mend
-        self.settings = {
-            **{"learning_rate_range": list(learning_rate_range), "batch_size": 1, "subset": 1.0},
-            **{"weight_decay_range": list(weight_decay_range), "warmup": 0.0, "seed": seed},
-        }
-        self.prunable, self.batches = prunable, batches
+        self.method = method_of(method, settings)
+        check_carried(self.method)
+        check_sparsity(sparsity)
+        self.sparsity, self.prunable, self.batches, self.seed = sparsity, prunable, batches, seed
         self.loss = loss or (lambda model, batch: model(**batch).loss)
-        self.mask: masks.Mask = {}
-        self.cost = Cost()
+        self.pruner: Pruner | None = None
+        self.dense: Tensors = {}  # gradients before they are masked
         self.hooks: list[Any] = []
 
+    @property
+    def mask(self) -> Mask:
+        """Name → boolean tensor of what is kept; empty before training."""
+        return self.pruner.mask if self.pruner else {}
+
+    @property
+    def cost(self) -> Cost:
+        """What training beside the run has cost."""
+        return self.pruner.run.cost if self.pruner else Cost()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Choose the matrices, plan the rounds, and hold what a checkpoint has pruned."""
+        """Choose the matrices, begin to prune, and hold what a checkpoint has pruned."""
         model, loader = trainer["model"], trainer["train_dataloader"]
         if args.load_best_model_at_end or args.fp16:
             name = "fp16" if args.fp16 else "load_best_model_at_end"
@@ -83,84 +86,115 @@ class InstantSoupCallback(TrainerCallback):
                 f"processes: {args.world_size} are not allowed beside pruning, as each would find "
                 "a mask of its own; allowed: 1"
             )
-        self.cost = Cost()
-        self.rounds = prune.plan_rounds(state.max_steps, *self.chosen)
-        self.settings |= {
-            **{"learning_rate": args.learning_rate, "weight_decay": args.weight_decay},
-            **{"clip_norm": args.max_grad_norm or float("inf")},
-            **{"precision": "bf16" if args.bf16 else "fp32"},
-        }
-        if self.batches is None and not hasattr(loader.dataset, "__len__"):
-            raise UserError(
-                "batches: give some for look-aheads: the data has no length to draw from"
-            )
-        self.source = self.batches if self.batches is not None else DataLoader(
-            loader.dataset, args.per_device_train_batch_size, shuffle=True,
-            collate_fn=loader.collate_fn,
+        batches = self.batches
+        if batches is None and hasattr(loader.dataset, "__len__"):
+            batches = DataLoader(
+                loader.dataset, args.per_device_train_batch_size, shuffle=True,
+                collate_fn=loader.collate_fn,
+            )  # fmt: skip
+        self._release()
+        self.pruner = Pruner(
+            model, trainer["optimizer"], method=self.method, steps=state.max_steps,
+            sparsity=self.sparsity, batches=batches, loss=self.loss, prunable=self.prunable,
+            seed=self.seed, learning_rate=args.learning_rate,
+            clip_norm=args.max_grad_norm or None, precision="bf16" if args.bf16 else "fp32",
+            epoch=_epoch(args, loader),
+            resume=self._found(args, state, model) if state.global_step else None,
         )  # fmt: skip
-        matrices = prune.choose(model, self.prunable)
-        self.mask, self.done = masks.full(matrices), 0
-        if state.global_step > 0:
-            self.done = sum(end <= state.global_step for end in self.rounds.ends)
-            self.mask = {name: w.detach().cpu() != 0 for name, w in matrices.items()}
-            kept = masks.keep_count(matrices, [0.0, *self.rounds.sparsities][self.done])
-            if masks.count(self.mask)[0] != kept:
-                raise UserError(
-                    f"resume_from_checkpoint: {masks.count(self.mask)[0]} of the prunable weights "
-                    f"are not zero at step {state.global_step}; by these settings it is {kept}"
-                )
+        if state.global_step:
+            self._check_resumed(self.pruner)
         self._hold(model)
-        self._prune_when_due(state.global_step, model, trainer["optimizer"])
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """The gradients are there, clipped already: hooks have gathered them as they were."""
+        assert self.pruner is not None
+        self.pruner.after_backward(self.dense)
+        self.dense = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Prune where a round ends."""
-        self._prune_when_due(state.global_step, trainer["model"], trainer["optimizer"])
+        """Prune where it is time."""
+        assert self.pruner is not None
+        self.pruner.after_step()
+
+    def on_save(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """Put beside the weights what their zeros do not tell."""
+        assert self.pruner is not None
+        if tensors := self.pruner.inner.tensors():
+            own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(own, _checkpoint(args, state) / KEPT)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Leave the model without hooks; say so where training ended before the last prune."""
         self._release()
-        if self.done < len(self.rounds.ends):
-            reached = f"{masks.sparsity(self.mask):.0%} of {self.rounds.sparsities[-1]:.0%}"
+        if self.pruner is not None and not self.pruner.done:
+            reached = f"{self.pruner.sparsity:.0%} of {self.sparsity:.0%}"
             warnings.warn(f"training ended early: pruned to {reached}", stacklevel=2)
+
+    def _found(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
+        """The pruner's state at a checkpoint of the Trainer's: its file, or the weights' zeros."""
+        identity = {"method": self.method.name, "sparsity": self.sparsity, "steps": state.max_steps}
+        if isinstance(self.method, Throughout):
+            file = _checkpoint(args, state) / KEPT
+            if not file.exists():
+                raise UserError(
+                    f"resume_from_checkpoint: no {file}, without which {self.method.name} cannot "
+                    "go on"
+                )
+            tensors = load_file(file)
+        else:
+            matrices = choose(model, self.prunable)
+            tensors = {f"mask.{n}": (w != 0).to(torch.uint8).cpu() for n, w in matrices.items()}
+        return {**identity, "step": state.global_step, "tensors": tensors}
+
+    def _check_resumed(self, pruner: Pruner) -> None:
+        """UserError when a checkpoint's zeros are not those of these settings."""
+        wanted, method, step = self.sparsity, self.method, pruner.step
+        if isinstance(method, OnTheWay):
+            targets = method.sparsities(self.sparsity)
+            done = getattr(pruner.inner, "done", 0)
+            wanted = [0.0, *targets][done]
+            if not method.adjusts and done < len(targets):
+                return
+        elif not isinstance(method, AtStart):
+            return
+        kept = masks.keep_count(dict(pruner.mask), wanted)
+        if (found := masks.count(pruner.mask)[0]) != kept:
+            raise UserError(
+                f"resume_from_checkpoint: {found} of the prunable weights are not zero at step "
+                f"{step}; by these settings it is {kept}"
+            )
 
     def _hold(self, model: nn.Module) -> None:
         """Let no gradient reach the pruned weights, clipping included."""
-        self._release()
-        parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
-        self._remember_factors(parameters)
-        self.hooks = [
-            parameters[name].register_hook(lambda g, name=name: g * self.factors[name])
-            for name in self.mask
-            if parameters[name].requires_grad
-        ]
+        assert self.pruner is not None
+        for name, parameter in model.named_parameters():
+            if name in self.pruner.mask and parameter.requires_grad:
+                hook = parameter.register_hook(lambda g, name=name: self._masked(name, g))
+                self.hooks.append(hook)
+
+    def _masked(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """A gradient without the pruned weights' part; added up as it was, where that is wanted."""
+        assert self.pruner is not None
+        if self.pruner.inner.wants_gradients(self.pruner.step):
+            before = self.dense.get(name)
+            self.dense[name] = gradient.clone() if before is None else before + gradient
+        factor = self.pruner.inner.factors.get(name)
+        return gradient if factor is None else gradient * factor.to(gradient.dtype)
 
     def _release(self) -> None:
         while self.hooks:
             self.hooks.pop().remove()
+        self.dense = {}
 
-    def _remember_factors(self, parameters: dict[str, torch.Tensor]) -> None:
-        self.factors = {name: kept.to(parameters[name]) for name, kept in self.mask.items()}
 
-    def _prune_when_due(self, step: int, model: nn.Module, optimizer: Any) -> None:
-        while self.done < len(self.rounds.ends) and self.rounds.ends[self.done] <= step:
-            parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
-            with torch.random.fork_rng():
-                self.mask = prune.find_mask(
-                    model, self._state(parameters, optimizer), self.mask, self.source, self.loss,
-                    self.rounds, self.done, self.settings, self.cost,
-                )  # fmt: skip
-            masks.apply(self.mask, parameters)
-            self._remember_factors(parameters)
-            for name, factor in self.factors.items():
-                # Stale momentum would move pruned weights again at the next step.
-                for moment in optimizer.state.get(parameters[name], {}).values():
-                    if isinstance(moment, torch.Tensor) and moment.shape == factor.shape:
-                        moment.masked_fill_(factor == 0, 0)
-            self.done += 1
+def _epoch(args: Any, loader: Any) -> int | None:
+    """Steps of the optimiser in a pass over the data, where that is known."""
+    try:
+        return max(1, len(loader) // args.gradient_accumulation_steps)
+    except TypeError:
+        return None
 
-    def _state(self, parameters: dict[str, torch.Tensor], optimizer: Any) -> State:
-        """The prunable weights with the second moments that the Trainer's optimizer has of them."""
-        weights = {name: parameters[name].detach().cpu() for name in self.mask}
-        found = {n: optimizer.state.get(parameters[n], {}).get("exp_avg_sq") for n in weights}
-        moments = {name: v.detach().cpu() for name, v in found.items() if v is not None}
-        return State(weights, second_moments=moments)
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    """The folder of the checkpoint at this step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

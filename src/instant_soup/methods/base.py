@@ -38,10 +38,15 @@ def register(method: type["Method"]) -> type["Method"]:
         if not isinstance(getattr(method, needed, None), str):
             raise TypeError(f"{method.__name__}: a method needs a {needed}")
     known = REGISTRY.get(method.name)
-    if known is not None and known.__qualname__ != method.__qualname__:
+    if known is not None and _place(known) != _place(method):
         raise TypeError(f"{method.__name__}: {method.name} is {known.__name__}'s name already")
     REGISTRY[method.name] = method
     return method
+
+
+def _place(method: type["Method"]) -> tuple[str, str]:
+    """Where a class stands: a file that is read again has no other one."""
+    return method.__module__, method.__qualname__
 
 
 @dataclass(frozen=True, kw_only=True)

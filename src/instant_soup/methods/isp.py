@@ -75,12 +75,22 @@ class ISP(OnTheWay):
         """Algorithm 2: the soup of the denoisers' weak masks, adjusted."""
         weak_masks = [self.weak_mask(run, i, n, sparsity) for n in range(self.denoisers)]
         ingredients = self.ingredients(run.state, run.mask, weak_masks, sparsity)
-        adjust = self.adjust == "every_round" or sparsity == run.target
+        adjust = self.adjusts or sparsity == run.target
         return self.soup(run.state, run.mask, ingredients, sparsity, adjust)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the soup is pruned to the round's sparsity in every round, not just the last."""
+        return self.adjust == "every_round"
 
     def wants_batches(self) -> bool:
         """The denoisers train beside the run."""
         return self.denoisers > 0
+
+    @property
+    def ranks_by(self) -> str:
+        """As `score` says."""
+        return self.score
 
     def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
         """Denoiser n's training protocol in round i, and its data subset."""

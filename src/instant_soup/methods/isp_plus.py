@@ -25,6 +25,11 @@ class IspPlus(OnTheWay):
     style: ClassVar[tuple[str, str] | None] = ("#7A2E00", r"$\oplus$")
     main: ClassVar[bool] = True
 
+    @property
+    def ranks_by(self) -> str:
+        """By w² · v."""
+        return "fisher"
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own Fisher mask."""
         from instant_soup.sparsity import scores

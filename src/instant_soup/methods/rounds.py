@@ -72,17 +72,6 @@ class Schedule:
         return [sum(lengths[: i + 1]) for i in range(rounds)]
 
 
-def check_ends(ends: list[int], total: int) -> None:
-    """UserError where rounds leave nothing of a budget of `total` steps."""
-    if total <= len(ends):
-        raise UserError(f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds")
-    if ends[-1] >= total:
-        raise UserError(
-            f"isp.calibration: mask finding takes the whole budget of {total} steps: lower it, or "
-            "raise training.epochs"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class OnTheWay(Method):
     """Prune at the ends of rounds, and train on: nothing restarts.
@@ -107,6 +96,16 @@ class OnTheWay(Method):
         "share of T that all rounds take together, instead of calibration",
         number(0, 1, high_too=False), section="isp", library=0.3,
     )  # fmt: skip
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether every round prunes to its exact sparsity; the last one does in any case."""
+        return True
+
+    @property
+    def ranks_by(self) -> str:
+        """The kind of scores that its masks are of."""
+        return "magnitude"
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """Round i's mask of exactly this sparsity, found on the run as it is now.
@@ -149,7 +148,7 @@ class OnTheWay(Method):
         run.target = sparsity
         targets = self.sparsities(sparsity)
         ends = self.ends(sparsity, run.total, self._epoch(run))
-        check_ends(ends, run.total)
+        self.check_ends(ends, run.total)
         for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
             run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
             self.prune_round(run, i, target)
@@ -158,6 +157,27 @@ class OnTheWay(Method):
         """The end of round i: find its mask and take it."""
         key = [self.name, vars(self), i, target, target == run.target]
         run.prune(run.search(key, self.find_mask, run, i, target))
+
+    def check_ends(self, ends: list[int], total: int) -> None:
+        """UserError where the rounds leave nothing of a budget of `total` steps, or come too soon.
+
+        Fisher scores are of gradients, of which there are none before the first step.
+        """
+        key = "calibration" if self.mask_finding is None else "mask_finding"
+        if self.ranks_by == "fisher" and ends[0] == 0:
+            raise UserError(
+                f"isp.{key}: {getattr(self, key)} prunes before the first step, when there are no "
+                "gradients yet; allowed with Fisher scores: more"
+            )
+        if total <= len(ends):
+            raise UserError(
+                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
+            )
+        if ends[-1] >= total:
+            raise UserError(
+                f"isp.{key}: mask finding takes the whole budget of {total} steps: lower it, "
+                "or raise training.epochs"
+            )
 
     def _epoch(self, run: "Run") -> int | None:
         return None if self.mask_finding is not None else run.steps_per_epoch
@@ -168,7 +188,7 @@ class OnTheWay(Method):
         run.target = sparsity
         targets = self.sparsities(sparsity)
         ends = self.ends(sparsity, run.total, self._epoch(run))
-        check_ends(ends, run.total)
+        self.check_ends(ends, run.total)
         done = sum(end <= run.state.step for end in ends) if run.state.step else 0
         return PrunesInRounds(
             run.mask,

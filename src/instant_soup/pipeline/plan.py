@@ -52,6 +52,7 @@ from instant_soup.pipeline.stage_files import (
 S = TypeVar("S")
 ROUNDS = 10  # of ISP in dvc.yaml: enough for any sparsity at any preset's rate
 STAGES = Path("stages")
+ENGINE = code.PACKAGE / "pipeline/run.py"
 SHARED = (Data, Training, Pretraining)  # the sections that are no method's
 # What ISP's weak masks and soups depend on.
 OF_WEAK_MASKS = (
@@ -346,13 +347,17 @@ def plan(raw: Any) -> dict[str, dict[str, Any]]:
 
 
 def plan_with_code(raw: Any) -> dict[str, dict[str, Any]]:
-    """The same, and in each file that is needed the digest of the sources that its stage runs."""
-    found = {}
+    """The same, and in each file that is needed the digest of the sources that its stage runs.
+
+    Stages that train have that of the engine beside it: the store shares trainings among them.
+    """
+    found, engine = {}, code.digest([ENGINE])
     for name, one in planned(raw).items():
         contents = _contents(one)
         if one.settings is not None:
             roots = [STAGES / f"{one.script}.py", *map(registry.file_of, one.methods)]
-            contents = {**contents, "code": code.digest(roots)}
+            digests = {"code": code.digest(roots)}
+            contents |= digests | ({"engine": engine} if "engine" in contents else {})
         found[name] = contents
     return found
 

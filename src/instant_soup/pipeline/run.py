@@ -50,19 +50,20 @@ class PipelineRun(Run):
         tracked: "StageRun | None" = None,
         *,
         code: str = "",
+        engine: str = "",
         stored: bool = True,
         **more: Any,
     ) -> None:
-        """`code`: digest of the sources that run. Without `stored` nothing can be gone on from."""
+        """`engine`: digest of the sources that train. Without `stored` nothing is gone on from."""
         _, total = budget(recipe)
         store, origin = None, ""
         if stored:
             store = checkpoints.pipeline_store()
             origin = checkpoints.digest(
-                *[code, workspace.encoded_digest(), state.step, mask],
+                *[engine, workspace.encoded_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
-        super().__init__(state, mask, recipe, total, store=store, origin=origin, **more)
+        super().__init__(state, mask, recipe, total, store=store, origin=origin, code=code, **more)
         self.tracked, self.where = tracked, loop.device()
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
         self.head = Head()

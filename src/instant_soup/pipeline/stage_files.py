@@ -51,11 +51,15 @@ class EncodeStage(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(Stored):
-    """Training from a folder with a state and a mask. `code`: digest of the stage's sources."""
+    """Training from a folder with a state and a mask.
+
+    `code`: digest of all sources that the stage runs; `engine`: of those that train.
+    """
 
     recipe: Recipe
     start: str
     code: str = ""
+    engine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class TicketStage(Stored):
     isp_denoisers: int | None = None
     head: Head | None = None  # of a network that is drawn again
     code: str = ""
+    engine: str = ""
 
     def build(self) -> Method:
         """The method with its settings."""

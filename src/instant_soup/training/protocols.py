@@ -1,6 +1,7 @@
 """Denoisers' training protocols: cheap, varied, drawn from a key (Algorithm 2)."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,12 +20,8 @@ class Protocol:
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         """The recipe of a run with this protocol's rate, weight decay and seed."""
-        return replace(
-            recipe,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            seed=self.seed,
-        )
+        drawn: dict[str, Any] = self.described()
+        return replace(recipe, **drawn)
 
     def described(self) -> dict[str, float | int]:
         """What was drawn, but for the rows."""

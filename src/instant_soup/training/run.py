@@ -38,6 +38,7 @@ class Moment:
     state: State
     mask: Mask
     origin: str
+    curve: Curve
 
 
 class Run(ABC):
@@ -45,7 +46,8 @@ class Run(ABC):
 
     `state.step` steps of the budget are done; `cost.steps` says the same, and `cost.search_steps`
     has all others. `origin` is a digest of what the state depends on: with the number of steps it
-    names the state.
+    names the state. `code` is a digest of the method's own sources: what it finds, or trains by a
+    pruner of its own, depends on them, too; training under a mask does not.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Run(ABC):
         *,
         store: Store | None,
         origin: str,
+        code: str = "",
         looks_at: Iterable[str] = ("seed", "data"),
     ) -> None:
         self.state, self.mask, self.recipe, self.total = state, mask, recipe, total
         self.store, self.origin, self.looks_at = store, origin, frozenset(looks_at)
+        self.code = code
         self.own_state = False  # whether the weights were changed by other means than training
         self.target = 0.0  # the sparsity that the last of several rounds reaches
         self.cost = Cost()
@@ -176,7 +180,9 @@ class Run(ABC):
         own, cost, first = recipe or self.recipe, Cost(), self.state.step
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
-        parts = ["train", self.origin, first, last, asdict(own), key, keep_gradients]
+        by = None if key is None else [key, self.code]
+        # An entry that is forgotten when it is finished is none of those that are kept.
+        parts = ["train", self.origin, first, last, asdict(own), by, keep, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
@@ -212,14 +218,14 @@ class Run(ABC):
 
     def moment(self) -> Moment:
         """This point of the run, to go back to."""
-        return Moment(self.state.copy(), self.mask, self.origin)
+        return Moment(self.state.copy(), self.mask, self.origin, list(self.curve))
 
     def go_back(self, to: Moment, mask: Mask | None = None) -> None:
         """Go back to a moment, with another mask if given; what was trained since is search."""
         back = max(0, self.cost.steps - to.state.step)
         self.cost.steps -= back
         self.cost.search_steps += back
-        self.curve = [row for row in self.curve if row["step"] <= to.state.step]
+        self.curve = list(to.curve)
         self.state, self.mask, self.origin = to.state.copy(), to.mask, to.origin
         if mask is not None:
             self.prune(mask)
@@ -266,7 +272,7 @@ class Run(ABC):
 
         The seconds of finding are counted here; what it trains counts itself.
         """
-        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key]
+        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
         with self._entry(*parts) as folder:
             if folder is not None and (folder / "cost.json").exists():
                 self.cost.add(read_json(folder / "cost.json"))

@@ -52,7 +52,7 @@ def save_state(folder: str | Path, state: State) -> None:
 
 def write_state(folder: Path, state: State) -> None:
     """Write a state's files into an existing folder."""
-    save_file(_apart(state.weights), folder / "weights.safetensors")
+    save_file(apart(state.weights), folder / "weights.safetensors")
     if state.first_moments:
         save_file(state.first_moments, folder / "first_moments.safetensors")
         save_file(state.second_moments, folder / "second_moments.safetensors")
@@ -61,7 +61,7 @@ def write_state(folder: Path, state: State) -> None:
     write_json(folder / "progress.json", {"step": state.step})
 
 
-def _apart(weights: Weights) -> Weights:
+def apart(weights: Weights) -> Weights:
     """Weights that share no memory, as tied ones do: safetensors refuses these."""
     seen: set[int] = set()
     found = {}

@@ -1,0 +1,258 @@
+"""A run over a model, batches and a loss of one's own, as pruning methods see it."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from instant_soup.config.sections import Recipe
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Method
+from instant_soup.models import matrices
+from instant_soup.sparsity import masks
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training import loop
+from instant_soup.training.checkpoints import Store, digest
+from instant_soup.training.cost import Cost
+from instant_soup.training.protocols import Protocol, draw_protocol
+from instant_soup.training.pruner import Pruner
+from instant_soup.training.run import AfterStep, Run
+from instant_soup.training.state import State, Weights
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+Validate = Callable[[nn.Module], float]
+ALL = torch.empty(0, dtype=torch.int64)  # rows of a protocol: no batch is left out
+
+
+class LibraryRun(Run):
+    """A training of one's own model, in place.
+
+    `validate(model)` is a score, higher is better. With a store, equal calls go on; settings,
+    shapes and the pruned matrices tell calls apart. (A head that is drawn anew at each start of a
+    script is no such matrix, so the run goes on.)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any] | None,
+        loss: Loss | None,
+        prunable: Weights,
+        recipe: Recipe,
+        total: int,
+        *,
+        validate: Validate | None = None,
+        store: Store | None = None,
+        looks_at: Iterable[str] = Method.looks_at,
+        epoch: int | None = None,
+    ) -> None:
+        """`epoch`: steps in a pass over the data, where that is not the number of batches."""
+        shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
+        origin = "" if store is None else digest("library", total, asdict(recipe), shapes, prunable)
+        super().__init__(
+            State(weights_of(model)), masks.full(prunable), recipe, total,
+            store=store, origin=origin, looks_at=looks_at,
+        )  # fmt: skip
+        self.model, self._batches, self._loss = model, batches, loss
+        self._validate, self._epoch = validate, epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of batches; UserError where they do not tell it."""
+        length = self._epoch or length_of(self._batches)
+        if length is None:
+            raise UserError(
+                "batches: their number is not known, and this method counts in epochs; allowed: "
+                "batches with a len()"
+            )
+        return length
+
+    @property
+    def epochs(self) -> float:
+        """The budget in epochs; without end where the number of batches is not known."""
+        length = self._epoch or length_of(self._batches)
+        return self.total / length if length else float("inf")
+
+    @property
+    def rows(self) -> int:
+        """What a share of the data is drawn of: the batches."""
+        return self.steps_per_epoch
+
+    def network(self, state: State, recipe: Recipe) -> nn.Module:
+        """The model that was given, with a state's weights."""
+        self.model.load_state_dict(state.weights)
+        return self.model
+
+    def beside(self, state: State, recipe: Recipe) -> nn.Module:
+        """A copy of the model."""
+        twin = copy.deepcopy(self.model)
+        twin.load_state_dict(state.weights)
+        return twin
+
+    def take(
+        self,
+        network: nn.Module,
+        state: State,
+        pruner: Pruner | Mask,
+        recipe: Recipe,
+        cost: Cost,
+        *,
+        last: int,
+        total: int | None,
+        label: str,
+        rows: torch.Tensor | None = None,
+        after_step: AfterStep | None = None,
+    ) -> State:
+        """The engine's steps over all batches, or those of some numbers in a pass."""
+        source = steps(self._given_batches(), state.step, last, recipe.seed, rows)
+        return loop.take_steps(
+            network, state, pruner, source, lambda batch: self.loss(network, batch), None, recipe,
+            cost, last=last, total=total, label=label, after_step=after_step,
+        )  # fmt: skip
+
+    def batches(self, first: int, last: int) -> Iterator[Any]:
+        """The batches of some steps."""
+        for _, batch in steps(self._given_batches(), first, last, self.recipe.seed):
+            yield batch
+
+    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        """The loss of a batch, which moves to where the network is."""
+        if self._loss is None:
+            raise UserError("loss: none is given; allowed: a function (model, batch) -> scalar")
+        return self._loss(network, to_device(batch, next(network.parameters()).device))
+
+    def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
+        """Nothing: what one's own model computes is not known."""
+        return 0.0, 0.0
+
+    def score(self, weights: Weights) -> float:
+        """What `validate` says of a copy of the model; UserError where there is none."""
+        if self._validate is None:
+            raise UserError("validate: none is given; allowed: a function (model) -> score")
+        network = self.beside(State(weights), self.recipe).eval()
+        with torch.no_grad():
+            return float(self._validate(network))
+
+    def draw_protocol(
+        self, rates: list[float], decays: list[float], subset: float, *key: int
+    ) -> Protocol:
+        """A protocol, on all batches or a share of them; rows are their numbers in a pass."""
+        rows = 1 if subset == 1 else self.rows
+        drawn = draw_protocol(self.recipe, rates, decays, subset, rows, (self.seed, *key))
+        return replace(drawn, rows=ALL) if subset == 1 else drawn
+
+    def _given_batches(self) -> Iterable[Any]:
+        if self._batches is None:
+            raise UserError("batches: none are given; allowed: batches that can be iterated again")
+        return self._batches
+
+
+class LoopRun(LibraryRun):
+    """A run whose steps a loop of one's own takes: it follows the model and its optimiser."""
+
+    def __init__(self, *given: Any, optimizer: torch.optim.Optimizer, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.optimizer = optimizer
+        self.step = 0  # steps that the loop has taken
+
+    @contextmanager
+    def aside(self, pruner: Any) -> Iterator[None]:
+        """Within this the run is where the loop is; its random numbers stay as they are."""
+        parameters = dict(self.model.named_parameters())
+        first, second = (
+            {n: m.cpu() for n in pruner.mask if (m := self._moment(parameters[n], key)) is not None}
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+        self.state = State(weights_of(self.model), first, second, self.step)
+        self.mask = pruner.mask
+        self.gradients = {n: g.cpu() for n, g in pruner.gradients.items()}
+        with own_random_numbers(self.model):
+            yield
+
+    def _moment(self, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
+        """A moment of Adam's kind; other optimisers hold other things."""
+        moment = self.optimizer.state.get(parameter, {}).get(key)
+        fits = isinstance(moment, torch.Tensor) and moment.shape == parameter.shape
+        return moment.detach() if fits else None
+
+
+@contextmanager
+def own_random_numbers(model: nn.Module) -> Iterator[None]:
+    """Within this, drawing leaves torch's random numbers outside as they are."""
+    where = next(model.parameters()).device
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        yield
+
+
+def length_of(batches: Any) -> int | None:
+    """The number of batches; None where it is not known, or a loader cannot tell it."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def choose(model: nn.Module, wanted: Callable[[str, torch.Tensor], bool] | None = None) -> Weights:
+    """Name → weight of what is pruned (see `prune`); UserError where there is nothing."""
+    if wanted is not None:
+        found: Weights = {n: p for n, p in model.named_parameters() if wanted(n, p)}
+    else:
+        every = matrices.matrices(model)
+        found = matrices.prunable(model) or {name: every[name] for name in list(every)[:-1]}
+    if not found:
+        raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
+    return found
+
+
+def to_device(batch: Any, where: torch.device) -> Any:
+    """A batch with all tensors in it on a device; what is there already is not copied."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(where, non_blocking=True)
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # of its own kind: a defaultdict, a BatchEncoding, …
+        for key, value in batch.items():
+            moved[key] = to_device(value, where)
+        return moved
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, where) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, where) for value in batch)
+    return batch.to(where) if hasattr(batch, "to") else batch
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """A model's tensors by name, on the CPU; the live ones there."""
+    return {name: w.detach().cpu() for name, w in model.state_dict().items()}
+
+
+def steps(
+    batches: Iterable, first: int, last: int, seed: int, rows: torch.Tensor | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(step, batch) for the steps first … last − 1, pass after pass over the batches.
+
+    A loader's shuffle comes from the seed and the step at which a pass begins. Where the length of
+    a pass is known, a run that goes on takes up its pass where it was. With `rows`, numbers of
+    batches in a pass, each pass is the same one, and has these batches alone.
+    """
+    chosen = None if rows is None or not len(rows) else set(rows.tolist())
+    length = length_of(batches) if chosen is None else len(chosen)
+    if length == 0:
+        raise UserError("batches: nothing in them; allowed: at least one batch")
+    step = first - first % length if length else first
+    while step < last:
+        began = step
+        torch.manual_seed((seed * 1_000_003 + (began if chosen is None else 0)) % 2**63)
+        for number, batch in enumerate(batches):
+            if chosen is not None and number not in chosen:
+                continue
+            if step >= first:
+                yield step, batch
+            step += 1
+            if step == last:
+                return
+        if step == began:
+            raise UserError("batches: nothing in them, or they cannot be iterated twice")

@@ -1,0 +1,117 @@
+"""A pruned model as a folder that the stock loaders and `instant-soup` read."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from instant_soup.errors import UserError
+from instant_soup.files import new_folder, read_json, write_json
+from instant_soup.library.run import weights_of
+from instant_soup.models import bert, clip, encoding
+from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
+from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.training.state import apart
+
+if TYPE_CHECKING:
+    from instant_soup.library.prune import Pruned
+
+TEST_ROWS = 2000  # that `evaluate` cuts from a folder without a test split
+LONGEST = 512  # tokens, where neither tokenizer nor model sets a limit
+
+
+def save(
+    pruned: "Pruned",
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    base: str | Path | None = None,
+    classes: list[str] | None = None,
+    columns: list[str] | None = None,
+    label: str | None = None,
+    max_length: int | None = None,
+    templates: list[str] | None = None,
+) -> None:
+    """Write weights, configuration, mask, compact file and ticket.json; see `Pruned.save`."""
+    model = pruned.model
+    with new_folder(folder) as unfinished:
+        if type(model).__module__.partition(".")[0] == "open_clip":
+            family, facts = _write_open_clip(unfinished, model, base, templates)
+        elif hasattr(model, "save_pretrained") and hasattr(model, "config"):
+            family, facts = _write_transformers(unfinished, model, tokenizer, classes, max_length)
+        else:
+            family, facts = "own", {}
+            _write_weights(unfinished / bert.WEIGHTS, model)
+        facts = {"kind": "classification", "classes": classes or [], **facts}
+        floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        ticket = {
+            "format": FORMAT,
+            **{"family": family, "model": type(model).__name__, "dataset": "local:"},
+            **{"method": pruned.method, "sparsity": pruned.sparsity, "seed": pruned.seed},
+            **{"columns": columns, "label": label, "test_rows": TEST_ROWS, **facts},
+            "cost": pruned.cost,
+            "dtype": "bf16" if floats == {torch.bfloat16} else "fp32",
+        }
+        write_ticket(unfinished, apart(weights_of(model)), pruned.mask, ticket)
+        set_usual_permissions(unfinished)
+
+
+def _write_transformers(
+    folder: Path, model: Any, tokenizer: Any, classes: list[str] | None, max_length: int | None
+) -> tuple[str, dict[str, Any]]:
+    """The model and its tokenizer as transformers writes them; what a test of texts needs."""
+    declare_missing_operators()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    # Under the names that the model has now, and so the mask; not those of older checkpoints.
+    model.save_pretrained(folder, save_original_format=False)
+    if isinstance(tokenizer, str | Path):
+        from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), ())
+    texts = type(model) in (known if isinstance(known, tuple) else (known,))
+    if not texts or not (folder / "tokenizer.json").exists():
+        return "own", {}
+    if model.config.problem_type == "regression" or model.config.num_labels == 1:
+        kind, names = "regression", []
+    else:
+        config = read_json(folder / "config.json")
+        names = classes or [model.config.id2label[i] for i in range(model.config.num_labels)]
+        if len(names) != model.config.num_labels:
+            raise UserError(
+                f"classes: {len(names)} names; allowed: {model.config.num_labels}, one for each "
+                "of the model's outputs"
+            )
+        config["id2label"] = dict(enumerate(names))
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+        write_json(folder / "config.json", config)
+        kind = "classification"
+    most = max_length or min(tokenizer.model_max_length, LONGEST)
+    return "bert", {"kind": kind, "classes": names, "max_length": encoding.longest(folder, most)}
+
+
+def _write_open_clip(
+    folder: Path, model: nn.Module, base: str | Path | None, templates: list[str] | None
+) -> tuple[str, dict[str, Any]]:
+    """The model in the layout of open_clip's `local-dir:`, with a base folder's configuration."""
+    if base is None or not (Path(base) / clip.CONFIG).exists():
+        raise UserError(
+            f"base: {base!r} is no folder with an {clip.CONFIG}; allowed: the folder that this "
+            "open_clip model is from, as it does not know its own configuration"
+        )
+    for file in sorted(Path(base).iterdir()):
+        if file.suffix in BESIDE and file.name not in (TICKET, "prunable.json"):
+            shutil.copyfile(file, folder / file.name)
+    _write_weights(folder / clip.WEIGHTS, model)
+    return "clip", {"templates": templates or ["a photo of a {}."]}
+
+
+def _write_weights(file: Path, model: nn.Module) -> None:
+    weights = {name: w.contiguous() for name, w in weights_of(model).items()}
+    save_file(apart(weights), file, metadata={"format": "pt"})

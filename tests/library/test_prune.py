@@ -1,0 +1,612 @@
+"""instant_soup.prune on models of one's own: exact sparsity, zeros that stay, resume, its parts."""
+
+import copy
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import instant_soup
+from helpers import PRUNE_SETTINGS, loader, loss, new_classifier, perceptron, products
+from instant_soup.errors import UserError
+from instant_soup.library import run, settings
+from instant_soup.methods.grasp import GraSP
+from instant_soup.methods.isp import ISP
+from instant_soup.methods.registry import methods
+from instant_soup.methods.snip import SNIP
+from instant_soup.methods.soups import InstantModelSoup
+from instant_soup.sparsity import masks, scores
+from instant_soup.training.checkpoints import Record
+from instant_soup.training.state import State
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def zeros(model: nn.Module, mask: masks.Mask) -> bool:
+    """Whether every pruned weight is exactly zero, and no other."""
+    parameters = dict(model.named_parameters())
+    return all(torch.equal(parameters[name] != 0, kept) for name, kept in mask.items())
+
+
+def test_a_perceptron_is_pruned_to_the_weight_and_its_zeros_stay() -> None:
+    model = perceptron()
+    before = copy.deepcopy(model.state_dict())
+    pruned = instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
+    assert pruned.model is model and not model.training
+    assert set(pruned.mask) == {"0.weight", "3.weight"}  # all but the last linear layer
+    kept, total = masks.count(pruned.mask)
+    assert total - kept == round(0.6 * total)
+    assert zeros(model, pruned.mask)
+    assert all(not torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    assert (pruned.cost["steps"], pruned.cost["search_steps"]) == (24, 3 * 2 * 3)
+
+
+def test_it_learns() -> None:
+    model = perceptron()
+    instant_soup.prune(
+        model, loader(), loss, **{**PRUNE_SETTINGS, "steps": 300, "learning_rate": 1e-2}
+    )
+    x, y = products().tensors
+    assert (model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
+    one, other, third = (
+        instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, "seed": seed}).model
+        for seed in (3, 3, 4)
+    )
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name])
+    assert not torch.equal(one.state_dict()["0.weight"], third.state_dict()["0.weight"])
+
+
+class Stopped(Exception):
+    """Stands for a crash."""
+
+
+def stop_at(step: int, model: nn.Module, folder: Path, **changes: Any) -> None:
+    """Start a run and interrupt it, with a checkpoint, when so many steps are trained in all."""
+    take, done = Record.after_step, 0
+
+    def after_step(self: Record, here: int, error: Any, snapshot: Any) -> None:
+        nonlocal done
+        take(self, here, error, snapshot)
+        done += 1
+        if done == step:
+            self.save(snapshot())
+            raise Stopped
+
+    with patch.object(Record, "after_step", after_step), pytest.raises(Stopped):
+        instant_soup.prune(
+            model, loader(), loss, checkpoint=folder, **{**PRUNE_SETTINGS, **changes}
+        )
+
+
+def assert_same(one: instant_soup.Pruned, other: instant_soup.Pruned) -> None:
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+    assert all(torch.equal(kept, other.mask[name]) for name, kept in one.mask.items())
+    counted = ("steps", "search_steps")
+    assert [one.cost[key] for key in counted] == [other.cost[key] for key in counted]
+
+
+# Rounds end after the steps 1, 4 and 7.
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (1, {}),
+        (2, {}),
+        (4, {}),
+        (15, {}),
+        (5, {"score": "fisher"}),
+        (20, {"adjust": "last_round"}),
+        (5, {"method": "isp_plus"}),
+        *((step, {"method": "movement", "every": 2}) for step in (1, 5, 16, 17, 20)),
+        *((step, {"method": "granet", "every": 3}) for step in (1, 5, 12, 18, 20)),
+        *((step, {"method": SNIP(batches=2)}) for step in (1, 20)),
+        (30, {"method": "early_bird", "every": 1.0, "window": 1}),
+        *((step, {"method": "lth", "compression_rate": 0.4}) for step in (10, 30, 60)),
+        *(
+            (step, {"method": lambda w, g, _: {n: (w[n] * g[n]).abs() for n in w}})
+            for step in (3, 9)
+        ),
+    ],
+)
+def test_a_stopped_call_goes_on_to_the_very_same_result(
+    tmp_path: Path, step: int, changes: dict
+) -> None:
+    own = {k: v for k, v in PRUNE_SETTINGS.items() if k not in ("denoisers", "look_ahead")}
+    own |= {} if "method" in changes else {"denoisers": 2, "look_ahead": 3}
+    whole = instant_soup.prune(perceptron(), loader(), loss, **own, **changes)
+    with patch.dict(PRUNE_SETTINGS, own, clear=True):
+        stop_at(step, perceptron(), tmp_path, **changes)
+    assert list(tmp_path.iterdir())
+    resumed = instant_soup.prune(
+        perceptron(), loader(), loss, checkpoint=tmp_path, **own, **changes
+    )
+    assert_same(whole, resumed)
+    assert not list(tmp_path.rglob("*"))  # a finished run is not gone on with
+
+
+@pytest.mark.parametrize(("seed", "rate"), [(0, 1e-3), (1, 3e-3)])
+def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(
+    tmp_path: Path, seed: int, rate: float
+) -> None:
+    stop_at(15, perceptron(), tmp_path)
+    changed = {**PRUNE_SETTINGS, "learning_rate": rate}
+    with_it = instant_soup.prune(perceptron(seed), loader(), loss, checkpoint=tmp_path, **changed)
+    without = instant_soup.prune(perceptron(seed), loader(), loss, **changed)
+    for name, weight in with_it.model.state_dict().items():
+        assert torch.equal(weight, without.model.state_dict()[name])
+
+
+def test_a_head_drawn_anew_does_not_keep_a_call_from_going_on(tmp_path: Path) -> None:
+    whole = instant_soup.prune(perceptron(), loader(), loss, **PRUNE_SETTINGS)
+    stop_at(15, perceptron(), tmp_path)
+    model = perceptron()
+    nn.init.zeros_(model.get_parameter("5.weight"))  # the last map is not pruned
+    resumed = instant_soup.prune(model, loader(), loss, checkpoint=tmp_path, **PRUNE_SETTINGS)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name])
+
+
+def test_tied_and_channels_last_weights_can_be_kept(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        net = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4))
+        net = net.to(memory_format=torch.channels_last)
+        net[3].weight = net[2].weight
+        return net
+
+    torch.manual_seed(0)
+    x, one = torch.randn(6, 2, 2, 2), model()
+
+    def error(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return m(batch).square().mean()
+
+    pruned = instant_soup.prune(one, [x], error, checkpoint=tmp_path, **PRUNE_SETTINGS)
+    assert zeros(one, pruned.mask)
+
+
+def test_gradients_of_before_do_not_enter() -> None:
+    plain, stale = perceptron(), perceptron()
+    loss(stale, next(iter(loader()))).backward()
+    for model in (plain, stale):
+        instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, stale.state_dict()[name])
+
+
+def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() -> None:
+    own = {**PRUNE_SETTINGS, "denoisers": 0}
+    isp = instant_soup.prune(perceptron(), loader(), loss, **own)
+    own = {k: v for k, v in own.items() if k not in ("denoisers", "look_ahead")}
+    assert_same(isp, instant_soup.prune(perceptron(), loader(), loss, method="progressive", **own))
+    once = {"compression_rate": 0.9, "mask_finding": 0.0}
+    isp = instant_soup.prune(perceptron(), loader(), loss, denoisers=0, **own, **once)
+    assert_same(isp, instant_soup.prune(perceptron(), loader(), loss, method="one_shot", **own))
+    matrices = {n: p.detach() for n, p in run.choose(perceptron()).items()}
+    expected = scores.magnitude(matrices, 0.6)
+    assert all(torch.equal(isp.mask[n], kept) for n, kept in expected.items())
+
+
+def test_without_denoisers_fisher_is_isp_plus() -> None:
+    own = {**PRUNE_SETTINGS, "denoisers": 0, "score": "fisher"}
+    isp = instant_soup.prune(perceptron(), loader(), loss, **own)
+    own = {k: v for k, v in own.items() if k not in ("denoisers", "look_ahead", "score")}
+    assert_same(isp, instant_soup.prune(perceptron(), loader(), loss, method="isp_plus", **own))
+
+
+@pytest.mark.parametrize("denoisers", [0, 2])
+def test_fisher_prunes_to_the_weight_and_otherwise_than_magnitude(denoisers: int) -> None:
+    found = {}
+    for score in ("magnitude", "fisher"):
+        own = {**PRUNE_SETTINGS, "denoisers": denoisers, "score": score}
+        pruned = instant_soup.prune(perceptron(), loader(), loss, **own)
+        kept, total = masks.count(pruned.mask)
+        assert total - kept == round(PRUNE_SETTINGS["sparsity"] * total)
+        assert zeros(pruned.model, pruned.mask)
+        found[score] = pruned.mask
+    assert masks.distance(found["magnitude"], found["fisher"]) > 0
+
+
+def test_fisher_of_frozen_matrices_is_refused() -> None:
+    model = perceptron()
+    name = next(iter(run.choose(model)))
+    model.get_parameter(name).requires_grad_(False)
+    with pytest.raises(UserError, match=f"{name} has none"):
+        instant_soup.prune(model, loader(), loss, **{**PRUNE_SETTINGS, "score": "fisher"})
+
+
+# What the methods' settings are for a run as short as these.
+SHORT: dict[str, Any] = {
+    "early_bird": {"every": 1.0},
+    "granet": {"every": 2},
+    "lth": {"compression_rate": 0.4},
+    "lth_rewind": {"compression_rate": 0.4},
+    "lottery_pool": {"compression_rate": 0.4},
+    "uniform_soup": {"networks": 2},
+    "greedy_soup": {"networks": 2},
+}
+# Those whose settings' names `prune` has itself come as objects.
+OBJECTS = {
+    "instant_model_soup": InstantModelSoup(denoisers=2, steps=3),
+    "snip": SNIP(batches=2),
+    "grasp": GraSP(batches=2),
+}
+
+
+def accuracy(model: nn.Module) -> float:
+    x, y = products().tensors
+    return float((model(x).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("name", [name for name, one in methods().items() if not one.needs])
+def test_every_method_prunes_to_the_weight(name: str) -> None:
+    own = {"steps": 24, "learning_rate": 3e-3, "sparsity": 0.75, "precision": "fp32"}
+    own |= {"method": OBJECTS.get(name, name), "validate": accuracy, **SHORT.get(name, {})}
+    pruned = instant_soup.prune(perceptron(), loader(), loss, **own)
+    kept, total = masks.count(pruned.mask)
+    assert total - kept == (0 if methods()[name].dense else round(0.75 * total))
+    parameters = dict(pruned.model.named_parameters())
+    assert not any(parameters[n][~kept].any() for n, kept in pruned.mask.items())
+    assert pruned.method == name and pruned.sparsity == pytest.approx((total - kept) / total)
+    # The budget is the same for all; of a soup, all is search.
+    assert pruned.cost["steps"] in (24, 0) and pruned.cost["flops"] == 0
+    assert_same(pruned, instant_soup.prune(perceptron(), loader(), loss, **own))
+
+
+def test_a_callable_is_a_criterion() -> None:
+    seen = []
+
+    def taylor(weights: dict, gradients: dict, state: State) -> dict:
+        assert weights.keys() == gradients.keys() and not any(n.endswith("bias") for n in weights)
+        assert all(gradients[n].any() and state.second_moments[n].any() for n in weights)
+        seen.append((state.step, float(masks.sparsity({n: w != 0 for n, w in weights.items()}))))
+        # Dense gradients: those of pruned weights are there, too.
+        if len(seen) > 1:
+            assert any(gradients[n][weights[n] == 0].any() for n in weights)
+        return {n: (w * gradients[n]).abs() for n, w in weights.items()}
+
+    pruned = instant_soup.prune(
+        perceptron(), loader(), loss, **with_changes({"method": taylor}), compression_rate=0.3
+    )
+    assert [step for step, _ in seen] == [2, 7]
+    assert [round(sparsity, 2) for _, sparsity in seen] == [0.0, 0.3]
+    assert pruned.sparsity == pytest.approx(0.6, abs=1e-3) and pruned.method == "custom"
+    assert zeros(pruned.model, pruned.mask)
+
+
+def test_a_callable_with_odd_scores_is_refused() -> None:
+    with pytest.raises(UserError, match="the scores have not the names and shapes"):
+        instant_soup.prune(
+            perceptron(), loader(), loss, **with_changes({"method": lambda w, g, s: {}})
+        )
+
+
+def test_an_object_of_settings_is_a_method() -> None:
+    named = instant_soup.prune(perceptron(), loader(), loss, **PRUNE_SETTINGS)
+    own = {k: v for k, v in PRUNE_SETTINGS.items() if k not in ("denoisers", "look_ahead")}
+    for method in (ISP(denoisers=2, look_ahead=3, subset=1.0), ISP(denoisers=2, subset=1.0)):
+        more = {} if method.look_ahead else {"look_ahead": 3}
+        found = instant_soup.prune(perceptron(), loader(), loss, method=method, **own, **more)
+        assert_same(named, found)
+    found = instant_soup.prune(perceptron(), loader(), loss, method=ISP, **PRUNE_SETTINGS)
+    assert_same(named, found)
+
+
+def test_defaults_are_the_librarys_and_none_stands_for_them() -> None:
+    made = settings.method_of("isp", {"look_ahead": None})
+    assert (made.look_ahead, made.denoisers, made.subset, made.mask_finding) == (10, 3, 1.0, 0.3)
+    assert made.weight_decay_range == [0.0, 0.1] and made.compression_rate == 0.2
+    assert settings.method_of("isp", {"mask_finding": None}).mask_finding is None
+    assert settings.method_of("isp", {"calibration": 0.2}).mask_finding is None
+    assert settings.method_of("isp", {"calibration": 0.2, "mask_finding": 0.5}).mask_finding == 0.5
+    assert settings.method_of(ISP(calibration=0.2), {}).mask_finding is None
+    assert settings.method_of(ISP(), {}).mask_finding == 0.3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"growing": False},
+        {"rate_of": "remaining"},
+        {"adjust": "last_round"},
+        {"own_mask": True},
+        {"subset": 0.3},
+        {"score": "fisher"},
+        {"combine": "vote"},
+        {"combine": "intersection"},
+        {"compression_rate": 0.1},
+        {"learning_rate_range": (0.1, 0.2)},
+        {"weight_decay_range": (50.0, 60.0)},
+        {"calibration": 0.5},
+        {"look_ahead": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_each_setting_of_isp_changes_the_mask(changes: dict) -> None:
+    usual = instant_soup.prune(perceptron(), loader(), loss, **PRUNE_SETTINGS)
+    found = instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, **changes})
+    assert usual.sparsity == found.sparsity
+    assert masks.distance(usual.mask, found.mask) > 0
+    assert zeros(found.model, found.mask)
+
+
+def test_a_round_that_is_not_adjusted_keeps_more() -> None:
+    """Only the last round prunes the union to its sparsity."""
+    seen = []
+    search = run.LibraryRun.search
+
+    def watched(self: Any, key: Any, find: Any) -> Any:
+        seen.append(masks.sparsity(mask := search(self, key, find)))
+        return mask
+
+    own = {**PRUNE_SETTINGS, "adjust": "last_round", "look_ahead": 6}
+    with patch.object(run.LibraryRun, "search", watched):
+        instant_soup.prune(perceptron(), loader(), loss, **own)
+    assert seen[0] < 0.199 and seen[1] < 0.399 and seen[2] == pytest.approx(0.6, abs=1e-3)
+
+
+def test_calibration_counts_in_epochs() -> None:
+    """An epoch has six steps here; rounds take t, 2 t, 3 t."""
+    ends: list[int] = []
+    prune_to = run.LibraryRun.prune
+
+    def watched(self: Any, mask: masks.Mask) -> None:
+        ends.append(self.state.step)
+        prune_to(self, mask)
+
+    with patch.object(run.LibraryRun, "prune", watched):
+        instant_soup.prune(perceptron(), loader(), loss, **PRUNE_SETTINGS, calibration=0.5)
+    assert ends == [3, 9, 18]
+
+
+def test_a_denoisers_subset_is_of_batches_the_same_in_each_pass() -> None:
+    batches = list(range(6))
+    rows = torch.tensor([1, 4])
+    assert [b for _, b in run.steps(batches, 0, 5, 0, rows)] == [1, 4, 1, 4, 1]
+    shuffled = torch.utils.data.DataLoader(torch.arange(6), shuffle=True)
+    taken = [int(b) for _, b in run.steps(shuffled, 0, 4, 7, rows)]
+    assert taken[:2] == taken[2:] and len(set(taken)) == 2
+
+
+def test_a_run_goes_on_within_a_pass() -> None:
+    shuffled = torch.utils.data.DataLoader(torch.arange(5), shuffle=True)
+    whole = [(step, int(b)) for step, b in run.steps(shuffled, 0, 13, 3)]
+    for cut in (1, 5, 7):
+        rest = [(step, int(b)) for step, b in run.steps(shuffled, cut, 13, 3)]
+        assert rest == whole[cut:]
+
+
+def test_a_batch_norm_has_counters_that_no_soup_mixes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Linear(16, 2))
+    own = {**with_changes({"method": "uniform_soup"}), "networks": 2}
+    instant_soup.prune(model, loader(), loss, validate=accuracy, **own)
+    assert int(model[1].num_batches_tracked) == 24
+
+
+def test_a_users_model_keeps_its_attention_and_its_frozen_weights(tiny_bert: Path) -> None:
+    """Gradients before training are taken on a copy."""
+    model = new_classifier(tiny_bert, 2, 0)
+    model.requires_grad_(False).classifier.requires_grad_(True)
+    before = model.config._attn_implementation
+    ids = torch.randint(5, 20, (8, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": (ids[:, 1] > 12).long()}
+    own = with_changes({"method": "grasp"})
+    pruned = instant_soup.prune(model, [batch], lambda m, b: m(**b).loss, **own)
+    assert model.config._attn_implementation == before
+    assert not any(model.get_parameter(name).requires_grad for name in pruned.mask)
+    assert zeros(model, pruned.mask)
+
+
+def test_a_bert_is_pruned_in_its_blocks(tiny_bert: Path) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    ids = torch.randint(5, 20, (32, 12), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": ids[i : i + 8], "labels": (ids[i : i + 8, 1] > 12).long()}
+               for i in range(0, 32, 8)]  # fmt: skip
+    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **PRUNE_SETTINGS)
+    assert len(pruned.mask) == 12 and all(".layer." in name for name in pruned.mask)
+    assert zeros(model, pruned.mask)
+
+
+def test_multihead_attention_is_pruned_whole() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    x = torch.randn(4, 6, 16)
+
+    def error(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return functional.mse_loss(m(batch), batch)
+
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pruned = instant_soup.prune(model, [x], error, **PRUNE_SETTINGS)
+    kinds = {name.split(".", 2)[2] for name in pruned.mask}
+    assert kinds == {"self_attn.in_proj_weight", "self_attn.out_proj.weight",
+                     "linear1.weight", "linear2.weight"}  # fmt: skip
+    assert zeros(model, pruned.mask)
+    for name, kept in pruned.mask.items():
+        assert (dict(model.named_parameters())[name] != before[name])[kept].any()
+
+
+def test_layers_in_a_list_are_no_blocks() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)])
+            self.attend = nn.MultiheadAttention(2, 1, kdim=4, vdim=6)
+            self.head = nn.Linear(2, 2)
+
+    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
+    wanted = {f"layers.{i}.weight" for i in range(3)} | {f"attend.{name}" for name in names}
+    assert set(run.choose(Heads())) == wanted
+
+
+def test_batches_move_as_what_they_are() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        words: str
+
+    tensor = torch.ones(2)
+    batch = {"a": [tensor, Pair(tensor, "b")], "c": defaultdict(list, {"d": (tensor,)})}
+    moved = run.to_device(batch, torch.device("meta"))
+    assert isinstance(moved["a"][1], Pair) and moved["a"][1].words == "b"
+    assert moved["c"]["new"] == [] and moved["c"]["d"][0].device.type == "meta"
+    assert moved["a"][0].device.type == moved["a"][1].x.device.type == "meta"
+    assert tensor.device.type == "cpu" and batch["a"][0] is tensor
+
+
+def test_a_predicate_chooses_what_is_pruned() -> None:
+    model = perceptron()
+    pruned = instant_soup.prune(
+        model, loader(), loss, prunable=lambda name, p: name == "5.weight", **PRUNE_SETTINGS
+    )
+    assert set(pruned.mask) == {"5.weight"}
+
+
+def with_changes(changes: dict) -> dict:
+    """The settings of PRUNE_SETTINGS, without ISP's own for another method."""
+    of_isp = ("denoisers", "look_ahead") if "method" in changes else ()
+    return {k: v for k, v in PRUNE_SETTINGS.items() if k not in of_isp} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sparsity": 1.0}, "sparsity: 1.0"),
+        ({"compression_rate": 0}, "compression_rate: 0"),
+        ({"mask_finding": 1.0}, "mask_finding: 1.0"),
+        ({"mask_finding": 0.99}, "mask_finding: mask finding takes the whole budget of 24 steps"),
+        ({"combine": "best"}, "union | intersection | vote"),
+        ({"score": "best"}, "score: 'best' is not allowed; allowed: magnitude | fisher"),
+        (
+            {"score": "fisher", "mask_finding": 0.0},
+            "mask_finding: 0.0 prunes before the first step",
+        ),
+        ({"method": "isp_plus", "mask_finding": 0.0}, "mask_finding: 0.0 prunes before the first"),
+        ({"steps": 3}, "steps: 3"),
+        ({"denoisers": -1}, "denoisers: -1"),
+        ({"look_ahead": 0}, "look_ahead: 0"),
+        ({"precision": "fp16"}, "precision: 'fp16' is not allowed; allowed: auto"),
+        ({"learning_rate_range": (0, 1)}, "learning_rate_range: [0, 1]"),
+        ({"seed": -1}, "seed: -1 is not allowed"),
+        ({"look_ahed": 3}, "look_ahed: no setting of isp; it takes: compression_rate, rate_of"),
+        ({"method": "ips"}, "method: unknown ips; did you mean isp?"),
+        ({"method": 3}, "method: 3 is not allowed; allowed: a name"),
+        ({"method": "random_init"}, "random_init needs the row of isp, which only the pipeline"),
+        ({"calibration": 2.0}, "calibration: 3 rounds of mask finding would take 300% of epochs"),
+        ({"method": "movement", "begin": 0.8}, "begin: 0.8 is not before end 0.7"),
+        ({"method": "n_of_m"}, "sparsity: 0.6 is no N:4 pattern; allowed with m 4: 0.25, 0.5"),
+        ({"method": "greedy_soup"}, "validate: greedy_soup chooses among networks by a score"),
+        ({"clip_norm": 0}, "clip_norm: 0"),
+        ({"prunable": lambda name, p: False}, "nothing to prune"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_training(changes: dict, words: str) -> None:
+    def no_step(*_: Any) -> torch.Tensor:
+        raise AssertionError("it trained")
+
+    with pytest.raises(UserError) as caught:
+        instant_soup.prune(perceptron(), loader(), no_step, **with_changes(changes))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_counts_in_epochs_needs_batches_with_a_length() -> None:
+    class Endless:
+        def __iter__(self) -> Any:
+            return iter(list(loader()))
+
+    for own in ({"calibration": 0.1}, {"subset": 0.5}):
+        with pytest.raises(UserError, match="batches: their number is not known"):
+            instant_soup.prune(perceptron(), Endless(), loss, **with_changes(own))
+
+
+def test_batches_that_run_out_are_refused() -> None:
+    with pytest.raises(UserError, match="cannot be iterated twice"):
+        instant_soup.prune(perceptron(), iter(loader()), loss, **PRUNE_SETTINGS)
+    with pytest.raises(UserError, match="allowed: at least one batch"):
+        instant_soup.prune(perceptron(), [], loss, **PRUNE_SETTINGS)
+
+
+def test_a_parameter_that_no_loss_reaches_stays_as_it_is() -> None:
+    model = perceptron()
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
+    assert torch.equal(model.unused, torch.ones(3))
+
+
+def test_a_matrix_that_no_loss_reaches_is_pruned_all_the_same() -> None:
+    model = perceptron()
+    model.add_module("spare", nn.Linear(32, 32))
+
+    def through_the_others(m: Any, batch: Any) -> torch.Tensor:
+        return functional.cross_entropy(nn.Sequential(*list(m)[:-1])(batch[0]), batch[1])
+
+    names = ("0.weight", "spare.weight")
+    pruned = instant_soup.prune(
+        model, loader(), through_the_others, prunable=lambda n, _: n in names, **PRUNE_SETTINGS
+    )
+    assert set(pruned.mask) == set(names) and zeros(model, pruned.mask)
+
+
+def test_a_name_that_is_not_there_is_refused_as_python_does() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = instant_soup.nothing
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    check = "import sys, instant_soup; sys.exit('torch' in sys.modules)"
+    source = Path(instant_soup.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": str(source)}, check=True)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "DistilBert"])
+def test_other_text_encoders_are_pruned_in_their_blocks(kind: str) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"max_position_embeddings": 20}
+    widths = {
+        "Roberta": {"hidden_size": 32, "intermediate_size": 64},
+        "DistilBert": {"dim": 32, "hidden_dim": 64},
+    }
+    config = getattr(transformers, f"{kind}Config")(**sizes, **widths[kind], num_labels=2)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    ids = torch.randint(5, 20, (8, 12), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": ids, "labels": (ids[:, 1] > 12).long()}]
+    pruned = instant_soup.prune(model, batches, lambda m, b: m(**b).loss, **PRUNE_SETTINGS)
+    assert len(pruned.mask) == 2 * 6 and all(".layer." in name for name in pruned.mask)
+    assert zeros(model, pruned.mask)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_vision_transformers_are_pruned_in_their_blocks(kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "timm":
+        import timm
+
+        sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes)
+    else:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
+        config = ViTConfig(num_attention_heads=2, intermediate_size=64, num_labels=3, **sizes)
+        model = ViTForImageClassification(config)
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 3
+
+    def cross_entropy(m: nn.Module, batch: Any) -> torch.Tensor:
+        outputs = m(batch[0])
+        return functional.cross_entropy(getattr(outputs, "logits", outputs), batch[1])
+
+    pruned = instant_soup.prune(model, [(images, labels)], cross_entropy, **PRUNE_SETTINGS)
+    assert len(pruned.mask) == (2 * 4 if kind == "timm" else 2 * 6)
+    assert zeros(model, pruned.mask)

@@ -1,0 +1,299 @@
+"""Pruning in a loop of one's own: every carried method, to the weight, and to the bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import instant_soup
+from helpers import loader, loss, perceptron, products
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Method
+from instant_soup.methods.grasp import GraSP
+from instant_soup.methods.registry import methods
+from instant_soup.methods.snip import SNIP
+from instant_soup.sparsity import masks, scores
+from instant_soup.training.schedule import learning_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 24
+CARRIED = [n for n, one in methods().items() if one.pruner is not Method.pruner]
+FOREIGN = [n for n, one in methods().items() if one.pruner is Method.pruner]
+# Where the methods' defaults are for longer runs.
+SHORT: dict[str, Any] = {
+    "isp": {"denoisers": 2, "look_ahead": 3},
+    "granet": {"every": 3},
+    "movement": {"every": 2},
+}
+OBJECTS = {"snip": SNIP(batches=2), "grasp": GraSP(batches=2)}
+
+
+def taylor(weights: dict, gradients: dict, state: Any) -> dict:
+    return {n: (w * gradients[n]).abs() for n, w in weights.items()}
+
+
+def data(accumulate: int = 1) -> list[list[Any]]:
+    """The batches of each step; several where gradients are accumulated."""
+    rows = list(zip(*products().tensors, strict=True))
+    draws = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(STEPS):
+        index = torch.randint(len(rows), (16,), generator=draws).tolist()
+        batch = torch.utils.data.default_collate([rows[i] for i in index])
+        parts = [t.chunk(accumulate) for t in batch]
+        found.append(list(zip(*parts, strict=True)))
+    return found
+
+
+class Loop:
+    """A model, an AdamW and a pruner, in a loop as people write it."""
+
+    def __init__(
+        self, method: Any = "isp", accumulate: int = 1, optimizer: Any = None, **settings: Any
+    ) -> None:
+        self.model, self.batches = perceptron(), data(accumulate)
+        make = optimizer or (lambda p: torch.optim.AdamW(p, lr=3e-3))
+        self.optimizer = make(self.model.parameters())
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate(step, STEPS, 1.0)
+        )
+        self.pruner = instant_soup.Pruner(
+            self.model,
+            self.optimizer,
+            method=method,
+            steps=STEPS,
+            **{"sparsity": 0.75, "batches": loader(), "loss": loss, **settings},
+        )
+
+    def run(self, first: int = 0, last: int = STEPS) -> "Loop":
+        self.model.train()
+        for step in range(first, last):
+            torch.manual_seed(step)  # dropout
+            for part in self.batches[step]:
+                (loss(self.model, part) / len(self.batches[step])).backward()
+            self.pruner.after_backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.pruner.after_step()
+            self.optimizer.zero_grad()
+            assert self.pruner.step == step + 1
+            self.check_zeros()
+        return self
+
+    def check_zeros(self) -> None:
+        """Between two steps the network is pruned."""
+        parameters = dict(self.model.named_parameters())
+        assert not any(parameters[n].detach()[~kept].any() for n, kept in self.pruner.mask.items())
+
+    def states(self) -> tuple[dict, ...]:
+        parts = (self.model, self.optimizer, self.schedule, self.pruner)
+        return tuple(copy.deepcopy(part.state_dict()) for part in parts)
+
+
+def assert_same(one: Loop, other: Loop) -> None:
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+    assert all(torch.equal(kept, other.pruner.mask[n]) for n, kept in one.pruner.mask.items())
+
+
+def of(name: Any) -> dict[str, Any]:
+    """A method, and its settings for a short loop."""
+    return {"method": OBJECTS.get(name, name), **SHORT.get(name, {})}
+
+
+@pytest.mark.parametrize("name", [*CARRIED, taylor])
+def test_every_carried_method_prunes_to_the_weight(name: Any) -> None:
+    loop = Loop(**of(name)).run()
+    kept, total = masks.count(loop.pruner.mask)
+    dense = name == "dense"
+    assert total - kept == (0 if dense else round(0.75 * total)) and loop.pruner.done
+    assert loop.pruner.sparsity == pytest.approx(0.0 if dense else 0.75, abs=1e-3)
+    for name, mask in loop.pruner.mask.items():
+        moments = loop.optimizer.state[loop.model.get_parameter(name)]
+        assert not moments["exp_avg"][~mask].any() and not moments["exp_avg_sq"][~mask].any()
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_trains_more_than_once_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"trains more than once|only the pipeline has"):
+        Loop(name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("cut", [1, 3, 7, 16, 20])
+@pytest.mark.parametrize("name", ["isp", "isp_plus", "movement", "granet", taylor])
+def test_a_resumed_loop_is_the_uninterrupted_one(name: Any, cut: int, accumulate: int) -> None:
+    whole = Loop(**of(name), accumulate=accumulate).run()
+    kept = Loop(**of(name), accumulate=accumulate).run(0, cut).states()
+    rest = Loop(**of(name), accumulate=accumulate)
+    for part, state in zip(
+        (rest.model, rest.optimizer, rest.schedule, rest.pruner), kept, strict=True
+    ):
+        part.load_state_dict(state)
+    assert_same(whole, rest.run(cut))
+
+
+@pytest.mark.parametrize("name", ["random", "layerwise", "snip", "movement"])
+def test_a_pruner_made_beside_a_trained_model_goes_on_at_once(name: str, tmp_path: Any) -> None:
+    """`resume` searches no mask anew, and states go through torch.save."""
+    whole, first = Loop(**of(name)).run(), Loop(**of(name)).run(0, 9)
+    torch.save(first.pruner.state_dict(), tmp_path / "pruner.pt")
+    state = torch.load(tmp_path / "pruner.pt")
+    first.pruner = instant_soup.Pruner(
+        first.model, first.optimizer, steps=STEPS, sparsity=0.75, batches=loader(), loss=loss,
+        resume=state, **of(name),
+    )  # fmt: skip
+    assert_same(whole, first.run(9))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    """Two halves are one batch, up to rounding: the same masks, as there is no dropout."""
+    loops = [Loop("isp_plus", accumulate=n) for n in (1, 2)]
+    for loop in loops:
+        loop.model[2].p = 0.0
+        loop.run()
+    one, other = (loop.pruner.mask for loop in loops)
+    assert masks.distance(one, other) < 0.01
+
+
+def test_a_loop_like_prune_is_prune() -> None:
+    """The engine's own steps in a loop: isp_plus finds the same network as `prune` does."""
+    own = {"sparsity": 0.75, "method": "isp_plus"}
+    pruned = instant_soup.prune(
+        perceptron(), loader(), loss, steps=STEPS, learning_rate=3e-3, precision="fp32", **own
+    )
+    from instant_soup.library.run import steps
+
+    loop = Loop("isp_plus")
+    for group in loop.optimizer.param_groups:
+        group |= {"weight_decay": 0.0, "fused": True, "foreach": False}
+    for step, batch in steps(loader(), 0, STEPS, 0):
+        torch.manual_seed(step)
+        loss(loop.model, batch).backward()
+        loop.pruner.after_backward()
+        nn.utils.clip_grad_norm_(loop.model.parameters(), 1.0)
+        for group in loop.optimizer.param_groups:
+            group["lr"] = learning_rate(step, STEPS, 3e-3)
+        loop.optimizer.step()
+        loop.pruner.after_step()
+        loop.optimizer.zero_grad()
+    for name, weight in pruned.model.state_dict().items():
+        torch.testing.assert_close(loop.model.state_dict()[name], weight)
+    assert masks.distance(loop.pruner.mask, pruned.mask) < 0.01
+
+
+def test_look_aheads_leave_random_numbers_and_the_model_alone() -> None:
+    """Denoisers trained in vain change nothing: a union with the own mask is the own mask."""
+    plain = Loop("progressive").run()
+    isp = Loop("isp", denoisers=2, look_ahead=3, own_mask=True).run()
+    assert_same(plain, isp)
+    cost = isp.pruner.run.cost
+    assert (cost.steps, cost.search_steps) == (0, 4 * 2 * 3)
+
+
+def test_fisher_takes_the_moments_of_any_adam() -> None:
+    for kind in (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam):
+        loop = Loop("isp_plus", optimizer=lambda p, kind=kind: kind(p, lr=1e-3))
+        assert loop.run().pruner.done
+    loop = Loop("isp_plus", compression_rate=0.75, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+    (end,) = loop.pruner.inner.ends
+    twin = Loop("dense", optimizer=lambda p: torch.optim.Adam(p, lr=1e-3)).run(0, end)
+    parameters = {name: twin.model.get_parameter(name) for name in loop.pruner.mask}
+    moments = {name: twin.optimizer.state[p]["exp_avg_sq"] for name, p in parameters.items()}
+    expected = scores.fisher({n: p.detach() for n, p in parameters.items()}, moments, 0.75)
+    loop.run(0, end)
+    assert all(torch.equal(loop.pruner.mask[name], kept) for name, kept in expected.items())
+
+
+def test_fisher_without_moments_is_refused() -> None:
+    loop = Loop("isp_plus", optimizer=lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9))
+    with pytest.raises(UserError, match="score: fisher needs the second moments"):
+        loop.run()
+
+
+def test_any_optimizer_will_do_without_fisher() -> None:
+    for kind in ("progressive", "movement", "granet", taylor):
+        sgd = Loop(**of(kind), optimizer=lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9))
+        assert sgd.run().pruner.done
+        for name, kept in sgd.pruner.mask.items():
+            momentum = sgd.optimizer.state[sgd.model.get_parameter(name)]["momentum_buffer"]
+            assert not momentum[~kept].any()
+
+
+def test_the_learning_rate_is_the_optimizers_before_a_warm_up() -> None:
+    model = perceptron()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    own = {"steps": STEPS, "batches": loader(), "loss": loss}
+    assert optimizer.param_groups[0]["lr"] == 0
+    assert instant_soup.Pruner(model, optimizer, **own).run.recipe.learning_rate == 2e-3
+    given = instant_soup.Pruner(model, optimizer, learning_rate=1e-4, **own)
+    assert given.run.recipe.learning_rate == 1e-4
+
+
+def test_it_works_with_accelerate(tmp_path: Any) -> None:
+    from accelerate import Accelerator
+
+    plain = Loop("movement", every=2).run()
+    for resumed in (False, True):
+        torch.manual_seed(0)
+        accelerator = Accelerator(cpu=True)
+        loop = Loop("movement", every=2)
+        loop.model, loop.optimizer = accelerator.prepare(loop.model, loop.optimizer)
+        loop.pruner = instant_soup.Pruner(
+            loop.model, loop.optimizer, method="movement", steps=STEPS, sparsity=0.75, every=2
+        )
+        accelerator.register_for_checkpointing(loop.pruner, loop.schedule)
+        if resumed:
+            accelerator.load_state(str(tmp_path / "state"))
+            assert_same(plain, loop.run(9))
+        else:
+            loop.run(0, 9)
+            accelerator.save_state(str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batches": None}, "batches: isp trains beside the loop"),
+        ({"loss": None}, "loss: isp trains beside the loop"),
+        ({"method": "snip", "batches": None}, "batches: snip trains beside the loop or takes"),
+        ({"method": "grasp", "loss": None}, "loss: grasp trains beside the loop or takes"),
+        ({"sparsity": 0.0}, "sparsity: 0.0 is not allowed; allowed: a number more than 0"),
+        ({"steps": 0}, "steps: 0 is not allowed"),
+        ({"steps": 3}, "steps: 3 is not allowed; allowed: more than the 4 rounds"),
+        ({"score": "best"}, "score: 'best' is not allowed; allowed: magnitude | fisher"),
+        ({"every": 2}, "every: no setting of isp; it takes: compression_rate"),
+        ({"method": "nothing"}, "method: unknown nothing"),
+        ({"method": "dense", "every": 2}, "every: no setting of dense; it takes: none"),
+        ({"method": "movement", "begin": 0.9}, "begin: 0.9 is not before end 0.7"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 is not allowed"),
+        ({"prunable": lambda name, p: False}, "nothing to prune"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(changes: dict, words: str) -> None:
+    model = perceptron()
+    before = copy.deepcopy(model.state_dict())
+    own = {"steps": STEPS, "sparsity": 0.75, "batches": loader(), "loss": loss, **changes}
+    with pytest.raises(UserError) as caught:
+        instant_soup.Pruner(model, torch.optim.AdamW(model.parameters()), **own)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+
+
+def test_without_denoisers_no_batches_are_needed() -> None:
+    assert Loop(denoisers=0, batches=None, loss=None).run().pruner.done
+
+
+def test_a_state_of_another_run_is_refused() -> None:
+    state = Loop("movement", every=2).run(0, 3).pruner.state_dict()
+    with pytest.raises(UserError, match="resume: its method is movement; allowed: granet"):
+        Loop("granet", resume=state)
+    with pytest.raises(UserError, match=r"resume: its sparsity is 0\.75; allowed: 0\.5"):
+        Loop("movement", sparsity=0.5, resume=state)
+    with pytest.raises(UserError, match="resume: it is of other matrices"):
+        Loop("movement", prunable=lambda name, p: name == "5.weight", resume=state)
