@@ -72,7 +72,7 @@ tables: setup  ## tables, figures and reports/index.html again, from ledger and 
 	python stages/tables.py
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (an hour)
-	failed=; for name in startup against_reference throughput features mask_work memory scaling inference precision; do \
+	failed=; for name in startup pipeline_overhead against_reference throughput features mask_work memory scaling inference precision; do \
 	  python benchmarks/$$name.py || failed="$$failed $$name"; done; \
 	python benchmarks/report.py; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

@@ -283,8 +283,7 @@ def changes_of(task: str, image_model: Path) -> dict[str, Any]:
 # digests stay theirs.
 BESIDE: dict[str, Any] = {
     **{key: [] for key in ("lottery", "controls", "soups", "soup_members", "exports")},
-    **{"baselines": ["one_shot"], "export_dtype": "fp32", "pretraining": {}},
-    "weak_seeds": [0, 1, 2],
+    **{"baselines": ["one_shot"], "export_dtype": "fp32", "weak_seeds": [0, 1, 2]},
     "rounds": [
         {"id": 0, "previous": "start", "start": "models/start"},
         *(
@@ -303,7 +302,16 @@ BESIDE: dict[str, Any] = {
         **{"sparsity_range": [0.1, 0.5], "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9]},
     },
 }
-EARLY_BIRD_EVERY = {"bert": 0.1, "clip": 1.0}
+BESIDE_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "bert": {"early_bird": {"every": 0.1, "threshold": 0.02, "window": 3}, "pretraining": {}},
+    "clip": {
+        "early_bird": {"every": 1.0, "threshold": 0.02, "window": 3},
+        "pretraining": {
+            **{"objective": "contrastive", "steps": 1000, "batch_size": 128, "precision": "auto"},
+            **{"learning_rate": 1e-3, "weight_decay": 0.1, "warmup": 0.1, "seed": 0},
+        },
+    },
+}
 
 
 def digest_of(params: Params) -> str:
@@ -315,8 +323,8 @@ def digest_of(params: Params) -> str:
     rest: dict[str, Any] = {
         **{"dataset": top.dataset, "model": top.model, "preset": top.preset},
         "family": params.family,
-        "early_bird": {"every": EARLY_BIRD_EVERY[params.family], "threshold": 0.02, "window": 3},
         **BESIDE,
+        **BESIDE_OF_FAMILY[params.family],
     }
     sections = {"data": params.data, "training": params.training, "isp": params.isp}
     for section, own in sections.items():

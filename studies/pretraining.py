@@ -21,23 +21,21 @@ from typing import Any
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-from common import ROOT, prepare
+from common import ROOT, Bare, prepare
 
 from instant_soup.config.fields import make
 from instant_soup.config.sections import Pretraining
-from instant_soup.data.batches import load_split
-from instant_soup.files import new_file, read_json, read_yaml
-from instant_soup.methods import criteria
+from instant_soup.files import new_file, read_json
+from instant_soup.methods.base import Method
+from instant_soup.methods.dense import Dense
+from instant_soup.methods.one_shot import OneShot
 from instant_soup.models.matrices import NEAR_ZERO
-from instant_soup.pipeline import main_network
+from instant_soup.pipeline.stage_files import TrainStage
 from instant_soup.pipeline.tracking import stage_run
 from instant_soup.pretraining import clip_glyph
 from instant_soup.reports.essential_sparsity import knee_over_seeds
 from instant_soup.reports.paper import seeds_cell
 from instant_soup.reports.render import Cell, Chapter, Table, markdown
-from instant_soup.sparsity import masks
-from instant_soup.training import loop, metrics
-from instant_soup.training.cost import Cost
 
 FOLDER = ROOT / "reports/studies"
 WEIGHTS, CURVES = FOLDER / "pretraining_weights.csv", FOLDER / "pretraining_curves.csv"
@@ -93,23 +91,10 @@ def pretrained(where: dict[str, Any]) -> Path:
 
 def fine_tuned(sparsity: float) -> dict[str, float]:
     """One-shot pruning and fine-tuning in the prepared folder here; validation and test score."""
-    plan = read_yaml("models/plan/dense.yaml")
-    _, total = main_network.budget(plan)
-    state, mask = main_network.load_start("models/start")
-    if sparsity:
-        mask = criteria.magnitude({name: state.weights[name] for name in mask}, sparsity)
-        state.prune(mask)
-    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
-    model = main_network.build(state, plan)
-    label = f"{100 * masks.sparsity(mask):.0f} % sparse"
-    state = loop.train(model, state, mask, data, plan, Cost(), last=total, total=total, label=label)
-    model = main_network.build(state, plan).to(data.labels.device)
-    precision = loop.resolve_precision(plan["precision"])
-    scores = {}
-    for name in ("validation", "test"):
-        split = load_split(main_network.ENCODED / f"{name}.safetensors", data.labels.device)
-        scores[name] = metrics.score(plan["metric"], *loop.predict(model, split, precision))
-    return scores
+    run = Bare(TrainStage.read("models/plan/dense.yaml").recipe)
+    method: Method = OneShot() if sparsity else Dense()
+    method.run(run, sparsity)
+    return {split: run.score_on(split) for split in ("validation", "test")}
 
 
 def report() -> None:

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 
 import pretraining
-from helpers import ROOT, make_project, run_script
+from helpers import ROOT, make_project, run_isp, run_script
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml
-from instant_soup.pipeline.plan import check
+from instant_soup.pipeline.plan import Params, check
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CHANGES: dict[str, Any] = {
     "sparsity": 0.4,
-    "baselines": [],
+    "methods": [],
     "data": {"max_length": 16},
     "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3},
     "isp": {"compression_rate": 0.2, "calibration": 0.2, "look_ahead": 2, "denoisers": 2},
@@ -34,12 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_data
     folder = tmp_path_factory.mktemp("study")
     make_project(folder, tiny_bert, tiny_data, **CHANGES)
     with chdir(folder):
-        for i in ("0", "1"):
-            run_script("calibrate", "--round", i)
-            for n in ("0", "1"):
-                run_script("weak_mask", "--round", i, "--denoiser", n)
-            run_script("mask_soup", "--round", i)
-        run_script("sparse_retrain", "--method", "isp")
+        run_isp(rounds=2)
         run_script("evaluate", "--method", "isp")
     return folder
 
@@ -73,8 +68,8 @@ def test_every_variant_runs_and_costs_what_it_says(project: Path, variant: str) 
 def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[tuple] = []
 
-    def fake(chosen: dict, variant: str) -> dict[str, float]:
-        counted.append((chosen["seed"], chosen["sparsity"], variant))
+    def fake(params: Params, variant: str) -> dict[str, float]:
+        counted.append((params.top.seed, params.top.sparsity, variant))
         if variant == "fisher":
             raise UserError("the loss is nan")
         return dict.fromkeys(better_soups.COLUMNS[len(better_soups.KEY) :], 0.5)
@@ -104,11 +99,24 @@ def test_a_models_folder_counts_by_its_weights_and_data_not_by_where_they_lie(
         (model / better_soups.WEIGHTS).write_bytes(weights)
         changes = better_soups.changes_of(f"mnist-sample={model}", model)
         changes["data"]["test_rows"] = rows
-        return better_soups.digest_of({**changes, "seed": 0, "sparsity": 0.7})
+        return better_soups.digest_of(check(better_soups.params_with(**changes)))
 
     assert digest("here", b"same", 100) == digest("there", b"same", 100)
     others = [digest("here", b"other", 100), digest("here", b"same", 101)]
     assert len({digest("here", b"same", 100), *others}) == 3
+
+
+def test_recorded_runs_keep_their_digests(tmp_path: Path) -> None:
+    def digest(task: str) -> str:
+        changes = {**better_soups.changes_of(task, tmp_path), "isp": {"look_ahead": 10}}
+        return better_soups.digest_of(check(better_soups.params_with(**changes)))
+
+    recorded = better_soups.read_runs()
+    own = set(recorded.loc[recorded["task"] == "reviews-sentiment", "settings"])
+    assert own == {digest("reviews-sentiment")}
+    (tmp_path / better_soups.CONFIG).write_text("{}")
+    (tmp_path / better_soups.WEIGHTS).write_bytes(b"x\n")
+    assert digest("mnist-sample") == "f46991a8"  # of these weights, when runs were recorded
 
 
 def test_a_task_that_cannot_be_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
