@@ -13,8 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from instant_soup.errors import UserError
-from instant_soup.methods import criteria
-from instant_soup.sparsity import compact, masks
+from instant_soup.sparsity import compact, masks, scores
 
 LAW = settings(deadline=None, max_examples=60)
 SHAPES = st.lists(
@@ -80,7 +79,7 @@ def test_any_kept_value_survives(values: list[float], data) -> None:
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.95])
 def test_the_size_is_bits_and_kept_values(tmp_path, shape, dtype, bytes_each, sparsity) -> None:
     weights = {f"layer.{i}.w": torch.randn(shape) for i in range(3)}
-    mask = criteria.magnitude(weights, sparsity)
+    mask = scores.magnitude(weights, sparsity)
     masks.apply(mask, weights)
     compact.save(tmp_path / "c.safetensors", weights, mask, dtype)
     kept, total = masks.count(mask)
@@ -90,7 +89,7 @@ def test_the_size_is_bits_and_kept_values(tmp_path, shape, dtype, bytes_each, sp
 
 def test_at_80_percent_in_bf16_it_takes_at_most_0_30_of_the_dense_size(tmp_path: Path) -> None:
     weights = {f"layer.{i}.w": torch.randn(384, 384) for i in range(4)}
-    mask = criteria.magnitude(weights, 0.8)
+    mask = scores.magnitude(weights, 0.8)
     masks.apply(mask, weights)
     compact.save(tmp_path / "c.safetensors", weights, mask, "bf16")
     save_file(compact.cast(weights, "bf16"), tmp_path / "dense.safetensors")

@@ -3,13 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instant_soup.methods.criteria import Probe
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from helpers import BLOCKS, SHAPES, encoder_weights, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import write_json
-from instant_soup.methods import criteria
+from instant_soup.methods.n_of_m import NOfM
 from instant_soup.reports import figures
-from instant_soup.sparsity import compact, masks
+from instant_soup.sparsity import compact, masks, scores
 from instant_soup.tickets import inspect, weights
 from instant_soup.tickets.inspect import Inspected
 
@@ -29,7 +29,7 @@ LAW = settings(deadline=None, max_examples=60)
 def pruned(folder: Path, sparsity: float = 0.5) -> tuple[dict[str, torch.Tensor], masks.Mask]:
     """A pruned network and its mask, written as model.safetensors into a folder."""
     weights = encoder_weights()
-    mask = criteria.magnitude({name: weights[name] for name in BLOCKS}, sparsity)
+    mask = scores.magnitude({name: weights[name] for name in BLOCKS}, sparsity)
     masks.apply(mask, weights)
     folder.mkdir(exist_ok=True, parents=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -67,7 +67,7 @@ def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (1, 4)])
 def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
     weights = {f"layer.{i}.w": torch.randn(16, 32) for i in range(2)}
-    mask = criteria.CRITERIA["n_of_m"](weights, 1 - n / m, Probe(0, {"m": m}))
+    mask = NOfM(m=m).mask(SimpleNamespace(weights=weights), 1 - n / m)
     found = {p["pattern"]: p for p in inspect.statistics(Inspected(mask))["patterns"]}
     assert found[f"{n}:{m}"] == {
         **{"pattern": f"{n}:{m}", "share": 1.0, "matrices": 2, "compliant": True}
@@ -219,7 +219,7 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
     """Also in a checkpoint of the encoder alone, whose weights have shorter names."""
     before = load_file(tiny_bert / "model.safetensors")
     names = [name for name, w in before.items() if "layer" in name and w.ndim == 2]
-    mask = criteria.magnitude({f"bert.{name}": before[name] for name in names}, 0.6)
+    mask = scores.magnitude({f"bert.{name}": before[name] for name in names}, 0.6)
     masks.save(tmp_path / "mask.safetensors", mask)
     source = Path(shutil.copytree(tiny_bert, tmp_path / "source"))
     (source / "pytorch_model.bin").write_bytes(b"dense")
@@ -242,14 +242,14 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
 
 
 def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Path) -> None:
-    weights, mask = pruned(tmp_path / "sparse")
+    sparse, mask = pruned(tmp_path / "sparse")
     masks.save(tmp_path / "own/mask.safetensors", mask)
-    compact.save(tmp_path / "compact.safetensors", weights, mask)
+    compact.save(tmp_path / "compact.safetensors", sparse, mask)
     save_file(encoder_weights(), tmp_path / "dense.safetensors")
     for number, source in enumerate(["own", "own/mask.safetensors", "compact.safetensors"]):
         weights.apply(tmp_path / source, tmp_path / "dense.safetensors", tmp_path / f"{number}")
         after = load_file(tmp_path / f"{number}/dense.safetensors")
-        assert all(torch.equal(after[name], w) for name, w in weights.items())
+        assert all(torch.equal(after[name], w) for name, w in sparse.items())
         with safe_open(tmp_path / f"{number}/dense.safetensors", framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
 

@@ -8,16 +8,15 @@ from torch import nn
 
 from helpers import new_classifier
 from instant_soup.errors import UserError
-from instant_soup.methods import criteria
 from instant_soup.models import clip, matrices
-from instant_soup.sparsity import masks
+from instant_soup.sparsity import masks, scores
 from instant_soup.tickets import layouts
 
 
 @pytest.mark.parametrize("layout", ["CSR", "BSR"])
 def test_a_sparse_copy_gives_the_same_logits(tiny_bert: Path, layout: str) -> None:
     model = new_classifier(tiny_bert, 2, 0).eval()
-    mask = criteria.magnitude(matrices.prunable(model), 0.8)
+    mask = scores.magnitude(matrices.prunable(model), 0.8)
     masks.apply(mask, dict(model.named_parameters()))
     sparse = layouts.convert(model, mask, layout)
     ids = torch.randint(5, 20, (3, 7), generator=torch.Generator().manual_seed(0))

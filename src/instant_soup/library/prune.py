@@ -5,7 +5,7 @@ pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from instant_soup.errors import UserError
+from instant_soup.library.pruned import Pruned
 from instant_soup.library.run import LibraryRun, Loss, Validate, choose
-from instant_soup.library.saving import save
 from instant_soup.library.settings import (
     AMethod,
     check_sparsity,
@@ -24,32 +24,7 @@ from instant_soup.library.settings import (
     recipe_of,
 )
 from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
 from instant_soup.training.checkpoints import Store
-
-
-@dataclass
-class Pruned:
-    """What `prune` returns: the model (the one given, trained), its mask, and what it cost."""
-
-    model: nn.Module
-    mask: Mask
-    cost: dict[str, float]
-    method: str
-    sparsity: float  # of the prunable weights, as it is
-    seed: int = 0
-
-    def save(self, folder: str | Path, **facts: Any) -> None:
-        """Write the model into a new folder, for stock loaders and for `instant-soup`.
-
-        A model of transformers is there as `save_pretrained` writes it, one of open_clip as
-        `local-dir:` reads it, any other as model.safetensors; beside it mask.safetensors,
-        compact.safetensors and ticket.json. `tokenizer`, an object or where one is, comes along;
-        `base` is the folder that an open_clip model is from. For `instant-soup evaluate`:
-        `classes`, names in the order of the outputs, `columns` and `label`, those of the data,
-        `max_length` of texts in tokens, prompt `templates` of images.
-        """
-        save(self, folder, **facts)
 
 
 def prune(

@@ -1,8 +1,9 @@
-"""A pruned model as a folder that the stock loaders and `instant-soup` read."""
+"""What `prune` returns; saved, it is a folder that stock loaders and `instant-soup` read."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,49 +15,79 @@ from instant_soup.library.run import weights_of
 from instant_soup.models import bert, clip, encoding
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.sparsity.masks import Mask
 from instant_soup.training.state import apart
-
-if TYPE_CHECKING:
-    from instant_soup.library.prune import Pruned
 
 TEST_ROWS = 2000  # that `evaluate` cuts from a folder without a test split
 LONGEST = 512  # tokens, where neither tokenizer nor model sets a limit
 
 
-def save(
-    pruned: "Pruned",
-    folder: str | Path,
-    *,
-    tokenizer: Any = None,
-    base: str | Path | None = None,
-    classes: list[str] | None = None,
-    columns: list[str] | None = None,
-    label: str | None = None,
-    max_length: int | None = None,
-    templates: list[str] | None = None,
-) -> None:
-    """Write weights, configuration, mask, compact file and ticket.json; see `Pruned.save`."""
-    model = pruned.model
-    with new_folder(folder) as unfinished:
-        if type(model).__module__.partition(".")[0] == "open_clip":
-            family, facts = _write_open_clip(unfinished, model, base, templates)
-        elif hasattr(model, "save_pretrained") and hasattr(model, "config"):
-            family, facts = _write_transformers(unfinished, model, tokenizer, classes, max_length)
-        else:
-            family, facts = "own", {}
-            _write_weights(unfinished / bert.WEIGHTS, model)
-        facts = {"kind": "classification", "classes": classes or [], **facts}
-        floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        ticket = {
-            "format": FORMAT,
-            **{"family": family, "model": type(model).__name__, "dataset": "local:"},
-            **{"method": pruned.method, "sparsity": pruned.sparsity, "seed": pruned.seed},
-            **{"columns": columns, "label": label, "test_rows": TEST_ROWS, **facts},
-            "cost": pruned.cost,
-            "dtype": "bf16" if floats == {torch.bfloat16} else "fp32",
-        }
-        write_ticket(unfinished, apart(weights_of(model)), pruned.mask, ticket)
-        set_usual_permissions(unfinished)
+@dataclass
+class Pruned:
+    """What `prune` returns: the model (the one given, trained), its mask, and what it cost."""
+
+    model: nn.Module
+    mask: Mask
+    cost: dict[str, float]
+    method: str
+    sparsity: float  # of the prunable weights, as it is
+    seed: int = 0
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        tokenizer: Any = None,
+        base: str | Path | None = None,
+        classes: list[str] | None = None,
+        columns: list[str] | None = None,
+        label: str | None = None,
+        max_length: int | None = None,
+        templates: list[str] | None = None,
+    ) -> None:
+        """Write the model into a new folder, for stock loaders and for `instant-soup`.
+
+        A model of transformers is there as `save_pretrained` writes it, one of open_clip as
+        `local-dir:` reads it, any other as model.safetensors; beside it mask.safetensors,
+        compact.safetensors and ticket.json. `tokenizer`, an object or where one is, comes along;
+        `base` is the folder that an open_clip model is from. For `instant-soup evaluate`:
+        `classes`, names in the order of the outputs, `columns` and `label`, those of the data,
+        `max_length` of texts in tokens, prompt `templates` of images.
+
+        UserError when the folder is there already, or something of this is missing.
+        """
+        model, folder = self.model, Path(folder)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} is there already; allowed: a new folder")
+        with new_folder(folder) as unfinished:
+            if type(model).__module__.partition(".")[0] == "open_clip":
+                family, facts = _write_open_clip(unfinished, model, base, templates)
+            elif hasattr(model, "save_pretrained") and hasattr(model, "config"):
+                family, facts = _write_transformers(
+                    unfinished, model, tokenizer, classes, max_length
+                )
+            else:
+                family, facts = "own", {}
+                _write_weights(unfinished / bert.WEIGHTS, model)
+            facts = {"kind": "classification", "classes": classes or [], **facts}
+            floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+            ticket = {
+                "format": FORMAT,
+                "family": family,
+                "model": type(model).__name__,
+                "dataset": "local:",  # some folder
+                "method": self.method,
+                "sparsity": self.sparsity,
+                "seed": self.seed,
+                "columns": columns,
+                "label": label,
+                "test_rows": TEST_ROWS,
+                **facts,
+                "cost": self.cost,
+                "dtype": "bf16" if floats == {torch.bfloat16} else "fp32",
+            }
+            write_ticket(unfinished, apart(weights_of(model)), self.mask, ticket)
+            set_usual_permissions(unfinished)
 
 
 def _write_transformers(
