@@ -30,18 +30,23 @@ def test_pruning_a_model_of_ones_own(tmp_path: Path) -> None:
     pruned, steps = run(BLOCKS[0], tmp_path)
     assert set(eval(pruned)) == {"0.weight", "2.weight"}
     assert steps == "200 120"  # four rounds of three denoisers, ten steps each
+    assert (tmp_path / "pruned/ticket.json").exists()
+
+
+def test_a_loop_of_ones_own(tmp_path: Path) -> None:
+    assert run(BLOCKS[1], tmp_path)[-1] == "0.80 True"
 
 
 def test_the_trainers_callback(tmp_path: Path, tiny_bert: Path) -> None:
     shutil.copytree(tiny_bert, tmp_path / "models/base")
-    assert run(BLOCKS[1], tmp_path)[-1] == "0.70"
+    assert run(BLOCKS[2], tmp_path)[-1] == "0.70"
 
 
 def test_no_block_is_forgotten() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
-@pytest.mark.parametrize("name", ["InstantSoupCallback", "prune", "Pruned"])
+@pytest.mark.parametrize("name", ["InstantSoupCallback", "prune", "Pruned", "Pruner"])
 def test_what_the_docs_import_is_there(name: str) -> None:
     import instant_soup
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instant_soup.library.loop import Pruner
-    from instant_soup.library.prune import Pruned, prune
+    from instant_soup.library.prune import prune
+    from instant_soup.library.pruned import Pruned
     from instant_soup.library.trainer import InstantSoupCallback
 
 __all__ = ["InstantSoupCallback", "Pruned", "Pruner", "__version__", "prune"]
@@ -20,7 +21,7 @@ __version__ = "0.2.0"
 # name → the module that has it
 _HOMES = {
     "prune": "instant_soup.library.prune",
-    "Pruned": "instant_soup.library.prune",
+    "Pruned": "instant_soup.library.pruned",
     "Pruner": "instant_soup.library.loop",
     "InstantSoupCallback": "instant_soup.library.trainer",
 }
