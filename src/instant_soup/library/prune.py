@@ -15,10 +15,6 @@ from torch import nn
 from instant_soup.errors import UserError
 from instant_soup.library.pruned import Pruned
 from instant_soup.library.run import LibraryRun, Loss, Validate, choose
-<<<<<<< HEAD
-from instant_soup.library.saving import Pruned
-=======
->>>>>>> library
 from instant_soup.library.settings import (
     AMethod,
     check_sparsity,

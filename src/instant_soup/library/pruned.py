@@ -33,9 +33,6 @@ class Pruned:
     sparsity: float  # of the prunable weights, as it is
     seed: int = 0
 
-<<<<<<< HEAD:src/instant_soup/library/saving.py
-    def save(self, folder: str | Path, **facts: Any) -> None:
-=======
     def save(
         self,
         folder: str | Path,
@@ -48,7 +45,6 @@ class Pruned:
         max_length: int | None = None,
         templates: list[str] | None = None,
     ) -> None:
->>>>>>> library:src/instant_soup/library/pruned.py
         """Write the model into a new folder, for stock loaders and for `instant-soup`.
 
         A model of transformers is there as `save_pretrained` writes it, one of open_clip as
@@ -57,46 +53,6 @@ class Pruned:
         `base` is the folder that an open_clip model is from. For `instant-soup evaluate`:
         `classes`, names in the order of the outputs, `columns` and `label`, those of the data,
         `max_length` of texts in tokens, prompt `templates` of images.
-<<<<<<< HEAD:src/instant_soup/library/saving.py
-        """
-        save(self, folder, **facts)
-
-
-def save(
-    pruned: Pruned,
-    folder: str | Path,
-    *,
-    tokenizer: Any = None,
-    base: str | Path | None = None,
-    classes: list[str] | None = None,
-    columns: list[str] | None = None,
-    label: str | None = None,
-    max_length: int | None = None,
-    templates: list[str] | None = None,
-) -> None:
-    """Write weights, configuration, mask, compact file and ticket.json; see `Pruned.save`."""
-    model = pruned.model
-    with new_folder(folder) as unfinished:
-        if type(model).__module__.partition(".")[0] == "open_clip":
-            family, facts = _write_open_clip(unfinished, model, base, templates)
-        elif hasattr(model, "save_pretrained") and hasattr(model, "config"):
-            family, facts = _write_transformers(unfinished, model, tokenizer, classes, max_length)
-        else:
-            family, facts = "own", {}
-            _write_weights(unfinished / bert.WEIGHTS, model)
-        facts = {"kind": "classification", "classes": classes or [], **facts}
-        floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        ticket = {
-            "format": FORMAT,
-            **{"family": family, "model": type(model).__name__, "dataset": "local:"},
-            **{"method": pruned.method, "sparsity": pruned.sparsity, "seed": pruned.seed},
-            **{"columns": columns, "label": label, "test_rows": TEST_ROWS, **facts},
-            "cost": pruned.cost,
-            "dtype": "bf16" if floats == {torch.bfloat16} else "fp32",
-        }
-        write_ticket(unfinished, apart(weights_of(model)), pruned.mask, ticket)
-        set_usual_permissions(unfinished)
-=======
 
         UserError when the folder is there already, or something of this is missing.
         """
@@ -132,7 +88,6 @@ def save(
             }
             write_ticket(unfinished, apart(weights_of(model)), self.mask, ticket)
             set_usual_permissions(unfinished)
->>>>>>> library:src/instant_soup/library/pruned.py
 
 
 def _write_transformers(
