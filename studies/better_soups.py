@@ -15,15 +15,15 @@ is chosen by its validation scores over all runs; its test scores are what is re
 """
 
 import argparse
-import contextlib
 import csv
 import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import chdir
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,24 +31,25 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import pandas as pd
 import torch
-from common import ROOT, params_with, prepare
-from instant_soup.methods.protocols import draw_protocol
+from common import ROOT, Bare, params_with, prepare
 from scipy import stats
 from torch.nn import functional
 
-from instant_soup.data.batches import Split, load_split
+from instant_soup.config.fields import settings_of
+from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
-from instant_soup.files import new_file, read_yaml, sha256
-from instant_soup.methods import criteria
-from instant_soup.methods.rounds import calibration_steps, round_sparsities
+from instant_soup.files import new_file, sha256
+from instant_soup.methods.isp import ISP
+from instant_soup.methods.isp_plus import IspPlus
+from instant_soup.methods.progressive import Progressive
+from instant_soup.methods.rounds import OnTheWay
 from instant_soup.models.clip import CONFIG, WEIGHTS
-from instant_soup.pipeline import main_network
-from instant_soup.pipeline.plan import check, plan
-from instant_soup.sparsity import mask_soup, masks
+from instant_soup.pipeline.plan import Params, check, plan
+from instant_soup.pipeline.stage_files import TrainStage
+from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training import loop, metrics
-from instant_soup.training.cost import Cost
-from instant_soup.training.schedule import steps_of
+from instant_soup.training import loop
+from instant_soup.training.run import Run
 from instant_soup.training.state import State, Weights
 
 RESULTS = ROOT / "reports/studies/better_soups.csv"
@@ -56,201 +57,190 @@ KEY = ("task", "sparsity", "seed", "variant", "settings")
 COLUMNS = (*KEY, "validation", "test", "flops", "overlap_own", "overlap_one_shot")
 AHEAD = 3.0  # `extrapolated`: so many times as far as the look-ahead went
 SHARE = 0.5  # `distilled`: of the dense network's probabilities in the targets
+DIVERSE = {"learning_rate_range": [0.1, 10.0], "weight_decay_range": [0.0, 0.3], "subset": 0.1}
 
-# What a variant makes of the main network's prunable weights, its denoisers, and their weak masks:
-# the next mask, with exactly k weights.
-Cook = Callable[[Weights, list[State], list[Mask], int], Mask]
-
-
-def progressive(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
-    """The network's own magnitudes; the denoisers are left out (and their cost would be, too)."""
-    return masks.keep_largest({n: w.abs() for n, w in weights.items()}, k)
+# What a variant makes of the network's prunable weights, its denoisers and their weak masks: a
+# score for each weight.
+Cook = Callable[[Weights, list[State], list[Mask]], Weights]
 
 
-def union(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
-    """The paper: the union of the weak masks, adjusted by the network's magnitudes."""
-    return mask_soup.adjust(mask_soup.combine(weak, "union"), weights, k)
-
-
-def vote(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
-    """The number of masks that keep a weight, then its magnitude."""
-    return mask_soup.adjust(mask_soup.combine(weak, "vote"), weights, k)
-
-
-def weighted_vote(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+def weighted_vote(weights: Weights, denoisers: list[State], weak: list[Mask]) -> Weights:
     """Each mask's votes weigh as much as its denoiser's weight is large."""
-    scores = {
+    sizes = {
         n: torch.stack([d.weights[n].abs() * m[n] for d, m in zip(denoisers, weak, strict=True)])
         for n in weights
     }
     # What no mask keeps follows, by the network's own magnitude.
-    votes = {n: s.sum(0) for n, s in scores.items()}
+    votes = {n: s.sum(0) for n, s in sizes.items()}
     least = 1e-6 * min(float(w.abs().max()) for w in weights.values())
-    return masks.keep_largest({n: v + least * weights[n].abs() for n, v in votes.items()}, k)
+    return {n: v + least * weights[n].abs() for n, v in votes.items()}
 
 
-def mean_magnitude(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+def mean_magnitude(weights: Weights, denoisers: list[State], weak: list[Mask]) -> Weights:
     """|w| averaged over the denoisers: by how much they agree, not only how many."""
-    scores = {n: sum(d.weights[n].abs() for d in denoisers) for n in weights}
-    return masks.keep_largest(scores, k)  # type: ignore[arg-type]
+    return {n: total(d.weights[n].abs() for d in denoisers) for n in weights}
 
 
-def extrapolated(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+def extrapolated(weights: Weights, denoisers: list[State], weak: list[Mask]) -> Weights:
     """|w| as it will be when training goes on the way that the denoisers went."""
-    scores = {}
+    found = {}
     for name, w in weights.items():
-        mean = sum(d.weights[name] for d in denoisers) / len(denoisers)
-        scores[name] = (w + AHEAD * (mean - w)).abs()
-    return masks.keep_largest(scores, k)
+        mean = total(d.weights[name] for d in denoisers) / len(denoisers)
+        found[name] = (w + AHEAD * (mean - w)).abs()
+    return found
 
 
-def fisher(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+def fisher(weights: Weights, denoisers: list[State], weak: list[Mask]) -> Weights:
     """w² times the mean squared gradient, which AdamW has measured while the denoisers trained."""
-    moments = {n: sum(d.second_moments[n] for d in denoisers) for n in weights}
-    return masks.keep_largest(criteria.fisher_scores(weights, moments), k)  # type: ignore[arg-type]
+    moments = {n: total(d.second_moments[n] for d in denoisers) for n in weights}
+    return scores.fisher_scores(weights, moments)
 
 
-def saliency(weights: Weights, denoisers: list[State], weak: list[Mask], k: int) -> Mask:
+def saliency(weights: Weights, denoisers: list[State], weak: list[Mask]) -> Weights:
     """|w · g| averaged over the denoisers, g the mean gradient that their AdamW holds."""
-    scores = {
+    return {
         n: torch.stack([(d.weights[n] * d.first_moments[n]).abs() for d in denoisers]).sum(0)
         for n in weights
     }
-    return masks.keep_largest(scores, k)
 
 
-VARIANTS: dict[str, Cook] = {
-    "progressive": progressive,
-    "progressive_longer": progressive,  # and its run takes the denoisers' steps
-    "progressive_fisher": fisher,  # of the main network's own AdamW
-    "progressive_longer_fisher": fisher,
-    "union": union,
-    "vote": vote,
-    "weighted_vote": weighted_vote,
-    "mean_magnitude": mean_magnitude,
-    "extrapolated": extrapolated,
-    "saliency": saliency,
-    "fisher": fisher,
-    "farther": union,  # one denoiser, which takes the steps of all
-    "diverse": mean_magnitude,  # of denoisers with protocols far apart
-    "souped_weights": union,  # and the weights become the denoisers' mean
-    "souped_both": mean_magnitude,
-    "souped_fisher": fisher,
-    "union_fisher": union,  # with `fisher`'s scores everywhere in place of magnitudes
-    "relay": union,  # each denoiser goes on from the last one, and the network from the final one
-    "distilled": union,  # and the targets are in part the dense network's
+def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of tensors of one shape."""
+    return reduce(torch.add, tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cooked(ISP):
+    """ISP with another way to make a mask of a round's denoisers; without one, by their union."""
+
+    cook: Cook | None = None
+
+    def find_mask(self, run: Run, i: int, sparsity: float) -> Mask:
+        """Algorithm 2 with this cook."""
+        denoisers = [self.denoiser(run, i, n) for n in range(self.denoisers)]
+        weak = [scores.best(self.worth(d, run.mask), sparsity) for d in denoisers]
+        self.move(run, denoisers)
+        if self.cook is None:
+            return self.soup(run.state, run.mask, weak, sparsity)
+        return scores.best(self.cook(run.weights, denoisers, weak), sparsity)
+
+    def denoiser(self, run: Run, i: int, n: int) -> State:
+        """The network as denoiser n leaves it."""
+        return run.look_ahead(self.protocol(run, i, n), self.look_ahead, f"{i}/{n}")
+
+    def move(self, run: Run, denoisers: list[State]) -> None:
+        """The network stays where it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Souped(Cooked):
+    """The weights become the denoisers' mean, too."""
+
+    def move(self, run: Run, denoisers: list[State]) -> None:
+        for name, w in run.state.weights.items():
+            if w.is_floating_point():
+                w.copy_(torch.stack([d.weights[name] for d in denoisers]).mean(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relay(Cooked):
+    """Each denoiser goes on from the last one, and the network from the final one."""
+
+    def denoiser(self, run: Run, i: int, n: int) -> State:
+        ahead = super().denoiser(run, i, n)
+        run.state.weights = ahead.weights
+        return ahead
+
+
+# Variant → its method (those that prune without denoisers have ISP's rounds), and what it changes
+# of ISP's settings.
+VARIANTS: dict[str, tuple[type[OnTheWay], dict[str, Any]]] = {
+    "progressive": (Progressive, {}),
+    "progressive_longer": (Progressive, {}),  # and its run takes the denoisers' steps
+    "progressive_fisher": (IspPlus, {}),  # by the network's own AdamW
+    "progressive_longer_fisher": (IspPlus, {}),
+    "union": (ISP, {}),  # the paper
+    "vote": (ISP, {"combine": "vote"}),  # the number of masks that keep a weight, then magnitude
+    "weighted_vote": (Cooked, {"cook": weighted_vote}),
+    "mean_magnitude": (Cooked, {"cook": mean_magnitude}),
+    "extrapolated": (Cooked, {"cook": extrapolated}),
+    "saliency": (Cooked, {"cook": saliency}),
+    "fisher": (Cooked, {"cook": fisher}),
+    "farther": (ISP, {}),  # one denoiser, which takes the steps of all
+    "diverse": (Cooked, {"cook": mean_magnitude, **DIVERSE}),  # protocols far apart
+    "souped_weights": (Souped, {}),
+    "souped_both": (Souped, {"cook": mean_magnitude}),
+    "souped_fisher": (Souped, {"cook": fisher}),
+    "union_fisher": (ISP, {"score": "fisher"}),  # everywhere in place of magnitudes
+    "relay": (Relay, {}),
+    "distilled": (ISP, {}),  # and the targets are in part the dense network's
 }
-SOUPED_WEIGHTS = ("souped_weights", "souped_both", "souped_fisher")
-DIVERSE = {"learning_rate_range": [0.1, 10.0], "weight_decay_range": [0.0, 0.3], "subset": 0.1}
 
 
-def run(chosen: dict, variant: str) -> dict[str, Any]:
-    """One ISP run with a variant's soup, here; its scores, FLOPs, and how like its mask is."""
-    isp, seed, plan = dict(chosen["isp"]), chosen["seed"], read_yaml("models/plan/dense.yaml")
-    if variant == "diverse":
-        isp |= DIVERSE
-    if variant == "farther":
-        isp |= {"denoisers": 1, "look_ahead": isp["denoisers"] * isp["look_ahead"]}
-    steps_per_epoch, total = main_network.budget(plan)
-    data = load_split(main_network.ENCODED / "train.safetensors", loop.device())
-    cost = Cost()
-    sparsities = round_sparsities(chosen["sparsity"], isp["compression_rate"], isp["rate_of"])
-    beside = len(sparsities) * isp["denoisers"] * isp["look_ahead"]
-    longer = (total + beside) / total if variant.startswith("progressive_longer") else 1.0
-    t, total = steps_of(longer * isp["calibration"], steps_per_epoch), round(longer * total)
-    around: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if variant == "distilled":
-        data, around = distilled(data, plan, cost), patch.object(loop, "loss_of", soft_loss)
-    state, mask = main_network.load_start("models/start")
-    pretrained = {n: state.weights[n].clone() for n in mask}
-    own = mask
+class Soup(Bare):
+    """A run that remembers the network's own magnitude mask at the last pruning."""
 
-    def train_to(last: int) -> State:
-        model = main_network.build(state, plan)
-        with around:
-            return loop.train(
-                model, state, mask, data, plan, cost, last=last, total=total, label=variant
-            )
-
-    for i, sparsity in enumerate(sparsities):
-        state = train_to(state.step + calibration_steps(i, t))
-        denoisers: list[State] = []
-        for n in range(0 if variant.startswith("progressive") else isp["denoisers"]):
-            protocol = draw_protocol({**plan, **isp}, len(data), key=(seed, i, n))
-            rows = protocol.pop("rows")
-            origin = denoisers[-1] if variant == "relay" and denoisers else state
-            copy = State({name: w.clone() for name, w in origin.weights.items()})
-            look_ahead, part = main_network.look_ahead(
-                copy, mask, {**plan, **protocol}, rows, isp["look_ahead"], label=f"{i}/{n}"
-            )
-            denoisers.append(look_ahead)
-            cost.add(part)
-        view = fisher_scores if variant == "union_fisher" else prunable_weights
-        weak = [criteria.magnitude(view(d, mask), sparsity) for d in denoisers]
-        if variant == "relay":
-            state.weights = denoisers[-1].weights
-        if variant in SOUPED_WEIGHTS:
-            for name, w in state.weights.items():
-                if w.is_floating_point():
-                    w.copy_(torch.stack([d.weights[name] for d in denoisers]).mean(0))
-        prunable = view(state, mask)
-        k = masks.keep_count(prunable, sparsity)
-        own = criteria.magnitude(prunable_weights(state, mask), sparsity)
-        mask = VARIANTS[variant](prunable, denoisers or [state], weak, k)
-        state.prune(mask)
-    state = train_to(total)
-    one_shot = criteria.magnitude(pretrained, chosen["sparsity"])
-    return {
-        **scores_of(state, plan),
-        "flops": cost.flops,
-        "overlap_own": masks.cosine_similarity(mask, own),
-        "overlap_one_shot": masks.cosine_similarity(mask, one_shot),
-    }
+    def prune(self, mask: Mask) -> None:
+        sizes = scores.magnitude_scores(self.weights)
+        self.own = masks.keep_largest(sizes, masks.count(mask)[0])
+        super().prune(mask)
 
 
-def prunable_weights(state: State, mask: Mask) -> Weights:
-    """The weights of a network that the mask is about."""
-    return {name: state.weights[name] for name in mask}
+class Distilled(Soup):
+    """Its targets are in part those of a dense network, whose cost is added; not its denoisers'."""
 
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        teacher = Bare(recipe)
+        teacher.train(teacher.total, "teacher")
+        self.cost.add(teacher.cost)
+        data = self._split("train")
+        network = teacher.network(teacher.state, recipe).eval()
+        with torch.inference_mode():
+            parts = [
+                loop.logits_of(network, data.rows(index)).float().softmax(-1)
+                for index in torch.arange(len(data)).split(256)
+            ]
+        soft = torch.cat(parts).clone()
+        hard = functional.one_hot(data.labels.long(), soft.shape[1])
+        self.soft = replace(data, labels=SHARE * soft + (1 - SHARE) * hard)
 
-def fisher_scores(state: State, mask: Mask) -> Weights:
-    """The Fisher scores of a network by its own AdamW."""
-    return criteria.fisher_scores(prunable_weights(state, mask), state.second_moments)
-
-
-def scores_of(state: State, plan: dict) -> dict[str, float]:
-    """A network's validation and test score."""
-    where, precision = loop.device(), loop.resolve_precision(plan["precision"])
-    model = main_network.build(state, plan).to(where)
-    scores = {}
-    for name in ("validation", "test"):
-        split = load_split(main_network.ENCODED / f"{name}.safetensors", where)
-        scores[name] = metrics.score(plan["metric"], *loop.predict(model, split, precision))
-    return scores
-
-
-def distilled(data: Split, plan: dict, cost: Cost) -> Split:
-    """The training rows with targets that are in part a dense network's; its cost is added."""
-    _, total = main_network.budget(plan)
-    state, mask = main_network.load_start("models/start")
-    model = main_network.build(state, plan)
-    state = loop.train(
-        model, state, mask, data, plan, cost, last=total, total=total, label="teacher"
-    )
-    teacher = main_network.build(state, plan).to(data.labels.device).eval()
-    with torch.inference_mode():
-        parts = [
-            loop.logits_of(teacher, data.rows(index)).float().softmax(-1)
-            for index in torch.arange(len(data)).split(256)
-        ]
-    soft = torch.cat(parts).clone()
-    hard = functional.one_hot(data.labels.long(), soft.shape[1])
-    return replace(data, labels=SHARE * soft + (1 - SHARE) * hard)
+    def take(self, *given: Any, **how: Any) -> State:
+        if how.get("rows") is not None:
+            return super().take(*given, **how)
+        targets = patch.dict(self.splits, train=self.soft)
+        with targets, patch.object(loop, "loss_of", soft_loss):
+            return super().take(*given, **how)
 
 
 def soft_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of class numbers, or of probabilities where rows have several."""
+    """Cross-entropy of probabilities."""
     return functional.cross_entropy(logits.float(), targets)
+
+
+def run(params: Params, variant: str) -> dict[str, Any]:
+    """One ISP run with a variant's soup, here; its scores, FLOPs, and how like its mask is."""
+    recipe = TrainStage.read("models/plan/dense.yaml").recipe
+    own = Distilled(recipe) if variant == "distilled" else Soup(recipe)
+    paper = {"combine": "union", "own_mask": False, "adjust": "every_round", "score": "magnitude"}
+    isp, sparsity = ISP(**{**vars(params.isp), **paper}), params.top.sparsity
+    kind, changes = VARIANTS[variant]
+    known = isp.some(*settings_of(kind))
+    if variant == "farther":
+        changes = {"denoisers": 1, "look_ahead": isp.denoisers * isp.look_ahead}
+    if variant.startswith("progressive_longer"):
+        beside = len(isp.sparsities(sparsity)) * isp.denoisers * isp.look_ahead
+        longer = (own.total + beside) / own.total
+        own.total = round(longer * own.total)
+        changes = {"calibration": longer * isp.calibration}
+    one_shot = scores.magnitude(own.weights, sparsity)
+    kind(**{**known, **changes}).run(own, sparsity)
+    return {
+        **{split: own.score_on(split) for split in ("validation", "test")},
+        "flops": own.cost.flops,
+        "overlap_own": masks.cosine_similarity(own.mask, own.own),
+        "overlap_one_shot": masks.cosine_similarity(own.mask, one_shot),
+    }
 
 
 def read_runs() -> pd.DataFrame:
@@ -289,15 +279,53 @@ def changes_of(task: str, image_model: Path) -> dict[str, Any]:
     return {"dataset": name, "model": model, "data": data}
 
 
-def digest_of(chosen: dict) -> str:
+# What else of params.yaml was counted when the first runs were recorded, as it stood there: their
+# digests stay theirs.
+BESIDE: dict[str, Any] = {
+    **{key: [] for key in ("lottery", "controls", "soups", "soup_members", "exports")},
+    **{"baselines": ["one_shot"], "export_dtype": "fp32", "pretraining": {}},
+    "weak_seeds": [0, 1, 2],
+    "rounds": [
+        {"id": 0, "previous": "start", "start": "models/start"},
+        *(
+            {"id": i + 1, "previous": f"round_{i}", "start": f"models/isp/round_{i}"}
+            for i in range(4)
+        ),
+    ],
+    "criteria": {"batches": 4, "m": 4, "min_density": 0.05},
+    "imp": {
+        **{"compression_rate": 0.2, "rate_of": "total", "rewind": 0.05},
+        "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9],
+    },
+    "model_soup": {
+        **{"networks": 3, "denoisers": 3, "steps": 20, "subset": 0.1},
+        **{"learning_rate_range": [0.5, 2.0], "weight_decay_range": [0.0, 0.1]},
+        **{"sparsity_range": [0.1, 0.5], "coefficients": [0.1, 0.3, 0.5, 0.7, 0.9]},
+    },
+}
+EARLY_BIRD_EVERY = {"bert": 0.1, "clip": 1.0}
+
+
+def digest_of(params: Params) -> str:
     """A name for all settings that a run depends on beside its own columns.
 
     A model's folder counts by its weights, and where a task's copy lies does not count.
     """
-    rest = {k: v for k, v in chosen.items() if k not in ("sparsity", "seed")}
-    rest["data"] = {k: v for k, v in chosen["data"].items() if k != "path"}
-    if chosen["model"].startswith("local:"):
-        rest["model"] = sha256(Path(chosen["model"].removeprefix("local:")) / WEIGHTS)
+    top = params.top
+    rest: dict[str, Any] = {
+        **{"dataset": top.dataset, "model": top.model, "preset": top.preset},
+        "family": params.family,
+        "early_bird": {"every": EARLY_BIRD_EVERY[params.family], "threshold": 0.02, "window": 3},
+        **BESIDE,
+    }
+    sections = {"data": params.data, "training": params.training, "isp": params.isp}
+    for section, own in sections.items():
+        rest[section] = {name: value for name, value in vars(own).items() if value is not None}
+    rest["data"].pop("path", None)
+    if params.isp.score == "magnitude":
+        del rest["isp"]["score"]
+    if top.model.startswith("local:"):
+        rest["model"] = sha256(Path(top.model.removeprefix("local:")) / WEIGHTS)
     text = json.dumps([rest, AHEAD, SHARE, DIVERSE], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -466,9 +494,9 @@ def runs_of(task: str, changes: dict, seed: int, options: argparse.Namespace, fo
     """All runs of a task and a seed that are not in the file, in a prepared folder."""
     name, prepared = task.partition("=")[0], False
     for sparsity in options.sparsities:
-        chosen = check(params_with(**{**changes, "sparsity": sparsity, "seed": seed}))
+        params = check(params_with(**{**changes, "sparsity": sparsity, "seed": seed}))
         for variant in options.variants:
-            where = dict(zip(KEY, (name, sparsity, seed, variant, digest_of(chosen)), strict=True))
+            where = dict(zip(KEY, (name, sparsity, seed, variant, digest_of(params)), strict=True))
             known = read_runs()[list(KEY)].to_dict("records")
             if {key: str(value) for key, value in where.items()} in known:
                 continue
@@ -477,7 +505,7 @@ def runs_of(task: str, changes: dict, seed: int, options: argparse.Namespace, fo
                 prepared = True
             with chdir(folder):
                 try:
-                    found = run(chosen, variant)
+                    found = run(params, variant)
                 except (UserError, ValueError) as error:  # diverged
                     print(f"{where}: {error}", file=sys.stderr)
                     found = dict.fromkeys(COLUMNS[len(KEY) :], float("nan"))

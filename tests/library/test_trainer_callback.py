@@ -1,4 +1,4 @@
-"""Instant Soup within transformers.Trainer: exact sparsity, zeros that stay, resume."""
+"""Pruning within transformers.Trainer: exact sparsity, zeros that stay, resume."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ from transformers import TrainerCallback
 import instant_soup
 from helpers import CALLBACK_SETTINGS, Sentences, new_classifier, trainer
 from instant_soup.errors import UserError
-from instant_soup.library import prune
-from instant_soup.methods import criteria
-from instant_soup.sparsity import masks
+from instant_soup.library import run as library_run
+from instant_soup.methods.base import Method
+from instant_soup.methods.grasp import GraSP
+from instant_soup.methods.isp import ISP
+from instant_soup.methods.registry import methods
+from instant_soup.methods.snip import SNIP
+from instant_soup.sparsity import masks, scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,11 +48,11 @@ def test_the_trainers_model_is_pruned_to_the_weight_and_its_zeros_stay(
     callback = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     run = trainer(tmp_path, model, callback)
     run.train()
-    assert callback.rounds.ends == [4, 12]
+    assert callback.pruner.inner.ends == [4, 12]
     kept, total = masks.count(callback.mask)
     assert len(callback.mask) == 12 and total - kept == round(0.6 * total)
     assert zeros(model, callback.mask)
-    assert callback.cost.steps == 2 * 2 * 3
+    assert (callback.cost.steps, callback.cost.search_steps) == (0, 2 * 2 * 3)
     parameters = dict(model.named_parameters())
     for name, here in callback.mask.items():
         assert (parameters[name] != before[name])[here].float().mean() > 0.9
@@ -57,9 +61,102 @@ def test_the_trainers_model_is_pruned_to_the_weight_and_its_zeros_stay(
     assert not any(p._backward_hooks for p in parameters.values())
 
 
+def taylor(weights: dict, gradients: dict, state: Any) -> dict:
+    return {n: (w * gradients[n]).abs() for n, w in weights.items()}
+
+
+OBJECTS = {"snip": SNIP(batches=2), "grasp": GraSP(batches=2)}
+ROUNDS = {"compression_rate": 0.3, "mask_finding": 0.5}
+# The settings of each carried method for so short a run.
+CARRIED: dict[Any, dict[str, Any]] = {
+    taylor: ROUNDS,
+    **{name: {} for name, one in methods().items() if one.pruner is not Method.pruner},
+    **{"isp": CALLBACK_SETTINGS, "isp_plus": ROUNDS, "progressive": ROUNDS},
+    **{"movement": {"every": 2}, "granet": {"every": 3}},
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_every_carried_method_prunes_to_the_weight(
+    tmp_path: Path, tiny_bert: Path, name: Any
+) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    own = {**CARRIED[name], "sparsity": 0.75}
+    callback = instant_soup.InstantSoupCallback(OBJECTS.get(name, name), **own)
+    trainer(tmp_path, model, callback).train()
+    kept, total = masks.count(callback.mask)
+    assert total - kept == (0 if name == "dense" else round(0.75 * total))
+    parameters = dict(model.named_parameters())
+    assert not any(parameters[n].detach()[~here].any() for n, here in callback.mask.items())
+    assert not any(p._backward_hooks for p in parameters.values())
+
+
+@pytest.mark.parametrize("name", ["movement", "granet", "layerwise", "random", taylor])
+@pytest.mark.parametrize("step", [1, 8, 16, 20])
+def test_a_resumed_run_of_any_kind_is_the_uninterrupted_one(
+    tmp_path: Path, tiny_bert: Path, name: Any, step: int
+) -> None:
+    whole, resumed = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
+
+    def callback() -> Any:
+        return instant_soup.InstantSoupCallback(name, sparsity=0.6, **CARRIED[name])
+
+    first, again = callback(), callback()
+    trainer(tmp_path / "whole", whole, first).train()
+    trainer(tmp_path / "cut", new_classifier(tiny_bert, 2, 0), callback(), Stop(step)).train()
+    run = trainer(tmp_path / "cut", resumed, again)
+    run.train(resume_from_checkpoint=str(tmp_path / f"cut/checkpoint-{step}"))
+    assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_what_zeros_do_not_tell_must_be_in_the_checkpoint(tmp_path: Path, tiny_bert: Path) -> None:
+    run = trainer(
+        tmp_path, new_classifier(tiny_bert, 2, 0),
+        instant_soup.InstantSoupCallback("movement"), Stop(8),
+    )  # fmt: skip
+    run.train()
+    (tmp_path / "checkpoint-8/instant_soup.safetensors").unlink()
+    again = instant_soup.InstantSoupCallback("movement")
+    run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), again)
+    with pytest.raises(UserError, match=r"resume_from_checkpoint: no .*without which movement"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+def test_dense_gradients_add_up_over_accumulated_batches(tmp_path: Path, tiny_bert: Path) -> None:
+    """A criterion sees the sum that the optimiser would have, of pruned weights too."""
+    seen = []
+
+    def watch(weights: dict, gradients: dict, state: Any) -> dict:
+        seen.append({name: g.clone() for name, g in gradients.items()})
+        return {name: w.abs() for name, w in weights.items()}
+
+    for size, accumulated in ((8, 1), (4, 2)):
+        soup = instant_soup.InstantSoupCallback(watch, sparsity=0.6, **ROUNDS)
+        model = new_classifier(tiny_bert, 2, 0)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        run = trainer(tmp_path, model, soup)
+        run.args.per_device_train_batch_size = size
+        run.args.gradient_accumulation_steps = accumulated
+        run.accelerator.gradient_accumulation_steps = accumulated
+        run.train()
+    assert len(seen) == 4  # two rounds each
+    for whole, halves in ((seen[0], seen[2]), (seen[1], seen[3])):
+        for name, gradient in whole.items():
+            torch.testing.assert_close(halves[name], gradient, rtol=0.05, atol=0.05)
+    assert any((g != 0).all() for g in seen[1].values())  # dense after the first prune, too
+
+
 @pytest.mark.parametrize(
     ("step", "changes"),
-    [(2, {}), (4, {}), (20, {}), (4, {"score": "fisher", "denoisers": 0})],
+    [
+        *((2, {}), (4, {}), (20, {})),
+        (4, {"score": "fisher", "denoisers": 0}),
+        *((4, {"adjust": "last_round"}), (20, {"adjust": "last_round"})),
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path, tiny_bert: Path, step: int, changes: dict
@@ -91,24 +188,21 @@ def test_look_aheads_leave_the_trainers_random_numbers_alone(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same masks found with and without drawing: dropout and data order must not change."""
-    found = prune.find_mask
 
-    def without_looking(
-        model: nn.Module, state: Any, mask: Any, batches: Any, loss: Any, rounds: Any, *rest: Any
-    ) -> masks.Mask:
-        none = prune.Rounds(rounds.sparsities, rounds.ends, 0, 0, "union", "magnitude")
-        return found(model, state, mask, batches, loss, none, *rest)
+    found, ends = ISP.find_mask, []
+    quiet = instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, "denoisers": 0})
+    curious = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
 
-    def looking_in_vain(*arguments: Any) -> masks.Mask:
-        found(*arguments)
-        return without_looking(*arguments)
+    def looking_in_vain(self: ISP, *arguments: Any) -> masks.Mask:
+        found(self, *arguments)
+        return found(quiet.method, *arguments)
 
-    ends = []
-    for find in (without_looking, looking_in_vain):
-        monkeypatch.setattr(prune, "find_mask", find)
+    for soup in (quiet, curious):
         model = new_classifier(tiny_bert, 2, 0)
-        trainer(tmp_path, model, instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)).train()
+        trainer(tmp_path, model, soup).train()
         ends.append(model.state_dict())
+        monkeypatch.setattr(ISP, "find_mask", looking_in_vain)
+    assert curious.cost.search_steps == 2 * 2 * 3
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
 
@@ -141,13 +235,13 @@ def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Pa
     once = {**CALLBACK_SETTINGS, "compression_rate": 0.6, "denoisers": 0, "score": "fisher"}
     soup = instant_soup.InstantSoupCallback(**once)
     trainer(tmp_path / "pruned", new_classifier(tiny_bert, 2, 0), soup).train()
-    (end,) = soup.rounds.ends
+    (end,) = soup.pruner.inner.ends
     model = new_classifier(tiny_bert, 2, 0)
     run = trainer(tmp_path / "dense", model, Stop(end))
     run.train()
-    matrices = prune.choose(model)
+    matrices = library_run.choose(model)
     moments = {name: run.optimizer.state[p]["exp_avg_sq"] for name, p in matrices.items()}
-    expected = criteria.fisher(matrices, moments, 0.6)
+    expected = scores.fisher(matrices, moments, 0.6)
     assert all(torch.equal(soup.mask[name], kept) for name, kept in expected.items())
 
 
@@ -193,9 +287,13 @@ def test_what_would_undo_the_pruning_is_refused(
         ({"sparsity": 1.0}, "sparsity: 1.0"),
         ({"combine": "best"}, "union | intersection | vote"),
         ({"score": "best"}, "magnitude | fisher"),
+        ({"sparsty": 0.5}, "sparsty: no setting of isp; it takes: compression_rate"),
+        ({"method": "lth"}, "lth trains more than once, which a loop of one's own cannot"),
+        ({"method": "random_init"}, "random_init needs the row of isp"),
     ],
 )
 def test_bad_settings_are_refused_at_once(changes: dict, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, **changes})
+        own = {} if "method" in changes else CALLBACK_SETTINGS
+        instant_soup.InstantSoupCallback(**{**own, **changes})
     assert words in str(caught.value)

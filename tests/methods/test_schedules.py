@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instant_soup.errors import UserError
+from instant_soup.methods.isp_plus import IspPlus
 from instant_soup.methods.progressive import Progressive
 from instant_soup.methods.rounds import (
     Schedule,
     calibration_steps,
-    check_ends,
     mask_finding_share,
     round_sparsities,
 )
@@ -98,11 +98,19 @@ def test_another_target_leaves_the_ends_of_the_rounds_before(
 
 
 def test_rounds_must_leave_something_of_the_budget() -> None:
-    check_ends([5, 9], 10)
+    Progressive().check_ends([5, 9], 10)
     with pytest.raises(UserError, match=r"^steps: 2 is not allowed; allowed: more than the 2 ro"):
-        check_ends([1, 1], 2)
+        Progressive().check_ends([1, 1], 2)
     with pytest.raises(UserError, match=r"^isp\.calibration: .* whole budget of 10 steps"):
-        check_ends([5, 10], 10)
+        Progressive().check_ends([5, 10], 10)
+    with pytest.raises(UserError, match=r"^isp\.mask_finding: .* whole budget of 10 steps"):
+        Progressive(mask_finding=0.9).check_ends([5, 10], 10)
+
+
+def test_fisher_scores_need_a_step_before_the_first_prune() -> None:
+    Progressive(mask_finding=0.0).check_ends([0, 0], 10)
+    with pytest.raises(UserError, match=r"^isp\.mask_finding: 0\.0 prunes before the first step"):
+        IspPlus(mask_finding=0.0).check_ends([0, 0], 10)
 
 
 def test_a_methods_share_is_that_of_its_rounds_or_the_one_it_is_given() -> None:

@@ -89,7 +89,8 @@ def _write_transformers(
     declare_missing_operators()
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    model.save_pretrained(folder)
+    # Under the names that the model has now, and so the mask; not those of older checkpoints.
+    model.save_pretrained(folder, save_original_format=False)
     if isinstance(tokenizer, str | Path):
         from transformers.models.auto.tokenization_auto import AutoTokenizer
 

@@ -63,6 +63,11 @@ def read_ticket(folder: Path) -> dict[str, Any]:
     ticket = read_json(folder / TICKET)
     if not isinstance(ticket, dict) or ticket.get("format") != FORMAT:
         raise UserError(f"{folder / TICKET}: not of the format {FORMAT!r}")
+    if ticket["family"] not in models.FAMILIES:
+        raise UserError(
+            f"{folder}: a {ticket['model']}, which it cannot build to evaluate it; allowed: a text "
+            "classifier saved with its tokenizer, or a model of open_clip"
+        )
     header(folder / models.family(folder).WEIGHTS)  # which says what is wrong with it
     return ticket
 

@@ -182,7 +182,8 @@ class Run(ABC):
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
         by = None if key is None else [key, self.code]
         ends = first, last, self.total
-        parts = ["train", self.origin, *ends, asdict(own), by, keep_gradients]
+        # An entry that is forgotten when it is finished is none of those that are kept.
+        parts = ["train", self.origin, *ends, asdict(own), by, keep, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
