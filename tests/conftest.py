@@ -27,8 +27,8 @@ LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline", "test_ray_grid
 SLOW_FILES = {
     *LONG_FILES,
     *("test_tracking", "test_warm_start", "test_jobs"),
-    *("test_training", "test_data_parallel"),
-    *("test_early_bird", "test_api", "test_trainer_callback"),
+    *("test_training", "test_checkpoints", "test_data_parallel"),
+    *("test_early_bird", "test_lottery", "test_dense_soups", "test_api", "test_trainer_callback"),
     *("test_clip", "test_clip_glyph", "test_images", "test_export"),
     *("test_cli", "test_docs", "test_studies"),
 }
