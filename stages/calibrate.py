@@ -4,7 +4,7 @@ import argparse
 
 from instant_soup.files import new_folder, write_json
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.pipeline.stage_files import CalibrateStage, isp_round, pass_by, read_stage
+from instant_soup.pipeline.stage_files import CalibrateStage, isp_round, mark_idle, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     stage = read_stage(CalibrateStage, f"calibrate_{i}")
     out = isp_round(i)
     if stage is None:
-        return pass_by(out / "state")
+        return mark_idle(out / "state")
 
     # Late: an idle round need not wait for torch.
     from instant_soup.pipeline.run import PipelineRun

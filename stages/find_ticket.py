@@ -7,7 +7,7 @@ from pathlib import Path
 from instant_soup.config.sections import Recipe
 from instant_soup.methods.base import AtStart
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.pipeline.stage_files import TicketStage, pass_by, read_stage
+from instant_soup.pipeline.stage_files import TicketStage, mark_idle, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     stage = read_stage(TicketStage, f"ticket_{name}")
     method = stage.build() if stage else None
     if stage is None or method is None or bool(method.needs) != (of == "isp"):
-        return pass_by(out)
+        return mark_idle(out)
 
     from instant_soup.pipeline.run import PipelineRun  # late: see calibrate.py
     from instant_soup.pipeline.workspace import START, isp_ticket, load_start, outputs, save_ticket

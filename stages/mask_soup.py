@@ -13,7 +13,7 @@ from instant_soup.pipeline.processes import run_stage
 from instant_soup.pipeline.stage_files import (
     SoupStage,
     isp_round,
-    pass_by,
+    mark_idle,
     read_stage,
     weak_mask_file,
 )
@@ -26,7 +26,7 @@ def main() -> None:
     i = parser.parse_args().round
     stage, folder = read_stage(SoupStage, f"soup_{i}"), isp_round(i)
     if stage is None:
-        return pass_by(folder / "mask.safetensors", folder / "soup.json")
+        return mark_idle(folder / "mask.safetensors", folder / "soup.json")
 
     from instant_soup.pipeline.workspace import load_start  # late: see calibrate.py
     from instant_soup.sparsity import mask_soup, masks

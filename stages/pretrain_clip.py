@@ -5,7 +5,7 @@ from pathlib import Path
 from instant_soup.config.sections import Pretraining
 from instant_soup.files import read_json
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.pipeline.stage_files import pass_by, read_stage
+from instant_soup.pipeline.stage_files import mark_idle, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     settings = read_stage(Pretraining, "pretrain")
     out = Path("models/pretrained")
     if settings is None:
-        return pass_by(out)
+        return mark_idle(out)
 
     from instant_soup.pretraining import clip_glyph  # late: an idle stage need not wait for torch
 

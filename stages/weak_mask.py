@@ -16,7 +16,7 @@ from instant_soup.pipeline.processes import run_stage
 from instant_soup.pipeline.stage_files import (
     WeakMasksStage,
     isp_round,
-    pass_by,
+    mark_idle,
     read_stage,
     weak_mask_file,
 )
@@ -30,7 +30,7 @@ def main() -> None:
     stage = read_stage(WeakMasksStage, f"weak_masks_{i}")
     isp = ISP(**stage.isp) if stage else ISP(denoisers=0)
     if stage is None or not isp.denoisers:
-        return pass_by(isp_round(i) / "weak")
+        return mark_idle(isp_round(i) / "weak")
 
     from instant_soup.pipeline.run import PipelineRun  # late: see calibrate.py
     from instant_soup.pipeline.workspace import load_start

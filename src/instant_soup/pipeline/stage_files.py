@@ -24,7 +24,7 @@ def read_stage(kind: type[S], name: str) -> S | None:
     return None if read_yaml(path) == IDLE else kind.read(path)
 
 
-def pass_by(*outputs: Path) -> None:
+def mark_idle(*outputs: Path) -> None:
     """Write the outputs of a stage that is listed but not needed: a mere note."""
     for output in outputs:
         note = output if output.suffix else output / "idle.txt"
