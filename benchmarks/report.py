@@ -178,15 +178,9 @@ SECTIONS: dict[str, tuple[Callable[..., str], str]] = {
     ),
     "The pipeline beside its work": (
         pipeline_overhead,
-<<<<<<< HEAD
-        "The whole pipeline with a network of two small layers in a clone, two rounds of ISP. "
-        "DVC's own seconds are those in which no stage's command runs. Aim: 10 s for all entries "
-        "that are not needed.",
-=======
         "A clone's whole pipeline: two rounds of ISP with a network of two small layers. DVC's own "
         "seconds are those in which no stage's command runs. Aim: 10 s for all entries that are "
         "not needed.",
->>>>>>> hb
     ),
     "Memory": (
         memory,
