@@ -60,7 +60,7 @@ class PipelineRun(Run):
         if stored:
             store = checkpoints.pipeline_store()
             origin = checkpoints.digest(
-                *[engine, workspace.encoded_digest(), state.step, mask],
+                *[engine, workspace.inputs_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
         super().__init__(state, mask, recipe, total, store=store, origin=origin, code=code, **more)

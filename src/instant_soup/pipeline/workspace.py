@@ -34,9 +34,9 @@ def outputs() -> int:
     return read_json(ENCODED / "info.json")["outputs"]
 
 
-def encoded_digest() -> list[str]:
-    """What the encoded data are, file by file."""
-    return [sha256(file) for file in sorted(ENCODED.iterdir())]
+def inputs_digest() -> list[str]:
+    """What the encoded data are, and the base model but for its weights, file by file."""
+    return [sha256(file) for file in (*sorted(ENCODED.iterdir()), *sorted(BASE.glob("*.json")))]
 
 
 def prunable_shapes() -> dict[str, list[int]]:
