@@ -345,7 +345,8 @@ def test_only_one_grid_runs_in_a_repository(tmp_path: Path):
         pass
 
 
-def test_what_a_killed_grid_left_is_ended_and_removed(tmp_path: Path, capsys):
+def test_what_a_killed_grid_left_is_ended_and_removed(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)  # a shell's background job ignores Ctrl-C
     copies = tmp_path / ".dvc/tmp/grid/copies"
     (copies / "lane").mkdir(parents=True)
     with open(copies / "lane.lock", "w") as lock:
