@@ -28,7 +28,8 @@ SLOW_FILES = {
     *LONG_FILES,
     *("test_tracking", "test_warm_start", "test_jobs"),
     *("test_training", "test_checkpoints", "test_data_parallel"),
-    *("test_early_bird", "test_lottery", "test_dense_soups", "test_api", "test_trainer_callback"),
+    *("test_early_bird", "test_lottery", "test_dense_soups", "test_registry", "test_golden"),
+    *("test_prune", "test_pruned", "test_pruner", "test_trainer_callback"),
     *("test_clip", "test_clip_glyph", "test_images", "test_export"),
     *("test_cli", "test_docs", "test_studies"),
 }
