@@ -112,7 +112,7 @@ def test_a_checkpoint_file_is_counted_by_the_mask_beside_it(run: Path, call: Any
 
 def test_compare_tells_how_masks_agree(run: Path, call: Any):
     retrained = "models/retrained/one_shot"
-    ticket = "models/tickets/one_shot/mask.safetensors"
+    ticket = "models/tickets/one_shot/found/mask.safetensors"
     numbers = json.loads(call("compare", retrained, ticket, "--json"))
     assert (numbers["jaccard"], numbers["hamming"]) == (1.0, 0.0)
     dense = json.loads(call("compare", retrained, "models/start/mask.safetensors", "--json"))

@@ -344,8 +344,8 @@ def test_a_round_that_is_not_adjusted_keeps_more() -> None:
     seen = []
     search = run.LibraryRun.search
 
-    def watched(self: Any, key: Any, find: Any) -> Any:
-        seen.append(masks.sparsity(mask := search(self, key, find)))
+    def watched(self: Any, *asked: Any) -> Any:
+        seen.append(masks.sparsity(mask := search(self, *asked)))
         return mask
 
     own = {**PRUNE_SETTINGS, "adjust": "last_round", "look_ahead": 6}
