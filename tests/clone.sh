@@ -8,4 +8,4 @@ trap 'rm -rf "$copy"' EXIT
 git clone --quiet "$root" "$copy/instant-soup"
 cd "$copy/instant-soup"
 export PYTHONPATH="$PWD/src"
-rm dvc.lock  # DVC rewrites it after each stage, the entries of the full run too
+rm -f dvc.lock  # DVC rewrites it after each stage, the entries of the full run too
