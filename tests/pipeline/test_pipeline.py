@@ -84,9 +84,11 @@ def edited(project: Path, *names: str) -> Iterator[None]:
     before = {name: (project / name).read_text() for name in names}
     for name, text in before.items():
         (project / name).write_text(f"{text}# edited\n")
-    yield
-    for name, text in before.items():
-        (project / name).write_text(text)
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            (project / name).write_text(text)
 
 
 def result_of(project: Path, experiment: str, method: str) -> dict:
@@ -180,7 +182,7 @@ def test_a_methods_file_reruns_its_own_row(queued: dict[str, str]):
     [
         ("src/instant_soup/reports/figures.py", {"tables"}),
         ("src/instant_soup/pretraining/glyphs.py", set()),  # not needed for a model that is there
-        ("src/instant_soup/data/tables.py", {"prepare_data"}),
+        ("src/instant_soup/data/splits.py", {"prepare_data"}),
         (
             "src/instant_soup/training/loop.py",
             {
@@ -198,8 +200,8 @@ def test_a_source_reruns_what_runs_it(project: Path, source: str, expected: set[
             found = json.loads(run_command(project, "dvc", "status", "--json"))
             assert found.keys() == expected
     finally:
-        run_command(project, "dvc", "checkout", "-q", "models/plan")
         run_command(project, "git", "checkout", "-q", "dvc.lock")
+        run_command(project, "dvc", "checkout", "-q", "models/plan")
 
 
 def test_comments_of_params_rerun_the_plan_alone(project: Path):
