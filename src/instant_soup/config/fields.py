@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from instant_soup.errors import UserError
+from instant_soup.files import read_yaml
 
 FAMILIES = ("bert", "clip")
 PRESETS = ("quick", "paper")
@@ -245,8 +246,6 @@ class Stored:
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The dataclass out of a YAML file; UserError if it is missing, damaged or of another."""
-        from instant_soup.files import read_yaml
-
         contents = read_yaml(path)
         try:
             return cls.of(contents)

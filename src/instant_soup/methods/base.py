@@ -8,10 +8,9 @@ docs/add_a_method.md walks through one.
 The kinds differ in when the mask changes. A subclass says one thing, in the class of its kind:
 
     AtStart      scores(run)             once, on the pre-trained network
-    AfterSearch  find(run, sparsity)     once, after a search; then training starts again
     OnTheWay     find_mask(run, i, s)    at the ends of rounds (rounds.py); training goes on
     Throughout   pruner(run, sparsity)   every few steps, by a pruner
-    OfRow        find(run, sparsity)     a ticket that another row has found
+    Method       find(run, sparsity)     all else: after a search, with resets, of another row
 
 Nothing in this folder imports torch before a method runs, so that planning stays quick.
 """
