@@ -35,6 +35,7 @@ from instant_soup.methods.base import (
 from instant_soup.methods.rounds import OnTheWay
 from instant_soup.pipeline import plan as plan_module
 from instant_soup.pipeline.plan import plan
+from instant_soup.reports.results import label
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training.gradients import mean_gradient
@@ -58,7 +59,7 @@ def test_a_method_has_all_that_tables_and_settings_tell_of_it(name: str) -> None
     assert set(method.looks_at) <= {"seed", "data"}
     assert set(method.needs) <= METHODS.keys()
     assert method.style is None or len(method.style) == 2
-    assert registry.title_of(name) == method.title
+    assert label(name) == method.title
     assert all(field.metadata["doc"] for field in settings_of(method).values())
 
 
@@ -73,7 +74,7 @@ def test_methods_come_in_the_order_of_table_rows() -> None:
     assert orders == sorted(orders)
     assert registry.selectable() == tuple(n for n in METHODS if n not in ("dense", "isp"))
     assert registry.dense_rows() == ("dense", "uniform_soup", "greedy_soup", "instant_model_soup")
-    assert registry.title_of("of a later version") == "of a later version"
+    assert label("of a later version") == "of a later version"
 
 
 def test_every_file_of_the_folder_has_a_method() -> None:

@@ -51,12 +51,6 @@ def selectable() -> tuple[str, ...]:
     return tuple(name for name in methods() if name not in (DENSE, ISP))
 
 
-def title_of(name: str) -> str:
-    """A row's name in tables; the name itself where no method has it."""
-    found = methods()
-    return found[name].title if name in found else name
-
-
 def dense_rows() -> tuple[str, ...]:
     """Rows in which nothing is pruned."""
     return tuple(name for name, method in methods().items() if method.dense)
