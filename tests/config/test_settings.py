@@ -114,6 +114,21 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"methods": ["movement"], "movement__begin": 0.7}, ["movement.begin: 0.7", "less than 0.7"]),
     ({"methods": ["granet"], "granet__end": 0.8}, ["granet.regrow_until: 0.75", "at least 0.8"]),
     ({"granet__end": 0.9}, ["granet.end: 0.9", "more than 0 and at most 0.8"]),
+    ({"methods": ["gmp"], "gmp__end": 0.1}, ["gmp.begin: 0.2 is not before", "less than 0.1"]),
+    ({"methods": ["gmp"], "gmp__prunes": 1}, ["gmp.prunes: 1 leaves nothing", "2 or more"]),
+    ({"methods": ["isp_plus"], "isp_plus__prunes": 30}, ["isp_plus.prunes: 30 is for", "cubic"]),
+    (
+        {"methods": ["isp_plus"], "isp_plus__lowest_rate": 0.1},
+        ["isp_plus.lowest_rate: 0.1 is for isp_plus.cycles: 2 or more"],
+    ),
+    ({"isp__schedule": "cubic"}, ["isp.prunes: 20 are more rounds than", "at most 10"]),
+    (
+        {
+            **{"methods": ["isp_plus"], "isp_plus__schedule": "cubic"},
+            **{"isp_plus__first_cut": 0.5, "isp_plus__prunes": 5},
+        },
+        ["isp_plus.begin: 0 prunes before the first step", "more"],
+    ),
     ({"imp__coefficients": [0.5, 2]}, ["imp.coefficients", "from 0 to 1"]),
     ({"early_bird__window": 0}, ["early_bird.window", "from 1"]),
     # numbers
@@ -545,7 +560,7 @@ def test_a_setting_stands_in_its_own_section_or_in_one_that_methods_share() -> N
 
 def test_a_share_of_the_budget_may_stand_in_place_of_the_calibration() -> None:
     files = plan(isp__mask_finding=0.4, methods=["isp_plus"])
-    schedule = {"calibration": 0.02, "growing": True, "mask_finding": 0.4}
+    schedule = {"calibration": 0.02, "growing": True, "mask_finding": 0.4, "ramp": None}
     assert [files[f"calibrate_{i}"]["schedule"] for i in range(4)] == [schedule] * 4
     # A round's length depends on how many there are.
     assert [files[f"calibrate_{i}"]["rounds"] for i in range(4)] == [4] * 4
@@ -554,6 +569,28 @@ def test_a_share_of_the_budget_may_stand_in_place_of_the_calibration() -> None:
     # The calibration that would take the whole budget has no say then.
     assert plan(isp__mask_finding=0.4, isp__calibration=3)["soup_3"]["sparsity"] == 0.7
     assert [plan()[f"calibrate_{i}"]["rounds"] for i in range(4)] == [1, 2, 3, 4]
+
+
+def test_isps_rounds_may_follow_a_cubic_ramp_and_a_rate_that_restarts() -> None:
+    cubic = {"isp__schedule": "cubic", "isp__prunes": 4, "isp__end": 0.4}
+    files = plan(**cubic, isp__cycles=2, methods=["isp_plus"])
+    assert [files[f"soup_{i}"]["sparsity"] for i in range(4)] == [0.4046875, 0.6125, 0.6890625, 0.7]
+    ramp = {"prunes": 4, "first_cut": 0.0, "begin": 0.0, "end": 0.4}
+    assert all(files[f"calibrate_{i}"]["schedule"]["ramp"] == ramp for i in range(4))
+    assert [files[f"calibrate_{i}"]["rounds"] for i in range(4)] == [4] * 4
+    # The rate is that of training; a look-ahead's is constant, and other rows have their own.
+    for name, cycles in (("calibrate_0", 2), ("retrain_isp", 2), ("weak_masks_0", 1), ("dense", 1)):
+        assert files[name]["recipe"]["cycles"] == cycles
+    assert files["ticket_isp_plus"] == plan(methods=["isp_plus"])["ticket_isp_plus"]
+
+
+def test_a_row_has_a_schedule_of_its_own() -> None:
+    files = plan(methods=["gmp", "isp_plus"], isp_plus__schedule="cubic", isp_plus__cycles=3)
+    for row, cycles in (("gmp", 5), ("isp_plus", 3)):
+        for part in ("ticket", "retrain"):
+            assert files[f"{part}_{row}"]["recipe"]["cycles"] == cycles
+    assert files["evaluate_isp_plus"]["variant"] == "isp_plus.schedule=cubic isp_plus.cycles=3"
+    assert files["retrain_isp"] == plan()["retrain_isp"] and files["evaluate_gmp"]["variant"] == ""
 
 
 def test_a_section_may_be_left_out() -> None:

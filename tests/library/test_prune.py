@@ -1,6 +1,7 @@
 """instant_soup.prune on models of one's own: exact sparsity, zeros that stay, resume, its parts."""
 
 import copy
+import math
 import subprocess
 import sys
 from collections import defaultdict
@@ -110,6 +111,7 @@ def assert_same(one: instant_soup.Pruned, other: instant_soup.Pruned) -> None:
         (5, {"method": "isp_plus"}),
         *((step, {"method": "movement", "every": 2}) for step in (1, 5, 16, 17, 20)),
         *((step, {"method": "granet", "every": 3}) for step in (1, 5, 12, 18, 20)),
+        *((step, {"method": "gmp", "prunes": 6, "cycles": 3}) for step in (4, 10, 22)),
         *((step, {"method": SNIP(batches=2)}) for step in (1, 20)),
         (30, {"method": "early_bird", "every": 1.0, "window": 1}),
         *((step, {"method": "lth", "compression_rate": 0.4}) for step in (10, 30, 60)),
@@ -228,6 +230,7 @@ def test_fisher_of_frozen_matrices_is_refused() -> None:
 SHORT: dict[str, Any] = {
     "early_bird": {"every": 1.0},
     "granet": {"every": 2},
+    "gmp": {"prunes": 8},
     "lth": {"compression_rate": 0.4},
     "lth_rewind": {"compression_rate": 0.4},
     "lottery_pool": {"compression_rate": 0.4},
@@ -477,6 +480,47 @@ def with_changes(changes: dict) -> dict:
     return {k: v for k, v in PRUNE_SETTINGS.items() if k not in of_isp} | changes
 
 
+RAMP = {"schedule": "cubic", "prunes": 6, "first_cut": 0.5, "begin": 0.1, "end": 0.7}
+GROWING = {"schedule": "rounds", "compression_rate": 0.3, "mask_finding": 0.5}
+
+
+@pytest.mark.parametrize("schedule", [RAMP, GROWING])
+def test_without_restarts_gmp_is_progressive_magnitude(schedule: dict[str, Any]) -> None:
+    own = {"steps": 24, "learning_rate": 3e-3, "sparsity": 0.75, "precision": "fp32", **schedule}
+    one, other = (
+        instant_soup.prune(perceptron(), loader(), loss, method=name, cycles=1, **own)
+        for name in ("gmp", "progressive")
+    )
+    assert_same(one, other)
+    assert masks.count(one.mask)[0] == round(0.25 * masks.count(one.mask)[1])
+
+
+@pytest.mark.parametrize("name", ["isp", "isp_plus", "progressive"])
+def test_every_row_that_prunes_on_the_way_may_have_ramp_and_restarts(name: str) -> None:
+    """The rate of each step, and the sparsity behind it."""
+    own = {"steps": 24, "learning_rate": 0.1, "sparsity": 0.6, "precision": "fp32", **RAMP}
+    own |= {"denoisers": 1, "look_ahead": 2} if name == "isp" else {}
+    rates: list[float] = []
+    take = torch.optim.AdamW.step
+
+    def step(self: Any, *given: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return take(self, *given)
+
+    with patch.object(torch.optim.AdamW, "step", step):
+        cycled = instant_soup.prune(
+            perceptron(), loader(), loss, method=name, cycles=4, lowest_rate=0.5, **own
+        )
+    cycle = [0.1, 0.09, 0.08, 0.07, 0.06, 0.05]
+    ahead = 2 if name == "isp" else 0  # a look-ahead's steps are at a rate of its own
+    assert len(rates) == 24 + 6 * ahead
+    assert [rate for rate in rates if any(math.isclose(rate, c) for c in cycle)] == pytest.approx(
+        cycle * 4
+    )
+    kept, total = masks.count(cycled.mask)
+    assert total - kept == round(0.6 * total)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -503,6 +547,11 @@ def with_changes(changes: dict) -> dict:
         ({"method": "random_init"}, "random_init needs the row of isp, which only the pipeline"),
         ({"calibration": 2.0}, "calibration: 3 rounds of mask finding would take 300% of epochs"),
         ({"method": "movement", "begin": 0.8}, "begin: 0.8 is not before end 0.7"),
+        ({"method": "gmp", "begin": 0.9}, "begin: 0.9 is not before end 0.8; allowed: less than"),
+        ({"method": "gmp"}, "prunes: 30 do not fit into the steps from 0.2 to 0.8 of 24; allowed"),
+        ({"method": "gmp", "calibration": 0.1}, "calibration: 0.1 is for schedule: rounds"),
+        ({"method": "isp_plus", "first_cut": 0.5}, "first_cut: 0.5 is for schedule: cubic"),
+        ({"method": "gmp", "prunes": 3, "cycles": 25}, "cycles: 25 in 24 steps; allowed: at most"),
         ({"method": "n_of_m"}, "sparsity: 0.6 is no N:4 pattern; allowed with m 4: 0.25, 0.5"),
         ({"method": "greedy_soup"}, "validate: greedy_soup chooses among networks by a score"),
         ({"clip_norm": 0}, "clip_norm: 0"),

@@ -26,6 +26,7 @@ FOREIGN = [n for n, one in methods().items() if one.pruner is Method.pruner]
 SHORT: dict[str, Any] = {
     "isp": {"denoisers": 2, "look_ahead": 3},
     "granet": {"every": 3},
+    "gmp": {"prunes": 6, "cycles": 1},
     "movement": {"every": 2},
 }
 OBJECTS = {"snip": SNIP(batches=2), "grasp": GraSP(batches=2)}
@@ -125,7 +126,7 @@ def test_what_trains_more_than_once_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("cut", [1, 3, 7, 16, 20])
-@pytest.mark.parametrize("name", ["isp", "isp_plus", "movement", "granet", taylor])
+@pytest.mark.parametrize("name", ["isp", "isp_plus", "gmp", "movement", "granet", taylor])
 def test_a_resumed_loop_is_the_uninterrupted_one(name: Any, cut: int, accumulate: int) -> None:
     whole = Loop(**of(name), accumulate=accumulate).run()
     kept = Loop(**of(name), accumulate=accumulate).run(0, cut).states()
@@ -213,6 +214,13 @@ def test_fisher_without_moments_is_refused() -> None:
     loop = Loop("isp_plus", optimizer=lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9))
     with pytest.raises(UserError, match="score: fisher needs the second moments"):
         loop.run()
+
+
+def test_the_rate_of_ones_own_loop_is_not_restarted() -> None:
+    with pytest.raises(UserError, match=r"^cycles: 5, but the learning rate is the loop's own"):
+        Loop("gmp")
+    with pytest.raises(UserError, match=r"^cycles: 3, but .* allowed: 1, or instant_soup\.prune"):
+        instant_soup.InstantSoupCallback("isp_plus", cycles=3)
 
 
 def test_any_optimizer_will_do_without_fisher() -> None:

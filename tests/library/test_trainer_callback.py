@@ -72,7 +72,7 @@ CARRIED: dict[Any, dict[str, Any]] = {
     taylor: ROUNDS,
     **{name: {} for name, one in methods().items() if one.pruner is not Method.pruner},
     **{"isp": CALLBACK_SETTINGS, "isp_plus": ROUNDS, "progressive": ROUNDS},
-    **{"movement": {"every": 2}, "granet": {"every": 3}},
+    **{"movement": {"every": 2}, "granet": {"every": 3}, "gmp": {"prunes": 6, "cycles": 1}},
 }
 
 
@@ -91,7 +91,7 @@ def test_every_carried_method_prunes_to_the_weight(
     assert not any(p._backward_hooks for p in parameters.values())
 
 
-@pytest.mark.parametrize("name", ["movement", "granet", "layerwise", "random", taylor])
+@pytest.mark.parametrize("name", ["gmp", "movement", "granet", "layerwise", "random", taylor])
 @pytest.mark.parametrize("step", [1, 8, 16, 20])
 def test_a_resumed_run_of_any_kind_is_the_uninterrupted_one(
     tmp_path: Path, tiny_bert: Path, name: Any, step: int

@@ -131,6 +131,7 @@ def test_grasps_score_is_that_of_the_explicit_hessian(toy: Toy, batches: int) ->
     assert score.min() < 0 < score.max()  # the sign matters
     for sparsity in SPARSITIES:
         assert_keeps_largest(mask_of("grasp", run, sparsity), -score, tolerance)
+        assert_keeps_largest(mask_of("grasp_absolute", run, sparsity), score.abs(), tolerance)
 
 
 def test_what_grasp_scores_is_the_gradient_norms_change_on_removal(toy: Toy) -> None:
@@ -155,6 +156,15 @@ def test_what_grasp_scores_is_the_gradient_norms_change_on_removal(toy: Toy) -> 
     torch.testing.assert_close(
         torch.tensor(found, dtype=torch.float64), score, rtol=1e-4, atol=1e-6
     )
+
+
+def test_of_grasps_two_signs_the_absolute_one_keeps_what_matters_most(toy: Toy) -> None:
+    """The weight whose removal adds most to the gradient's norm goes first by the signed score."""
+    run = run_of(toy, batches_of(4, 3))
+    score = -flat(run.weights) * flat(hessian_product(run, gradient(run)))
+    largest = int(score.argmax())
+    assert not flat(mask_of("grasp", run, 0.1))[largest]
+    assert flat(mask_of("grasp_absolute", run, 0.5))[largest]
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])

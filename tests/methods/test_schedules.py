@@ -1,20 +1,26 @@
 """Schedules against the paper's numbers and against transformers' own scheduler."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
+from instant_soup.methods.gmp import GMP
 from instant_soup.methods.isp_plus import IspPlus
 from instant_soup.methods.progressive import Progressive
+from instant_soup.methods.registry import create
 from instant_soup.methods.rounds import (
+    Ramp,
     Schedule,
     calibration_steps,
     mask_finding_share,
     round_sparsities,
 )
-from instant_soup.training.schedule import learning_rate, steps_of
+from instant_soup.training.schedule import cyclic, learning_rate, steps_of
 
 LAW = settings(deadline=None, max_examples=100)
 HUNDREDTHS = st.integers(1, 99).map(lambda n: n / 100)
@@ -120,6 +126,66 @@ def test_a_methods_share_is_that_of_its_rounds_or_the_one_it_is_given() -> None:
     assert Progressive(**rows, growing=False).share(0.7, 10) == pytest.approx(0.07)
 
 
+def test_a_ramp_with_a_large_first_cut_is_that_of_obert() -> None:
+    """0.7 to 0.9 at the epochs 2, 6, …, 26 of 30 (Kurtic et al. 2022)."""
+    ramp = Ramp(prunes=7, first_cut=0.7 / 0.9, begin=2 / 30, end=26 / 30)
+    found = ramp.sparsities(0.9)
+    assert found == pytest.approx([0.7, 0.7843, 0.8407, 0.875, 0.8926, 0.8991, 0.9], abs=5e-5)
+    assert found[-1] == 0.9 and ramp.ends(30) == [2, 6, 10, 14, 18, 22, 26]
+
+
+def test_a_ramp_without_a_first_cut_begins_with_nothing() -> None:
+    """The sparsities 0, .4625, .7, .7875, .8: the first is no prune."""
+    ramp = Ramp(prunes=4, first_cut=0.0, begin=0.1, end=0.5)
+    assert ramp.sparsities(0.8) == pytest.approx([0.4625, 0.7, 0.7875, 0.8])
+    assert ramp.ends(100) == [20, 30, 40, 50]
+    assert Ramp(prunes=1, first_cut=0.0, begin=0.1, end=0.5).sparsities(0.8) == [0.8]
+
+
+@LAW
+@given(
+    st.integers(2, 60), st.floats(0, 0.99), st.floats(0, 0.9), st.floats(0.01, 0.5),
+    HUNDREDTHS, st.integers(10, 3000),
+)  # fmt: skip
+def test_a_ramp_rises_to_exactly_the_target_within_its_steps(
+    prunes, first_cut, begin, length, target, total
+) -> None:
+    ramp = Ramp(prunes, first_cut, begin, min(0.99, begin + length))
+    sparsities, ends = ramp.sparsities(target), ramp.ends(total)
+    assert len(sparsities) == len(ends) == prunes and sparsities[-1] == target
+    assert sparsities == sorted(sparsities) and ends == sorted(ends)
+    assert begin * total - 1 <= ends[0] and ends[-1] <= ramp.end * total + 1
+    if prunes <= ramp.fit(total):
+        assert len(set(ends)) == prunes
+
+
+CUBIC = {"schedule": "cubic", "begin": 0.1, "end": 0.5}
+
+
+def test_a_ramps_prunes_need_a_step_each() -> None:
+    method = IspPlus(**CUBIC, prunes=4)
+    method.check_ends(method.ends(0.8, 10), 10)
+    with pytest.raises(UserError, match=r"^isp_plus\.prunes: 5 do not fit .* of 10; .* most 4$"):
+        IspPlus(**CUBIC, prunes=5).check_ends(IspPlus(**CUBIC, prunes=5).ends(0.8, 10), 10)
+    late = Progressive(schedule="cubic", prunes=2, end=0.99)
+    with pytest.raises(UserError, match=r"^progressive\.end: 0\.99 leaves none of 10 steps"):
+        late.check_ends(late.ends(0.8, 10), 10)
+    early = IspPlus(**{**CUBIC, "begin": 0.01}, prunes=2, first_cut=0.5)
+    with pytest.raises(UserError, match=r"^isp_plus\.begin: 0\.01 prunes before the first step"):
+        early.check_ends(early.ends(0.8, 10), 10)
+    with pytest.raises(UserError, match=r"^gmp\.cycles: 5 in 4 steps; allowed: at most 4"):
+        GMP(schedule="rounds").check_ends([1], 4)
+
+
+def test_gmp_is_a_ramp_with_a_first_cut_and_restarts() -> None:
+    gmp = create("gmp", "bert", "paper", {})
+    assert isinstance(gmp, GMP) and gmp.ramp == Ramp(30, 0.75, 0.2, 0.8)
+    assert gmp.share(0.9, 1) == 0.8 and gmp.sparsities(0.9)[0] == pytest.approx(0.675)
+    recipe = gmp.recipe(Recipe(epochs=1.0))
+    assert (recipe.cycles, recipe.lowest_rate) == (5, 0.01)
+    assert GMP(cycles=1).recipe(Recipe(epochs=1.0)) == Recipe(epochs=1.0)
+
+
 @pytest.mark.parametrize(
     ("epochs", "per_epoch", "steps"), [(1, 300, 300), (0.03, 300, 9), (2.5, 3, 8), (0.001, 10, 1)]
 )
@@ -139,6 +205,34 @@ def test_the_rate_falls_in_equal_steps_to_zero_at_the_total() -> None:
 def test_the_warm_up_rises_in_equal_steps_to_the_peak() -> None:
     rates = [learning_rate(step, 8, 4.0, 4) for step in range(9)]
     assert rates == [1.0, 2.0, 3.0, 4.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+
+
+def test_in_cycles_the_rate_falls_from_its_height_to_its_lowest_again_and_again() -> None:
+    """Height 1, lowest 0, five steps a cycle: 1, .75, .5, .25, 0, 1, …"""
+    rates = [learning_rate(step, 10, 1.0, 0, 2, 0.0) for step in range(10)]
+    assert rates == [1, 0.75, 0.5, 0.25, 0] * 2
+    rates = [learning_rate(step, 11, 2.0, 0, 3, 0.1) for step in range(11)]
+    falls = [[2.0, 1.1, 0.2], [2.0, 1.4, 0.8, 0.2], [2.0, 1.4, 0.8, 0.2]]
+    assert rates == pytest.approx([rate for fall in falls for rate in fall])
+
+
+def test_cycles_begin_after_the_warm_up_and_one_is_none() -> None:
+    rates = [learning_rate(step, 12, 1.0, 2, 2, 0.0) for step in range(12)]
+    assert rates == [0.5, 1.0, *[1, 0.75, 0.5, 0.25, 0] * 2]
+    for step in range(12):
+        assert learning_rate(step, 12, 0.3, 2, 1, 0.5) == learning_rate(step, 12, 0.3, 2)
+
+
+@LAW
+@given(st.integers(1, 500), st.integers(2, 20), st.floats(0, 1))
+def test_every_cycle_has_its_length_and_its_ends(total, cycles, lowest) -> None:
+    cycles = min(cycles, total)
+    rates = [cyclic(step, total, cycles, lowest) for step in range(total)]
+    starts = [total * k // cycles for k in range(cycles + 1)]
+    for first, following in itertools.pairwise(starts):
+        fall = rates[first:following]
+        assert fall[0] == 1 and fall == sorted(fall, reverse=True)
+        assert fall[-1] == (pytest.approx(lowest) if len(fall) > 1 else 1)
 
 
 def transformers_rates(total: int, peak: float, warmup: int) -> list[float]:

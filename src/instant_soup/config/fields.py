@@ -155,6 +155,13 @@ def setting(
     return dataclasses.field(default=plain, metadata=own)
 
 
+def again(kind: type, name: str, **defaults: Any) -> Any:
+    """A setting of a base class, with other defaults."""
+    known = settings_of(kind)[name].metadata
+    own = {key: known[key] for key in ("doc", "rule", "families", "section")}
+    return setting(**own, **defaults)
+
+
 def settings_of(kind: type) -> dict[str, dataclasses.Field]:
     """Name → field of a dataclass's settings, those of its bases first."""
     return {f.name: f for f in dataclasses.fields(kind) if "rule" in f.metadata}

@@ -155,3 +155,5 @@ class Recipe(Training):
     seed: int = 0
     metric: str = "accuracy"
     flip: bool = False
+    cycles: int = 1  # of the learning rate over T: a method asks for more
+    lowest_rate: float = 0.0  # at the end of each of several, as a share of learning_rate

@@ -40,6 +40,9 @@ def method_of(method: AMethod, given: Mapping[str, Any]) -> Method:
     made = make(kind, chosen, "bert", LIBRARY)
     if chosen.get("calibration") is not None:
         chosen.setdefault("mask_finding", None)
+    for name, use in made.idle().items():
+        if given.get(name) is not None:
+            raise UserError(f"{name}: {given[name]} is for {use}; allowed without it: None")
     nothing = {n: None for n, v in chosen.items() if v is None and _may_be_none(known[n].type)}
     made = replace(made, **nothing)
     if isinstance(method, Method):  # which may have fields that are no settings
@@ -84,9 +87,14 @@ def check_steps(steps: Any) -> None:
 
 
 def check_carried(method: Method) -> None:
-    """UserError for a method that a foreign loop, which trains once, cannot carry."""
+    """UserError for a method that a foreign loop cannot carry: it trains once, by its own rate."""
     if type(method).pruner is Method.pruner:
         Method.pruner(method, typing.cast(Any, None), 0.0)  # which says so
+    if (cycles := method.recipe(recipe_of(0)).cycles) > 1:
+        raise UserError(
+            f"cycles: {cycles}, but the learning rate is the loop's own, which may restart by "
+            "itself; allowed: 1, or instant_soup.prune"
+        )
 
 
 def recipe_of(seed: int, **training: Any) -> Recipe:

@@ -73,6 +73,10 @@ class Method:
         """Whether it asks a run for batches of its own, to look ahead or for their gradients."""
         return False
 
+    def idle(self) -> dict[str, str]:
+        """Settings that it does not read, as the others are: name → which of those would."""
+        return {}
+
     def recipe(self, recipe: "Recipe") -> "Recipe":
         """The settings of training that the row trains by: those of all rows."""
         return recipe

@@ -1,20 +1,38 @@
-"""Rounds: train a little, prune a little, go on (Algorithm 1); how long and how far each goes."""
+"""Rounds: train a little, prune a little, go on (Algorithm 1); how long and how far each goes.
 
-from dataclasses import dataclass
+Two schedules: ISP's rounds, which grow, and a cubic ramp of evenly spaced prunes. Either may have
+a learning rate that starts again several times.
+"""
+
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import BOOLEAN, ByFamily, number, one_of, setting
+from instant_soup.config.fields import (
+    BOOLEAN,
+    ByFamily,
+    integer,
+    number,
+    one_of,
+    setting,
+    settings_of,
+)
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Method
-from instant_soup.training.schedule import steps_of
+from instant_soup.methods.base import Method, key_of
+from instant_soup.training.schedule import cubic, steps_of
 
 if TYPE_CHECKING:
+    from instant_soup.config.sections import Recipe
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
 
 RATE = number(0.01, 1, high_too=False)
 RATE_OF = one_of("total", "remaining")
+CUBIC = "cubic"
+# Settings that only one of the two schedules reads.
+OF_ROUNDS = ("compression_rate", "rate_of", "calibration", "growing", "mask_finding")
+OF_CUBIC = ("prunes", "first_cut", "begin", "end")
 
 
 def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
@@ -56,15 +74,55 @@ def round_ends(rounds: int, share: float, total: int, growing: bool = True) -> l
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """Evenly spaced prunes whose sparsities rise by a cubic curve (Zhu & Gupta 2017).
+
+    They are from `begin` to `end`, shares of the budget. The first one, at `begin`, takes a share
+    `first_cut` of the target, and the curve goes on from there. Without a first cut the curve
+    begins at `begin` with nothing, so the first prune is a distance later.
+    """
+
+    prunes: int
+    first_cut: float
+    begin: float
+    end: float
+
+    def sparsities(self, target: float) -> list[float]:
+        """The sparsity after each prune, rounded as those of rounds."""
+        ks, start = self._distances, self.first_cut * target
+        before = [round(cubic(k, 0, ks[-1], start, target), 10) for k in ks[:-1]]
+        return [*before, target]
+
+    def ends(self, total: int) -> list[int]:
+        """The step of each prune."""
+        ks = self._distances
+        shares = [self.begin + (self.end - self.begin) * k / max(1, ks[-1]) for k in ks]
+        # Halves go up: to the nearest even number two neighbours could meet.
+        return [math.floor(share * total + 0.5) for share in shares]
+
+    def fit(self, total: int) -> int:
+        """How many prunes `total` steps have room for, one a step."""
+        return int((self.end - self.begin) * total) + (self.first_cut > 0)
+
+    @property
+    def _distances(self) -> range:
+        """How many distances each prune is behind `begin`."""
+        return range(self.first_cut == 0, self.prunes + (self.first_cut == 0))
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """How long rounds are: by `calibration` epochs each, or a share of the budget in all."""
+    """How long rounds are: by `calibration` epochs each, a share of the budget, or a ramp's."""
 
     calibration: float
     growing: bool
     mask_finding: float | None = None
+    ramp: Ramp | None = None
 
     def ends(self, rounds: int, total: int, steps_per_epoch: int | None) -> list[int]:
         """The step at which each round ends."""
+        if self.ramp is not None:
+            return self.ramp.ends(total)
         if self.mask_finding is not None or steps_per_epoch is None:
             return round_ends(rounds, self.mask_finding or 0.0, total, self.growing)
         t = steps_of(self.calibration, steps_per_epoch)
@@ -97,6 +155,29 @@ class OnTheWay(Method):
         number(0, 1, high_too=False), section="isp", library=0.3,
     )  # fmt: skip
 
+    schedule: str = setting(
+        "rounds (of section isp) | cubic (of what follows)",
+        one_of("rounds", CUBIC), default="rounds",
+    )  # fmt: skip
+    prunes: int = setting("cubic: how often weights go, evenly spaced", integer(1), default=20)
+    first_cut: float = setting(
+        "cubic: share of the target that goes at once, at begin",
+        number(0, 1, high_too=False), default=0.0,
+    )  # fmt: skip
+    begin: float = setting(
+        "cubic: share of T after which pruning begins", number(0, 1, high_too=False), default=0.0
+    )
+    end: float = setting(
+        "cubic: share of T after which pruning ends",
+        number(0, 1, low_too=False, high_too=False), default=0.5,
+    )  # fmt: skip
+    cycles: int = setting(
+        "of the learning rate over T; 1: it never restarts", integer(1), default=1
+    )
+    lowest_rate: float = setting(
+        "cycles: share of learning_rate that each ends at", number(0, 1), default=0.01
+    )
+
     @property
     def adjusts(self) -> bool:
         """Whether every round prunes to its exact sparsity; the last one does in any case."""
@@ -114,33 +195,96 @@ class OnTheWay(Method):
         """
         raise TypeError(f"{type(self).__name__} does not say how it finds a round's mask")
 
+    @property
+    def ramp(self) -> Ramp | None:
+        """The cubic ramp, where the schedule is one."""
+        if self.schedule != CUBIC:
+            return None
+        return Ramp(self.prunes, self.first_cut, self.begin, self.end)
+
     def sparsities(self, target: float) -> list[float]:
         """The sparsity after each round."""
+        if self.ramp is not None:
+            return self.ramp.sparsities(target)
         return round_sparsities(target, self.compression_rate, self.rate_of)
 
     def ends(self, target: float, total: int, steps_per_epoch: int | None = None) -> list[int]:
         """The step at which each round ends."""
-        return self.schedule.ends(len(self.sparsities(target)), total, steps_per_epoch)
+        return self.timing.ends(len(self.sparsities(target)), total, steps_per_epoch)
 
     @property
-    def schedule(self) -> Schedule:
-        """How long the rounds are."""
+    def timing(self) -> Schedule:
+        """How long the rounds are, by the settings that are read."""
+        if self.ramp is not None:
+            return Schedule(0.0, False, None, self.ramp)
         return Schedule(self.calibration, self.growing, self.mask_finding)
+
+    @property
+    def nested(self) -> bool:
+        """Whether another target leaves all rounds but the last as they are."""
+        return self.ramp is None and self.mask_finding is None
+
+    def recipe(self, recipe: "Recipe") -> "Recipe":
+        """With the row's cycles of the learning rate."""
+        if self.cycles == 1:
+            return recipe
+        return replace(recipe, cycles=self.cycles, lowest_rate=self.lowest_rate)
+
+    def idle(self) -> dict[str, str]:
+        """What the other schedule reads, and what restarts read."""
+        found = dict.fromkeys(OF_CUBIC, f"schedule: {CUBIC}")
+        if self.schedule == CUBIC:
+            found = dict.fromkeys(OF_ROUNDS, "schedule: rounds")
+        return found | ({"lowest_rate": "cycles: 2 or more"} if self.cycles == 1 else {})
 
     def share(self, target: float, epochs: float) -> float:
         """The share of the budget that goes by until the last round has pruned."""
+        if self.ramp is not None:
+            return self.end
         if self.mask_finding is not None:
             return self.mask_finding
         rounds = len(self.sparsities(target))
         return mask_finding_share(rounds, self.calibration, epochs, self.growing)
 
     def check(self, sparsity: float, epochs: float) -> None:
+        self._check_idle()
+        if self.ramp is not None:
+            return self._check_ramp()
         rounds, share = len(self.sparsities(sparsity)), self.share(sparsity, epochs)
         if share >= 1:
             most = 1 / mask_finding_share(rounds, 1, epochs, self.growing)
             raise UserError(
                 f"isp.calibration: {rounds} rounds of mask finding would take {share:.0%} of "
                 f"training.epochs {epochs}; allowed: less than {most:.3g}"
+            )
+
+    def _check_idle(self) -> None:
+        """UserError for a setting of the row's own that is given and not read."""
+        fields = settings_of(type(self))
+        for name, use in self.idle().items():
+            value, key = getattr(self, name), key_of(type(self), name)
+            if not fields[name].metadata["section"] and value != fields[name].default:
+                section = key.removesuffix(name)
+                raise UserError(f"{key}: {value} is for {section}{use}; allowed without it: null")
+
+    def _check_ramp(self) -> None:
+        """UserError where the ramp has no length, or its first cut is all of it."""
+        kind = type(self)
+        begin, end, prunes = (key_of(kind, name) for name in ("begin", "end", "prunes"))
+        if self.begin >= self.end:
+            raise UserError(
+                f"{begin}: {self.begin} is not before {end} {self.end}; allowed: less than "
+                f"{self.end}"
+            )
+        if self.prunes == 1 and self.first_cut:
+            raise UserError(
+                f"{prunes}: 1 leaves nothing to prune after {key_of(kind, 'first_cut')} "
+                f"{self.first_cut}; allowed with it: 2 or more"
+            )
+        if self.ranks_by == "fisher" and self.begin == 0 and self.first_cut:
+            raise UserError(
+                f"{begin}: 0 prunes before the first step, when there are no gradients yet; "
+                "allowed with Fisher scores: more"
             )
 
     def find(self, run: "Run", sparsity: float) -> None:
@@ -163,6 +307,11 @@ class OnTheWay(Method):
 
         Fisher scores are of gradients, of which there are none before the first step.
         """
+        if self.cycles > total:
+            key = key_of(type(self), "cycles")
+            raise UserError(f"{key}: {self.cycles} in {total} steps; allowed: at most {total}")
+        if self.ramp is not None:
+            return self._check_steps(self.ramp, ends, total)
         key = "calibration" if self.mask_finding is None else "mask_finding"
         if self.ranks_by == "fisher" and ends[0] == 0:
             raise UserError(
@@ -177,6 +326,25 @@ class OnTheWay(Method):
             raise UserError(
                 f"isp.{key}: mask finding takes the whole budget of {total} steps: lower it, "
                 "or raise training.epochs"
+            )
+
+    def _check_steps(self, ramp: Ramp, ends: list[int], total: int) -> None:
+        """UserError where the ramp's prunes meet, or come before the first step or at the last."""
+        kind = type(self)
+        if len(set(ends)) < len(ends):
+            raise UserError(
+                f"{key_of(kind, 'prunes')}: {self.prunes} do not fit into the steps from "
+                f"{self.begin:g} to {self.end:g} of {total}; allowed: at most {ramp.fit(total)}"
+            )
+        if self.ranks_by == "fisher" and ends[0] == 0:
+            raise UserError(
+                f"{key_of(kind, 'begin')}: {self.begin} prunes before the first step, when there "
+                "are no gradients yet; allowed with Fisher scores: more"
+            )
+        if ends[-1] >= total:
+            raise UserError(
+                f"{key_of(kind, 'end')}: {self.end} leaves none of {total} steps after the last "
+                "prune; allowed: less"
             )
 
     def _epoch(self, run: "Run") -> int | None:

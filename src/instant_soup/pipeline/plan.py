@@ -173,6 +173,11 @@ def check_rows(params: Params) -> list[float]:
     """ISP's sparsity after each round; UserError when a chosen row or export cannot be had."""
     top, epochs = params.top, params.training.epochs
     sparsities = params.isp.sparsities(top.sparsity)
+    if len(sparsities) > ROUNDS and params.isp.ramp is not None:
+        raise UserError(
+            f"params.yaml: isp.prunes: {params.isp.prunes} are more rounds than ISP has stages; "
+            f"allowed: at most {ROUNDS}"
+        )
     if len(sparsities) > ROUNDS:
         raise UserError(
             f"params.yaml: isp.compression_rate: {params.isp.compression_rate} takes "
@@ -247,20 +252,21 @@ def planned(raw: Any) -> dict[str, Planned]:
         "start": Planned("attach_head", head),
         "dense": Planned("dense_finetune", TrainStage(recipe=recipe, start="models/start")),
     }
+    of_isps = isp.recipe(recipe)
     for i in range(ROUNDS):
-        files |= _isp_round(i, isp, recipe, sparsities)
+        files |= _isp_round(i, isp, of_isps, sparsities)
     of_isp = len(sparsities), isp.denoisers
     last = f"models/isp/round_{len(sparsities) - 1}"
     files["retrain_isp"] = Planned(
         "sparse_retrain",
-        RetrainStage(recipe=recipe, start=last, isp_rounds=of_isp[0], isp_denoisers=of_isp[1]),
+        RetrainStage(recipe=of_isps, start=last, isp_rounds=of_isp[0], isp_denoisers=of_isp[1]),
     )
     for name in [*top.methods, *(n for n in needy() if n not in top.methods)]:
         method = params.method(name)
         if name not in top.methods:
             files[f"ticket_{name}"] = Planned("find_ticket", None)
             continue
-        ticket = _ticket(method, top, recipe, head, of_isp)
+        ticket = _ticket(method, top, method.recipe(recipe), head, of_isp)
         files[f"ticket_{name}"] = Planned("find_ticket", ticket, (name, *method.needs))
         folder = f"models/tickets/{name}/{'of_isp' if method.needs else 'found'}"
         retrain = RetrainStage(recipe=method.recipe(recipe), start="models/start", ticket=folder)
@@ -299,13 +305,14 @@ def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dic
     if i >= len(sparsities):
         return {n: Planned(script, None) for n, script in zip(names, scripts, strict=True)}
     start = f"models/isp/round_{i - 1}" if i else "models/start"
-    # All rounds together take a share of T: then a round's length depends on their number.
-    rounds = i + 1 if isp.mask_finding is None else len(sparsities)
-    calibrate = CalibrateStage(recipe=recipe, start=start, schedule=isp.schedule, rounds=rounds)
+    # Where all rounds together take a share of T, a round's length depends on their number.
+    rounds = i + 1 if isp.nested else len(sparsities)
+    calibrate = CalibrateStage(recipe=recipe, start=start, schedule=isp.timing, rounds=rounds)
     # Its rate is constant over a number of steps: of training, no more enters.
     ahead = dataclasses.replace(
-        recipe, epochs=0.0, weight_decay=0.0, warmup=0.0, evaluations=0, metric=""
-    )
+        recipe, epochs=0.0, weight_decay=0.0, warmup=0.0, evaluations=0, metric="",
+        cycles=1, lowest_rate=0.0,
+    )  # fmt: skip
     weak = WeakMasksStage(
         recipe=ahead, start=start, sparsity=sparsities[i], isp=isp.some(*OF_WEAK_MASKS)
     )

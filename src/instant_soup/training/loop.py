@@ -212,8 +212,9 @@ def take_steps(
     """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
 
     `batches` yields (step, batch) for just these steps. Of `recipe` it takes learning_rate,
-    weight_decay, clip_norm, warmup (a share of `total`), seed and precision. The rate decays to
-    zero over `total` steps; with total=None it is constant (a look-ahead). The model stays on its
+    weight_decay, clip_norm, warmup (a share of `total`), seed, precision and the rate's cycles. The
+    rate decays to zero over `total` steps, or falls in cycles; with total=None it is constant (a
+    look-ahead). The model stays on its
     device. `pruner` keeps it sparse (pruner.py); a mask stands for `FixedMask`. `flops_of_batch`
     gives a forward pass's FLOPs in prunable matrices and elsewhere. `after_step(steps done, loss,
     snapshot)` is called after each step; `snapshot()` is the state at that point.
@@ -244,8 +245,8 @@ def take_steps(
     ):  # fmt: skip
         # This step's dropout, of this process's rows.
         torch.manual_seed((recipe.seed * 1_000_003 + step + 7_919 * data_parallel.rank()) % 2**63)
-        rate = recipe.learning_rate
-        rate = rate if total is None else learning_rate(step, total, rate, warmup)
+        rate, falls = recipe.learning_rate, (warmup, recipe.cycles, recipe.lowest_rate)
+        rate = rate if total is None else learning_rate(step, total, rate, *falls)
         for group in optimizer.param_groups:
             group["lr"] = rate
         unfused = sdpa_kernel(SDPBackend.MATH) if where.type == "cpu" else contextlib.nullcontext()

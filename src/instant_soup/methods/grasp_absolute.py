@@ -1,0 +1,31 @@
+"""GraSP by absolute value: the gradient's flow, however the removal of a weight changes it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.methods.base import register
+from instant_soup.methods.grasp import GraSP
+
+if TYPE_CHECKING:
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class GraSPAbsolute(GraSP):
+    """Score |θ ⊙ Hg|; the largest stay.
+
+    The signed score ranks half of all weights below a zero one, large ones among them, and on a
+    pre-trained network that takes what matters most.
+    """
+
+    name: ClassVar[str] = "grasp_absolute"
+    title: ClassVar[str] = "GraSP, absolute"
+    order: ClassVar[float] = 52
+    source: ClassVar[str] = "Wang et al. 2020, arXiv 2002.07376; without its sign"
+    style: ClassVar[tuple[str, str] | None] = ("#882255", "8")
+
+    def scores(self, run: "Run") -> "Weights":
+        """|θ ⊙ Hg|."""
+        return {name: score.abs() for name, score in super().scores(run).items()}
