@@ -1,5 +1,8 @@
 """params.yaml → one small, checked and resolved settings file for each stage that reads one."""
 
+from instant_soup.data.datasets import Dataset
+from instant_soup.data.overview import overview
+from instant_soup.data.splits import cut_splits
 from instant_soup.files import new_folder, read_yaml, write_yaml
 from instant_soup.pipeline.plan import check, check_rows, plan_with_code
 from instant_soup.pipeline.processes import run_stage
@@ -8,6 +11,10 @@ from instant_soup.pipeline.processes import run_stage
 def main() -> None:
     raw = read_yaml("params.yaml")
     files = plan_with_code(raw)
+    dataset = Dataset.of(files["data"])
+    # Of data from elsewhere nothing is there before prepare_data, which says the same of it.
+    local = dataset.source == "local"
+    found = overview(dataset, cut_splits(dataset, labels_only=True)) if local else []
     with new_folder("models/plan") as folder:
         for name, contents in files.items():
             write_yaml(folder / f"{name}.yaml", contents)
@@ -18,7 +25,9 @@ def main() -> None:
     share = params.isp.share(params.top.sparsity, epochs)
     print(
         f"plan: {params.top.model} on {params.top.dataset}, {epochs:g} epoch(s); "
-        f"ISP prunes to {rounds} % over the first {share:.0%} of them"
+        f"ISP prunes to {rounds} % over the first {share:.0%} of them",
+        *found,
+        sep="\n",
     )
 
 

@@ -1,6 +1,7 @@
 """Dataset (packaged, hub or local) → train, validation and test tables in one layout."""
 
 from instant_soup.data.datasets import Dataset
+from instant_soup.data.overview import overview
 from instant_soup.data.splits import read_splits
 from instant_soup.data.tables import save_table
 from instant_soup.files import new_folder, write_json
@@ -19,8 +20,8 @@ def main() -> None:
     with new_folder("data/prepared") as folder:
         for name, table in splits.items():
             save_table(folder / f"{name}.parquet", table)
-            print(f"{name}: {len(table)} rows")
         write_json(folder / "info.json", info)
+    print(*overview(dataset, splits), sep="\n")
 
 
 if __name__ == "__main__":

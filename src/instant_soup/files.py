@@ -124,13 +124,27 @@ def resolve_path(text: str, key: str) -> Path:
     return path
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and of those below it, sorted; links to folders are followed.
+
+    UserError at a link to a folder that it lies in itself.
+    """
+    found = []
+    for here, folders, names in os.walk(folder, followlinks=True):
+        for path in [Path(here) / name for name in folders]:
+            if path.is_symlink() and path.resolve() in [above.resolve() for above in path.parents]:
+                raise UserError(f"{path}: a link to a folder that it lies in; remove it")
+        found += [Path(here) / name for name in names]
+    return sorted(path for path in found if path.is_file())
+
+
 def digest(folder: Path) -> str:
     """What a local folder holds, so that a changed file reruns what reads it.
 
     The files in it by their contents; those in folders below, thousands of images, by their names,
     sizes and times.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = files_below(folder)
     own = [f"{p.name}:{sha256(p)[:12]}" for p in files if p.parent == folder]
     below = [p for p in files if p.parent != folder]
     if below:

@@ -350,7 +350,7 @@ def test_one_class_is_too_few() -> None:
 def test_a_missing_label_is_refused_and_its_row_named(labels: list) -> None:
     own_data({"train.csv": pd.DataFrame({"text": list("abcd"), "label": labels})})
     message = refusal(dataset="local:own-data")
-    assert "row 1 of train does not fit" in message
+    assert "no label (column label of train) in row 1" in message
 
 
 def test_a_class_that_training_never_showed_is_refused() -> None:
@@ -393,7 +393,7 @@ def test_words_where_a_regression_needs_numbers_name_their_row() -> None:
     table["label"] = ["1.5", "high", "2"]
     own_data({"train.parquet": table})
     message = refusal(dataset="stsb", data__path="own-data")
-    assert "label 'high' in row 1" in message and "regression; allowed: numbers" in message
+    assert "label 'high' in row 1" in message and "regression; allowed: finite numbers" in message
 
 
 def test_a_local_copy_without_the_datasets_columns_is_refused(tiny_data: Path) -> None:

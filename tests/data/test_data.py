@@ -17,7 +17,7 @@ import torch
 
 from helpers import ROOT, make_table
 from instant_soup.config.sections import Recipe
-from instant_soup.data import batches, reviews, tables, texts
+from instant_soup.data import batches, folders, labels, reviews, tables, texts
 from instant_soup.data.batches import Texts
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.data.reviews import REVIEWS
@@ -267,9 +267,10 @@ def test_the_datasets_own_test_split_is_taken_first(tmp_path, held_out, chosen) 
     make_table(10).to_parquet(tmp_path / "train.parquet")
     for seed, name in enumerate(held_out, 1):
         make_table(5, seed).to_parquet(tmp_path / f"{name}.parquet")
-    _, test = tables.read_local(tmp_path, "validation_matched")
+    _, paths = folders.split_paths(tmp_path, "validation_matched")
+    test = tables.read_files(paths or [], text=["sentence"])
     expected = make_table(5, 1 + held_out.index(chosen))
-    assert test is not None and test["sentence"].tolist() == expected["sentence"].tolist()
+    assert test["sentence"].tolist() == expected["sentence"].tolist()
 
 
 @pytest.mark.parametrize("ending", ["", "-0123456789abcdef"])
@@ -278,9 +279,10 @@ def test_a_split_in_several_files_is_read_in_order(tmp_path: Path, ending: str) 
     for i in range(3):
         part = table[10 * i : 10 * i + 10]
         part.to_parquet(tmp_path / f"train-0000{i}-of-00003{ending}.parquet")
-    train, test = tables.read_local(tmp_path, "test")
-    pd.testing.assert_frame_equal(train, table)
-    assert test is None
+    paths, held_out = folders.split_paths(tmp_path, "test")
+    found = tables.read_files(paths, text=["sentence"], label=["label"])
+    pd.testing.assert_frame_equal(found, table)
+    assert held_out is None
 
 
 @pytest.mark.parametrize(
@@ -296,30 +298,30 @@ def test_files_that_are_not_one_split_are_refused(tmp_path: Path, names: tuple[s
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="for the train split; allowed: one file, or all") as caught:
-        tables.read_local(tmp_path, "test")
+        folders.split_paths(tmp_path, "test")
     assert all(name in str(caught.value) for name in names)
 
 
 def test_a_folder_without_a_training_split_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "dev.csv").touch()
-    with pytest.raises(UserError, match=r"has no train\.parquet, .* \(it has dev\)"):
-        tables.read_local(tmp_path, "test")
+    with pytest.raises(UserError, match=r"has no train\.parquet, .* \(it has dev\.csv\)"):
+        folders.split_paths(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ([0, 1, 2], "label 2 in row 2 of test .* allowed: 0 … 1"),
-        ([0, None, 1], "label nan in row 1 .* allowed: 0 … 1"),
+        ([0, None, 1], r"no label \(column label of test\) in row 1"),
         ([1, 0.5], "label 0.5 in row 1 .* allowed: 0 … 1"),
-        (["yes", None], "label (None|nan) in row 1 .* allowed: no, yes"),
+        (["yes", None], r"no label \(column label of test\) in row 1"),
     ],
     ids=["out of range", "a gap", "a fraction", "a gap among words"],
 )
 def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: str) -> None:
     table = pd.DataFrame({"label": values})
     with pytest.raises(UserError, match=message):
-        tables.check_labels(table, "classification", ["no", "yes"], "label", "test")
+        labels.label_numbers(table, Dataset(labels=["no", "yes"]), "test")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,7 @@ def test_a_label_that_is_no_class_is_named_with_its_row(values: list, message: s
 )
 def test_text_columns_are_known_by_their_usual_names(text: tuple[str, ...]) -> None:
     table = pd.DataFrame({**{c: ["x", "y"] for c in text}, "label": [0, 1]})
-    assert texts.guess_task(table, None, "label").text == list(text)
+    assert texts.usual_columns(list(table.columns)) == list(text)
 
 
 # The hub

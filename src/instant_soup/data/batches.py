@@ -127,6 +127,17 @@ def encode(
     return Texts(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
 
 
+def count_longer(tokenizer_file: str | Path, texts: list[list[str]], max_length: int) -> int:
+    """How many rows of one or two texts have more tokens than `max_length`."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    pairs = [tuple(row) if len(row) == 2 else row[0] for row in texts]
+    return sum(len(encoding.ids) > max_length for encoding in tokenizer.encode_batch(pairs))
+
+
 def save_split(path: str | Path, split: Split) -> None:
     """Write an encoded split as safetensors, atomically."""
     with new_file(path) as unfinished:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from instant_soup.data import tables, texts
+from instant_soup.data import folders, labels, tables
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.mnist import read_mnist_sample
 from instant_soup.errors import UserError
@@ -25,36 +25,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, of 8 bits and less
 
 
 # Local folders
-
-
-def visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted by name, but for hidden files."""
-    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-
-
-def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Folder name → image files, for a split that has a folder for each class."""
-    return {
-        entry.name: [p for p in visible(entry) if p.suffix.lower() in SUFFIXES]
-        for entry in visible(folder)
-        if entry.is_dir()
-    }
-
-
-def split_paths(folder: Path, test: str) -> tuple[list[Path], list[Path] | None]:
-    """Parquet files, or the one folder of class folders, of the training and the test split."""
-    files = tables.local_files(folder)
-    folders = {p.name: [p] for p in visible(folder) if p.is_dir()}
-    if "train" not in folders or not any(class_folders(folder / "train").values()):
-        return tables.choose_splits(files, folder, test)
-    if "train" in files:
-        raise UserError(f"data.path: {folder} has a folder and a file named train; keep one")
-    return tables.choose_splits(folders, folder, test)
 
 
 def folder_table(folder: Path, dataset: Dataset) -> "pd.DataFrame":
@@ -64,48 +38,24 @@ def folder_table(folder: Path, dataset: Dataset) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    labels, files = dataset.labels, class_folders(folder)
+    labels, files = dataset.labels, folders.class_folders(folder)
     numbers = {name: number for number, name in enumerate(labels)}
     if not files.keys() <= numbers.keys() and all(name.isdecimal() for name in files):
         numbers = {name: int(name) for name in files if int(name) < len(labels)}
     for name in files:
         if name not in numbers:
             raise UserError(
-                f"dataset: folder {folder / name} is no class; allowed: {', '.join(labels)}, or "
+                f"dataset: folder {folder / name} is no class; allowed: {folders.some(labels)}, or "
                 f"for all folders numbers, 0 … {len(labels) - 1}"
             )
         if not files[name]:
+            inside = folders.some([path.name for path in folders.shown_files(folder / name)], 3)
             raise UserError(
-                f"dataset: folder {folder / name} has no images; allowed: {', '.join(SUFFIXES)}"
+                f"dataset: folder {folder / name} has no images, but {inside or 'no files'}; "
+                "allowed: what Pillow opens (PNG, JPEG, …)"
             )
     rows = [(path, numbers[name]) for name, paths in files.items() for path in paths]
     return pd.DataFrame(rows, columns=[dataset.image, dataset.label])
-
-
-def read_schema(path: Path) -> Any:
-    """Columns and types of a parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_schema(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"data.path: {path} cannot be read as parquet ({error})") from None
-
-
-def image_columns(schema: Any) -> list[str]:
-    """Columns of bytes, or of {bytes, path} as the Hugging Face hub has them."""
-    from pyarrow import types
-
-    def holds_bytes(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
-
-    return [
-        field.name
-        for field in schema
-        if holds_bytes(field.type)
-        or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
-    ]
 
 
 def known_classes(schema: Any, label: str) -> list[str]:
@@ -115,34 +65,19 @@ def known_classes(schema: Any, label: str) -> list[str]:
     return feature.get("names", []) if isinstance(feature, dict) else []
 
 
-def check_column(schema: Any, column: str, key: str) -> None:
-    """UserError unless a parquet file has the column that a key names."""
-    if column not in schema.names:
-        raise UserError(f"data.{key}: no column {column!r}; the data has {schema.names}")
-
-
 def guess_classes(paths: list[Path], label: str) -> list[str]:
     """Class names from the labels alone, the distinct texts; UserError where they are numbers."""
-    table = tables.read_files(paths, [label])
-    found = texts.guess_task(table, [], label)
-    if found.kind != "classification":
+    found = labels.read_labels(tables.read_files(paths, label=[label]), label, "train")
+    if found.dtype.kind == "f":
         raise UserError(
-            f"data.label: column {label!r} holds floats or gaps; allowed: class numbers or names"
+            f"data.label: column {label!r} holds floats; allowed: class numbers or names"
         )
-    if table[label].dtype.kind in "iu":
+    if found.dtype.kind in "iu":
         raise UserError(
             f"data.prompts: column {label!r} holds numbers, and nothing names their classes: put "
             "the names, from that of 0 on, into a file with classes and templates"
         )
-    return found.labels
-
-
-def holds_images(folder: Path, test: str) -> bool:
-    """Whether a local folder has images: folders of files, or parquet with a column of bytes."""
-    train, _ = split_paths(folder, test)
-    if train[0].is_dir():
-        return True
-    return train[0].suffix == ".parquet" and bool(image_columns(read_schema(train[0])))
+    return labels.guess(found, label, "classification")[1]
 
 
 def describe_local(
@@ -154,28 +89,27 @@ def describe_local(
 ) -> Dataset | None:
     """Image column, label column and class names of a local folder; None if it has no images.
 
-    `image`, `label` and `classes` are what the user says of them. No image is read, and labels
-    only when nothing else tells the classes.
+    `image`, `label` and `classes` are what the user says of them. Classes are those of the
+    training split. No image is read, and labels only when nothing else tells the classes.
     """
-    train, held_out = split_paths(folder, test)
-    paths = [*train, *(held_out or [])]
+    train, _ = folders.split_paths(folder, test)
     label = label or "label"
     if train[0].is_dir():
-        folders = {name for path in paths for name in class_folders(path)}
-        return Dataset(image=image or "img", label=label, labels=classes or sorted(folders))
+        found = sorted(folders.class_folders(train[0]))
+        return Dataset(image=image or "img", label=label, labels=classes or found)
     if train[0].suffix != ".parquet":
         return None
-    schema = read_schema(train[0])
-    found = image_columns(schema)
-    if image is None and not found:
+    schema = tables.read_schema(train[0])
+    columns = tables.image_columns(schema)
+    if image is None and not columns:
         return None
-    if image is None and len(found) > 1:
-        raise UserError(f"data.image: name the image column; the data has {', '.join(found)}")
-    image = image or found[0]
-    check_column(schema, image, "image")
-    check_column(schema, label, "label")
-    labels = classes or known_classes(schema, label) or guess_classes(paths, label)
-    return Dataset(image=image, label=label, labels=labels)
+    if image is None and len(columns) > 1:
+        raise UserError(f"data.image: name the image column; the data has {', '.join(columns)}")
+    image = image or columns[0]
+    tables.check_columns(schema.names, [image], "image", train[0].name)
+    tables.check_columns(schema.names, [label], "label", train[0].name)
+    names = classes or known_classes(schema, label) or guess_classes(train, label)
+    return Dataset(image=image, label=label, labels=names)
 
 
 def first_image(path: Path, column: str) -> Any:
@@ -191,24 +125,23 @@ def check_local(folder: Path, dataset: Dataset) -> None:
 
     Of the images only the first of each file or folder is read.
     """
-    image, label = dataset.image, dataset.label
-    train, held_out = split_paths(folder, dataset.test)
+    train, held_out = folders.split_paths(folder, dataset.test)
     for split, paths in (("train", train), ("test", held_out or [])):
         for path in paths:
+            rows_of = split if len(paths) == 1 else path.name
             if path.is_dir():
                 table = folder_table(path, dataset)
+                if not len(table):
+                    raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
+                cell = table[dataset.image][0]
             else:
-                schema = read_schema(path)
-                check_column(schema, image, "image")
-                check_column(schema, label, "label")
-                if names := known_classes(schema, label):
+                schema = tables.read_schema(path)
+                tables.check_columns(schema.names, [dataset.image], "image", path.name)
+                if names := known_classes(schema, dataset.label):
                     tables.check_class_names(names, dataset.labels)
-                table = tables.read_files([path], [label])
-            if not len(table):
-                raise UserError(f"data.path: {path} has no rows, or no CLASS/IMAGE")
-            rows_of = split if len(paths) == 1 else path.name
-            tables.check_labels(table, dataset.kind, dataset.labels, label, rows_of)
-            cell = table[image][0] if path.is_dir() else first_image(path, image)
+                table = tables.read_files([path], label=[dataset.label])
+                cell = first_image(path, dataset.image)
+            labels.label_numbers(table, dataset, rows_of)
             image_file = encoded(cell, path.parent, f"row 0 of {rows_of}")
             to_rgb(load(image_file), origin(image_file, 0, rows_of))
 
@@ -255,45 +188,48 @@ def load_files(table: "pd.DataFrame") -> "pd.DataFrame":
     return table.assign(img=[load(image) for image in table["img"]])
 
 
-def read_rows(paths: list[Path], dataset: Dataset) -> "pd.DataFrame":
-    """The image cells and labels of a local split."""
-    if paths[0].is_dir():
-        return folder_table(paths[0], dataset)
-    return tables.read_files(paths, [dataset.image, dataset.label])
-
-
 def normalise(table: "pd.DataFrame", dataset: Dataset, folder: Path, split: str) -> "pd.DataFrame":
     """`img`, the encoded bytes or the path of a file, `label`, the class number, and `origin`.
 
-    Columns and labels are checked, the images are not (`check_readable`).
+    Labels are checked, the images are not (`check_readable`); without images the labels are all.
     """
     import pandas as pd
 
-    column = dataset.image
-    if column not in table.columns:
-        raise UserError(f"data.image: no column {column!r}; the data has {list(table.columns)}")
-    labels = tables.label_numbers(table, dataset, split)
-    images = [encoded(c, folder, f"row {row} of {split}") for row, c in enumerate(table[column])]
+    numbers = labels.label_numbers(table, dataset, split).to_numpy()
+    if dataset.image not in table.columns:
+        return pd.DataFrame({"label": numbers})
+    cells = enumerate(table[dataset.image])
+    images = [encoded(cell, folder, f"row {row} of {split}") for row, cell in cells]
     origins = [origin(image, row, split) for row, image in enumerate(images)]
-    return pd.DataFrame({"img": images, "label": labels.to_numpy(), "origin": origins})
+    return pd.DataFrame({"img": images, "label": numbers, "origin": origins})
 
 
-def read_images(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+def read_images(
+    dataset: Dataset, labels_only: bool = False
+) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
     """Training and test rows of an image dataset; None for a test split that has to be cut.
 
-    Images in files of their own stay there (`load_files`), since not all rows may be wanted.
+    Images in files of their own stay there (`load_files`), since not all rows may be wanted. With
+    `labels_only` those in tables stay there, too.
     """
     if dataset.source == "packaged":
         table = read_mnist_sample()
         return table.assign(origin=[f"row {row} of the digits" for row in range(len(table))]), None
     folder, test = Path(dataset.path), None
+    wanted = {} if labels_only else {"image": [dataset.image]}
+
+    def read(paths: list[Path]) -> "pd.DataFrame":
+        if paths[0].is_dir():
+            return folder_table(paths[0], dataset)
+        return tables.read_files(paths, **wanted, label=[dataset.label])
+
     if dataset.source == "hub":
         train, test = tables.read_hub(dataset)
     else:
-        train_paths, test_paths = split_paths(folder, dataset.test)
-        train = read_rows(train_paths, dataset)
+        train_paths, test_paths = folders.split_paths(folder, dataset.test)
+        train = read(train_paths)
         if test_paths:
-            test = read_rows(test_paths, dataset)
+            test = read(test_paths)
     train = normalise(train, dataset, folder, "train")
     return train, None if test is None else normalise(test, dataset, folder, "test")
 
@@ -302,10 +238,14 @@ def read_images(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame | None"
 
 
 def to_rgb(content: bytes, where: str) -> Image.Image:
-    """An encoded image as RGB, on white where it is transparent; UserError naming the row."""
+    """An encoded image as RGB, on white where it is transparent; UserError naming the row.
+
+    It is turned as its EXIF orientation says, as the hub's loader turns it.
+    """
     try:
         image: Image.Image = Image.open(io.BytesIO(content))
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "damaged, or of no known format" if unknown else " ".join(str(error).split())

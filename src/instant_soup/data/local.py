@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instant_soup.config.sections import Data, is_texts
-from instant_soup.data import images, tables, texts
+from instant_soup.data import images, texts
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import digest, project_root, read_yaml, resolve_path
@@ -139,24 +139,16 @@ def _own(name: str, data: Data, fits: Fits, classes: list[str] | None) -> Datase
     if fits.family == "clip":
         dataset = _own_images(folder, data, fits, classes)
     else:
-        dataset = _own_texts(folder, data, fits)
+        dataset = _own_texts(folder, data, fits, classes)
     metric = "pearson" if dataset.kind == "regression" else "accuracy"
     return _in_folder(folder, f"local:{folder.name}", replace(dataset, metric=metric))
 
 
-def _own_texts(folder: Path, data: Data, fits: Fits) -> Dataset:
+def _own_texts(folder: Path, data: Data, fits: Fits, classes: list[str] | None) -> Dataset:
     """Columns, kind and class names of a folder of texts."""
-    fits.check(images.holds_images(folder, "test"))
-    table, _ = tables.read_local(folder, "test")
-    label = data.label or "label"
-    found = texts.guess_task(table, data.text, label)
-    if data.kind and data.kind != found.kind:
-        numeric = table[label].dtype.kind in "iuf"
-        if data.kind == "classification" or not numeric:
-            raise UserError(
-                f"params.yaml: data.kind: {data.kind} does not fit the labels in column {label}"
-            )
-        return replace(found, kind="regression", labels=[])
+    found = texts.describe_local(folder, "test", data.text, data.label, data.kind, classes)
+    fits.check(found is None)
+    assert found is not None
     return found
 
 
@@ -174,13 +166,13 @@ def _own_images(folder: Path, data: Data, fits: Fits, classes: list[str] | None)
 def _in_folder(folder: Path, name: str, dataset: Dataset) -> Dataset:
     """The dataset as it lies in a folder; UserError where the folder does not hold it."""
     dataset = replace(dataset, name=name, source="local", path=str(folder))
+    if dataset.kind == "classification" and len(dataset.labels) < 2:
+        raise UserError(
+            f"params.yaml: dataset: {folder} has fewer than two classes (it has "
+            f"{', '.join(dataset.labels) or 'none'}); allowed: two or more"
+        )
     if dataset.image:
         images.check_local(folder, dataset)
     else:
-        splits = zip(tables.read_local(folder, dataset.test), ("train", "test"), strict=True)
-        for table, split in splits:
-            if table is not None:
-                texts.normalise(table, dataset, split)
-    if dataset.kind == "classification" and len(dataset.labels) < 2:
-        raise UserError(f"params.yaml: dataset: {folder} has fewer than two classes")
+        texts.read_texts(dataset)
     return replace(dataset, digest=digest(folder))

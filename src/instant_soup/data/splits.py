@@ -32,20 +32,25 @@ def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame
     return table.iloc[rest].reset_index(drop=True), table.iloc[taken].reset_index(drop=True)
 
 
-def read_train_and_test(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+def read_train_and_test(
+    dataset: Dataset, labels_only: bool = False
+) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """Rows to train on, and the test split: the official one, or one cut from all rows.
 
-    Images in files of their own stay there.
+    Images in files of their own stay there; with `labels_only` (of images) those in tables, too.
     """
-    train, test = (images.read_images if dataset.image else read_texts)(dataset)
+    if dataset.image:
+        train, test = images.read_images(dataset, labels_only)
+    else:
+        train, test = read_texts(dataset)
     if test is None:
         train, test = cut(train, dataset.test_rows)
     return train, test
 
 
-def read_splits(dataset: Dataset) -> dict[str, "pd.DataFrame"]:
-    """Train, validation and test tables of a dataset."""
-    train, test = read_train_and_test(dataset)
+def cut_splits(dataset: Dataset, labels_only: bool = False) -> dict[str, "pd.DataFrame"]:
+    """Train, validation and test tables of a dataset, as `read_train_and_test` reads them."""
+    train, test = read_train_and_test(dataset, labels_only)
     train, validation = cut(train, dataset.validation_rows)
     if isinstance(dataset.train_rows, int):
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
@@ -54,6 +59,12 @@ def read_splits(dataset: Dataset) -> dict[str, "pd.DataFrame"]:
     empty = [name for name, table in splits.items() if not len(table)]
     if empty:
         raise UserError(f"dataset: too few rows: the {empty[0]} split would be empty")
+    return splits
+
+
+def read_splits(dataset: Dataset) -> dict[str, "pd.DataFrame"]:
+    """Train, validation and test tables of a dataset, all images read and checked."""
+    splits = cut_splits(dataset)
     if dataset.image:
         splits = {name: images.load_files(table) for name, table in splits.items()}
         for name, table in splits.items():

@@ -1,8 +1,16 @@
-"""Tables of a dataset: the files of its splits, or the hub's; their rows, and labels as numbers."""
+"""Tables of a dataset: the rows of its files or of the hub's, and the texts and numbers in them.
 
+A cell of a CSV or TSV file is the text that stands there, whatever it looks like: NA, 007, 1e5.
+"""
+
+import csv
+import io
+import itertools
 import re
+from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +21,11 @@ from instant_soup.files import new_file
 if TYPE_CHECKING:
     import pandas as pd
 
-# The hub's names for a split in several files: train-00000-of-00002.parquet, …
-SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-\w+)?")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+QUOTED = re.compile(r'"[^"]*(""[^"]*)*"')
+OTHER_NAMES = {"ndarray": "list", "timestamp": "date"}  # of types, for a message
+
+Rows = Iterator[tuple[int, list[str]]]  # the number of a row's first line, and its fields
 
 
 def check_class_names(names: list[str], labels: list[str]) -> None:
@@ -38,72 +49,189 @@ def check_class_names(names: list[str], labels: list[str]) -> None:
         )
 
 
-def local_files(folder: Path) -> dict[str, list[Path]]:
-    """Split name → its files, for the parquet, CSV and TSV files of a folder."""
-    files: dict[str, list[Path]] = {}
-    for pattern in ("*.parquet", "*.csv", "*.tsv"):
-        for path in sorted(folder.glob(pattern)):
-            shard = SHARD.fullmatch(path.stem)
-            files.setdefault(shard[1] if shard else path.stem, []).append(path)
-    return files
+# CSV and TSV
 
 
-def is_whole(paths: list[Path]) -> bool:
-    """Whether files are a split: one file, or all that the hub makes of one."""
-    shards = [shard for path in paths if (shard := SHARD.fullmatch(path.stem))]
-    if not shards:
-        return len(paths) == 1
-    numbers = [int(shard[2]) for shard in shards]
-    return numbers == list(range(int(shards[0][3]))) and len(shards) == len(paths)
-
-
-def choose_splits(
-    found: dict[str, list[Path]], folder: Path, test: str
-) -> tuple[list[Path], list[Path] | None]:
-    """What is found of the training split and of the test split.
-
-    The test split is the one called `test` here (GLUE: validation), else test, validation or
-    val; None when there is none of these. UserError when a split is not one file, nor all the
-    files that the hub makes of one.
-    """
-    if "train" not in found:
-        have = ", ".join(found) or "nothing"
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, with their ends; UserError naming a line that is not."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"data.path: {folder} has no train.parquet, train.csv or train/CLASS/IMAGE "
-            f"(it has {have})"
+            f"data.path: {path}: line {line} is not UTF-8; save the file in that encoding"
+        ) from None
+    return list(io.StringIO(text, newline=""))
+
+
+def unquoted(lines: list[str], separator: str) -> Rows:
+    """Rows of a file in which each line is a row, and a quote is a character as any other."""
+    for number, line in enumerate(lines, 1):
+        if bare := line.rstrip("\r\n"):
+            yield number, bare.split(separator)
+
+
+def quoted(lines: list[str], separator: str, path: Path) -> Rows:
+    """Rows of a file whose fields may stand in quotes, as RFC 4180 has it; UserError else."""
+    csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines))))
+    reader, line = csv.reader(lines, delimiter=separator, strict=True), 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"data.path: {path}: the quotes in the row from line {line} on do not pair ({error}); "
+            'allowed: a field in quotes as a whole, each quote in it doubled ("")'
+        ) from None
+
+
+def even(rows: Rows, path: Path) -> list[list[str]]:
+    """The fields of all rows; UserError naming the first that has not as many as the header."""
+    lines, found = [], []
+    for line, fields in rows:
+        lines.append(line)
+        found.append(fields)
+    if not found:
+        raise UserError(f"data.path: {path} is empty; allowed: a header and rows")
+    header = found[0]
+    if len(header) == 1:
+        raise UserError(
+            f"data.path: {path} has one column, {header[0]!r}; allowed: several, separated by "
+            "commas in a .csv, by tabs in a .tsv"
         )
-    held_out = next((n for n in (test, "test", "validation", "val") if n in found), None)
-    for split in ("train", *([held_out] if held_out else [])):
-        if not is_whole(found[split]):
-            names = ", ".join(p.name for p in found[split])
-            raise UserError(
-                f"data.path: {folder} has {names} for the {split} split; allowed: one file, or all "
-                f"of {split}-00000-of-0000N.parquet …"
-            )
-    return found["train"], found[held_out] if held_out else None
+    if (odd := first([len(fields) != len(header) for fields in found])) is not None:
+        raise UserError(
+            f"data.path: {path}: the row in line {lines[odd]} has {len(found[odd])} fields, the "
+            f"header has {len(header)}; allowed: as many"
+        )
+    return found
 
 
-def read_files(paths: list[Path], columns: list[str] | None = None) -> "pd.DataFrame":
-    """The rows of parquet, CSV or TSV files as one table; all columns, or those named."""
+def in_quotes(rows: list[list[str]]) -> bool:
+    """Whether the quotes in a TSV's fields enclose them, where they may as well be characters.
+
+    Each field that begins with one must be enclosed as a whole, and either one in the header is,
+    or one holds a quote that is doubled.
+    """
+    begun = [field for row in rows for field in row if field.startswith('"')]
+    told = any(f.startswith('"') for f in rows[0]) or any('""' in f[1:-1] for f in begun)
+    return told and all(QUOTED.fullmatch(field) for field in begun)
+
+
+def read_text_table(path: Path) -> "pd.DataFrame":
+    """The rows of a CSV or TSV file, every cell a text; blank lines are no rows.
+
+    A CSV is quoted. A TSV is unquoted, as GLUE's are, unless its quotes tell (`in_quotes`), or its
+    lines have too few or too many fields as they stand and are even once they are read as quoted.
+    """
     import pandas as pd
 
-    tables = []
-    for path in paths:
+    lines, separator = read_lines(path), SEPARATORS[path.suffix]
+    if separator == ",":
+        rows = even(quoted(lines, separator, path), path)
+    else:
         try:
-            if path.suffix == ".parquet":
-                tables.append(pd.read_parquet(path, columns=columns))
-            else:
-                separator = "\t" if path.suffix == ".tsv" else ","
-                tables.append(pd.read_csv(path, sep=separator, usecols=columns))
-        except Exception as error:
-            raise UserError(f"data.path: {path} cannot be read ({error})") from None
-    return pd.concat(tables, ignore_index=True)
+            rows = even(unquoted(lines, separator), path)
+            if in_quotes(rows):
+                rows = even(quoted(lines, separator, path), path)
+        except UserError as error:
+            try:
+                rows = even(quoted(lines, separator, path), path)
+            except UserError:
+                raise error from None
+    return pd.DataFrame(rows[1:], columns=rows[0], dtype="str")
 
 
-def read_local(folder: Path, test: str) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
-    """Training and test rows of a folder of parquet, CSV or TSV files named after their splits."""
-    train, held_out = choose_splits(local_files(folder), folder, test)
-    return read_files(train), read_files(held_out) if held_out else None
+# Files
+
+
+def read_schema(path: Path) -> Any:
+    """Columns and types of a parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"data.path: {path} cannot be read as parquet ({error})") from None
+
+
+def image_columns(schema: Any) -> list[str]:
+    """Columns of bytes, or of {bytes, path} as the Hugging Face hub has them."""
+    from pyarrow import types
+
+    def holds_bytes(kind: Any) -> bool:
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    return [
+        field.name
+        for field in schema
+        if holds_bytes(field.type)
+        or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
+
+
+def check_columns(names: list[str], wanted: list[str], key: str, where: str) -> None:
+    """UserError unless a file, called `where`, has each of the columns that a key names, once."""
+    for column in wanted:
+        if column not in names:
+            labelled = key != "label" or where.startswith("train")
+            raise UserError(
+                f"data.{key}: no column {column!r}; the data has {names} ({where})"
+                + ("" if labelled else "; a split without labels is no test split: move it away")
+            )
+        if names.count(column) > 1:
+            raise UserError(f"data.{key}: several columns {column!r} in {where}; allowed: one")
+
+
+def read_parquet(path: Path, columns: list[str]) -> "pd.DataFrame":
+    """Some columns of a parquet file; whole numbers stay whole beside gaps."""
+    import pyarrow
+    import pyarrow.parquet
+    from pyarrow import types
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = file.read(columns)
+        plain = {name: rows[name] for name in columns}
+        for name, cells in plain.items():
+            if types.is_dictionary(cells.type):
+                plain[name] = cells.cast(cells.type.value_type)
+        return pyarrow.table(plain).to_pandas(integer_object_nulls=True)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"data.path: {path} cannot be read as parquet ({error})") from None
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a parquet, CSV or TSV file."""
+    if path.suffix == ".parquet":
+        return list(read_schema(path).names)
+    rows = quoted(read_lines(path), SEPARATORS[path.suffix], path)
+    return even(itertools.islice(rows, 1), path)[0]
+
+
+def read_files(paths: list[Path], **wanted: list[str]) -> "pd.DataFrame":
+    """The rows of parquet, CSV or TSV files as one table, with the columns wanted.
+
+    They are given as what data's keys name: `text=["sentence"], label=["label"]`. UserError where
+    a file lacks one of them, or there are no rows.
+    """
+    import pandas as pd
+
+    tables, columns = [], list(dict.fromkeys(itertools.chain(*wanted.values())))
+    for path in paths:
+        whole = None if path.suffix == ".parquet" else read_text_table(path)
+        names = read_schema(path).names if whole is None else list(whole.columns)
+        for key, some in wanted.items():
+            check_columns(names, some, key, path.name)
+        tables.append(read_parquet(path, columns) if whole is None else whole[columns])
+    found = pd.concat(tables, ignore_index=True)
+    if not len(found):
+        raise UserError(f"data.path: {paths[0]} has no rows")
+    return found
 
 
 def read_hub(dataset: Dataset) -> list["pd.DataFrame"]:
@@ -126,52 +254,57 @@ def read_hub(dataset: Dataset) -> list["pd.DataFrame"]:
             f"dataset: {'/'.join(filter(None, dataset.hub))} cannot be loaded from the Hugging "
             f"Face hub (is there a network? For a local copy set data.path): {reason}"
         ) from None
-    for split in splits:
+    for split, where in zip(splits, ("train", dataset.test), strict=True):
+        wanted = {"image": [dataset.image]} if dataset.image else {"text": dataset.text}
+        for key, columns in {**wanted, "label": [dataset.label]}.items():
+            check_columns(split.column_names, columns, key, where)
         names = getattr(split.features.get(dataset.label), "names", None)
         if names:
             check_class_names(names, dataset.labels)
     return [split.to_pandas() for split in splits]
 
 
-def check_labels(
-    table: "pd.DataFrame", kind: str, labels: list[str], label: str, split: str
-) -> None:
-    """UserError, naming the first bad row of the split, unless the label column fits the task."""
-    import pandas as pd
-
-    if label not in table.columns:
-        raise UserError(f"data.label: no column {label!r}; the data has {list(table.columns)}")
-    values = table[label]
-    if kind == "regression":
-        bad = pd.to_numeric(values, errors="coerce").isna()
-        allowed = "numbers"
-    elif values.dtype.kind in "iuf":  # f: whole numbers with gaps
-        bad = ~values.isin(range(len(labels)))
-        allowed = f"0 … {len(labels) - 1}"
-    else:
-        bad = ~values.astype(str).isin(labels)
-        allowed = ", ".join(labels)
-    if bad.any():
-        row = int(np.flatnonzero(bad.to_numpy())[0])
-        raise UserError(
-            f"dataset: label {values.tolist()[row]!r} in row {row} of {split} does not fit the "
-            f"task ({kind}; allowed: {allowed})"
-        )
-
-
-def label_numbers(table: "pd.DataFrame", dataset: Dataset, split: str) -> "pd.Series":
-    """The label column as class numbers or floats; checked."""
-    kind, labels, label = dataset.kind, dataset.labels, dataset.label
-    check_labels(table, kind, labels, label, split)
-    values = table[label]
-    if kind == "regression":
-        return values.astype("float32")
-    if values.dtype.kind in "iuf":
-        return values.astype("int64")
-    return values.astype(str).map({n: i for i, n in enumerate(labels)})
-
-
 def save_table(path: Path, table: "pd.DataFrame") -> None:
     """Write a split as parquet, atomically."""
     with new_file(path) as unfinished:
         table.to_parquet(unfinished, index=False)
+
+
+# Cells
+
+
+def first(bad: Any) -> int | None:
+    """The number of the first row that is bad (rows of bool); None where none is."""
+    rows = np.flatnonzero(np.asarray(bad, dtype=bool))
+    return int(rows[0]) if len(rows) else None
+
+
+def spelt(values: "pd.Series", where: str) -> "pd.Series":
+    """A column's texts as they are, its numbers in their own spelling.
+
+    UserError, naming the row, where a cell is empty (null) or holds anything else. `where` is what
+    to call the column: "text (column sentence of train)".
+    """
+    import pandas as pd
+
+    if (row := first(values.isna())) is not None:
+        raise UserError(f"dataset: no {where} in row {row}; allowed: one in each row")
+    if values.dtype == "str":
+        return values
+    if values.dtype.kind in "iuf":
+        return values.astype("str")
+    found = []
+    for row, cell in enumerate(values):
+        try:
+            text = cell.decode() if isinstance(cell, bytes) else cell
+        except UnicodeDecodeError:
+            text = None
+        if isinstance(text, bool) or not isinstance(text, str | int | Decimal):
+            kind = type(cell).__name__.lower()
+            shown = repr(cell.tolist() if isinstance(cell, np.ndarray) else cell)[:60]
+            raise UserError(
+                f"dataset: the {where} in row {row} is a {OTHER_NAMES.get(kind, kind)}, {shown}; "
+                "allowed: a text or a number"
+            )
+        found.append(str(text))
+    return pd.Series(found, values.index, dtype="str")

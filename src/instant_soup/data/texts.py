@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from instant_soup.data import folders, labels, tables
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.reviews import read_reviews
-from instant_soup.data.tables import label_numbers, read_hub, read_local
 from instant_soup.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,32 +21,53 @@ TEXT_COLUMNS = (
 )
 
 
-def guess_task(table: "pd.DataFrame", text: list[str] | None, label: str) -> Dataset:
-    """Text columns, kind and class names of an unknown table, from its columns and types."""
-    columns = list(table.columns)
-    if text is None:
-        known = [t for t in TEXT_COLUMNS if set(t) <= set(columns)]
-        if not known:
-            raise UserError(f"data.text: name the text column(s); the data has {columns}")
-        text = list(max(known, key=len))
-    missing = [c for c in [*text, label] if c not in columns]
-    if missing:
-        raise UserError(f"data.text/data.label: no column {missing[0]!r}; the data has {columns}")
-    values = table[label]
-    if values.dtype.kind == "f":
-        return Dataset(text=text, kind="regression", label=label)
-    names = sorted(values.dropna().unique().tolist())
-    return Dataset(text=text, labels=[str(n) for n in names], label=label)
+def usual_columns(columns: list[str]) -> list[str]:
+    """The text columns among those of a table, by their usual names; none where none is there."""
+    known = [list(usual) for usual in TEXT_COLUMNS if set(usual) <= set(columns)]
+    return max(known, key=len, default=[])
+
+
+def describe_local(
+    folder: Path,
+    test: str,
+    text: list[str] | None = None,
+    label: str | None = None,
+    kind: str | None = None,
+    classes: list[str] | None = None,
+) -> Dataset | None:
+    """Text columns, kind and class names of a local folder; None if it has images instead.
+
+    `text`, `label`, `kind` and `classes` are what the user says of them; the rest is guessed from
+    the columns' names and the labels of the training rows.
+    """
+    train, _ = folders.split_paths(folder, test)
+    if train[0].is_dir():
+        return None
+    columns = tables.column_names(train[0])
+    text, label = text or usual_columns(columns), label or "label"
+    if not text:
+        if train[0].suffix == ".parquet" and tables.image_columns(tables.read_schema(train[0])):
+            return None
+        raise UserError(
+            f"data.text: name the text column(s); the data has {columns} ({train[0].name})"
+        )
+    tables.check_columns(columns, text, "text", train[0].name)
+    if "label" in text:
+        raise UserError("data.text: a text column called label; allowed: another name")
+    found = labels.read_labels(tables.read_files(train, label=[label]), label, "train")
+    kind, names = labels.guess(found, label, kind)
+    return Dataset(
+        text=text, kind=kind, labels=(classes or names) if kind != "regression" else [], label=label
+    )
 
 
 def normalise(table: "pd.DataFrame", dataset: Dataset, split: str) -> "pd.DataFrame":
     """The task's text columns and `label` as class numbers or floats; checked."""
-    missing = [c for c in dataset.text if c not in table.columns]
-    if missing:
-        raise UserError(f"data.text: no column {missing[0]!r}; the data has {list(table.columns)}")
-    clean = table[dataset.text].fillna("").astype(str)
-    clean["label"] = label_numbers(table, dataset, split)
-    return clean.reset_index(drop=True)
+    import pandas as pd
+
+    columns = {c: tables.spelt(table[c], f"text (column {c} of {split})") for c in dataset.text}
+    numbers = labels.label_numbers(table, dataset, split)
+    return pd.DataFrame({**columns, "label": numbers}).reset_index(drop=True)
 
 
 def read_texts(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
@@ -55,8 +76,11 @@ def read_texts(dataset: Dataset) -> tuple["pd.DataFrame", "pd.DataFrame | None"]
     if dataset.source == "packaged":
         train = read_reviews(dataset.kind)
     elif dataset.source == "hub":
-        train, test = read_hub(dataset)
+        train, test = tables.read_hub(dataset)
     else:
-        train, test = read_local(Path(dataset.path), dataset.test)
+        wanted = {"text": dataset.text, "label": [dataset.label]}
+        train_paths, test_paths = folders.split_paths(Path(dataset.path), dataset.test)
+        train = tables.read_files(train_paths, **wanted)
+        test = tables.read_files(test_paths, **wanted) if test_paths else None
     train = normalise(train, dataset, "train")
     return train, None if test is None else normalise(test, dataset, "test")

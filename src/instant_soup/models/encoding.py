@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from instant_soup.data.batches import Images, Texts, encode
+from instant_soup.data.batches import Images, Texts, count_longer, encode
 from instant_soup.data.images import decode
 from instant_soup.files import read_json
 from instant_soup.models import clip
@@ -26,6 +26,14 @@ def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length:
     pad = read_json(base / "config.json").get("pad_token_id") or 0
     texts, labels = table[text].to_numpy().tolist(), table["label"].tolist()
     return encode(base / "tokenizer.json", texts, labels, max_length, pad)
+
+
+def count_truncated(
+    base: Path, table: "pd.DataFrame", text: list[str], split: Texts, max_length: int
+) -> int:
+    """How many rows of an encoded split lost tokens to `max_length`: of those that fill it."""
+    full = table.loc[(split.lengths == max_length).numpy(), text].to_numpy().tolist()
+    return count_longer(base / "tokenizer.json", full, max_length) if full else 0
 
 
 def longest(base: Path, max_length: int | None) -> int:

@@ -42,7 +42,7 @@ import json
 
 import open_clip
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder = "."  # this folder
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -51,7 +51,8 @@ ticket = json.load(open(f"{folder}/ticket.json"))
 head = open_clip.build_zero_shot_classifier(
     model.eval(), tokenizer, ticket["classes"], ticket["templates"]
 )
-image = preprocess(Image.open("image.png")).unsqueeze(0)
+image = ImageOps.exif_transpose(Image.open("image.png"))  # turned as in training
+image = preprocess(image).unsqueeze(0)
 with torch.no_grad():
     logits = model.logit_scale.exp() * model.encode_image(image, normalize=True) @ head
 print(ticket["classes"][logits.argmax().item()])"""
