@@ -1,7 +1,7 @@
 """params.yaml → one small, checked and resolved settings file for each stage that reads one."""
 
 from instant_soup.data.datasets import Dataset
-from instant_soup.data.overview import overview
+from instant_soup.data.overview import described, overview
 from instant_soup.data.splits import cut_splits
 from instant_soup.files import new_folder, read_yaml, write_yaml
 from instant_soup.pipeline.plan import check, check_rows, plan_with_code
@@ -12,9 +12,9 @@ def main() -> None:
     raw = read_yaml("params.yaml")
     files = plan_with_code(raw)
     dataset = Dataset.of(files["data"])
-    # Of data from elsewhere nothing is there before prepare_data, which says the same of it.
-    local = dataset.source == "local"
-    found = overview(dataset, cut_splits(dataset, labels_only=True)) if local else []
+    found = [described(dataset)]
+    if dataset.source == "local":  # of others prepare_data says it, once the rows are there
+        found = overview(dataset, cut_splits(dataset, labels_only=True))
     with new_folder("models/plan") as folder:
         for name, contents in files.items():
             write_yaml(folder / f"{name}.yaml", contents)

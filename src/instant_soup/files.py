@@ -127,15 +127,19 @@ def resolve_path(text: str, key: str) -> Path:
 def files_below(folder: Path) -> list[Path]:
     """All files of a folder and of those below it, sorted; links to folders are followed.
 
-    UserError at a link to a folder that it lies in itself.
+    UserError at a folder that cannot be read, and at a link to a folder that it lies in itself.
     """
-    found = []
-    for here, folders, names in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found: list[Path] = []
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         for path in [Path(here) / name for name in folders]:
             if path.is_symlink() and path.resolve() in [above.resolve() for above in path.parents]:
                 raise UserError(f"{path}: a link to a folder that it lies in; remove it")
         found += [Path(here) / name for name in names]
-    return sorted(path for path in found if path.is_file())
+    return sorted(found)
 
 
 def digest(folder: Path) -> str:
@@ -144,7 +148,7 @@ def digest(folder: Path) -> str:
     The files in it by their contents; those in folders below, thousands of images, by their names,
     sizes and times.
     """
-    files = files_below(folder)
+    files = [path for path in files_below(folder) if path.is_file()]
     own = [f"{p.name}:{sha256(p)[:12]}" for p in files if p.parent == folder]
     below = [p for p in files if p.parent != folder]
     if below:

@@ -461,6 +461,16 @@ def test_encoding_is_transformers_own(tiny_bert: Path, pairs: bool, max_length: 
     assert (max_length in split.lengths.tolist()) == (max_length == 8)
 
 
+def test_truncated_texts_are_counted(tiny_bert: Path) -> None:
+    from instant_soup.models.encoding import count_truncated, encode_texts
+
+    words = [" ".join(["film"] * count) for count in (1, 6, 7, 20)]
+    table = pd.DataFrame({"one": words, "two": ["fine", "", "", "fine"], "label": [0, 1, 0, 1]})
+    for text, tokens, expected in ((["one"], 8, 2), (["one"], 32, 0), (["one", "two"], 10, 1)):
+        split = encode_texts(tiny_bert, table, text, tokens)
+        assert count_truncated(tiny_bert, table, text, split, tokens) == expected
+
+
 def test_padding_is_the_models_own_token(tiny_bert: Path) -> None:
     texts = [["fine"], ["fine great film"]]
     split = batches.encode(tiny_bert / "tokenizer.json", texts, [0.5, 1.0], 64, pad=4)

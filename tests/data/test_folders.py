@@ -62,6 +62,7 @@ def refusal(folder: Path, family: str = "bert", **data: Any) -> str:
         (["ant/0.png", "bee/1.png"], "move its folders of images (ant, bee) into a folder train"),
         (["data/train/ant/0.png", "data/train/bee/1.png"], "its folder data has: name that one"),
         (["train/0.png", "train/1.png"], "its folder train has no class folders with images"),
+        (["Train/ant/0.png", "Train/bee/1.png"], "rename Train to train"),
     ],
     ids=str,
 )
@@ -138,6 +139,32 @@ def test_a_class_of_only_unknown_files_is_named_with_them(tmp_path: Path) -> Non
     (tmp_path / "train/cow").mkdir()
     (tmp_path / "train/cow/0.heic").write_text("none")
     assert "train/cow has no images, but 0.heic; allowed: what Pillow" in refusal(tmp_path, "clip")
+
+
+def test_a_test_split_may_have_one_class_with_folders_below(tmp_path: Path) -> None:
+    lay(tmp_path, *TWO, "test/ant/2020/0.png")
+    _, test = images.read_images(resolve(tmp_path, "clip"))
+    assert test is not None and test["label"].tolist() == [0]
+
+
+def test_images_of_a_table_may_lie_in_a_folder_called_as_a_split(tmp_path: Path) -> None:
+    lay(tmp_path, "test/0.png", "test/1.png")
+    table = pd.DataFrame({"img": ["test/0.png", "test/1.png"], "label": ["ant", "bee"]})
+    table.to_parquet(tmp_path / "train.parquet")
+    assert resolve(tmp_path, "clip", image="img").labels == ["ant", "bee"]
+
+
+def test_a_broken_link_among_images_is_named(tmp_path: Path) -> None:
+    lay(tmp_path, *TWO)
+    (tmp_path / "train/ant/-1.png").symlink_to("gone.png")
+    assert "train/ant/-1.png cannot be read (No such file" in refusal(tmp_path, "clip")
+
+
+def test_a_folder_called_as_a_table_is_refused(tmp_path: Path) -> None:
+    for suffix in ("csv", "parquet"):
+        folder = tmp_path / suffix
+        (folder / f"train.{suffix}").mkdir(parents=True)
+        assert f"save train.{suffix} as one of these tables" in refusal(folder)
 
 
 def test_a_class_that_training_never_showed_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_what_was_understood(tmp_path: Path) -> None:
     test = {"text": ["t0", "t1", "", "new"], "label": ["no", "yes", "no", "no"]}
     asked = {"train_rows": 100, "validation_rows": 6}
     found = lines(tmp_path, train, test, **asked).splitlines()
-    assert found[0] == f"local:{tmp_path.name}: classification, texts in text, labels in label"
+    what = "classification into 2 classes, texts in text, labels in label"
+    assert found[0] == f"local:{tmp_path.name}: {what}"
     assert found[1].startswith("classes, with their training rows: no (")
     assert found[2:] == [
         "rows: train 16, validation 4 (cut from the training rows), test 4",
@@ -98,7 +99,7 @@ def test_images_are_described_without_reading_them(tmp_path: Path) -> None:
     (tmp_path / "train/stray.png").write_bytes(b"")
     shutil.copytree(tmp_path / "train/bee", tmp_path / "test/bee")
     found = lines(tmp_path, None, family="clip")
-    assert "classification, images in img, labels in label" in found
+    assert "classification into 2 classes, images in img, labels in label" in found
     assert "not read: train/ant/0.heic, train/stray.png" in found
     assert "training row:" not in found
     dataset = resolve_data(f"local:{tmp_path}", "clip", Data())
@@ -127,4 +128,4 @@ def test_the_stage_plan_prints_it(tmp_path: Path, tiny_bert: Path, monkeypatch: 
     runpy.run_path(str(ROOT / "stages/plan.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "ISP prunes to" in printed
-    assert "classification, texts in sentence, labels in label" in printed
+    assert "classification into 2 classes, texts in sentence, labels in label" in printed

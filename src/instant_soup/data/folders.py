@@ -45,7 +45,7 @@ def table_files(folder: Path) -> dict[str, Files]:
     """Split name → its files, for the parquet, CSV and TSV files of a folder."""
     files: dict[str, Files] = {}
     for suffix in TABLES:
-        for path in sorted(folder.glob(f"*{suffix}")):
+        for path in sorted(p for p in folder.glob(f"*{suffix}") if not p.is_dir()):
             shard = SHARD.fullmatch(path.stem)
             files.setdefault(shard[1] if shard else path.stem, []).append(path)
     return files
@@ -86,24 +86,28 @@ def shown_files(folder: Path) -> Files:
 
 
 def class_folders(folder: Path) -> dict[str, Files]:
-    """Folder name → image files in it and below, for a split that has a folder for each class.
-
-    UserError where the classes are a level deeper, so that one folder would be the only class.
-    """
-    found = {
+    """Folder name → image files in it and below, for a split that has a folder for each class."""
+    return {
         entry.name: [path for path in shown_files(entry) if is_image(path)]
         for entry in visible(folder)
         if entry.is_dir()
     }
-    if len(found) == 1:
-        ((name, images),) = found.items()
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether a training split's folder has folders of images.
+
+    UserError where these are a level too deep, so that one folder would be the only class.
+    """
+    classes = class_folders(folder)
+    for name, images in classes.items():
         below = sorted({path.relative_to(folder / name).parts[0] for path in images})
-        if below and all((folder / name / part).is_dir() for part in below):
+        if len(classes) == 1 and below and all((folder / name / part).is_dir() for part in below):
             raise UserError(
                 f"data.path: {folder} has one folder, {name}, whose images lie in folders below it "
                 f"({some(below)}), one level too deep; allowed: {folder.name}/CLASS/IMAGE"
             )
-    return found
+    return any(classes.values())
 
 
 def left_out(folder: Path) -> Files:
@@ -124,7 +128,7 @@ def split_paths(folder: Path, test: str) -> tuple[Files, Files | None]:
     """
     tables = table_files(folder)
     found: dict[str, Files] = {p.name: [p] for p in visible(folder) if p.is_dir()}
-    if "train" not in found or not any(class_folders(folder / "train").values()):
+    if "train" not in found or not has_classes(folder / "train"):
         found = tables
     elif "train" in tables:
         raise UserError(f"data.path: {folder} has a folder and a file named train; keep one")
@@ -138,18 +142,15 @@ def split_paths(folder: Path, test: str) -> tuple[Files, Files | None]:
                 f"data.path: {folder} has {', '.join(p.name for p in found[split])} for the {split}"
                 f" split; allowed: one file, or all of {split}-00000-of-0000N.parquet …"
             )
-    if held_out is None and (odd := _alike(folder, *names)):
+    # A folder beside a table may hold the images that it names.
+    odd = _alike(folder, *names)
+    if held_out is None and odd and (odd.is_file() or found is not tables):
         like = "test.parquet, test.csv or test.tsv" if found is tables else "test/CLASS/IMAGE"
         raise UserError(
             f"data.path: {odd} is no test split; allowed: {like}, or none, and the test rows are "
             "cut from the training rows"
         )
     return found["train"], found[held_out] if held_out else None
-
-
-def unread(folder: Path, paths: Files) -> list[str]:
-    """What a folder has beside the files or folders of its splits, by name."""
-    return [path.name for path in visible(folder) if path not in paths]
 
 
 def _alike(folder: Path, *names: str) -> Path | None:
@@ -163,9 +164,9 @@ def _without_training(folder: Path) -> str:
     lacks = "has no train.parquet, train.csv, train.tsv or train/CLASS/IMAGE"
     inside = visible(folder)
     if odd := _alike(folder, "train"):
-        if odd.is_dir():
-            return f"{lacks}: its folder {odd.name} has no class folders with images"
-        if odd.suffix.lower() in TABLES:
+        if odd.name == "train":
+            return f"{lacks}: its folder train has no class folders with images"
+        if (odd.is_file() and odd.suffix.lower() in TABLES) or (odd.is_dir() and not odd.suffix):
             return f"{lacks}: rename {odd.name} to train{odd.suffix.lower()}"
         return f"{lacks}: save {odd.name} as one of these tables (UTF-8, with a header)"
     folders = [path for path in inside if path.is_dir()]

@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 MANY = 10  # classes, from which on it is odd that most have a single row
 
 
+def described(dataset: Dataset) -> str:
+    """What is known of a dataset without its rows: the kind of task, and the columns."""
+    held = f"texts in {', '.join(dataset.text)}" if dataset.text else f"images in {dataset.image}"
+    into = f" into {len(dataset.labels):,} classes" if dataset.labels else ""
+    return f"{dataset.name}: {dataset.kind}{into}, {held}, labels in {dataset.label}"
+
+
 def overview(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     """The lines; those of warnings begin so. `splits`: train, validation and test (splits.py)."""
-    held = f"texts in {', '.join(dataset.text)}" if dataset.text else f"images in {dataset.image}"
-    found = [f"{dataset.name}: {dataset.kind}, {held}, labels in {dataset.label}"]
+    found = [described(dataset)]
     labels = splits["train"]["label"]
     if dataset.kind == "regression":
         found.append(f"labels: {labels.min():g} … {labels.max():g}")

@@ -54,7 +54,10 @@ def check_class_names(names: list[str], labels: list[str]) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file in UTF-8, with their ends; UserError naming a line that is not."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"data.path: {path} cannot be read ({error.strerror})") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
