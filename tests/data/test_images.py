@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -330,6 +332,15 @@ def test_class_names_come_out_of_the_hubs_own_notes(tmp_path: Path) -> None:
     assert described == Dataset(image="img", labels=["z", "y", "x", "w"])
     with pytest.raises(UserError, match="has 4 classes"):
         images.check_local(tmp_path, planned(tmp_path))
+
+
+@pytest.mark.parametrize("notes", [b"{no json", b"[1]"])
+def test_damaged_notes_of_the_hub_are_refused(tmp_path: Path, notes: bytes) -> None:
+    table = pa.Table.from_pandas(as_names(make_images(9)))
+    path = tmp_path / "train.parquet"
+    pa.parquet.write_table(table.replace_schema_metadata({b"huggingface": notes}), path)
+    with pytest.raises(UserError, match=r"parquet: the hub's notes on its columns are damaged"):
+        images.describe_local(tmp_path, "test")
 
 
 def test_classes_in_another_order_than_the_tasks_are_refused(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_without_a_test_split_one_is_said_to_be_cut(tmp_path: Path) -> None:
             {"text": list("abcdef") * 5, "label": ["Yes", "yes ", "no", "no", "No!", "x"] * 5},
             "warning: classes that differ only in case or blanks: 'Yes', 'yes '",
         ),
+        (
+            {"text": range(20), "label": [0.5] * 20},
+            "warning: all training rows have the same label",
+        ),
         ({"text": [""] * 20, "label": [0, 1] * 10}, "warning: all texts in column text of train"),
         ({"text": [" "] * 20, "label": [0, 1] * 10}, "warning: all texts in column text of train"),
         (

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,7 +182,7 @@ def test_numbers_in_a_column_of_texts_have_their_own_spelling(tmp_path: Path) ->
         ([True, False], "row 0 is a bool, True"),
         ([datetime.date(2020, 1, 2)] * 2, "row 0 is a date"),
         ([pd.Timestamp(2020, 1, 2)] * 2, "row 0 is a date"),
-        ([b"fine", b"\xff"], "row 1 is a bytes"),
+        ([b"fine", b"\xff"], "row 1 is a byte string, not UTF-8"),
         (["fine", None], "no text (column t of train) in row 1"),
         (pd.array([1, None], "Int64"), "no text (column t of train) in row 1"),
         ([1.5, float("nan")], "no text (column t of train) in row 1"),
@@ -205,6 +207,19 @@ def test_texts_beside_columns_of_bytes_are_texts(tmp_path: Path) -> None:
 def test_a_text_column_may_not_be_called_as_the_labels_are_inside(tmp_path: Path) -> None:
     write(tmp_path, "train.csv", "label,verdict", "a,x", "b,y")
     assert "a text column called label" in refusal(tmp_path, text=["label"], label="verdict")
+
+
+@pytest.mark.parametrize("own", [{"text": ["x", "x"]}, {"text": ["y", "x"], "label": "x"}])
+def test_columns_are_distinct(tmp_path: Path, own: dict) -> None:
+    write(tmp_path, "train.csv", "x,y,label", "a,b,c", "d,e,f")
+    assert "allowed: distinct columns" in refusal(tmp_path, **own)
+
+
+def test_parquet_texts_that_are_no_utf_8_are_refused(tmp_path: Path) -> None:
+    odd = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"a"]).buffers())
+    table = pa.table({"text": odd, "label": [0, 1]})
+    pa.parquet.write_table(table, tmp_path / "train.parquet")
+    assert "cannot be read as parquet" in refusal(tmp_path) and "UTF8" in refusal(tmp_path)
 
 
 def test_columns_of_a_later_file_are_looked_for_too(tmp_path: Path) -> None:

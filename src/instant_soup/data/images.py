@@ -58,10 +58,15 @@ def folder_table(folder: Path, dataset: Dataset) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=[dataset.image, dataset.label])
 
 
-def known_classes(schema: Any, label: str) -> list[str]:
+def known_classes(schema: Any, label: str, path: Path) -> list[str]:
     """The class names that the Hugging Face hub wrote into a parquet file; none elsewhere."""
-    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = written.get("info", {}).get("features", {}).get(label)
+    try:
+        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = written.get("info", {}).get("features", {}).get(label)
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"data.path: {path}: the hub's notes on its columns are damaged; write the file anew"
+        ) from None
     return feature.get("names", []) if isinstance(feature, dict) else []
 
 
@@ -108,7 +113,7 @@ def describe_local(
     image = image or columns[0]
     tables.check_columns(schema.names, [image], "image", train[0].name)
     tables.check_columns(schema.names, [label], "label", train[0].name)
-    names = classes or known_classes(schema, label) or guess_classes(train, label)
+    names = classes or known_classes(schema, label, train[0]) or guess_classes(train, label)
     return Dataset(image=image, label=label, labels=names)
 
 
@@ -137,7 +142,7 @@ def check_local(folder: Path, dataset: Dataset) -> None:
             else:
                 schema = tables.read_schema(path)
                 tables.check_columns(schema.names, [dataset.image], "image", path.name)
-                if names := known_classes(schema, dataset.label):
+                if names := known_classes(schema, dataset.label, path):
                     tables.check_class_names(names, dataset.labels)
                 table = tables.read_files([path], label=[dataset.label])
                 cell = first_image(path, dataset.image)

@@ -24,7 +24,7 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 def is_whole(text: str) -> bool:
     """Whether a text spells a whole number."""
-    return WHOLE.fullmatch(text) is not None
+    return WHOLE.fullmatch(text.strip()) is not None
 
 
 def number(cell: Any) -> float:

@@ -31,6 +31,8 @@ def overview(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     labels = splits["train"]["label"]
     if dataset.kind == "regression":
         found.append(f"labels: {labels.min():g} … {labels.max():g}")
+        if labels.nunique() == 1:
+            found.append("warning: all training rows have the same label")
     else:
         counts = np.bincount(labels, minlength=len(dataset.labels)).tolist()
         named = [f"{name} ({rows:,})" for name, rows in zip(dataset.labels, counts, strict=True)]

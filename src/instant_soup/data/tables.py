@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 QUOTED = re.compile(r'"[^"]*(""[^"]*)*"')
-OTHER_NAMES = {"ndarray": "list", "timestamp": "date"}  # of types, for a message
+OTHER_NAMES = {
+    "ndarray": "list",
+    "timestamp": "date",
+    "bytes": "byte string, not UTF-8",
+}  # of types, for a message
 
 Rows = Iterator[tuple[int, list[str]]]  # the number of a row's first line, and its fields
 
@@ -167,7 +171,8 @@ def image_columns(schema: Any) -> list[str]:
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
+        tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+        return any(test(kind) for test in (*tests, types.is_fixed_size_binary))
 
     return [
         field.name
@@ -199,6 +204,7 @@ def read_parquet(path: Path, columns: list[str]) -> "pd.DataFrame":
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows = file.read(columns)
+        rows.validate(full=True)  # texts that are no UTF-8
         plain = {name: rows[name] for name in columns}
         for name, cells in plain.items():
             if types.is_dictionary(cells.type):
@@ -307,7 +313,7 @@ def spelt(values: "pd.Series", where: str) -> "pd.Series":
             shown = repr(cell.tolist() if isinstance(cell, np.ndarray) else cell)[:60]
             raise UserError(
                 f"dataset: the {where} in row {row} is a {OTHER_NAMES.get(kind, kind)}, {shown}; "
-                "allowed: a text or a number"
+                "allowed: one text or number"
             )
         found.append(str(text))
     return pd.Series(found, values.index, dtype="str")

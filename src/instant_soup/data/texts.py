@@ -52,6 +52,8 @@ def describe_local(
             f"data.text: name the text column(s); the data has {columns} ({train[0].name})"
         )
     tables.check_columns(columns, text, "text", train[0].name)
+    if len({*text, label}) <= len(text):
+        raise UserError(f"data.text: {text} beside data.label: {label}; allowed: distinct columns")
     if "label" in text:
         raise UserError("data.text: a text column called label; allowed: another name")
     found = labels.read_labels(tables.read_files(train, label=[label]), label, "train")
