@@ -47,7 +47,7 @@ from instant_soup.models.clip import CONFIG, WEIGHTS
 from instant_soup.pipeline.plan import Params, check, plan
 from instant_soup.pipeline.stage_files import TrainStage
 from instant_soup.sparsity import masks, scores
-from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.masks import Cut, Mask
 from instant_soup.training import loop
 from instant_soup.training.run import Run
 from instant_soup.training.state import State, Weights
@@ -180,10 +180,11 @@ VARIANTS: dict[str, tuple[type[OnTheWay], dict[str, Any]]] = {
 class Soup(Bare):
     """A run that remembers the network's own magnitude mask at the last pruning."""
 
-    def prune(self, mask: Mask) -> None:
+    def prune(self, found: Mask | Cut) -> None:
+        mask = found.mask if isinstance(found, Cut) else found
         sizes = scores.magnitude_scores(self.weights)
         self.own = masks.keep_largest(sizes, masks.count(mask)[0])
-        super().prune(mask)
+        super().prune(found)
 
 
 class Distilled(Soup):

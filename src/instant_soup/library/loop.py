@@ -164,7 +164,7 @@ class Pruner:
             inner = FixedMask(run.mask) if at_once else self.method.pruner(run, self.target)
             self.inner: pruners.Pruner = inner
             if not tensors:
-                masks.apply(inner.mask, dict(run.model.named_parameters()))
+                run.take_to_model(inner.mask)
             inner.attach(dict(run.model.named_parameters()), run.optimizer, tensors)
 
     def _identity(self) -> dict[str, Any]:

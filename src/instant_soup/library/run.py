@@ -78,6 +78,11 @@ class LibraryRun(Run):
         return self.total / length if length else float("inf")
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def rows(self) -> int:
         """What a share of the data is drawn of: the batches."""
         return self.steps_per_epoch
@@ -172,6 +177,14 @@ class LoopRun(LibraryRun):
         self.gradients = {n: g.cpu() for n, g in pruner.gradients.items()}
         with own_random_numbers(self.model):
             yield
+
+    def take_to_model(self, mask: Mask) -> None:
+        """Have the model's prunable weights be the state's, pruned by a mask."""
+        parameters: Weights = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name in mask:
+                parameters[name].copy_(self.state.weights[name])
+        masks.apply(mask, parameters)
 
     def _moment(self, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
         """A moment of Adam's kind; other optimisers hold other things."""

@@ -18,7 +18,7 @@ from instant_soup.errors import UserError
 from instant_soup.library.loop import Pruner
 from instant_soup.library.run import Loss, choose
 from instant_soup.library.settings import AMethod, check_carried, check_sparsity, method_of
-from instant_soup.methods.base import AtStart, Throughout
+from instant_soup.methods.base import AtStart
 from instant_soup.methods.rounds import OnTheWay
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity import masks
@@ -133,7 +133,7 @@ class InstantSoupCallback(TrainerCallback):
     def _found(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """The pruner's state at a checkpoint of the Trainer's: its file, or the weights' zeros."""
         identity = {"method": self.method.name, "sparsity": self.sparsity, "steps": state.max_steps}
-        if isinstance(self.method, Throughout):
+        if self.method.remembers:
             file = _checkpoint(args, state) / KEPT
             if not file.exists():
                 raise UserError(

@@ -23,7 +23,7 @@ from instant_soup.errors import UserError
 
 if TYPE_CHECKING:
     from instant_soup.config.sections import Recipe
-    from instant_soup.sparsity.masks import Mask
+    from instant_soup.sparsity.masks import Cut, Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
@@ -68,6 +68,14 @@ class Method:
 
     def check(self, sparsity: float, epochs: float) -> None:
         """UserError where this sparsity or budget cannot be had; before any work."""
+
+    def check_size(self, weights: int) -> None:
+        """UserError where so many prunable weights are too many for it; before any work."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its pruner holds between two steps what the network's zeros do not tell."""
+        return False
 
     def wants_batches(self) -> bool:
         """Whether it asks a run for batches of its own, to look ahead or for their gradients."""
@@ -118,8 +126,8 @@ class AtStart(Method):
         """A score for each prunable weight; the largest of all matrices together stay."""
         raise TypeError(f"{type(self).__name__} has no scores")
 
-    def mask(self, run: "Run", sparsity: float) -> "Mask":
-        """The mask of exactly the wanted sparsity."""
+    def mask(self, run: "Run", sparsity: float) -> "Mask | Cut":
+        """The mask of exactly the wanted sparsity; a cut changes weights that stay."""
         from instant_soup.sparsity import scores
 
         return scores.best(self.scores(run), sparsity)
@@ -143,6 +151,11 @@ class Throughout(Method):
 
     A subclass has `pruner(run, sparsity)` and `settled(total)`, the step from which its mask stays.
     """
+
+    @property
+    def remembers(self) -> bool:
+        """A mask that moves, at least."""
+        return True
 
     def settled(self, total: int) -> int:
         """The step from which the mask stays: at the latest when a fifth of `total` is left."""

@@ -23,9 +23,10 @@ from instant_soup.training.schedule import cubic, steps_of
 
 if TYPE_CHECKING:
     from instant_soup.config.sections import Recipe
-    from instant_soup.sparsity.masks import Mask
+    from instant_soup.sparsity.masks import Cut, Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
 
 RATE = number(0.01, 1, high_too=False)
 RATE_OF = one_of("total", "remaining")
@@ -188,10 +189,10 @@ class OnTheWay(Method):
         """The kind of scores that its masks are of."""
         return "magnitude"
 
-    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask | Cut":
         """Round i's mask of exactly this sparsity, found on the run as it is now.
 
-        No round follows where it is `run.target`.
+        No round follows where it is `run.target`. A cut changes weights that stay.
         """
         raise TypeError(f"{type(self).__name__} does not say how it finds a round's mask")
 
@@ -201,6 +202,16 @@ class OnTheWay(Method):
         if self.schedule != CUBIC:
             return None
         return Ramp(self.prunes, self.first_cut, self.begin, self.end)
+
+    def gradients_at(self, ends: list[int]) -> list[int]:
+        """The steps whose dense gradients it looks at, where rounds end with these steps."""
+        return [end - 1 for end in ends] if self.wants_gradients else []
+
+    def gather(self, held: "Weights", gradients: "Weights") -> "Weights":
+        """What is kept of these steps' gradients, in `run.gradients`: the last ones."""
+        from instant_soup.training.pruner import latest
+
+        return latest(held, gradients)
 
     def sparsities(self, target: float) -> list[float]:
         """The sparsity after each round."""
@@ -294,8 +305,12 @@ class OnTheWay(Method):
         ends = self.ends(sparsity, run.total, self._epoch(run))
         self.check_ends(ends, run.total)
         for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
-            run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
+            self.train_round(run, i, end)
             self.prune_round(run, i, target)
+
+    def train_round(self, run: "Run", i: int, end: int) -> None:
+        """Train up to the end of round i."""
+        run.train(end, f"round {i}", keep_gradients=self.wants_gradients)
 
     def prune_round(self, run: "Run", i: int, target: float) -> None:
         """The end of round i: find its mask and take it."""
@@ -363,6 +378,7 @@ class OnTheWay(Method):
             ends,
             lambda i: self.find_mask(run, i, targets[i]),
             done=done,
-            keep_gradients=self.wants_gradients,
+            gradients_at=self.gradients_at(ends),
+            gather=self.gather,
             aside=run.aside,
         )

@@ -6,6 +6,7 @@ what is allowed.
 
 import difflib
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,27 @@ def resolve_model(model: str) -> BaseModel:
     # A folder may be called anything, also bert-base: what is local says so in every table.
     name = f"local:{folder.name}"
     return BaseModel(name, family, "local", path=str(folder), digest=digest(folder))
+
+
+def prunable_weights(model: BaseModel) -> int | None:
+    """How many weights of a model are prunable, by its files' headers; None where none are here."""
+    from safetensors import SafetensorError, safe_open
+
+    packaged = model.source == "packaged"
+    folder = packaged_folder(model.package, model.folder) if packaged else Path(model.path)
+    files = sorted(folder.glob("*.safetensors")) if packaged or model.path else []
+    tower = "visual." if model.family == "clip" else ""
+    count = 0
+    try:
+        for file in files:
+            with safe_open(file, framework="numpy") as opened:
+                for key in opened.keys():  # noqa: SIM118
+                    shape = opened.get_slice(key).get_shape()
+                    if key.startswith(tower) and in_block(key, shape):
+                        count += math.prod(shape)
+    except (OSError, SafetensorError):  # whoever loads the model says what is wrong
+        return None
+    return count or None
 
 
 def packaged_folder(package: str, folder: str) -> Path:

@@ -174,7 +174,7 @@ def _first_line(kind: type) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]  # oBERT
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from instant_soup.methods import registry
 from instant_soup.methods.base import Method
 from instant_soup.methods.isp import ISP
 from instant_soup.models.head import Head
-from instant_soup.models.known import family_of, resolve_model
+from instant_soup.models.known import BaseModel, family_of, prunable_weights, resolve_model
 from instant_soup.pipeline import code
 from instant_soup.pipeline.stage_files import (
     IDLE,
@@ -204,6 +204,18 @@ def check_rows(params: Params) -> list[float]:
     return sparsities
 
 
+def check_sizes(params: Params, model: BaseModel) -> None:
+    """UserError when the model, where its files are here, is too large for a row's settings."""
+    weights = prunable_weights(model)
+    if weights is None:
+        return
+    for row in params.rows:
+        try:
+            params.method(row).check_size(weights)
+        except UserError as error:
+            raise UserError(f"params.yaml: {error}") from None
+
+
 def variant(params: Params, name: str) -> str:
     """What a row's settings change from the preset, readable: "isp.combine=vote …"."""
     parts = []
@@ -238,6 +250,7 @@ def planned(raw: Any) -> dict[str, Planned]:
     data = resolve_data(top.dataset, params.family, params.data, model=top.model)
     model = resolve_model(top.model)
     sparsities = check_rows(params)
+    check_sizes(params, model)
     images = params.family == "clip"
     recipe = Recipe(
         **vars(params.training), seed=top.seed, metric=data.metric, flip=images and data.flip

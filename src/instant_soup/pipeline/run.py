@@ -74,6 +74,10 @@ class PipelineRun(Run):
         return budget(self.recipe)[0]
 
     @property
+    def device(self) -> torch.device:
+        return self.where
+
+    @property
     def rows(self) -> int:
         return workspace.training_rows()
 

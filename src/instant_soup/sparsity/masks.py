@@ -7,7 +7,7 @@ model's state dict and with its shape; True means kept.
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ FORMAT = "instant-soup-mask-1"
 NAN = "scores hold NaN: the training diverged"
 SAMPLE = 2**17  # scores that a threshold is estimated from
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+class Cut(NamedTuple):
+    """A mask, and what weights become with it: those that stay make up for those that go."""
+
+    mask: Mask
+    weights: dict[str, torch.Tensor]
 
 
 def count(mask: Mask) -> tuple[int, int]:

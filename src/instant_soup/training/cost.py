@@ -1,8 +1,10 @@
 """What training costs, in steps, FLOPs, seconds and memory (docs/method.md, Cost)."""
 
+import os
 import resource
 import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -35,3 +37,15 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
+
+
+def free_memory(where: torch.device) -> int:
+    """The bytes that can still be had on a device."""
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable"))
+        return 1024 * int(line.split()[1])
+    except (OSError, ValueError):  # no Linux: all that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -22,10 +22,17 @@ import torch
 from torch import nn
 
 from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.masks import Cut, Mask
 
 Tensors = dict[str, torch.Tensor]
 Parameters = dict[str, nn.Parameter]
+# What is kept of gradients: of what was kept before, and of a step's dense ones.
+Gather = Callable[[Tensors, Tensors], Tensors]
+
+
+def latest(held: Tensors, gradients: Tensors) -> Tensors:
+    """The last step's gradients, as they are."""
+    return {name: g.clone() for name, g in gradients.items()}
 
 
 class Pruner(Protocol):
@@ -59,10 +66,12 @@ class FixedMask:
     because masked gradients leave AdamW's update of a zero at zero.
     """
 
-    def __init__(self, mask: Mask, gradients_at: Iterable[int] = ()) -> None:
-        """`gradients_at`: steps whose dense gradients are kept, in `gradients`."""
+    def __init__(
+        self, mask: Mask, gradients_at: Iterable[int] = (), gather: Gather = latest
+    ) -> None:
+        """`gradients_at`: steps whose dense gradients `gather` keeps, in `gradients`."""
         self.mask = mask
-        self.gradients_at = frozenset(gradients_at)
+        self.gradients_at, self.gather = frozenset(gradients_at), gather
         self.gradients: Tensors = {}
         self.factors: Tensors = {}
         self._count()
@@ -96,7 +105,7 @@ class FixedMask:
         foreign loop do that). A matrix that the loss does not reach has no gradient.
         """
         if self.wants_gradients(step):
-            self.gradients = {n: g.clone() for n, g in (gradients or self._own_gradients()).items()}
+            self.gradients = self.gather(self.gradients, gradients or self._own_gradients())
         if gradients is None:
             self._mask_gradients()
 
@@ -107,15 +116,17 @@ class FixedMask:
         """The gradients that are kept; the state's zeros are the mask."""
         return {f"gradient.{name}": g for name, g in self.gradients.items()}
 
-    def move_to(self, mask: Mask) -> None:
+    def move_to(self, found: Mask | Cut) -> None:
         """Take another mask: what it prunes becomes zero, in the weights and the moments.
 
         Stale momentum would move pruned weights again at the next step.
         """
-        self.mask = mask
+        self.mask = mask = found.mask if isinstance(found, Cut) else found
         self._count()
         self._make_factors()
         with torch.no_grad():
+            for name, weight in found.weights.items() if isinstance(found, Cut) else ():
+                self.parameters[name].copy_(weight)
             masks.apply(mask, dict(self.parameters))
             for name, parameter in self.parameters.items():
                 for moment in self.optimizer.state.get(parameter, {}).values():
@@ -148,21 +159,22 @@ class FixedMask:
 class PrunesInRounds(FixedMask):
     """A mask that changes at the ends of rounds, within one training: for a foreign loop.
 
-    `find(i)` is round i's mask, found on the network as it is then. It is called within `aside`,
-    which brings the run to where the loop is.
+    `find(i)` is round i's mask, found on the network as it is then; or a cut, which changes weights
+    that stay. It is called within `aside`, which brings the run to where the loop is.
     """
 
     def __init__(
         self,
         mask: Mask,
         ends: list[int],
-        find: Callable[[int], Mask],
+        find: Callable[[int], Mask | Cut],
         *,
         done: int = 0,
-        keep_gradients: bool = False,
+        gradients_at: Iterable[int] = (),
+        gather: Gather = latest,
         aside: Callable[["PrunesInRounds"], AbstractContextManager] = nullcontext,
     ) -> None:
-        super().__init__(mask, [end - 1 for end in ends] if keep_gradients else ())
+        super().__init__(mask, gradients_at, gather)
         self.ends, self.find, self.done, self.aside = ends, find, done, aside
 
     @property
@@ -191,7 +203,7 @@ class PrunesInRounds(FixedMask):
     def _prune_when_due(self, steps_done: int) -> None:
         while not self.finished and self.ends[self.done] <= steps_done:
             with self.aside(self):
-                mask = self.find(self.done)
-            self.move_to(mask)
+                found = self.find(self.done)
+            self.move_to(found)
             self.done += 1
         self.gradients = {}

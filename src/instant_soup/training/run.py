@@ -11,9 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -21,7 +23,7 @@ from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.sparsity import masks
-from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.masks import Cut, Mask
 from instant_soup.training.checkpoints import Curve, Record, Store, digest
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
@@ -29,6 +31,7 @@ from instant_soup.training.pruner import FixedMask, Pruner
 from instant_soup.training.state import State, Weights
 
 AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]
+Found = TypeVar("Found", Mask, Cut, Mask | Cut)
 
 
 @dataclass
@@ -72,6 +75,11 @@ class Run(ABC):
         self.gradients: Weights = {}  # dense, of the last step of `train(keep_gradients=True)`
         self.at_work: tuple[nn.Module, Pruner] | None = None  # what is training now
         self.found: dict[str, Any] = {}  # what the result shall tell of a search
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network is."""
+        return torch.device("cpu")
 
     # What the pipeline's run and the library's do each in their own way.
 
@@ -211,10 +219,13 @@ class Run(ABC):
         """The curve's row of a network that was just pruned, before it trains on."""
         return None
 
-    def prune(self, mask: Mask) -> None:
-        """Take a mask: what it prunes becomes zero, moments too."""
-        self.origin = digest(self.origin, self.state.step, mask)
-        self.mask = mask
+    def prune(self, found: Mask | Cut) -> None:
+        """Take a mask: what it prunes becomes zero, moments too. A cut changes others as well."""
+        mask, *changed = found if isinstance(found, Cut) else (found,)
+        self.origin = digest(self.origin, self.state.step, mask, *changed)
+        self.mask, self.own_state = mask, self.own_state or bool(changed)
+        for name, weight in changed[0].items() if changed else ():
+            self.state.weights[name].copy_(weight)
         self.state.prune(mask)
 
     def moment(self) -> Moment:
@@ -268,8 +279,8 @@ class Run(ABC):
         """A training protocol that depends on the seed and the key."""
         return draw_protocol(self.recipe, rates, decays, subset, self.rows, (self.seed, *key))
 
-    def search(self, key: Any, find: Callable[..., Mask], *arguments: Any) -> Mask:
-        """The mask that `find(*arguments)` finds, or what an equal call has found; with its cost.
+    def search(self, key: Any, find: Callable[..., Found], *arguments: Any) -> Found:
+        """The mask or cut that `find(*arguments)` finds, or an equal call has found; with its cost.
 
         The seconds of finding are counted here; what it trains counts itself.
         """
@@ -277,25 +288,27 @@ class Run(ABC):
         with self._entry(*parts) as folder:
             if folder is not None and (folder / "cost.json").exists():
                 self.cost.add(read_json(folder / "cost.json"))
-                return masks.load(folder / "mask.safetensors")
+                return _load(folder)
             before, self.cost = self.cost, Cost()
             started = time.perf_counter()
             try:
-                mask = find(*arguments)
+                found = find(*arguments)
                 self.cost.seconds = time.perf_counter() - started
                 self.cost.peak_memory = peak_memory()
                 if folder is not None:
                     with new_folder(folder) as unfinished:
-                        masks.save(unfinished / "mask.safetensors", mask)
+                        _save(unfinished, found)
                         write_json(unfinished / "cost.json", asdict(self.cost))
             finally:
                 before.add(self.cost)
                 self.cost = before
-        return mask
+        return found
 
     @contextmanager
-    def losses(self, batches: int, passes: int) -> Iterator[tuple[Iterator[torch.Tensor], Weights]]:
-        """The training losses of the run's first batches, with their graphs; the parameters too.
+    def at_rest(
+        self, batches: int, passes: int, first: int = 0
+    ) -> Iterator[tuple[nn.Module, Iterator[Any]]]:
+        """The network as it is now, beside the run, and the run's batches from step `first` on.
 
         In fp32 and without dropout. `passes` is what is done with a batch, in forward passes: a
         gradient is three. Attention runs unfused: torch's fused kernels have no second derivative.
@@ -304,18 +317,26 @@ class Run(ABC):
         network = self.beside(self.state, self.recipe).eval()
         if hasattr(network, "set_attn_implementation"):
             network.set_attn_implementation("eager")  # type: ignore[operator]
-        named = dict(network.named_parameters())
-        parameters: Weights = {name: named[name].requires_grad_() for name in self.mask}
 
-        def each() -> Iterator[torch.Tensor]:
-            for batch in self.batches(0, batches):
+        def each() -> Iterator[Any]:
+            for batch in self.batches(first, first + batches):
                 flops = passes * sum(self.flops(network, batch))
                 self.cost.add({"flops": flops, "sparse_flops": flops})
-                yield self.loss(network, batch)
+                yield batch
 
         with sdpa_kernel(SDPBackend.MATH):
-            yield each(), parameters
+            yield network, each()
         network.train()
+
+    @contextmanager
+    def losses(
+        self, batches: int, passes: int, first: int = 0
+    ) -> Iterator[tuple[Iterator[torch.Tensor], Weights]]:
+        """The training losses of such batches, with their graphs; the parameters too."""
+        with self.at_rest(batches, passes, first) as (network, each):
+            named = dict(network.named_parameters())
+            parameters: Weights = {name: named[name].requires_grad_() for name in self.mask}
+            yield (self.loss(network, batch) for batch in each), parameters
 
     def _check_data(self) -> None:
         if "data" not in self.looks_at:
@@ -328,3 +349,17 @@ class Run(ABC):
         else:
             with self.store.entry(*parts) as folder:
                 yield folder
+
+
+def _save(folder: Path, found: Mask | Cut) -> None:
+    """Write what a search has found."""
+    mask, *changed = found if isinstance(found, Cut) else (found,)
+    masks.save(folder / "mask.safetensors", mask)
+    if changed:
+        save_file(changed[0], folder / "weights.safetensors")
+
+
+def _load(folder: Path) -> Any:
+    """What a search has found."""
+    mask, weights = masks.load(folder / "mask.safetensors"), folder / "weights.safetensors"
+    return Cut(mask, load_file(weights)) if weights.exists() else mask
