@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     arguments = parser.parse_args()
     where = loop.device()
-    model, _ = bert.load_pretrained(MINILM, hub=False)
+    model, _ = bert.load_pretrained(MINILM)
     model = model.to(where).eval()
     weights = {name: w.detach().cpu() for name, w in prunable(model).items()}
     names, rows, sizes = list(weights), [], []

@@ -53,7 +53,7 @@ def build(folder: Path, training: Training) -> Any:
     outputs = read_json(folder / "data/encoded/info.json")["outputs"]
     model = auto.AutoModelForSequenceClassification.from_pretrained(
         folder / "models/base", num_labels=outputs, local_files_only=True,
-        attn_implementation="eager",
+        attn_implementation="eager", trust_remote_code=False,
     )  # fmt: skip
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -23,7 +23,7 @@ def bert_folder(folder: Path, layers: int = 12, width: int = 768) -> Path:
     bert.transformers_auto()
     from transformers import BertConfig, BertModel
 
-    bert.save_tokenizer(MINILM, folder, hub=False)
+    bert.load_tokenizer(MINILM).save_pretrained(folder)
     sizes: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": layers,

@@ -21,7 +21,6 @@ from instant_soup.data.batches import load_split
 from instant_soup.models import base as models
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.workspace import ENCODED, START, load_start
-from instant_soup.sparsity import masks
 from instant_soup.training import loop
 from instant_soup.training.cost import peak_memory
 
@@ -52,7 +51,7 @@ def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
             data = load_split(ENCODED / "train.safetensors", loop.device())
             batch = data.rows(torch.arange(recipe.batch_size))
             model = build(state, recipe)
-            flops = 3 * sum(models.forward_flops(model, masks.count(mask)[1], batch))
+            flops = 3 * sum(models.forward_flops(model, mask, batch))
     peak = matmul_peak(precision)
     return {
         "shape": shape,

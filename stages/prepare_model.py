@@ -1,6 +1,5 @@
 """Pre-trained base model (packaged, hub, local or clip-glyph) → models/base, without a head."""
 
-from instant_soup.errors import UserError
 from instant_soup.files import new_folder, write_json
 from instant_soup.models import base as models
 from instant_soup.models.known import BaseModel
@@ -11,10 +10,6 @@ def main() -> None:
     model = BaseModel.read("models/plan/base.yaml")
     with new_folder("models/base") as folder:
         prunable = models.family_named(model.family).prepare_base(model, folder)
-        if not prunable:
-            raise UserError(
-                f"model: {model.name} has nothing prunable (no linear layers in blocks)"
-            )
         write_json(folder / "prunable.json", {n: list(w.shape) for n, w in prunable.items()})
     weights = sum(w.numel() for w in prunable.values())
     print(f"{model.name}: {len(prunable)} prunable matrices, {weights:,} weights")

@@ -375,7 +375,13 @@ def test_a_hub_dataset_comes_from_the_hubs_cache_or_is_refused(tmp_path: Path) -
         table["idx"] = np.arange(len(table), dtype=np.int32)
     place = tmp_path / "datasets/nyu-mll___glue/sst2/0.0.0/bcdcba79d07bc864"
     prepare_cache(place, {"train": train, "validation": held_out})
-    script = """
+    script = f"""
+import os
+os.chdir({str(tmp_path)!r})
+os.makedirs("nyu-mll/glue")  # stands in for nothing
+open("nyu-mll/glue/train.csv", "w").write("sentence,label\\nother,0\\n")
+"""
+    script += """
 import json
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.data.splits import read_splits

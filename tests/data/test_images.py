@@ -254,7 +254,8 @@ def test_a_hub_dataset_gives_the_same_as_an_image_folder(
     monkeypatch.setattr(datasets, "load_dataset", load)
     facts = {"source": "hub", "hub": ["some/pictures", ""], "label": "fine", "path": ""}
     assert same(read_splits(planned(Path(), image="picture", **facts)), prepared)
-    assert asked == [("some/pictures", None, "train"), ("some/pictures", None, "test")]
+    place = "hf://datasets/some/pictures"
+    assert asked == [(place, None, "train"), (place, None, "test")]
     with pytest.raises(UserError, match=r"no column 'img'; the data has \['picture', 'fine'\]"):
         read_splits(planned(Path(), image="img", **facts))
 

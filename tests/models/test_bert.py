@@ -1,5 +1,6 @@
 """The BERT family: what is prunable, what is refused as pre-trained, and what a step costs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from helpers import ROOT, new_classifier
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
 from instant_soup.models import bert, known, matrices
+from instant_soup.models.head import Head
 
 SOURCES = str(ROOT / "src")
 SMALL = {"vocab_size": 40, "max_position_embeddings": 40}
@@ -71,6 +73,11 @@ def family(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[str, Path]
     return request.param, folder
 
 
+def local(folder: Path) -> known.BaseModel:
+    """A model in a folder."""
+    return known.BaseModel("local", "bert", "local", path=str(folder))
+
+
 @pytest.fixture
 def own_bert(tiny_bert: Path, tmp_path: Path) -> Path:
     """A copy of the tiny BERT, to be broken."""
@@ -101,7 +108,7 @@ def test_a_model_without_blocks_has_nothing_prunable() -> None:
 
 def test_every_weight_of_the_checkpoint_arrives_and_only_the_head_is_new(family) -> None:
     _, folder = family
-    model, new = bert.load_pretrained(folder, hub=False)
+    model, new = bert.load_pretrained(folder)
     stored, loaded = load_file(folder / "model.safetensors"), model.state_dict()
     prefix = f"{model.base_model_prefix}."
     head = {name for name in loaded if not name.startswith(prefix)}
@@ -119,14 +126,14 @@ def test_a_checkpoint_without_a_pooler_is_welcome(own_bert: Path) -> None:
     left = {n: w for n, w in weights.items() if "pooler" not in n}
     assert len(left) == len(weights) - 2
     save_file(left, own_bert / "model.safetensors", metadata={"format": "pt"})
-    _, new = bert.load_pretrained(own_bert, hub=False)
+    _, new = bert.load_pretrained(own_bert)
     assert {"bert.pooler.dense.weight", "classifier.weight"} <= new
 
 
 def test_a_fine_tuned_classifier_is_welcome_as_a_base(tiny_bert: Path, tmp_path: Path) -> None:
     fine_tuned = new_classifier(tiny_bert, 3, 0)
     fine_tuned.save_pretrained(tmp_path)
-    model, new = bert.load_pretrained(tmp_path, hub=False)
+    model, new = bert.load_pretrained(tmp_path)
     assert new == set()
     assert torch.equal(model.state_dict()["classifier.weight"], fine_tuned.classifier.weight)
 
@@ -145,7 +152,7 @@ def test_a_checkpoint_that_lacks_an_encoder_weight_is_refused(own_bert: Path, pa
     del weights[lost]
     save_file(weights, own_bert / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 weights of its encoder") as caught:
-        bert.load_pretrained(own_bert, hub=False)
+        bert.load_pretrained(own_bert)
     assert part in str(caught.value)
 
 
@@ -153,7 +160,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(own_bert: P
     config = json.loads((own_bert / "config.json").read_text())
     (own_bert / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     with pytest.raises(UserError, match="own-bert"):
-        bert.load_pretrained(own_bert, hub=False)
+        bert.load_pretrained(own_bert)
 
 
 @pytest.mark.parametrize("damage", ["no weights", "cut weights", "no folder", "unknown type"])
@@ -168,7 +175,7 @@ def test_a_broken_model_folder_is_refused_in_one_line(own_bert: Path, damage: st
     else:
         (own_bert / "config.json").write_text('{"model_type": "no-such-thing"}')
     with pytest.raises(UserError, match="own-bert cannot be loaded") as caught:
-        bert.load_pretrained(own_bert, hub=False)
+        bert.load_pretrained(own_bert)
     assert "\n" not in str(caught.value)
 
 
@@ -184,7 +191,86 @@ def test_the_packaged_model_lies_in_its_wheel() -> None:
     assert (known.packaged_folder(model.package, model.folder) / "config.json").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_of_another_type_is_trained_in_fp32(own_bert: Path, tmp_path, dtype) -> None:
+    weights = load_file(own_bert / "model.safetensors")
+    narrow = {name: w.to(dtype) for name, w in weights.items()}
+    save_file(narrow, own_bert / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((own_bert / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (own_bert / "config.json").write_text(json.dumps(config))
+    bert.prepare_base(local(own_bert), tmp_path)
+    start = bert.start_weights(tmp_path, Head(outputs=2, seed=0))
+    model = bert.classifier(tmp_path, start, outputs=2)
+    for found in (load_file(tmp_path / "model.safetensors"), start, model.state_dict()):
+        assert {w.dtype for w in found.values()} == {torch.float32}
+    query = "encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(start[f"bert.{query}"], narrow[query].float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(own_bert: Path, tmp_path, value: float) -> None:
+    weights = load_file(own_bert / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][3] = value
+    save_file(weights, own_bert / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"layer\.1\.output\.dense\.bias holds NaN or infinity"):
+        bert.prepare_base(local(own_bert), tmp_path)
+
+
+def test_code_that_comes_with_a_checkpoint_never_runs(own_bert: Path, monkeypatch) -> None:
+    config = json.loads((own_bert / "config.json").read_text())
+    auto = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    config |= {"model_type": "own", "auto_map": auto}
+    (own_bert / "config.json").write_text(json.dumps(config))
+    (own_bert / "own.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    monkeypatch.chdir(own_bert)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="own-bert cannot be loaded: it asks to run code of its o"):
+        bert.load_pretrained(own_bert)
+    code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (own_bert / "tokenizer_config.json").write_text(json.dumps(code))
+    with contextlib.suppress(UserError):  # or it comes as a class that is known
+        bert.load_tokenizer(own_bert)
+    assert not (own_bert / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("config.json", "{", "cannot be read as JSON"),
+        ("config.json", "[]", "holds no settings"),
+        ("tokenizer.json", "{", "cannot be read as a tokenizer"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}', "cannot be read as a tokenizer"),
+        ("tokenizer.json", "", "cannot be read as a tokenizer"),
+    ],
+)
+def test_damaged_files_of_a_folder_are_refused_before_any_work(
+    own_bert: Path, file: str, content: str, reason: str
+) -> None:
+    (own_bert / file).write_text(content)
+    with pytest.raises(UserError, match=rf"{file}.*{reason}") as caught:
+        known.resolve_model(f"local:{own_bert}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"num_hidden_layers": None}])
+def test_settings_that_make_no_model_are_refused(own_bert: Path, change: dict) -> None:
+    config = json.loads((own_bert / "config.json").read_text())
+    (own_bert / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match="own-bert cannot be loaded: ") as caught:
+        bert.load_pretrained(own_bert)
+    assert "\n" not in str(caught.value)
+
+
 # The hub
+
+
+@pytest.mark.parametrize(
+    "path", ["./here", "/tmp/here", "~/here", "a/b/c", "..", "models/base/", ""]
+)
+def test_a_path_is_no_name_of_the_hub(path: str) -> None:
+    with pytest.raises(UserError, match="allowed: "):
+        known.resolve_model(f"hub:{path}")
 
 
 SCRIPT = """
@@ -195,11 +281,14 @@ from instant_soup.models import bert
 from instant_soup.models.matrices import prunable
 
 os.chdir(sys.argv[1])
-model, new = bert.load_pretrained("bert-base-uncased", hub=True)
-bert.save_tokenizer("bert-base-uncased", Path("."), hub=True)
+Path("bert-base-uncased").mkdir()  # stands in for nothing
+Path("bert-base-uncased/config.json").write_text("{}")
+folder = bert.downloaded("bert-base-uncased")
+model, new = bert.load_pretrained(folder)
+bert.load_tokenizer(folder).save_pretrained(".")
 print(sorted(new), len(prunable(model)), float(model.bert.pooler.dense.weight.sum()))
 try:
-    bert.load_pretrained("org/not-in-the-cache", hub=True)
+    bert.downloaded("org/not-in-the-cache")
 except UserError as error:
     print(error)
 """
@@ -317,9 +406,10 @@ def test_forward_flops_are_those_that_torch_counts(family, sequences: int, lengt
     _, folder = family
     model = new_classifier(folder, 3, 0)
     model.set_attn_implementation("eager")  # the counter does not see CPUs' fused attention
-    weights = sum(w.numel() for w in matrices.prunable(model).values())
-    batch = {"input_ids": torch.zeros(sequences, length)}
-    in_prunable, others = models.forward_flops(model, weights, batch)
+    found = matrices.prunable(model)
+    weights = sum(w.numel() for w in found.values())
+    batch = {"input_ids": torch.full((sequences, length), 5)}
+    in_prunable, others = models.forward_flops(model, found, batch)
     assert in_prunable == 2 * weights * sequences * length
     assert in_prunable + others == counted(model, sequences, length, backward=False)
 
@@ -331,6 +421,6 @@ def test_a_training_step_costs_three_forward_passes(family, frozen: bool) -> Non
     model.set_attn_implementation("eager")
     if frozen:  # saves no matrix product: the embeddings' norm still trains
         bert.freeze_tables(model)
-    weights = sum(w.numel() for w in matrices.prunable(model).values())
-    forward = sum(models.forward_flops(model, weights, {"input_ids": torch.zeros(4, 16)}))
+    found = matrices.prunable(model)
+    forward = sum(models.forward_flops(model, found, {"input_ids": torch.full((4, 16), 5)}))
     assert counted(model, 4, 16, backward=True) == 3 * forward

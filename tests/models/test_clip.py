@@ -210,9 +210,38 @@ def test_a_folder_that_asks_to_run_its_own_code_is_refused(tiny_clip: Path, tmp_
             load()
 
 
-def test_an_unknown_tag_is_refused():
-    with pytest.raises(UserError, match=r"ViT-B-32/nonsense cannot be loaded by open_clip"):
-        clip.load_pretrained(replace(MODELS["clip-vit-b32"], tag="nonsense"))
+@pytest.mark.parametrize("tag", ["nonsense", "weights.safetensors"])
+def test_an_unknown_tag_is_refused(tag: str, tmp_path: Path, monkeypatch):
+    """A file of this name, too, which open_clip would load."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / tag).touch()
+    with pytest.raises(
+        UserError, match=rf"ViT-B-32/{tag} cannot be .*no such tag; allowed: openai"
+    ):
+        clip.load_pretrained(replace(MODELS["clip-vit-b32"], tag=tag))
+
+
+def test_a_folder_does_not_stand_in_for_a_text_tower_of_the_hub(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roberta-base").mkdir()
+    with pytest.raises(UserError, match=r"hf_model_name: roberta-base is of the hub.*rename"):
+        clip.refuse_stand_ins({"text_cfg": {"hf_model_name": "roberta-base"}})
+
+
+def test_weights_of_another_type_are_trained_in_fp32_and_bad_ones_refused(
+    tiny_clip: Path, tmp_path: Path
+):
+    shutil.copytree(tiny_clip, tmp_path / "clip")
+    weights = {n: w.bfloat16() for n, w in load_file(tiny_clip / clip.WEIGHTS).items()}
+    save_file(weights, tmp_path / "clip" / clip.WEIGHTS)
+    (tmp_path / "base").mkdir()
+    clip.prepare_base(local(tmp_path / "clip"), tmp_path / "base")
+    kept = load_file(tmp_path / "base" / clip.WEIGHTS)
+    assert {w.dtype for w in kept.values()} == {torch.float32}
+    weights["visual.proj"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "clip" / clip.WEIGHTS)
+    with pytest.raises(UserError, match=r"visual\.proj holds NaN or infinity; allowed: "):
+        clip.prepare_base(local(tmp_path / "clip"), tmp_path / "base")
 
 
 SCRIPT = """
@@ -277,7 +306,8 @@ def test_vit_b32_comes_from_the_hubs_cache_with_its_own_activation(tmp_path: Pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found, activation, seen, trained, refused = done.stdout.splitlines()
+    share, found, activation, seen, trained, refused = done.stdout.splitlines()
+    assert share == "clip-vit-b32: 100.0% of the weights in its blocks are prunable"
     assert found == f"48 {12 * 12 * 768 * 768}"
     assert activation == "QuickGELU (224, 224)"
     assert seen == "0.4815 0.4578 0.4082 0.2686 0.2613 0.2758 bicubic"  # as OpenAI trained
@@ -336,14 +366,15 @@ def test_a_timm_tower_has_its_prunable_blocks_found_by_structure(tmp_path: Path)
 
 def test_forward_flops_are_those_that_torch_counts(base: Path, data: Images):
     model = clip.classifier(base, clip.start_weights(base, HEAD))
-    weights = sum(w.numel() for w in matrices.prunable(model).values())
+    found = matrices.prunable(model)
+    weights = sum(w.numel() for w in found.values())
     batch = data.rows(torch.arange(6))
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
         model(batch["images"])
-    in_prunable, others = models.forward_flops(model, weights, batch)
+    in_prunable, others = models.forward_flops(model, found, batch)
     assert in_prunable == 2 * weights * 6 * 17
     assert in_prunable + others == counter.get_total_flops()
 

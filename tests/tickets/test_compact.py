@@ -221,3 +221,11 @@ def test_the_header_says_what_it_is(saved: Path) -> None:
         header = file.metadata()
     assert (header["format"], header["dtype"]) == ("instant-soup-compact-1", "fp32")
     assert json.loads(header["shapes"]) == {"layer.0.w": [3, 7], "layer.1.w": [5]}
+
+
+def test_weights_that_share_memory_are_kept_by_each_name(tmp_path: Path) -> None:
+    weights, mask = pruned([(4, 4)], 0.5, 0)
+    table = torch.randn(6, 3)
+    weights |= {"tied": weights["norm.bias"], "table": table, "rows": table[1:4], "all": table[:]}
+    compact.save(tmp_path / "compact.safetensors", weights, mask)
+    assert_same_bits(compact.load(tmp_path / "compact.safetensors"), weights)

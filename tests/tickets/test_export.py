@@ -22,8 +22,10 @@ from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
 from instant_soup.methods import registry
+from instant_soup.models import base as models
 from instant_soup.models import torchvision_cpu
-from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.models.head import Head
+from instant_soup.models.known import MODELS, BaseModel, resolve_model
 from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.workspace import ENCODED
@@ -574,3 +576,27 @@ def test_a_folder_too_small_for_a_test_split_is_refused(texts: Path, tmp_path: P
     rows.to_csv(tmp_path / "train.csv", index=False)
     with pytest.raises(UserError, match="too few rows to cut a test split from"):
         evaluate.evaluate(texts, f"local:{tmp_path}")
+
+
+# A ticket as a base model
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_ticket_is_a_base_model_again(
+    text_run: Path, image_run: Path, tmp_path: Path, dtype: str
+) -> None:
+    for run, name, head in (
+        (text_run, "text", Head(outputs=3, seed=1)),
+        (image_run, "image", Head(classes=["a", "b"], templates=["{}"])),
+    ):
+        ticket, base = exported(run, tmp_path / name, dtype=dtype), tmp_path / f"{name}-base"
+        model = resolve_model(f"local:{ticket}")
+        base.mkdir()
+        known = models.family_named(model.family)
+        found = known.prepare_base(model, base)
+        assert found.keys() == masks.load(ticket / "mask.safetensors").keys()
+        start = known.start_weights(base, head)
+        network = known.classifier(base, start, outputs=3)
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+        kept = load_file(ticket / known.WEIGHTS)
+        assert all(torch.equal(start[n], kept[n].float()) for n in found)

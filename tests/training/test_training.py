@@ -24,6 +24,7 @@ from helpers import (
     new_classifier,
     prunable,
     random_texts,
+    steps_taken,
 )
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
@@ -344,8 +345,27 @@ def test_training_learns(fresh, train, data, tiny_bert) -> None:
 
 
 def test_a_loss_that_is_no_longer_finite_is_an_error(fresh, train) -> None:
-    with pytest.raises(UserError, match=r"test: the loss is nan: try a smaller learning rate"):
+    with pytest.raises(
+        UserError, match=r"test: the loss of step 2 is nan: try a smaller learning rate"
+    ):
         train(fresh, 4, learning_rate=1e30)
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite(
+    fresh, train, data, tiny_bert, monkeypatch
+) -> None:
+    taken = steps_taken(monkeypatch)
+    labels = data.labels.float()
+    labels[3] = float("inf")
+    rows = Texts(data.input_ids, data.token_type_ids, data.lengths, labels)
+    state = State(new_classifier(tiny_bert, 1, 0).state_dict())
+    with pytest.raises(UserError, match=r"loss of step (\d) is inf: ") as caught:
+        train(state, 10, rows=rows, learning_rate=1e-9)
+    number = int(str(caught.value).split("step ")[1][0])
+    assert len(taken) == number <= 5  # the row is met once in the five steps of an epoch
+    fresh.weights["bert.encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
+    with pytest.raises(UserError, match="step 1 is nan: nothing was trained before, so look for"):
+        train(fresh, 10)
 
 
 def test_the_loss_is_cross_entropy_for_classes_and_squared_error_for_numbers() -> None:
@@ -422,11 +442,10 @@ def test_the_cost_is_counted_batch_by_batch(tiny_bert, fresh, train, data) -> No
     fresh.prune(mask)
     cost = Cost(steps=2, flops=1.0)
     train(fresh, 7, mask, cost)
-    weights = sum(m.numel() for m in mask.values())
     model = new_classifier(tiny_bert, 2, 0)
     dense = sparse = 0.0
     for _, batch in batches.training_batches(data, RECIPE, 0, 7):
-        inside, outside = models.forward_flops(model, weights, batch)
+        inside, outside = models.forward_flops(model, mask, batch)
         dense += 3 * (inside + outside)
         sparse += 3 * (0.25 * inside + outside)
     assert cost.steps == 2 + 7

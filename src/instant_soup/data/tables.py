@@ -254,7 +254,8 @@ def read_hub(dataset: Dataset) -> list["pd.DataFrame"]:
     datasets.disable_progress_bars()
     try:
         splits = [
-            datasets.load_dataset(name, configuration or None, split=s)
+            # So named, a folder here that is called like the dataset does not stand in for it.
+            datasets.load_dataset(f"hf://datasets/{name}", configuration or None, split=s)
             for s in ("train", dataset.test)
         ]
     except Exception as error:  # the hub client raises a dozen kinds

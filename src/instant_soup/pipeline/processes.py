@@ -124,7 +124,12 @@ def duration(seconds: float) -> str:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint."""
+    """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint.
+
+    Standard input is closed: no library that a stage uses may take an answer from it.
+    """
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     try:
         main()
     except UserError as error:

@@ -120,7 +120,7 @@ class PipelineRun(Run):
         return loop.loss_of(loop.logits_of(network, batch), batch["labels"])
 
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
-        return models.forward_flops(network, masks.count(self.mask)[1], batch)
+        return models.forward_flops(network, self.mask, batch)
 
     def score(self, weights: Weights) -> float:
         started = time.perf_counter()

@@ -32,13 +32,24 @@ def cast(weights: Weights, dtype: str) -> Weights:
     return {n: w.to(wanted) if w.is_floating_point() else w for n, w in weights.items()}
 
 
+def apart(weights: Weights) -> Weights:
+    """Weights that share no memory, as tied ones do: safetensors refuses these."""
+    seen: set[int] = set()
+    found = {}
+    for name, w in weights.items():
+        memory = w.untyped_storage().data_ptr()
+        found[name] = w.clone() if memory in seen else w
+        seen.add(memory)
+    return found
+
+
 def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") -> None:
     """Write a checkpoint whose pruned weights are zero, its floats as `dtype`.
 
     UserError when a weight that the mask prunes is not zero: nothing but zeros is left out.
     """
     dense = cast(weights, dtype)
-    tensors = {name: w.contiguous() for name, w in dense.items() if name not in mask}
+    tensors = apart({name: w.contiguous() for name, w in dense.items() if name not in mask})
     for name, kept in mask.items():
         values = dense[name][kept]
         if values.count_nonzero() != dense[name].count_nonzero():

@@ -1,5 +1,7 @@
 """What a weight's name says: the layer it belongs to, and what kind of matrix of it it is."""
 
+NO_MAPS = ("bias", "embed", "position", "rel_pos", "a_log")
+
 
 def layer_of(name: str) -> str:
     """The block that a weight belongs to: its name up to the first number."""
@@ -20,6 +22,15 @@ def in_order(layer: str) -> tuple[str, int]:
     return (stack, int(number)) if number.isdigit() else (layer, 0)
 
 
+def is_map(name: str) -> bool:
+    """Whether a weight's name does not tell of a bias, a table, or a state space's decay.
+
+    Its own name counts, and its module's where that is all it has ("position_bias.weight").
+    """
+    own, module = [*reversed(name.lower().split(".")), ""][:2]
+    return not any(word in (module if own == "weight" else own) for word in NO_MAPS)
+
+
 def in_block(name: str, shape: list[int]) -> bool:
-    """Whether a checkpoint's tensor is, by name and shape, a weight matrix of a numbered block."""
-    return len(shape) == 2 and any(part.isdigit() for part in name.split("."))
+    """Whether a checkpoint's tensor is, by name and shape, a weight of a numbered block."""
+    return len(shape) > 1 and any(part.isdigit() for part in name.split(".")) and is_map(name)

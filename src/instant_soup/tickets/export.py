@@ -48,7 +48,9 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
     with new_folder(folder) as unfinished:
         write = _write_images if data.image else _write_texts
         weights, task = write(unfinished, trained, data, dtype)
-        weights = {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
+        weights = compact.apart(
+            {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
+        )
         save_file(weights, unfinished / models.family(BASE).WEIGHTS, metadata={"format": "pt"})
         ticket = {**_identity(result, data), **task, "dtype": dtype}
         write_ticket(unfinished, weights, mask, ticket)
@@ -89,8 +91,6 @@ def _write_texts(
 ) -> tuple[Weights, dict[str, Any]]:
     """Configuration and tokenizer; the weights, and what ticket.json says of texts."""
     auto = bert.transformers_auto()
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
-
     classes = data.labels
     config = bert.configuration(BASE, max(1, len(classes)))
     config.architectures = [auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
@@ -100,7 +100,7 @@ def _write_texts(
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
     config.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
+    tokenizer = bert.load_tokenizer(BASE)
     # So that truncation=True cuts where training and test did.
     max_length = EncodeStage.read(PLAN / "encode.yaml").max_length
     assert max_length is not None  # the plan has it for texts

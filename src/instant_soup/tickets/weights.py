@@ -103,7 +103,11 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
         for file in files:
             weights = load_file(file)
             masks.apply({name: kept for name, kept in mask.items() if name in weights}, weights)
-            save_file(weights, unfinished / file.name, metadata=header(file) or {"format": "pt"})
+            save_file(
+                compact.apart(weights),
+                unfinished / file.name,
+                metadata=header(file) or {"format": "pt"},
+            )
         masks.save(unfinished / MASK, mask)
         set_usual_permissions(unfinished)
     return mask

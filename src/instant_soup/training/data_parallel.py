@@ -162,5 +162,6 @@ def _run_member(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ctrl-C: the first process kills this one
     Path(meeting_point).with_name(f"loaded-{number}").touch()
     _join(number, processes, kind, meeting_point)
-    work(*arguments)
+    with contextlib.suppress(UserError):  # the first process meets it, too, and says so
+        work(*arguments)
     _leave()

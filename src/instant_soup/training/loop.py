@@ -22,8 +22,9 @@ from tqdm import tqdm
 from instant_soup.config.sections import Recipe
 from instant_soup.data.batches import Split, evaluation_batches, to_device, training_batches
 from instant_soup.errors import UserError
-from instant_soup.models import base as models
-from instant_soup.sparsity.masks import Mask, count
+from instant_soup.models.forward import forward_flops
+from instant_soup.models.forward import logits_of as logits_of
+from instant_soup.sparsity.masks import Mask
 from instant_soup.training import data_parallel
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.pruner import FixedMask, Pruner
@@ -31,6 +32,7 @@ from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
 
 Batch = dict[str, torch.Tensor]
+UNSEEN = 5  # steps on a GPU after which losses are looked at
 
 
 def device() -> torch.device:
@@ -99,15 +101,6 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels)
 
 
-def logits_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The classifier's outputs (rows × outputs) for a batch."""
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    if "token_type_ids" in inputs and getattr(model.config, "type_vocab_size", 0) < 2:
-        del inputs["token_type_ids"]
-    outputs = model(**inputs)
-    return getattr(outputs, "logits", outputs)
-
-
 def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.ndarray, np.ndarray]:
     """Kind of task, predictions and labels of a split, as `metrics.scores` takes them."""
     model.eval()
@@ -157,13 +150,12 @@ def train(
     # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
     if data.labels.device.type == "cpu" and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # type: ignore[operator]
-    prunable = count(pruner.mask)[1]
 
     def loss(batch: Batch) -> torch.Tensor:
         return loss_of(logits_of(model, batch), batch["labels"])
 
     def flops(batch: Batch) -> tuple[float, float]:
-        of_share = models.forward_flops(model, prunable, batch)
+        of_share = forward_flops(model, pruner.mask, batch)
         return of_share[0] * data_parallel.size(), of_share[1] * data_parallel.size()
 
     batches: Iterable[tuple[int, Batch]] = training_batches(data, recipe, state.step, last)
@@ -174,6 +166,19 @@ def train(
         model, state, pruner, batches, loss, flops, recipe, cost,
         last=last, total=total, label=label, after_step=after_step,
     )  # fmt: skip
+
+
+def _likely_causes(at_first: bool, recipe: Recipe) -> str:
+    """Why a loss may not be finite, in the first step and later."""
+    if at_first:
+        return (
+            "nothing was trained before, so look for labels or inputs that are no finite numbers, "
+            "and for weights that are too large"
+        )
+    return (
+        f"try a smaller learning rate (it is {recipe.learning_rate:g}), a warm-up, a smaller "
+        f"clip_norm ({recipe.clip_norm:g}), and look for labels that are far too large"
+    )
 
 
 def _train_beside(
@@ -218,7 +223,8 @@ def take_steps(
     device. `pruner` keeps it sparse (pruner.py); a mask stands for `FixedMask`. `flops_of_batch`
     gives a forward pass's FLOPs in prunable matrices and elsewhere. `after_step(steps done, loss,
     snapshot)` is called after each step; `snapshot()` is the state at that point.
-    UserError when the loss is no longer finite.
+    UserError when a loss is not finite, at the latest UNSEEN steps later and before any state is
+    taken.
     """
     pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
     where = next(model.parameters()).device
@@ -234,7 +240,21 @@ def take_steps(
         return state
     warmup = round(recipe.warmup * total) if total else 0
 
+    recent: list[torch.Tensor] = []  # losses not looked at yet: to look is to wait for a GPU
+
+    def check() -> None:
+        finite = [] if not recent else torch.stack(recent).isfinite().tolist()
+        if not all(finite):
+            number = finite.index(False)
+            failed = step + 1 - len(recent) + number
+            raise UserError(
+                f"{label}: the loss of step {failed + 1} is {recent[number].item()}: "
+                + _likely_causes(failed == first, recipe)
+            )
+        recent.clear()
+
     def snapshot() -> State:
+        check()
         return state_of(model, optimizer, step + 1, pruner.tensors())
 
     interval = 0.2 if sys.stderr.isatty() else 30.0
@@ -256,6 +276,9 @@ def take_steps(
         if data_parallel.size() > 1:
             loss = loss.detach()
             data_parallel.average([loss, *(p.grad for p in trainable if p.grad is not None)])
+        recent.append(loss.detach().float().reshape(()))
+        if where.type == "cpu" or len(recent) == UNSEEN:
+            check()
         kept, prunable = pruner.kept, pruner.prunable
         pruner.after_backward(step)
         nn.utils.clip_grad_norm_(trainable, recipe.clip_norm)
@@ -271,8 +294,7 @@ def take_steps(
         if after_step is not None:
             after_step(step + 1, loss, snapshot)
         mark = time.perf_counter()
-    if not torch.isfinite(loss):
-        raise UserError(f"{label}: the loss is {loss.item()}: try a smaller learning rate")
+    check()
     cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
     cost.peak_memory = max(cost.peak_memory, peak_memory())
     return snapshot()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.sparsity import masks
+from instant_soup.sparsity.compact import apart as apart
 from instant_soup.sparsity.masks import Mask
 
 Weights = dict[str, torch.Tensor]
@@ -59,16 +60,6 @@ def write_state(folder: Path, state: State) -> None:
     if state.of_pruner:
         save_file(state.of_pruner, folder / "pruner.safetensors")
     write_json(folder / "progress.json", {"step": state.step})
-
-
-def apart(weights: Weights) -> Weights:
-    """Weights that share no memory, as tied ones do: safetensors refuses these."""
-    seen: set[int] = set()
-    found = {}
-    for name, w in weights.items():
-        found[name] = w.clone() if w.data_ptr() in seen else w
-        seen.add(w.data_ptr())
-    return found
 
 
 def load_state(folder: str | Path, moments: bool = True) -> State:

@@ -1,0 +1,116 @@
+"""A classifier's forward pass: its logits for a batch, and what they cost, as torch counts it."""
+
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from instant_soup.models.matrices import Weights
+
+Batch = dict[str, torch.Tensor]
+
+# Matrix products that torch's counter does not know: experts of a mixture, side by side.
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+# What a pass costs depends on the architecture and its inputs' shapes: it is counted once.
+_counted: dict[tuple, tuple[float, float]] = {}
+_architectures: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+    """The classifier's outputs (rows × outputs) for a batch."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if "token_type_ids" in inputs and getattr(model.config, "type_vocab_size", 0) < 2:
+        del inputs["token_type_ids"]
+    outputs = model(**inputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def forward_flops(model: nn.Module, prunable: Iterable[str], batch: Batch) -> tuple[float, float]:
+    """FLOPs of one forward pass of a batch: those of products with prunable weights, all others.
+
+    Counted as torch.utils.flop_counter does, a multiply-add as two: matrix products, convolutions
+    and attention; norms, activations and look-ups are left out. A weight that several layers share
+    counts in each of them. One row and two rows are passed through, once for each shape of inputs;
+    a training step costs three times a forward pass.
+    """
+    rows = len(next(iter(batch.values())))
+    one = _flops_of(model, prunable, batch, 1)
+    if rows == 1:
+        return one
+    two = _flops_of(model, prunable, batch, 2)
+    inside, others = (a + (rows - 1) * (b - a) for a, b in zip(one, two, strict=True))
+    return inside, others
+
+
+def _flops_of(
+    model: nn.Module, prunable: Iterable[str], batch: Batch, rows: int
+) -> tuple[float, float]:
+    if model not in _architectures:
+        shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+        _architectures[model] = f"{type(model)} {getattr(model, 'config', '')} {shapes}"
+    shape = tuple((name, tuple(rest.shape[1:])) for name, rest in batch.items())
+    key = (_architectures[model], frozenset(prunable), shape, rows)
+    if key not in _counted:
+        first = {name: part[:rows] for name, part in batch.items()}
+        parameters, training = dict(model.named_parameters()), model.training
+        counter = CountFlops({name: parameters[name] for name in prunable})
+        model.eval()
+        # Fused attention on a CPU is not among the products that torch counts.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            logits_of(model, first)
+        model.train(training)
+        _counted[key] = (counter.within, counter.elsewhere)
+    return _counted[key]
+
+
+class CountFlops(TorchDispatchMode):
+    """Within this, `within` counts FLOPs of products with some weights, `elsewhere` all others.
+
+    A weight is known again in its views, and in what is made of it alone (a cast, a transposed
+    copy, the matrices of some experts). The formulas are those of torch's FlopCounterMode, which
+    tells modules apart and not weights.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.within = self.elsewhere = 0.0
+        self._held = list(weights.values())  # whose memory, while held, is nobody else's
+        self._known = {_place(weight) for weight in self._held}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        kind = getattr(func, "_overloadpacket", func)
+        grouped = getattr(kind, "__name__", "") in GROUPED
+        if kind not in flop_registry and not grouped and hasattr(func, "decompose"):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        ours = [_place(t) in self._known for t in given if t.is_floating_point()]
+        if kind in flop_registry or grouped:
+            flops = (
+                2.0 * out.numel() * args[0].shape[-1]  # each row meets one of the matrices
+                if grouped
+                else float(flop_registry[kind](*args, **kwargs, out_val=out))
+            )
+            self.within += flops if any(ours) else 0
+            self.elsewhere += 0 if any(ours) else flops
+        elif ours and all(ours) and isinstance(out, torch.Tensor):
+            self._held.append(out)
+            self._known.add(_place(out))
+        return out
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Where a tensor's memory begins, whichever part of it the tensor is."""
+    return tensor.untyped_storage().data_ptr()
