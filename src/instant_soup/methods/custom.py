@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.errors import UserError
+from instant_soup.methods.budgets import Budgeted
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ Criterion = Callable[["Weights", "Weights", "State"], "Weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Custom(OnTheWay):
+class Custom(Budgeted, OnTheWay):
     """Rounds by the scores of a function: of what is left, the largest stay.
 
     `criterion(weights, gradients, state)`: the prunable weights, their gradients in the round's
@@ -44,4 +45,6 @@ class Custom(OnTheWay):
                 "for each weight"
             )
         floats = {name: scores[name].detach().cpu().float() for name in weights}
+        if self.budget != "global":
+            return self.best(run, floats, sparsity)
         return masks.keep_largest(floats, masks.keep_count(floats, sparsity), priority=run.mask)

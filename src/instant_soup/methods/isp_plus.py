@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
+from instant_soup.methods.budgets import Budgeted
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class IspPlus(OnTheWay):
+class IspPlus(Budgeted, OnTheWay):
     """Train t · (i + 1) steps, prune by w² · v to the round's sparsity, go on."""
 
     name: ClassVar[str] = "isp_plus"
@@ -35,4 +36,4 @@ class IspPlus(OnTheWay):
         from instant_soup.sparsity import scores
 
         worth = scores.scores_of("fisher", run.weights, run.state.second_moments)
-        return scores.best(worth, sparsity)
+        return self.best(run, worth, sparsity)

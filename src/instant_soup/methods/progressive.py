@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
+from instant_soup.methods.budgets import Budgeted
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Progressive(OnTheWay):
+class Progressive(Budgeted, OnTheWay):
     """Train t · (i + 1) steps, prune by magnitude to the round's sparsity, go on."""
 
     name: ClassVar[str] = "progressive"
@@ -23,6 +24,6 @@ class Progressive(OnTheWay):
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own magnitude mask."""
-        from instant_soup.sparsity import scores
+        from instant_soup.sparsity.scores import magnitude_scores
 
-        return scores.magnitude(run.weights, sparsity)
+        return self.best(run, magnitude_scores(run.weights), sparsity, squared=False)

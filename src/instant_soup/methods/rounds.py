@@ -246,7 +246,8 @@ class OnTheWay(Method):
         found = dict.fromkeys(OF_CUBIC, f"schedule: {CUBIC}")
         if self.schedule == CUBIC:
             found = dict.fromkeys(OF_ROUNDS, "schedule: rounds")
-        return found | ({"lowest_rate": "cycles: 2 or more"} if self.cycles == 1 else {})
+        found |= {"lowest_rate": "cycles: 2 or more"} if self.cycles == 1 else {}
+        return super().idle() | found
 
     def share(self, target: float, epochs: float) -> float:
         """The share of the budget that goes by until the last round has pruned."""

@@ -16,7 +16,7 @@ class OnBatches(AtStart):
     """A criterion that looks at gradients on some batches of the pre-trained network."""
 
     batches: int = setting(
-        "snip, grasp, grasp_absolute: batches that gradients are taken of",
+        "batches that gradients are taken of",
         integer(1),
         section="criteria",
         paper=8,

@@ -41,6 +41,7 @@ ABOVE_METHODS = """\
 """
 OF_SECTIONS = {
     "isp": "Instant Soup's rounds; every row that prunes on the way has its schedule",
+    "budgets": "layer budgets: of rows with a setting `budget`",
     "criteria": "criteria that look at the pre-trained network",
     "imp": "iterative magnitude pruning: the lottery tickets",
     "model_soup": "dense soups",

@@ -1,6 +1,7 @@
 """Gradients of the training loss over some batches, and products with its Hessian."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,13 +16,21 @@ HESSIAN_PRODUCT = 9
 
 def mean_gradient(run: "Run", batches: int) -> "Weights":
     """The mean loss's gradient over some batches, for each prunable weight; on the CPU."""
+    return _mean(run, batches, lambda gradients: gradients)
+
+
+def mean_squared_gradient(run: "Run", batches: int) -> "Weights":
+    """The mean of some batches' squared gradients, for each prunable weight; on the CPU."""
+    return _mean(run, batches, lambda gradients: torch._foreach_mul(gradients, gradients))
+
+
+def _mean(run: "Run", batches: int, of: Callable[[Any], Any]) -> "Weights":
     with run.losses(batches, GRADIENT) as (losses, parameters):
         every = list(parameters.values())
         total = [torch.zeros_like(p) for p in every]
         for loss in losses:
-            torch._foreach_add_(
-                total, list(torch.autograd.grad(loss, every, materialize_grads=True))
-            )
+            gradients = list(torch.autograd.grad(loss, every, materialize_grads=True))
+            torch._foreach_add_(total, of(gradients))
         torch._foreach_div_(total, batches)
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}
 

@@ -1,0 +1,31 @@
+"""LAMP (Lee et al. 2021): layer-adaptive scores, so that one ranking starves no matrix."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.methods.base import register
+from instant_soup.methods.budgets import ByScore, lamp_mask
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class LAMP(ByScore):
+    """A weight's square by the sum of all that are no smaller in its matrix; the largest stay.
+
+    The largest weight of a matrix has 1: every matrix keeps something. Fisher scores may stand in
+    for squares, as both tell what a weight is worth.
+    """
+
+    name: ClassVar[str] = "lamp"
+    title: ClassVar[str] = "LAMP"
+    order: ClassVar[float] = 24
+    source: ClassVar[str] = "Lee et al. 2021, arXiv 2010.07611"
+    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", "2")
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
+        """The mask of exactly the sparsity."""
+        return lamp_mask(run, self.scores(run), sparsity, squared=self.score != "magnitude")
