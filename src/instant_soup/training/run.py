@@ -177,8 +177,11 @@ class Run(ABC):
         recipe: Recipe | None = None,
         keep_gradients: bool = False,
         keep: bool = True,
+        total: int | None = None,
     ) -> None:
         """Train up to step `last` of the budget, under the run's mask or by a pruner.
+
+        The rate falls to zero at the budget's end, or at step `total`.
 
         `key` says what the pruner's doings depend on. The training is recorded in the store: an
         equal call goes on from there; with `keep` it stays there when it is finished. With
@@ -189,7 +192,8 @@ class Run(ABC):
         if pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
         by = None if key is None else [key, self.code]
-        ends = first, last, self.total
+        until = self.total if total is None else total
+        ends = first, last, until
         # An entry that is forgotten when it is finished is none of those that are kept.
         parts = ["train", self.origin, *ends, asdict(own), by, keep, keep_gradients]
         with self._entry(*parts) as folder:
@@ -202,7 +206,7 @@ class Run(ABC):
             with record.going():
                 self.state = self.take(
                     network, state, pruner, own, cost,
-                    last=last, total=self.total, label=label, after_step=record.after_step,
+                    last=last, total=until, label=label, after_step=record.after_step,
                 )  # fmt: skip
             if keep_gradients and last > first:
                 self.gradients = {n: g.cpu() for n, g in getattr(pruner, "gradients", {}).items()}

@@ -1,0 +1,117 @@
+"""Sparse Model Soups (Zimmer, Spiegel & Pokutta 2024): the last phase trained several times, mixed.
+
+After the last prune several copies of the network train on, from the same weights and under the
+same mask, each with a rate, weight decay and data order of its own. The ticket is the mean of their
+weights: what the mask prunes is zero in all of them, and stays zero. The paper does so after every
+prune; here it is done once, after the last one, on top of the masks of ISP+ or of progressive
+pruning.
+
+Copies that take all the steps that are left cost several last phases, to be set beside LTH; copies
+that share these steps out cost one, as any other row.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import integer, one_of, setting, span
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Method, register
+from instant_soup.methods.rounds import OnTheWay
+from instant_soup.methods.soups import uniform_soup
+from instant_soup.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from instant_soup.config.sections import Recipe
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+COPIES = 2000  # keeps the copies' draws apart from those of dense soups and of ISP's rounds
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SparseSoup(OnTheWay):
+    """Prune on the way; train the rest of the budget `copies` times; average."""
+
+    name: ClassVar[str] = "sparse_soup"
+    title: ClassVar[str] = "Sparse Model Soup"
+    order: ClassVar[float] = 85
+    source: ClassVar[str] = "Zimmer et al. 2024, arXiv 2306.16788"
+    style: ClassVar[tuple[str, str] | None] = ("#B8860B", "p")
+
+    ranking: str = setting(
+        "fisher (ISP+'s masks) | magnitude (progressive pruning's)",
+        one_of("fisher", "magnitude"),
+        default="fisher",
+    )
+    copies: int = setting("networks that are trained after the last prune", integer(2), default=3)
+    last_phase: str = setting(
+        "whole (each copy takes all steps that are left) | shared (they share them out)",
+        one_of("whole", "shared"),
+        default="whole",
+    )
+    learning_rate_range: list[float] = setting(
+        "a copy's factor on learning_rate, drawn log-uniformly",
+        span(0, low_too=False),
+        default=[0.5, 2.0],
+    )
+    weight_decay_range: list[float] = setting(
+        "a copy's weight decay, drawn uniformly", span(0, low_too=True), default=[0.0, 0.1]
+    )
+
+    @property
+    def ranks_by(self) -> str:
+        """The kind of scores that its masks are of."""
+        return self.ranking
+
+    def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
+        """The network's own mask: by w² · v, or by |w|."""
+        from instant_soup.sparsity import scores
+
+        worth = scores.scores_of(self.ranking, run.weights, run.state.second_moments)
+        return scores.best(worth, sparsity)
+
+    def find(self, run: "Run", sparsity: float) -> None:
+        """All rounds; then the copies and their mean. Nothing is left to train."""
+        rounds_end = self.ends(sparsity, run.total, self._epoch(run))[-1]
+        last = self.last_step(rounds_end, run.total)  # what cannot be is refused before any work
+        super().find(run, sparsity)
+        start, trained = run.moment(), []
+        for n in range(self.copies):
+            protocol = run.draw_protocol(
+                self.learning_rate_range, self.weight_decay_range, 1.0, n, COPIES
+            )
+            recipe = going_on(protocol.applied_to(run.recipe), start.state.step, run.total, last)
+            run.train(last, f"copy {n}", recipe=recipe, total=last)
+            trained.append({name: w.clone() for name, w in run.state.weights.items()})
+            run.go_back(start)
+        run.state.weights = uniform_soup(trained)
+        run.state.step = run.total
+        run.moved("the mean of copies")
+
+    def last_step(self, step: int, total: int) -> int:
+        """The step at which a copy is trained, where the rounds end at `step`.
+
+        UserError where the copies have not a step each.
+        """
+        left = (total - step) // (self.copies if self.last_phase == "shared" else 1)
+        if left < 1:
+            raise UserError(
+                f"sparse_soup.copies: {self.copies} cannot share the {total - step} steps that the "
+                f"rounds leave of {total}; allowed: at most {total - step}"
+            )
+        return step + left
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """None: the copies train the last phase several times."""
+        return Method.pruner(self, run, sparsity)
+
+
+def going_on(recipe: "Recipe", step: int, total: int, last: int) -> "Recipe":
+    """The recipe whose rate is at `step` what `recipe`'s is there, and falls to zero at `last`."""
+    warmup = round(recipe.warmup * total)
+    rate = learning_rate(
+        step, total, recipe.learning_rate, warmup, recipe.cycles, recipe.lowest_rate
+    )
+    return replace(recipe, learning_rate=rate * last / (last - step), warmup=0.0, cycles=1)
