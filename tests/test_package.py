@@ -21,10 +21,19 @@ def run(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["prune", "Pruned", "InstantSoupCallback"])
+@pytest.mark.parametrize("name", ["prune", "Pruned", "Pruner", "InstantSoupCallback"])
 def test_the_public_names_are_there(name: str) -> None:
     assert name in instant_soup.__all__ and name in dir(instant_soup)
     assert getattr(instant_soup, name).__name__ == name
+
+
+def test_dir_shows_what_the_package_offers_and_nothing_else() -> None:
+    assert set(dir(instant_soup)) == set(instant_soup.__all__)
+
+
+def test_what_imports_torchvision_can_be_imported_after_the_package() -> None:
+    """In the project's own environment, where torch may be a build for CPUs."""
+    run("import instant_soup, timm, transformers.trainer, torchvision.transforms")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -4,9 +4,14 @@
 of one's own, `instant_soup.InstantSoupCallback` in a `transformers.Trainer`. Nothing is imported
 here before it is asked for: the pipeline runs dozens of short processes, and each pays only for
 what it uses.
+
+Where PyPI's torchvision stands beside a CPU build of torch, it and what imports it (timm,
+open_clip, the Trainer) can be imported after this package (models/torchvision_cpu.py).
 """
 
 import importlib
+import sys
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,4 +39,19 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted(__all__)
+
+
+class _BeforeTorchvision(MetaPathFinder):
+    """Asked by Python where torchvision is, mends it first; whoever else knows then answers."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            from instant_soup.models.torchvision_cpu import declare_missing_operators
+
+            declare_missing_operators()
+
+
+if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
+    sys.meta_path.insert(0, _BeforeTorchvision())

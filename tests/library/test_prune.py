@@ -17,6 +17,7 @@ from torch.nn import functional
 import instant_soup
 from helpers import PRUNE_SETTINGS, loader, loss, new_classifier, perceptron, products
 from instant_soup.errors import UserError
+from instant_soup.library import model as model_of
 from instant_soup.library import run, settings
 from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.isp import ISP
@@ -137,6 +138,40 @@ def test_a_stopped_call_goes_on_to_the_very_same_result(
     assert not list(tmp_path.rglob("*"))  # a finished run is not gone on with
 
 
+@pytest.mark.parametrize("step", [2, 15, 23])
+def test_a_call_that_an_error_stops_goes_on_from_the_step_before(
+    tmp_path: Path, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest after the last round, too."""
+    own = with_changes({"method": "isp_plus"})
+    taken = 0
+
+    def fails(model: nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == step + 1:
+            raise Stopped
+        return loss(model, batch)
+
+    whole = instant_soup.prune(perceptron(), loader(), loss, **own)
+    with pytest.raises(Stopped):
+        instant_soup.prune(perceptron(), loader(), fails, checkpoint=tmp_path, **own)
+    resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
+    assert f"continuing from the checkpoint at step {step}" in capsys.readouterr().out
+    assert_same(whole, resumed)
+
+
+def test_a_training_that_diverged_is_not_kept(tmp_path: Path) -> None:
+    own = with_changes({"method": "one_shot"})
+
+    def diverges(model: nn.Module, batch: Any) -> torch.Tensor:
+        return loss(model, batch) * float("nan")
+
+    with pytest.raises(UserError, match="the loss is nan"):
+        instant_soup.prune(perceptron(), loader(), diverges, checkpoint=tmp_path, **own)
+    assert not list(tmp_path.rglob("progress.json"))
+
+
 @pytest.mark.parametrize(("seed", "rate"), [(0, 1e-3), (1, 3e-3)])
 def test_a_checkpoint_of_other_settings_or_weights_is_not_taken_up(
     tmp_path: Path, seed: int, rate: float
@@ -193,7 +228,7 @@ def test_without_denoisers_it_is_progressive_pruning_and_one_round_one_shot() ->
     once = {"compression_rate": 0.9, "mask_finding": 0.0}
     isp = instant_soup.prune(perceptron(), loader(), loss, denoisers=0, **own, **once)
     assert_same(isp, instant_soup.prune(perceptron(), loader(), loss, method="one_shot", **own))
-    matrices = {n: p.detach() for n, p in run.choose(perceptron()).items()}
+    matrices = {n: p.detach() for n, p in model_of.choose(perceptron()).items()}
     expected = scores.magnitude(matrices, 0.6)
     assert all(torch.equal(isp.mask[n], kept) for n, kept in expected.items())
 
@@ -220,7 +255,7 @@ def test_fisher_prunes_to_the_weight_and_otherwise_than_magnitude(denoisers: int
 
 def test_fisher_of_frozen_matrices_is_refused() -> None:
     model = perceptron()
-    name = next(iter(run.choose(model)))
+    name = next(iter(model_of.choose(model)))
     model.get_parameter(name).requires_grad_(False)
     with pytest.raises(UserError, match=f"{name} has none"):
         instant_soup.prune(model, loader(), loss, **{**PRUNE_SETTINGS, "score": "fisher"})
@@ -261,8 +296,43 @@ def test_every_method_prunes_to_the_weight(name: str) -> None:
     assert not any(parameters[n][~kept].any() for n, kept in pruned.mask.items())
     assert pruned.method == name and pruned.sparsity == pytest.approx((total - kept) / total)
     # The budget is the same for all; of a soup, all is search.
-    assert pruned.cost["steps"] in (24, 0) and pruned.cost["flops"] == 0
+    assert pruned.cost["steps"] in (24, 0) and pruned.cost["flops"] > 0
     assert_same(pruned, instant_soup.prune(perceptron(), loader(), loss, **own))
+
+
+def test_flops_are_those_of_the_products() -> None:
+    """Three forward passes a step: by hand, a multiply-add as two, and of pruned weights none."""
+    of_prunable, of_head = 2 * 16 * (8 * 32 + 32 * 32), 2 * 16 * 32 * 2
+    own = {**with_changes({"method": "one_shot"}), "sparsity": 0.75}
+    cost = instant_soup.prune(perceptron(), loader(), loss, **own).cost
+    assert cost["flops"] == 24 * 3 * (of_prunable + of_head)
+    assert cost["sparse_flops"] == 24 * 3 * (of_prunable / 4 + of_head)
+    isp = instant_soup.prune(perceptron(), loader(), loss, **PRUNE_SETTINGS).cost
+    assert isp["flops"] == (24 + isp["search_steps"]) * 3 * (of_prunable + of_head)
+    snip = instant_soup.prune(perceptron(), loader(), loss, **{**own, "method": SNIP(batches=2)})
+    assert snip.cost["flops"] == (24 + 2) * 3 * (of_prunable + of_head)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_flops_of_batches_of_several_shapes_and_kinds(tiny_bert: Path, precision: str) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    ids = torch.randint(5, 20, (8, 12), generator=torch.Generator().manual_seed(0))
+    rows = {"input_ids": ids, "labels": (ids[:, 1] > 12).long()}
+    short = {name: part[:4] for name, part in rows.items()}
+    own = {**with_changes({"method": "one_shot"}), "steps": 4, "precision": precision}
+
+    def error(m: Any, b: Any) -> torch.Tensor:
+        return m(**b).loss
+
+    whole, half, both = (
+        instant_soup.prune(copy.deepcopy(model), batches, error, **own).cost["flops"]
+        for batches in ([rows], [short], [rows, short])
+    )
+    assert whole == 2 * half and both == (whole + half) / 2
+    products = 3 * 4 * 2 * 8 * 12 * sum(w.numel() for w in model_of.choose(model).values())
+    attention = 3 * 4 * 2 * 2 * (2 * 8 * 12 * 12 * 32)  # two layers, two products
+    head = 3 * 4 * 2 * 8 * (32 * 32 + 32 * 2)
+    assert whole == products + attention + head
 
 
 def test_a_callable_is_a_criterion() -> None:
@@ -449,7 +519,7 @@ def test_layers_in_a_list_are_no_blocks() -> None:
 
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
     wanted = {f"layers.{i}.weight" for i in range(3)} | {f"attend.{name}" for name in names}
-    assert set(run.choose(Heads())) == wanted
+    assert set(model_of.choose(Heads())) == wanted
 
 
 def test_batches_move_as_what_they_are() -> None:

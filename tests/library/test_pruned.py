@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 def pruned(model: nn.Module, sparsity: float = 0.6) -> instant_soup.Pruned:
     """A model with a magnitude mask, as `prune` returns it."""
-    from instant_soup.library.run import choose
+    from instant_soup.library.model import choose
     from instant_soup.sparsity import scores
 
     mask = scores.magnitude({n: p.detach() for n, p in choose(model).items()}, sparsity)

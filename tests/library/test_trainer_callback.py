@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 import instant_soup
 from helpers import CALLBACK_SETTINGS, Sentences, new_classifier, trainer
 from instant_soup.errors import UserError
-from instant_soup.library import run as library_run
+from instant_soup.library import model as library_model
+from instant_soup.library.trainer import trainers_loss
 from instant_soup.methods.base import Method
 from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.isp import ISP
@@ -221,6 +222,68 @@ def test_own_loss_and_batches_are_what_a_look_ahead_takes(tmp_path: Path, tiny_b
     assert asked == ["own"] * 12
 
 
+def test_a_look_ahead_takes_the_loss_of_a_trainers_subclass(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    """The model's own has none: its labels are named otherwise."""
+    from transformers import Trainer
+
+    class Renamed(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
+        ) -> Any:
+            asked.append((model is self.model, "truth" in inputs))
+            logits = model(input_ids=inputs["input_ids"]).logits
+            return nn.functional.cross_entropy(logits, inputs.pop("truth"))
+
+    class Rows(Sentences):
+        def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+            own = super().__getitem__(row)
+            return {"input_ids": own["input_ids"], "truth": own["labels"]}
+
+    asked: list[Any] = []
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
+    run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup)
+    run.__class__, run.train_dataset, run.args.remove_unused_columns = Renamed, Rows(), False
+    run.train()
+    assert asked.count((False, True)) == 2 * 2 * 3 and asked.count((True, True)) == 24
+    assert zeros(run.model, soup.mask)
+
+
+@pytest.mark.parametrize("how", ["compute_loss_func", "label_smoothing_factor", "nothing"])
+def test_the_loss_is_what_the_calling_trainer_is_told(
+    tmp_path: Path, tiny_bert: Path, how: str
+) -> None:
+    from transformers import Trainer
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    class Asked(Trainer):
+        def ask(self) -> Any:
+            return trainers_loss()
+
+    def turned(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        assert num_items_in_batch == len(labels)
+        return nn.functional.cross_entropy(outputs.logits, 1 - labels)
+
+    model = new_classifier(tiny_bert, 2, 0).eval()
+    run = trainer(tmp_path, model)
+    run.__class__ = Asked
+    if how == "compute_loss_func":
+        run.compute_loss_func = turned
+    elif how == "label_smoothing_factor":
+        run.label_smoother = LabelSmoother(epsilon=0.9)
+    batch = torch.utils.data.default_collate([Sentences()[i] for i in range(8)])
+    logits, labels = model(**batch).logits, batch["labels"]
+    smooth = 0.1 * nn.functional.cross_entropy(logits, labels) - 0.9 * logits.log_softmax(-1).mean()
+    expected = {
+        "compute_loss_func": nn.functional.cross_entropy(logits, 1 - labels),
+        "label_smoothing_factor": smooth,
+        "nothing": nn.functional.cross_entropy(logits, labels),
+    }
+    torch.testing.assert_close(run.ask()(model, dict(batch)), expected[how])
+    assert trainers_loss() is None  # nobody is calling
+
+
 def test_frozen_matrices_are_pruned_all_the_same(tmp_path: Path, tiny_bert: Path) -> None:
     model = new_classifier(tiny_bert, 2, 0)
     for name, parameter in model.named_parameters():
@@ -239,7 +302,7 @@ def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Pa
     model = new_classifier(tiny_bert, 2, 0)
     run = trainer(tmp_path / "dense", model, Stop(end))
     run.train()
-    matrices = library_run.choose(model)
+    matrices = library_model.choose(model)
     moments = {name: run.optimizer.state[p]["exp_avg_sq"] for name, p in matrices.items()}
     expected = scores.fisher(matrices, moments, 0.6)
     assert all(torch.equal(soup.mask[name], kept) for name, kept in expected.items())
@@ -263,10 +326,10 @@ def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fp16": True}, "fp16: true is not allowed"),
+        ({"fp16": True}, "fp16: not allowed beside pruning, as it scales the gradients"),
         (
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
-            "load_best_model_at_end: true is not allowed",
+            "the best checkpoint may be one of before the last prune; allowed: false",
         ),
     ],
 )

@@ -61,13 +61,13 @@ def test_infinite_scores_have_their_place_in_the_order() -> None:
 
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_nan_is_refused_whatever_k(k: int) -> None:
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         masks.largest(torch.tensor([0.0, math.nan, 1.0]), k)
 
 
 def test_nan_is_refused_under_a_priority_too() -> None:
     scores = {"a": torch.tensor([1.0, math.nan])}
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         masks.keep_largest(scores, 1, {"a": torch.tensor([1, 0])})
 
 
@@ -111,7 +111,7 @@ def test_what_the_best_level_lacks_is_filled_up_from_the_next_among_many_scores(
 def test_nan_is_found_among_many_scores() -> None:
     scores = torch.rand(2 * masks.SAMPLE)
     scores[12345] = math.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         masks.keep_largest({"w": scores}, masks.SAMPLE)
 
 

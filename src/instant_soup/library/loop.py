@@ -9,17 +9,29 @@ for batch in batches:
     optimizer.zero_grad()
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from instant_soup.config.fields import check_value, integer
 from instant_soup.errors import UserError
-from instant_soup.library.run import LoopRun, Loss, choose, own_random_numbers
+from instant_soup.library.model import (
+    Wanted,
+    check_gradients,
+    check_precision,
+    check_single_process,
+    check_trainable,
+    choose,
+    unwrapped,
+)
+from instant_soup.library.run import LoopRun, Loss, own_random_numbers
 from instant_soup.library.settings import (
     AMethod,
+    check_batches,
     check_carried,
+    check_function,
     check_sparsity,
     check_steps,
     method_of,
@@ -51,7 +63,7 @@ class Pruner:
         sparsity: float = 0.8,
         batches: Iterable[Any] | None = None,
         loss: Loss | None = None,
-        prunable: Callable[[str, torch.Tensor], bool] | None = None,
+        prunable: Wanted | None = None,
         seed: int = 0,
         learning_rate: float | None = None,
         clip_norm: float | None = 1.0,
@@ -83,20 +95,33 @@ class Pruner:
                         f"{name}: {self.method.name} trains beside the loop or takes gradients "
                         f"before it, and none is given; allowed: {name} as of instant_soup.prune"
                     )
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        if batches is not None:
+            check_batches(batches)
+        check_function("loss", loss, "(model, batch) -> scalar", needed=False)
+        check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
+        if epoch is not None:
+            check_value("epoch", epoch, integer(1))
+        bare = unwrapped(model)
+        check_trainable(bare)
+        chosen = choose(bare, prunable)
+        check_gradients(self.method, chosen)
+        check_precision(chosen)
+        optimizer = optimizer_of(optimizer, bare)
         group = optimizer.param_groups[0]
         if learning_rate is None:
             learning_rate = float(group.get("initial_lr", group["lr"]))  # before a warm-up
         recipe = recipe_of(
             seed, learning_rate=learning_rate, weight_decay=0.0, precision=precision,
-            clip_norm=1e30 if clip_norm is None else clip_norm,
+            clip_norm=clip_norm,
         )  # fmt: skip
         self.run = LoopRun(
-            model, batches, loss, choose(model, prunable), recipe, steps,
+            model, batches, loss, chosen, recipe, steps,
             optimizer=optimizer, looks_at=self.method.looks_at, epoch=epoch,
         )  # fmt: skip
         with own_words(self.method):
             self.method.check(sparsity, self.run.epochs)
+        self._due = "after_backward"  # the call that comes next
+        self._checked = True  # whether the model's zeros are known to be the mask's
         if resume is None:
             self._begin()
         else:
@@ -107,12 +132,37 @@ class Pruner:
 
         `gradients`: the dense ones by name, where hooks have masked the parameters' own already.
         """
+        self._check_order("after_backward")
+        self._due = "after_step"
+        self._check_zeros()
         self.inner.after_backward(self.step, gradients)
 
     def after_step(self) -> None:
         """Prune where it is time; to be called after each step of the optimiser."""
+        self._check_order("after_step")
+        self._due = "after_backward"
         self.run.step += 1
         self.inner.after_step(self.run.step - 1)
+
+    def _check_order(self, call: str) -> None:
+        """UserError where a loop leaves one of the two calls out."""
+        if call != self._due:
+            raise UserError(
+                f"{call}: called at step {self.step} where {self._due} is due; allowed: each once "
+                "a step of the optimizer, after_backward before it and after_step behind it"
+            )
+
+    def _check_zeros(self) -> None:
+        """UserError where the model that goes on is not the one that the state was of."""
+        parameters = {} if self._checked else dict(self.run.model.named_parameters())
+        self._checked = True
+        for name, kept in self.mask.items() if parameters else ():
+            weight = parameters[name].detach()
+            if weight[~kept.to(weight.device)].any():
+                raise UserError(
+                    f"resume: {name} is not zero where the state's mask is; allowed: the model "
+                    "with the weights that it had then"
+                )
 
     @property
     def step(self) -> int:
@@ -145,18 +195,23 @@ class Pruner:
 
         UserError when it is of another method, sparsity, number of steps or model.
         """
+        parts = state if isinstance(state, Mapping) else {}
+        step, tensors = parts.get("step"), parts.get("tensors")
+        if not (isinstance(tensors, Mapping) and isinstance(step, int) and step >= 0):
+            raise UserError("resume: no state of a Pruner; allowed: what its state_dict() gave")
         for name, own in self._identity().items():
-            if state.get(name) != own:
-                raise UserError(f"resume: its {name} is {state.get(name)}; allowed: {own}")
+            if parts.get(name) != own:
+                raise UserError(f"resume: its {name} is {parts.get(name)}; allowed: {own}")
         named = {name: p for name, p in self.run.model.named_parameters() if name in self.run.mask}
-        found = {n: tuple(t.shape) for n, t in state["tensors"].items() if n.startswith("mask.")}
+        found = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("mask.")}
         if found != {f"mask.{name}": tuple(p.shape) for name, p in named.items()}:
             raise UserError("resume: it is of other matrices; allowed: a state of this model's")
-        self._begin(state["step"], state["tensors"])
+        self._begin(step, dict(tensors))
 
     def _begin(self, step: int = 0, tensors: Tensors | None = None) -> None:
         """Make the pruner of the method, at the start or later, and let it take hold."""
         run, tensors = self.run, tensors or {}
+        self._due, self._checked = "after_backward", not tensors
         run.step = run.state.step = step
         # A search before training is done by then.
         at_once = bool(tensors) and isinstance(self.method, AtStart)
@@ -171,11 +226,17 @@ class Pruner:
         return {"method": self.method.name, "sparsity": self.target, "steps": self.total}
 
 
-def check_single_process() -> None:
-    """UserError where several processes train: each would find a mask of its own."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several and (size := torch.distributed.get_world_size()) > 1:
+def optimizer_of(given: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser in what accelerate puts around it; UserError where it is not the model's."""
+    optimizer = getattr(given, "optimizer", given)
+    if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        kind = type(given).__name__
         raise UserError(
-            f"processes: {size} are not allowed beside pruning, as each would find a mask of its "
-            "own; allowed: 1"
+            f"optimizer: {kind} is not allowed; allowed: the loop's torch.optim.Optimizer"
         )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise UserError(
+            "optimizer: it has none of the model's parameters; allowed: the one that trains it"
+        )
+    return optimizer

@@ -4,27 +4,37 @@ pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b
                             steps=1000, learning_rate=1e-4, sparsity=0.8)
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from instant_soup.errors import UserError
+from instant_soup.library.model import (
+    Wanted,
+    check_gradients,
+    check_single_process,
+    check_trainable,
+    choose,
+    in_full_width,
+    unwrapped,
+)
 from instant_soup.library.pruned import Pruned
-from instant_soup.library.run import LibraryRun, Loss, Validate, choose
+from instant_soup.library.run import LibraryRun, Loss, Validate
 from instant_soup.library.settings import (
     AMethod,
+    check_batches,
+    check_function,
     check_sparsity,
     check_steps,
     method_of,
     own_words,
     recipe_of,
+    store_of,
 )
 from instant_soup.sparsity import masks
-from instant_soup.training.checkpoints import Store
 
 
 def prune(
@@ -38,9 +48,9 @@ def prune(
     method: AMethod = "isp",
     weight_decay: float = 0.0,
     warmup: float = 0.0,
-    clip_norm: float = 1.0,
+    clip_norm: float | None = 1.0,
     precision: str = "auto",
-    prunable: Callable[[str, torch.Tensor], bool] | None = None,
+    prunable: Wanted | None = None,
     checkpoint: str | Path | None = None,
     validate: Validate | None = None,
     seed: int = 0,
@@ -62,7 +72,9 @@ def prune(
 
     What is pruned: the matrices of the repeated blocks, `nn.MultiheadAttention` included; in a
     model without blocks, all linear maps but the last. `prunable(name, parameter)` chooses
-    otherwise. With a folder `checkpoint`, what is trained is kept there until the run is finished,
+    otherwise. Weights of half the width of fp32 train in fp32 and come back in their own type.
+
+    With a folder `checkpoint`, what is trained is kept there until the run is finished,
     and an equal call goes on from there. Settings and the pre-trained matrices tell calls apart,
     data and loss do not: a run with others needs another folder.
 
@@ -71,24 +83,35 @@ def prune(
     chosen = method_of(method, settings)
     check_steps(steps)
     check_sparsity(sparsity)
-    recipe = recipe_of(
-        seed, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
-        clip_norm=clip_norm, precision=precision,
-    )  # fmt: skip
+    check_batches(batches)
+    check_function("loss", loss, "(model, batch) -> scalar")
+    check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
+    check_function("validate", validate, "(model) -> score", needed=False)
     if chosen.validates and validate is None:
         raise UserError(
             f"validate: {chosen.name} chooses among networks by a score; allowed: a function "
             "(model) -> score"
         )
-    store = None if checkpoint is None else Store(Path(checkpoint))
-    run = LibraryRun(
-        model, batches, loss, choose(model, prunable), chosen.recipe(recipe), steps,
-        validate=validate, store=store, looks_at=chosen.looks_at,
+    recipe = recipe_of(
+        seed, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
+        clip_norm=clip_norm, precision=precision,
     )  # fmt: skip
-    with own_words(chosen):
+    check_single_process()
+    bare = unwrapped(model)
+    check_trainable(bare)
+    check_gradients(chosen, choose(bare, prunable))  # while the model is as it was
+    store = store_of(checkpoint)
+    with in_full_width(bare) as narrow, own_words(chosen):
+        if narrow and precision == "auto":
+            recipe = replace(recipe, precision="bf16")  # computes as it did
+        run = LibraryRun(
+            model, batches, loss, choose(bare, prunable), chosen.recipe(recipe), steps,
+            validate=validate, store=store, looks_at=chosen.looks_at, full=narrow,
+        )  # fmt: skip
         chosen.check(sparsity, run.epochs)
         chosen.run(run, sparsity)
-    run.network(run.state, run.recipe).eval()
+        run.network(run.state, run.recipe)
+    model.eval()
     if store is not None:
         store.remove_used()
     reached = masks.sparsity(run.mask)

@@ -11,6 +11,7 @@ from torch import nn
 
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json, write_json
+from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
 from instant_soup.models import bert, clip
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
@@ -56,7 +57,7 @@ class Pruned:
 
         UserError when the folder is there already, or something of this is missing.
         """
-        model, folder = self.model, Path(folder)
+        model, folder = unwrapped(self.model), Path(folder)
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise UserError(f"{folder} is there already; allowed: a new folder")
         with new_folder(folder) as unfinished:

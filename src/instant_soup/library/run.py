@@ -1,7 +1,8 @@
 """A run over a model, batches and a loss of one's own, as pruning methods see it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,8 +12,9 @@ from torch import nn
 
 from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
+from instant_soup.library.model import HALF, unwrapped
 from instant_soup.methods.base import Method
-from instant_soup.models import matrices
+from instant_soup.models.forward import CountFlops
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop
@@ -25,6 +27,7 @@ from instant_soup.training.state import State, Weights
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Validate = Callable[[nn.Module], float]
+A_SCORE = "allowed: a number that is finite, the higher the better"
 ALL = torch.empty(0, dtype=torch.int64)  # rows of a protocol: no batch is left out
 
 
@@ -49,16 +52,24 @@ class LibraryRun(Run):
         store: Store | None = None,
         looks_at: Iterable[str] = Method.looks_at,
         epoch: int | None = None,
+        full: bool = False,
     ) -> None:
-        """`epoch`: steps in a pass over the data, where that is not the number of batches."""
+        """`epoch`: steps in a pass over the data, where that is not the number of batches.
+
+        With `full`, what batches hold of bf16 becomes fp32, as the model did.
+        """
+        given, model = model, unwrapped(model)
         shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
         origin = "" if store is None else digest("library", total, asdict(recipe), shapes, prunable)
         super().__init__(
             State(weights_of(model)), masks.full(prunable), recipe, total,
             store=store, origin=origin, looks_at=looks_at,
         )  # fmt: skip
-        self.model, self._batches, self._loss = model, batches, loss
-        self._validate, self._epoch = validate, epoch
+        self.model, self._given = model, given
+        self._batches, self._loss = batches, loss
+        self._validate, self._epoch, self._full = validate, epoch, full
+        self._flops: dict[Any, tuple[float, float]] = {}  # by the shapes in a batch
+        self._last_flops = (0.0, 0.0)  # of the last batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,13 +100,13 @@ class LibraryRun(Run):
 
     def network(self, state: State, recipe: Recipe) -> nn.Module:
         """The model that was given, with a state's weights."""
-        self.model.load_state_dict(state.weights)
+        load_weights(self.model, state.weights)
         return self.model
 
     def beside(self, state: State, recipe: Recipe) -> nn.Module:
         """A copy of the model."""
         twin = copy.deepcopy(self.model)
-        twin.load_state_dict(state.weights)
+        load_weights(twin, state.weights)
         return twin
 
     def take(
@@ -115,8 +126,9 @@ class LibraryRun(Run):
         """The engine's steps over all batches, or those of some numbers in a pass."""
         source = steps(self._given_batches(), state.step, last, recipe.seed, rows)
         return loop.take_steps(
-            network, state, pruner, source, lambda batch: self.loss(network, batch), None, recipe,
-            cost, last=last, total=total, label=label, after_step=after_step,
+            network, state, pruner, source, lambda batch: self.loss(network, batch),
+            lambda batch: self.flops(network, batch), recipe, cost,
+            last=last, total=total, label=label, after_step=after_step,
         )  # fmt: skip
 
     def batches(self, first: int, last: int) -> Iterator[Any]:
@@ -125,14 +137,28 @@ class LibraryRun(Run):
             yield batch
 
     def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
-        """The loss of a batch, which moves to where the network is."""
+        """The loss of a batch, which moves to where the network is.
+
+        FLOPs are counted on the way where its shapes are new. UserError for what is no loss.
+        """
         if self._loss is None:
             raise UserError("loss: none is given; allowed: a function (model, batch) -> scalar")
-        return self._loss(network, to_device(batch, next(network.parameters()).device))
+        batch = to_device(batch, next(network.parameters()).device, self._full)
+        shapes = shapes_of(batch)
+        if shapes in self._flops:
+            found = self._loss(self._given if network is self.model else network, batch)
+        else:
+            named = dict(network.named_parameters())
+            with CountFlops({name: named[name] for name in self.mask}) as counted:
+                found = self._loss(network, batch)
+            self._flops[shapes] = counted.within, counted.elsewhere
+        self._last_flops = self._flops[shapes]
+        check_loss(found)
+        return found
 
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
-        """Nothing: what one's own model computes is not known."""
-        return 0.0, 0.0
+        """What was counted of the last batch: in products with prunable weights, and elsewhere."""
+        return self._last_flops
 
     def score(self, weights: Weights) -> float:
         """What `validate` says of a copy of the model; UserError where there is none."""
@@ -140,7 +166,14 @@ class LibraryRun(Run):
             raise UserError("validate: none is given; allowed: a function (model) -> score")
         network = self.beside(State(weights), self.recipe).eval()
         with torch.no_grad():
-            return float(self._validate(network))
+            found: Any = self._validate(network)
+        try:
+            score = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"validate: it returned {type(found).__name__}; {A_SCORE}") from None
+        if not math.isfinite(score):
+            raise UserError(f"validate: it returned {score}; {A_SCORE}")
+        return score
 
     def draw_protocol(
         self, rates: list[float], decays: list[float], subset: float, *key: int
@@ -209,37 +242,69 @@ def length_of(batches: Any) -> int | None:
         return None
 
 
-def choose(model: nn.Module, wanted: Callable[[str, torch.Tensor], bool] | None = None) -> Weights:
-    """Name → weight of what is pruned (see `prune`); UserError where there is nothing."""
-    if wanted is not None:
-        found: Weights = {n: p for n, p in model.named_parameters() if wanted(n, p)}
-    else:
-        every = matrices.matrices(model)
-        found = matrices.prunable(model) or {name: every[name] for name in list(every)[:-1]}
-    if not found:
-        raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
-    return found
+def to_device(batch: Any, where: torch.device, full: bool = False) -> Any:
+    """A batch with all tensors in it on a device; what is there already is not copied.
 
+    With `full`, numbers of half the width of fp32 become fp32.
+    """
 
-def to_device(batch: Any, where: torch.device) -> Any:
-    """A batch with all tensors in it on a device; what is there already is not copied."""
+    def moved(value: Any) -> Any:
+        return to_device(value, where, full)
+
     if isinstance(batch, torch.Tensor):
-        return batch.to(where, non_blocking=True)
+        there = batch.to(where, non_blocking=True)
+        return there.float() if full and there.dtype in HALF else there
     if isinstance(batch, MutableMapping):
-        moved = copy.copy(batch)  # of its own kind: a defaultdict, a BatchEncoding, …
+        own = copy.copy(batch)  # of its own kind: a defaultdict, a BatchEncoding, …
         for key, value in batch.items():
-            moved[key] = to_device(value, where)
-        return moved
+            own[key] = moved(value)
+        return own
     if hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, where) for value in batch))
+        return type(batch)(*map(moved, batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, where) for value in batch)
+        return type(batch)(map(moved, batch))
     return batch.to(where) if hasattr(batch, "to") else batch
+
+
+def shapes_of(batch: Any) -> Any:
+    """The shapes of the tensors in a batch, on which its FLOPs depend."""
+    if isinstance(batch, torch.Tensor):
+        return tuple(batch.shape)
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        return tuple(shapes_of(value) for value in batch)
+    return object() if hasattr(batch, "to") else None  # an unknown thing is like no other
+
+
+def check_loss(loss: Any) -> None:
+    """UserError for what no gradient can be had of."""
+    kind = type(loss).__name__
+    if isinstance(loss, torch.Tensor):
+        if loss.numel() == 1 and loss.requires_grad:
+            return
+        kind = f"a tensor of shape {list(loss.shape)}"
+        if loss.numel() == 1:
+            kind = "a number that does not depend on what is trained (detached, or all is frozen)"
+    raise UserError(f"loss: it returned {kind}; allowed: a scalar tensor with a gradient")
 
 
 def weights_of(model: nn.Module) -> Weights:
     """A model's tensors by name, on the CPU; the live ones there."""
     return {name: w.detach().cpu() for name, w in model.state_dict().items()}
+
+
+def load_weights(model: nn.Module, weights: Weights) -> None:
+    """Give a model its weights; where one has several names (tied), those of the first.
+
+    Masks are under the first name, so the others' copies may be dense.
+    """
+    named, seen = {}, set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            named[name] = weights[name]
+        seen.add(id(tensor))
+    model.load_state_dict(named, strict=False)
 
 
 def steps(

@@ -1,9 +1,10 @@
 """What the three doors take: a method with its settings, and the settings of training, checked."""
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from instant_soup.config.fields import LIBRARY, check_value, integer, make, number, settings_of
@@ -12,6 +13,7 @@ from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, keys_of
 from instant_soup.methods.custom import Criterion, Custom
 from instant_soup.methods.registry import method_named, methods
+from instant_soup.training.checkpoints import Store
 
 # A name, a settings object (or its class), or the scores of one's own.
 AMethod = str | Method | type[Method] | Criterion
@@ -86,6 +88,39 @@ def check_steps(steps: Any) -> None:
     check_value("steps", steps, integer(1))
 
 
+def check_batches(batches: Any) -> None:
+    """UserError for what cannot be iterated again and again."""
+    again = isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
+    if not again or isinstance(batches, Iterator):
+        kind = f"{type(batches).__name__} is not allowed"
+        if again:
+            kind += ", as an iterator cannot be iterated twice"
+        raise UserError(
+            f"batches: {kind}; allowed: what gives them again and again, as a DataLoader or a list"
+        )
+
+
+def check_function(name: str, given: Any, signature: str, needed: bool = True) -> None:
+    """UserError unless it is a function, or none where none is needed."""
+    if not callable(given) and (needed or given is not None):
+        raise UserError(f"{name}: {given!r} is not allowed; allowed: a function {signature}")
+
+
+def store_of(folder: Any) -> Store | None:
+    """The store in a folder; UserError where it cannot be one."""
+    if folder is None:
+        return None
+    try:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (TypeError, OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"checkpoint: {str(folder)!r} cannot be written ({why}); allowed: a folder"
+        ) from None
+    return Store(folder)
+
+
 def check_carried(method: Method) -> None:
     """UserError for a method that a foreign loop cannot carry: it trains once, by its own rate."""
     if type(method).pruner is Method.pruner:
@@ -98,11 +133,17 @@ def check_carried(method: Method) -> None:
 
 
 def recipe_of(seed: int, **training: Any) -> Recipe:
-    """The settings of training that the engine looks at; UserError for one that cannot be."""
+    """The settings of training that the engine looks at; UserError for one that cannot be.
+
+    A `clip_norm` of None clips nothing.
+    """
     check_value("seed", seed, SEED)
-    given = {"dropout": None, "freeze_embeddings": None, "batch_size": 1, **training}
-    made = make(Recipe, given, "bert", LIBRARY)
-    return replace(made, seed=seed, **{n: None for n, value in given.items() if value is None})
+    if training.get("clip_norm", 0) is None:
+        training["clip_norm"] = 1e30
+    for name in training.keys() - {n for n, value in training.items() if value is not None}:
+        check_value(name, None, settings_of(Recipe)[name].metadata["rule"])
+    made = make(Recipe, {"batch_size": 1, **training}, "bert", LIBRARY)
+    return replace(made, seed=seed, dropout=None, freeze_embeddings=None)
 
 
 @contextmanager

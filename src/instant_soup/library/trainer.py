@@ -4,8 +4,9 @@ soup = InstantSoupCallback(sparsity=0.8)
 Trainer(model=model, args=arguments, train_dataset=data, callbacks=[soup]).train()
 """
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ from torch.utils.data import DataLoader
 
 from instant_soup.errors import UserError
 from instant_soup.library.loop import Pruner
-from instant_soup.library.run import Loss, choose
-from instant_soup.library.settings import AMethod, check_carried, check_sparsity, method_of
+from instant_soup.library.model import Wanted, choose, unwrapped
+from instant_soup.library.run import Loss
+from instant_soup.library.settings import (
+    AMethod,
+    check_batches,
+    check_carried,
+    check_function,
+    check_sparsity,
+    method_of,
+)
 from instant_soup.methods.base import AtStart
 from instant_soup.methods.rounds import OnTheWay
 from instant_soup.models.torchvision_cpu import declare_missing_operators
@@ -30,6 +39,13 @@ declare_missing_operators()  # before Trainer is imported
 from transformers import TrainerCallback  # noqa: E402
 
 KEPT = "instant_soup.safetensors"  # in a checkpoint of the Trainer's
+# What the Trainer may be told that would undo the pruning, and why.
+REFUSED = {
+    "load_best_model_at_end": "the best checkpoint may be one of before the last prune",
+    "fp16": "it scales the gradients, and leaves out steps at which they overflow",
+    "fsdp": "it cuts the matrices into pieces without their names",
+    "deepspeed": "it cuts the matrices into pieces and steps by an optimizer of its own",
+}
 
 
 class InstantSoupCallback(TrainerCallback):
@@ -37,7 +53,8 @@ class InstantSoupCallback(TrainerCallback):
 
     The arguments are those of `prune`; learning rate, clipping and precision are the Trainer's.
     A look-ahead takes batches of the training data as the Trainer collates them, or `batches`, and
-    `loss(model, batch)`, the model's own where none is given. Pruned weights get no gradient, so
+    `loss(model, batch)`, the Trainer's own where none is given (a `compute_loss` of a subclass,
+    `compute_loss_func`, label smoothing). Pruned weights get no gradient, so
     they stay exact zeros. A checkpoint of the Trainer's has its mask in them, or beside them what
     the method needs more, and `resume_from_checkpoint` goes on. Afterwards `mask` and `cost` (of
     the look-aheads) are here.
@@ -50,7 +67,7 @@ class InstantSoupCallback(TrainerCallback):
         method: AMethod = "isp",
         *,
         sparsity: float = 0.8,
-        prunable: Callable[[str, torch.Tensor], bool] | None = None,
+        prunable: Wanted | None = None,
         batches: Iterable[Any] | None = None,
         loss: Loss | None = None,
         seed: int = 0,
@@ -60,7 +77,11 @@ class InstantSoupCallback(TrainerCallback):
         check_carried(self.method)
         check_sparsity(sparsity)
         self.sparsity, self.prunable, self.batches, self.seed = sparsity, prunable, batches, seed
-        self.loss = loss or (lambda model, batch: model(**batch).loss)
+        if batches is not None:
+            check_batches(batches)
+        check_function("loss", loss, "(model, batch) -> scalar", needed=False)
+        check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
+        self.loss = loss
         self.pruner: Pruner | None = None
         self.dense: Tensors = {}  # gradients before they are masked
         self.hooks: list[Any] = []
@@ -77,10 +98,10 @@ class InstantSoupCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Choose the matrices, begin to prune, and hold what a checkpoint has pruned."""
-        model, loader = trainer["model"], trainer["train_dataloader"]
-        if args.load_best_model_at_end or args.fp16:
-            name = "fp16" if args.fp16 else "load_best_model_at_end"
-            raise UserError(f"{name}: true is not allowed beside pruning; allowed: false")
+        model, loader = unwrapped(trainer["model"]), trainer["train_dataloader"]
+        for name, why in REFUSED.items():
+            if getattr(args, name, None):
+                raise UserError(f"{name}: not allowed beside pruning, as {why}; allowed: false")
         if args.world_size > 1:
             raise UserError(
                 f"processes: {args.world_size} are not allowed beside pruning, as each would find "
@@ -93,9 +114,10 @@ class InstantSoupCallback(TrainerCallback):
                 collate_fn=loader.collate_fn,
             )  # fmt: skip
         self._release()
+        loss = self.loss or trainers_loss()
         self.pruner = Pruner(
             model, trainer["optimizer"], method=self.method, steps=state.max_steps,
-            sparsity=self.sparsity, batches=batches, loss=self.loss, prunable=self.prunable,
+            sparsity=self.sparsity, batches=batches, loss=loss, prunable=self.prunable,
             seed=self.seed, learning_rate=args.learning_rate,
             clip_norm=args.max_grad_norm or None, precision="bf16" if args.bf16 else "fp32",
             epoch=_epoch(args, loader),
@@ -185,6 +207,28 @@ class InstantSoupCallback(TrainerCallback):
         while self.hooks:
             self.hooks.pop().remove()
         self.dense = {}
+
+
+def trainers_loss() -> Loss | None:
+    """The loss as the calling Trainer computes it in its own steps; None where none is calling.
+
+    A callback is told all but the Trainer, so it is looked for among the callers.
+    """
+    from transformers import Trainer
+
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    trainer: Any = frame.f_locals["self"]
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        _, items = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        found: torch.Tensor = trainer.compute_loss(model, batch, num_items_in_batch=items)
+        return found
+
+    return loss
 
 
 def _epoch(args: Any, loader: Any) -> int | None:

@@ -85,6 +85,10 @@ class Method:
         """Settings that it does not read, as the others are: name → which of those would."""
         return {}
 
+    def ranks_by_gradients(self) -> bool:
+        """Whether a weight that is frozen, and so has no gradient, could not be ranked."""
+        return False
+
     def recipe(self, recipe: "Recipe") -> "Recipe":
         """The settings of training that the row trains by: those of all rows."""
         return recipe

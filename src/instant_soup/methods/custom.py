@@ -1,14 +1,16 @@
 """A criterion of one's own: a function of weights, gradients and state (docs/add_a_method.md)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_soup.errors import UserError
 from instant_soup.methods.budgets import Budgeted
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
+    import torch
+
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.run import Run
     from instant_soup.training.state import State, Weights
@@ -35,16 +37,55 @@ class Custom(Budgeted, OnTheWay):
         """The best of what is left."""
         from instant_soup.sparsity import masks
 
-        weights = run.weights
-        scores = self.criterion(weights, run.gradients, run.state)
-        shapes = {name: tuple(w.shape) for name, w in weights.items()}
-        given = {name: tuple(s.shape) for name, s in scores.items()}
-        if given != shapes:
-            raise UserError(
-                "method: the scores have not the names and shapes of the weights; allowed: a score "
-                "for each weight"
-            )
-        floats = {name: scores[name].detach().cpu().float() for name in weights}
+        weights = {name: w.clone() for name, w in run.weights.items()}  # for it to do as it likes
+        scores = self.criterion(weights, Gradients(run.gradients), run.state)
+        floats = checked(scores, run.weights)
         if self.budget != "global":
             return self.best(run, floats, sparsity)
         return masks.keep_largest(floats, masks.keep_count(floats, sparsity), priority=run.mask)
+
+
+class Gradients(dict[str, "torch.Tensor"]):
+    """Name → gradient; UserError, not KeyError, for a matrix that has none."""
+
+    def __missing__(self, name: str) -> "torch.Tensor":
+        raise UserError(
+            f"method: {name} has no gradient, as it is frozen or no loss reaches it; allowed: a "
+            "criterion that asks for none, or matrices that train (`prunable`)"
+        )
+
+
+def checked(scores: Any, weights: "Weights") -> "Weights":
+    """A criterion's scores in fp32 on the CPU; UserError where a weight has none that can rank."""
+    import torch
+
+    if not isinstance(scores, Mapping):
+        raise _refused(f"it returned {type(scores).__name__}")
+    if odd := next((n for n in (*weights, *scores) if n not in scores or n not in weights), None):
+        are = "none" if odd in weights else "some"
+        raise _refused(f"the scores have not the names and shapes of the weights: {are} of {odd}")
+    found = {}
+    for name, weight in weights.items():
+        score = scores[name]
+        if not isinstance(score, torch.Tensor):
+            raise _refused(f"the scores of {name} are {type(score).__name__}")
+        if score.shape != weight.shape:
+            shapes = f"{list(score.shape)}, of {list(weight.shape)}"
+            raise _refused(
+                f"the scores have not the names and shapes of the weights: those of {name} are "
+                f"{shapes}"
+            )
+        if score.is_complex() or score.is_meta:
+            kind = "on the meta device" if score.is_meta else f"of {score.dtype}"
+            raise _refused(f"the scores of {name} are {kind}")
+        found[name] = score.detach().cpu().float()
+        if found[name].isnan().any():
+            raise _refused(f"the scores of {name} hold NaN")
+    return found
+
+
+def _refused(what: str) -> UserError:
+    return UserError(
+        f"method: {what}; allowed: a dict with a tensor of scores for each weight, of its name and "
+        "shape, without NaN"
+    )

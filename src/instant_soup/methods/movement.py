@@ -57,6 +57,10 @@ class Movement(Throughout):
                 f"less than {self.end}"
             )
 
+    def ranks_by_gradients(self) -> bool:
+        """The scores learn from gradients."""
+        return True
+
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return max(1, round(self.end * total))

@@ -189,6 +189,10 @@ class OnTheWay(Method):
         """The kind of scores that its masks are of."""
         return "magnitude"
 
+    def ranks_by_gradients(self) -> bool:
+        """Fisher scores are of gradients."""
+        return self.ranks_by == "fisher"
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask | Cut":
         """Round i's mask of exactly this sparsity, found on the run as it is now.
 

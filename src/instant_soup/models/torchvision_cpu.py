@@ -2,7 +2,8 @@
 
 PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled extension cannot
 load, and the import then fails on two operators that nobody here calls. Declaring their schemas is
-enough: transforms and models work, the two operators themselves stay unusable.
+enough: transforms and models work, the two operators themselves stay unusable. `import
+instant_soup` has Python do so as soon as anybody imports torchvision.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ _declared: list[torch.library.Library] = []  # a schema lives as long as its lib
 
 def declare_missing_operators() -> None:
     """Declare torchvision's two operators where its extension cannot load; else do nothing."""
-    if _declared or _extension_loads():
+    if _extension_loads() or _declared:  # in this order: looking for it may have declared them
         return
     library = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:

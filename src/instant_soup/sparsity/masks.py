@@ -21,7 +21,10 @@ from instant_soup.sparsity.names import layer_of
 Mask = dict[str, torch.Tensor]
 
 FORMAT = "instant-soup-mask-1"
-NAN = "scores hold NaN: the training diverged"
+NAN = (
+    "scores: NaN is among them, as weights or gradients are not finite; allowed: a training that "
+    "does not diverge (a smaller learning rate)"
+)
 SAMPLE = 2**17  # scores that a threshold is estimated from
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -76,10 +79,10 @@ def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Boolean vector with True at exactly the k largest of a vector of scores.
 
     Of equal scores the one with the lower index is kept, so the result never depends on the
-    machine. ValueError for NaN, which has no place in an order.
+    machine. UserError for NaN, which has no place in an order.
     """
     if scores.isnan().any():
-        raise ValueError(NAN)
+        raise UserError(NAN)
     if k <= 0 or k >= scores.numel():
         return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
     threshold = scores.kthvalue(scores.numel() - k + 1).values
@@ -100,7 +103,7 @@ def keep_largest(
     if priority is None:
         return _largest_of_all(scores, k)
     if any(s.isnan().any() for s in scores.values()):
-        raise ValueError(NAN)
+        raise UserError(NAN)
     mask = {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
     best = max(int(p.max()) for p in priority.values() if p.numel())
     for level in range(best, -1, -1):

@@ -14,13 +14,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from instant_soup.errors import UserError
 from instant_soup.files import new_folder, project_root, read_json, write_json
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State, load_state, write_state
@@ -129,7 +130,7 @@ class Record:
     The curve has a row where something was measured: every `row_every` steps, at validations and
     at the end. `row(step, mean loss since the row before, whether to validate)` makes one, and
     `show(row)` tells somebody of it. A checkpoint is written every two minutes, when interrupted
-    and, with `keep`, at the end. Without a folder there is only the curve.
+    or stopped by an error and, with `keep`, at the end. Without a folder there is only the curve.
     """
 
     def __init__(
@@ -150,6 +151,8 @@ class Record:
         self.curve: Curve = []
         self.losses: list[torch.Tensor] = []  # of the steps since the curve's last row
         self.saved = time.monotonic()
+        self.step = self.saved_step = -1  # the last that was taken, the last that was kept
+        self.snapshot: Callable[[], State]
 
     def resume(self, state: State, label: str) -> State:
         """The state of an equal call that was interrupted or is finished; else the one given."""
@@ -176,6 +179,7 @@ class Record:
     def after_step(self, step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
         """To be called after each step, with the steps done."""
         self.losses.append(loss.detach())
+        self.step, self.snapshot = step, snapshot
         validating = step % self.validate_every == 0 or step == self.last
         if validating or step % self.row_every == 0:
             where = loss.device
@@ -198,9 +202,23 @@ class Record:
             write_json(unfinished / "cost.json", asdict(self.cost))
             write_json(unfinished / "curve.json", self.curve)
             write_json(unfinished / "losses.json", [float(x) for x in self.losses])
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), state.step
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         with stop_between_steps() as self.stop_asked:
-            yield
+            try:
+                yield
+            except UserError:  # such as a loss that is not finite: nothing to go on from
+                raise
+            except BaseException:
+                self._rescue()
+                raise
+
+    def _rescue(self) -> None:
+        """Keep what was trained before an error, if it came between two steps of the optimiser."""
+        if self.step > self.saved_step:
+            with suppress(Exception):  # the first error is the one to be told
+                state = self.snapshot()
+                if state.step == self.step:
+                    self.save(state)

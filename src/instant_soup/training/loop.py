@@ -240,6 +240,7 @@ def take_steps(
         return state
     warmup = round(recipe.warmup * total) if total else 0
 
+    taken = first  # steps: counted before anything moves, so that no torn state passes for one
     recent: list[torch.Tensor] = []  # losses not looked at yet: to look is to wait for a GPU
 
     def check() -> None:
@@ -255,7 +256,7 @@ def take_steps(
 
     def snapshot() -> State:
         check()
-        return state_of(model, optimizer, step + 1, pruner.tensors())
+        return state_of(model, optimizer, taken, pruner.tensors())
 
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
@@ -279,7 +280,7 @@ def take_steps(
         recent.append(loss.detach().float().reshape(()))
         if where.type == "cpu" or len(recent) == UNSEEN:
             check()
-        kept, prunable = pruner.kept, pruner.prunable
+        kept, prunable, taken = pruner.kept, pruner.prunable, step + 1
         pruner.after_backward(step)
         nn.utils.clip_grad_norm_(trainable, recipe.clip_norm)
         optimizer.step()

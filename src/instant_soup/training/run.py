@@ -324,9 +324,9 @@ class Run(ABC):
 
         def each() -> Iterator[Any]:
             for batch in self.batches(first, first + batches):
-                flops = passes * sum(self.flops(network, batch))
-                self.cost.add({"flops": flops, "sparse_flops": flops})
                 yield batch
+                flops = passes * sum(self.flops(network, batch))  # known when it was passed through
+                self.cost.add({"flops": flops, "sparse_flops": flops})
 
         with sdpa_kernel(SDPBackend.MATH):
             yield network, each()

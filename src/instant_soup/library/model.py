@@ -1,0 +1,174 @@
+"""A model of one's own: what its wrappers hold, what of it is pruned, and whether it can be."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Method
+from instant_soup.models import matrices
+from instant_soup.training.state import Weights
+
+Wanted = Callable[[str, torch.Tensor], bool]
+
+# Of the weights' own types; others are quantised.
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+# Modules that adapters put into a model: peft's of all kinds, and those of `adapters`.
+ADAPTERS = ("base_layer", "adapters", "loras")
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The model in what torch.compile or data parallelism have put around it.
+
+    UserError for what is no model.
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # compiled
+            model = model._orig_mod
+        elif isinstance(model, nn.Module):
+            return model
+        else:
+            raise UserError(
+                f"model: {type(model).__name__} is not allowed; allowed: a torch.nn.Module"
+            )
+
+
+def choose(model: nn.Module, wanted: Wanted | None = None) -> Weights:
+    """Name → weight of what is pruned (see `prune`), each once.
+
+    UserError where there is nothing, or where it cannot be pruned as it is.
+    """
+    if wanted is None:
+        check_adapters(model)
+        found = _by_structure(model)
+    else:
+        found = {name: p for name, p in model.named_parameters() if wanted(name, p)}
+    if not found:
+        raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
+    for name, weight in found.items():
+        check_weight(name, weight)
+    return found
+
+
+def _by_structure(model: nn.Module) -> Weights:
+    """The matrices of the repeated blocks; in a model without blocks, all linear maps but the last.
+
+    A matrix that several modules share (tied) comes once, by the name it has as a parameter.
+    """
+    every = matrices.matrices(model)
+    found = matrices.prunable(model) or {name: every[name] for name in list(every)[:-1]}
+    own = {id(p): name for name, p in model.named_parameters()}
+    for name, weight in found.items():
+        if id(weight) not in own:
+            raise UserError(f"model: {name} {_made_by(model, name)}")
+    return {own[id(weight)]: weight for weight in found.values()}
+
+
+def _made_by(model: nn.Module, name: str) -> str:
+    """Why a weight is no parameter of the model, and what makes it one."""
+    path, _, short = name.rpartition(".")
+    module = model.get_submodule(path)
+    known = {name for name, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
+    if f"{short}_mask" in known:
+        how, undo = "torch.nn.utils.prune", f"torch.nn.utils.prune.remove(module, {short!r})"
+    elif f"{short}_g" in known:
+        how, undo = "weight_norm", f"torch.nn.utils.remove_weight_norm(module, {short!r})"
+    elif f"{short}_u" in known:
+        how, undo = "spectral_norm", f"torch.nn.utils.remove_spectral_norm(module, {short!r})"
+    else:
+        how = "a parametrization"
+        undo = f"torch.nn.utils.parametrize.remove_parametrizations(module, {short!r})"
+    return (
+        f"is computed anew by {how} at every forward pass, which would undo its zeros; allowed: "
+        f"parameters ({undo} makes it one)"
+    )
+
+
+def check_adapters(model: nn.Module) -> None:
+    """UserError where adapters train beside the weights: they would fill what is pruned."""
+    for name, _ in model.named_parameters():
+        if any(part in ADAPTERS or part.startswith("lora_") for part in name.split(".")):
+            raise UserError(
+                f"model: {name} is of an adapter, which is added to a pruned matrix when it is "
+                "merged, and fills its zeros; allowed: merge first (merge_and_unload() of peft), "
+                "or say by `prunable` what is to be zero while the adapter stays apart"
+            )
+
+
+def check_weight(name: str, weight: torch.Tensor) -> None:
+    """UserError for a weight without numbers, or with such as have no place in an order."""
+    if nn.parameter.is_lazy(weight) or weight.is_meta:
+        kind = "not made yet (lazy)" if nn.parameter.is_lazy(weight) else "on the meta device"
+        raise UserError(f"model: {name} is {kind}; allowed: weights that are loaded")
+    if weight.dtype not in FLOATS or weight.layout != torch.strided:
+        odd = weight.dtype if weight.dtype not in FLOATS else weight.layout
+        raise UserError(
+            f"model: {name} is of {odd}, which cannot be pruned weight by weight; allowed: dense "
+            "float32, float64, bfloat16 or float16"
+        )
+    if not bool(weight.detach().isfinite().all()):
+        raise UserError(f"model: {name} holds NaN or infinite numbers; allowed: finite ones")
+
+
+def check_trainable(model: nn.Module) -> None:
+    """UserError where all is frozen."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(
+            "model: all of its parameters are frozen; allowed: some with requires_grad=True"
+        )
+
+
+def check_gradients(method: Method, prunable: Weights) -> None:
+    """UserError where a method ranks by gradients, and a matrix is frozen."""
+    for name, weight in prunable.items() if method.ranks_by_gradients() else ():
+        if not weight.requires_grad:
+            raise UserError(
+                f"method: {method.name} ranks by gradients, and {name} has none, as it is frozen; "
+                "allowed: requires_grad=True, or a method that ranks by magnitude"
+            )
+
+
+def check_precision(prunable: Weights) -> None:
+    """UserError for weights too coarse for a foreign optimiser's small steps."""
+    for name, weight in prunable.items():
+        if weight.dtype in HALF and weight.requires_grad:
+            raise UserError(
+                f"model: {name} trains in {weight.dtype}, in which most small steps are lost; "
+                "allowed: float32 (model.float(), and autocast for speed)"
+            )
+
+
+@contextmanager
+def in_full_width(model: nn.Module) -> Iterator[bool]:
+    """Within this, what has half the width of fp32 is fp32; says whether anything had.
+
+    An optimiser's step is smaller than most numbers' last bit there, and would be lost.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    narrow = {id(t): (t, t.dtype) for t in tensors if t.dtype in HALF}
+    for tensor, _ in narrow.values():
+        tensor.grad = None
+        tensor.data = tensor.data.float()
+    try:
+        yield bool(narrow)
+    finally:
+        for tensor, before in narrow.values():
+            tensor.grad = None
+            tensor.data = tensor.data.to(before)
+
+
+def check_single_process() -> None:
+    """UserError where several processes train: each would find a mask of its own."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several and (size := torch.distributed.get_world_size()) > 1:
+        raise UserError(
+            f"processes: {size} are not allowed beside pruning, as each would find a mask of its "
+            "own; allowed: 1"
+        )
