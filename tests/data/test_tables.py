@@ -82,14 +82,28 @@ def test_a_quoted_table_is_read_as_quoted(tmp_path: Path, suffix: str, all_field
         assert found.to_dict("list") == rows.to_dict("list")
 
 
+@pytest.mark.parametrize("last", [3, 31])
+def test_a_quote_that_swallows_rows_is_refused(tmp_path: Path, last: int) -> None:
+    """Of an unquoted CSV: one sentence begins with a quote, a later one ends with one."""
+    for swap in (False, True):
+        rows = [[f"a film {row}", "10"[row % 2]] for row in range(40)]
+        rows[2][0], rows[last][0] = '"' + rows[2][0], rows[last][0] + '"'
+        lines = [",".join(row[::-1] if swap else row) for row in rows]
+        write(tmp_path, "train.csv", "label,text" if swap else "text,label", *lines)
+        message = refusal(tmp_path)
+        assert f"a quote in line 4 makes one row of {last - 1} lines" in message
+    write(tmp_path, "train.csv", "text,label", '"Dear you, hello', 'bye",x', "b,y", "c,x")
+    assert read(tmp_path)["text"].tolist() == ["Dear you, hello\nbye", "b", "c"]
+
+
 def pairs(letters: str) -> Any:
     """Rows of two texts each."""
     word = st.text(st.sampled_from(letters), min_size=1, max_size=6)
     return st.lists(st.tuples(word, word), min_size=1, max_size=4)
 
 
-# A line break in a TSV may be followed by just as many tabs as a row has: then it is taken for one.
-@given(csv=pairs('ab"",\t\n 1'), tsv=pairs('ab"",\t 1'))
+# Line breaks and separators together can make lines that look like rows.
+@given(csv=pairs('ab"",\t 1') | pairs('ab""\t\n 1'), tsv=pairs('ab"",\t 1'))
 @settings(max_examples=150, deadline=None)
 def test_a_table_comes_back_as_it_was_written(csv: list, tsv: list, tmp_path_factory: Any) -> None:
     for suffix, separator, rows in (("csv", ",", csv), ("tsv", "\t", tsv)):

@@ -117,6 +117,31 @@ def even(rows: Rows, path: Path) -> list[list[str]]:
     return found
 
 
+def read_quoted(lines: list[str], separator: str, path: Path) -> list[list[str]]:
+    """The fields of all rows, read as quoted.
+
+    UserError where a quote swallows rows: where each line of a row is as good as a row itself, with
+    the header's number of fields and, in one column, only what other rows have there.
+    """
+    rows = list(quoted(lines, separator, path))
+    fields = even(iter(rows), path)
+    starts = [line - 1 for line, _ in rows]
+    for row, (start, end) in enumerate(itertools.pairwise([*starts, len(lines)])):
+        if end - start == 1:
+            continue
+        parts = [line.rstrip("\r\n").split(separator) for line in lines[start:end]]
+        parts = [part for part in parts if part != [""]]
+        if len(parts) > 1 and all(len(part) == len(fields[0]) for part in parts):
+            others = zip(*fields[1:row], *fields[row + 1 :], strict=True)
+            columns = zip(*parts, strict=True)
+            if any({*cells} <= {*known} for cells, known in zip(columns, others, strict=True)):
+                raise UserError(
+                    f"data.path: {path}: a quote in line {start + 1} makes one row of {len(parts)} "
+                    'lines that look like rows; allowed: quotes doubled ("") in a field in quotes'
+                )
+    return fields
+
+
 def in_quotes(rows: list[list[str]]) -> bool:
     """Whether the quotes in a TSV's fields enclose them, where they may as well be characters.
 
@@ -138,15 +163,15 @@ def read_text_table(path: Path) -> "pd.DataFrame":
 
     lines, separator = read_lines(path), SEPARATORS[path.suffix]
     if separator == ",":
-        rows = even(quoted(lines, separator, path), path)
+        rows = read_quoted(lines, separator, path)
     else:
         try:
             rows = even(unquoted(lines, separator), path)
             if in_quotes(rows):
-                rows = even(quoted(lines, separator, path), path)
+                rows = read_quoted(lines, separator, path)
         except UserError as error:
             try:
-                rows = even(quoted(lines, separator, path), path)
+                rows = read_quoted(lines, separator, path)
             except UserError:
                 raise error from None
     return pd.DataFrame(rows[1:], columns=rows[0], dtype="str")
