@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,32 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+SEAL = "sha256.json"  # in a folder: the digests of its other files
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of a folder's files beside them, so that a damaged one is seen."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    write_json(folder / SEAL, {file.name: sha256(file) for file in files})
+
+
+def sealed(folder: Path) -> dict[str, str]:
+    """Name → digest of the files of a folder that were sealed; nothing without a seal."""
+    found = read_json(folder / SEAL) if (folder / SEAL).exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{folder / SEAL}: damaged (no digests in it)")
+    return found
+
+
+def check_seal(folder: Path, *names: str) -> None:
+    """UserError when one of these files is not what was sealed; without a seal any passes."""
+    known = sealed(folder)
+    for name in names if known else ():
+        file = folder / name
+        if not file.exists() or known.get(name) != sha256(file):
+            raise UserError(f"{file}: damaged (it is not what was saved)")
+
+
 def project_root() -> Path:
     """The main repository: DVC says where it is, also to experiments that run in a copy."""
     if root := os.environ.get("DVC_ROOT"):
@@ -116,9 +142,37 @@ def code_version(root: str | Path = ".", code: tuple[str, ...] = CODE) -> str:
     return commit + ("+" if git("status", "--porcelain", "--", *code) else "")
 
 
+def path_of(text: str | Path, key: str = "") -> Path:
+    """A path that somebody wrote, its ~ expanded; UserError where no file can be called that."""
+    try:
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        # What pathlib says of an unknown user names nobody.
+        unknown = "there is no such user" if isinstance(error, RuntimeError) else str(error)
+        reason = getattr(error, "strerror", None) or unknown
+        where = f"{key}: " if key else ""
+        raise UserError(f"{where}{str(text)[:80]!r} cannot be a path: {reason}") from None
+    return path
+
+
+def check_new(folder: Path) -> None:
+    """UserError unless a folder can be written there: new, or empty, and no link."""
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; name a new folder")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; name a new folder")
+    if folder.name in ("", "..") or folder.resolve() == Path.cwd():
+        raise UserError(f"{folder} is the folder where you are; name a new folder")
+    over = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not over.is_dir():
+        raise UserError(f"{folder}: {over} is no folder; name a new folder elsewhere")
+
+
 def resolve_path(text: str, key: str) -> Path:
     """A path of params.yaml, relative to the main repository; UserError if it is not there."""
-    path = (project_root() / Path(text).expanduser()).resolve()
+    path = (project_root() / path_of(text, f"params.yaml: {key}")).resolve()
     if not path.is_dir():
         raise UserError(f"params.yaml: {key}: no folder {text} (looked for {path})")
     return path

@@ -1,5 +1,6 @@
 """Masks: exactly k kept, ties by position, one global ranking, and files that cannot mislead."""
 
+import json
 import math
 import tempfile
 from fractions import Fraction
@@ -413,6 +414,50 @@ def test_stray_padding_bits_are_refused(saved: Path) -> None:
     assert masks.load(saved)["w"].all()
     save_file({"w": np.array([0b11111_001], dtype=np.uint8)}, saved, metadata=header)
     assert "stray bits" in refusal(saved)
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(saved: Path) -> None:
+    """In the header as in the body; but blanks that fill it up may be any."""
+    mask, told, whole = masks.load(saved), masks.describe(saved), saved.read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        saved.write_bytes(flipped)
+        try:
+            found, said = masks.load(saved), masks.describe(saved)
+        except UserError as error:
+            assert str(saved) in str(error)
+            with pytest.raises(UserError):
+                masks.describe(saved)
+        else:  # the digest's own name: then nothing else has changed
+            assert said == told and all(torch.equal(found[n], kept) for n, kept in mask.items())
+
+
+def test_a_mask_of_before_has_no_digest_and_is_checked_by_its_count(saved: Path) -> None:
+    mask = masks.load(saved)
+    bits = {name: masks.pack(kept) for name, kept in mask.items()}
+    told = {"sparsity": masks.sparsity(mask)}
+    shapes = json.dumps({name: list(kept.shape) for name, kept in mask.items()})
+    header = {"format": masks.FORMAT, "shapes": shapes, "description": json.dumps(told)}
+    save_file(bits, saved, metadata=header)
+    assert all(torch.equal(masks.load(saved)[name], kept) for name, kept in mask.items())
+    assert masks.describe(saved) == told
+    bits[next(iter(bits))][0] ^= 0b100
+    save_file(bits, saved, metadata=header)
+    assert "of 26 pruned" in refusal(saved)
+
+
+@pytest.mark.parametrize("description", [None, "", "[1]", '{"sparsity": 0.5'])
+def test_a_damaged_description_is_refused(saved: Path, description: str | None) -> None:
+    header = {"format": masks.FORMAT, "shapes": '{"w": [8]}', "description": description}
+    kept = {key: text for key, text in header.items() if text is not None}
+    save_file({"w": np.zeros(1, dtype=np.uint8)}, saved, metadata=kept)
+    with pytest.raises(UserError, match=r"damaged mask \(its description\)"):
+        masks.describe(saved)
+    for content in (b"", b"\0" * 100, saved.read_bytes()[:-1]):
+        saved.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as a mask"):
+            masks.describe(saved)
 
 
 def test_another_models_shapes_are_refused_and_the_difference_named(saved: Path) -> None:

@@ -37,6 +37,7 @@ from instant_soup.pipeline.workspace import START, load_start
 from instant_soup.sparsity import masks, scores
 from instant_soup.training import checkpoints
 from instant_soup.training.checkpoints import Store, digest
+from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
@@ -181,6 +182,62 @@ def test_the_limit_is_twenty_gigabytes_or_what_is_said(monkeypatch: pytest.Monke
     assert checkpoints.limit() == 20e9
     monkeypatch.setenv(checkpoints.LIMIT, "0.5")
     assert checkpoints.limit() == 5e8
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "first_moments.safetensors", "cost.json", "curve.json", None]
+)
+def test_a_damaged_training_is_forgotten_and_taken_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str | None
+) -> None:
+    """A record is a copy of what can be made again; damaged, it must not pass for it."""
+
+    def record() -> checkpoints.Record:
+        return checkpoints.Record(
+            tmp_path / "entry", Cost(), last=3, keep=True, row_every=1, validate_every=1,
+            row=lambda *_: {}, show=lambda _: None,
+        )  # fmt: skip
+
+    weights = {"w": torch.arange(6.0)}
+    start, kept = State(weights), State({"w": weights["w"] + 1}, weights, weights, step=2)
+    first = record()
+    first.add({"step": 1, "train_loss": 0.5})
+    first.save(kept)
+    again = record()
+    assert_same(again.resume(start, "x"), kept)
+    assert again.curve == first.curve
+    if name is None:
+        (tmp_path / "entry/losses.json").unlink()
+    else:
+        file = tmp_path / "entry" / name
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+    capsys.readouterr()
+    again = record()
+    assert again.resume(start, "x") is start and again.curve == []
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and (name or "losses.json") in warning
+    assert warning.count("\n") == 1 and not (tmp_path / "entry").exists()
+
+
+def test_a_damaged_mask_of_a_search_is_found_again(
+    store: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = Path("models/tickets/isp_plus/found/mask.safetensors")
+    run_script("find_ticket", "--method", "isp_plus")
+    before = masks.load(ticket)
+    found = [e / "mask.safetensors" for e in store.iterdir() if (e / "mask.safetensors").exists()]
+    for file in found:
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1 << 7
+        file.write_bytes(content)
+    run_script("find_ticket", "--method", "isp_plus")
+    assert capsys.readouterr().err.count("damaged mask") == len(found) > 0
+    assert same(masks.load(ticket), before)
 
 
 # What makes an entry foreign

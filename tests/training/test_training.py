@@ -233,6 +233,52 @@ def test_a_damaged_state_is_refused(fresh, train, tmp_path, name, damage) -> Non
     assert str(tmp_path) in str(caught.value)
 
 
+def flip(path: Path, place: int) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("weights", -5), ("first_moments", -5), ("second_moments", 300), ("pruner", -1)],
+)
+def test_a_flipped_bit_in_a_state_is_refused(fresh, train, tmp_path, name, place) -> None:
+    state = train(fresh, 1)
+    state.of_pruner = {"kept": torch.ones(4)}
+    save_state(tmp_path / "state", state)
+    assert_same(load_state(tmp_path / "state"), state)
+    file = tmp_path / f"state/{name}.safetensors"
+    flip(file, place)
+    with pytest.raises(UserError, match=f"training state .*{name}.safetensors: damaged"):
+        load_state(tmp_path / "state")
+    if name != "weights":
+        load_state(tmp_path / "state", moments=False)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{name}.safetensors: damaged"):
+        load_state(tmp_path / "state")
+
+
+def test_another_number_of_steps_is_refused_and_so_is_a_damaged_seal(fresh, train, tmp_path):
+    save_state(tmp_path / "state", train(fresh, 1))
+    progress = tmp_path / "state/progress.json"
+    progress.write_text(progress.read_text().replace("1", "3"))
+    with pytest.raises(UserError, match=r"progress\.json: damaged"):
+        load_state(tmp_path / "state")
+    for content in ("[]", "{"):
+        (tmp_path / "state/sha256.json").write_text(content)
+        with pytest.raises(UserError, match=r"sha256\.json"):
+            load_state(tmp_path / "state")
+
+
+def test_a_state_of_before_has_no_seal_and_loads(fresh, train, tmp_path) -> None:
+    state = train(fresh, 1)
+    save_state(tmp_path / "state", state)
+    (tmp_path / "state/sha256.json").unlink()
+    assert_same(load_state(tmp_path / "state"), state)
+
+
 @pytest.mark.parametrize("content", [None, "", '{"step": 1'])
 def test_a_damaged_progress_file_is_refused(fresh, tmp_path, content: str | None) -> None:
     save_state(tmp_path / "state", fresh)

@@ -13,7 +13,7 @@ from instant_soup.config.sections import Data, is_texts
 from instant_soup.data import images, texts
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.errors import UserError
-from instant_soup.files import digest, project_root, read_yaml, resolve_path
+from instant_soup.files import digest, path_of, project_root, read_yaml, resolve_path
 
 READS = {"bert": "texts", "clip": "images"}
 ONLY_LOCAL = ("kind", "text", "image", "label", "flip")  # data keys for a dataset of one's own
@@ -46,7 +46,7 @@ def read_prompts(path: Path, key: str) -> Prompts:
 def resolve_prompts(given: str | None, name: str) -> Prompts | None:
     """What `data.prompts` gives, or else the prompts known under a name; None without either."""
     if given:
-        path = (project_root() / Path(given).expanduser()).resolve()
+        path = (project_root() / path_of(given, "params.yaml: data.prompts")).resolve()
         if not path.is_file():
             raise UserError(f"params.yaml: data.prompts: no file {given} (looked for {path})")
         return read_prompts(path, "data.prompts")

@@ -5,11 +5,12 @@ One safetensors file. A pruned matrix W is stored as `W:mask` (bits as in a mask
 takes 1/16 + d of its dense bf16 size, 1/32 + d of its dense fp32 size.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,7 +58,8 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") ->
         tensors[f"{name}:mask"] = torch.from_numpy(masks.pack(kept))
         tensors[f"{name}:values"] = values
     shapes = json.dumps({name: list(kept.shape) for name, kept in mask.items()})
-    header = {"format": FORMAT, "dtype": dtype, "shapes": shapes}
+    digests = json.dumps({name: _digest(w, shapes) for name, w in tensors.items()})
+    header = {"format": FORMAT, "dtype": dtype, "shapes": shapes, "digests": digests}
     with new_file(path) as unfinished:
         save_file(tensors, unfinished, metadata=header)
         order_header(unfinished)
@@ -66,41 +68,66 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") ->
 def load(path: str | Path) -> Weights:
     """Name → dense tensor, zeros where pruned: the checkpoint that was saved, bit for bit.
 
-    What was never pruned is mapped into memory and read when it is used. UserError if the file is
-    missing, damaged or no compact file.
+    UserError if the file is missing, damaged or no compact file.
     """
-    with _opened(path) as (file, shapes):
-        packed = {f"{name}:{part}" for name in shapes for part in ("mask", "values")}
-        weights = {name: file.get_tensor(name) for name in file.keys() if name not in packed}  # noqa: SIM118
-        for name, shape in shapes.items():
-            kept = _kept(file, name, shape)
-            values = file.get_tensor(f"{name}:values")
+    with _opened(path) as file:
+        packed = {f"{name}:{part}" for name in file.shapes for part in ("mask", "values")}
+        weights = {name: file.get(name) for name in file.names if name not in packed}
+        for name in file.shapes:
+            kept, values = _kept(file, name), file.get(f"{name}:values")
             if values.shape != (int(kept.count_nonzero()),):
                 raise ValueError(f"values of {name}")
-            weights[name] = torch.zeros(shape, dtype=values.dtype).masked_scatter_(kept, values)
+            whole = torch.zeros(kept.shape, dtype=values.dtype)
+            weights[name] = whole.masked_scatter_(kept, values)
     return weights
 
 
 def load_mask(path: str | Path) -> Mask:
     """The mask within a compact file; errors as of `load`."""
-    with _opened(path) as (file, shapes):
-        return {name: _kept(file, name, shape) for name, shape in shapes.items()}
+    with _opened(path) as file:
+        return {name: _kept(file, name) for name in file.shapes}
 
 
-def _kept(file: Any, name: str, shape: list[int]) -> torch.Tensor:
-    return masks.unpack(file.get_tensor(f"{name}:mask").numpy(), name, shape)
+class _File(NamedTuple):
+    """An open compact file: its tensors' names, how one is read, shapes of the pruned matrices."""
+
+    names: list[str]
+    get: Callable[[str], torch.Tensor]
+    shapes: dict[str, list[int]]
+
+
+def _kept(file: _File, name: str) -> torch.Tensor:
+    return masks.unpack(file.get(f"{name}:mask").numpy(), name, file.shapes[name])
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, list[int]]]]:
-    """A compact file, open, and the shapes of its pruned matrices; errors as of `load`."""
+def _opened(path: str | Path) -> Iterator[_File]:
+    """A compact file whose tensors are checked as they are read; errors as of `load`.
+
+    A file of before 0.2.0 has no digests, and is taken as it is.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise UserError(f"{path}: not a compact file of the format {FORMAT!r}")
-            yield file, dict(json.loads(header["shapes"]))
+            digests = json.loads(header.get("digests", "{}"))
+
+            def get(name: str) -> torch.Tensor:
+                tensor = file.get_tensor(name)
+                if digests and digests.get(name) != _digest(tensor, header["shapes"]):
+                    raise ValueError(f"{name} is not what was saved")
+                return tensor
+
+            yield _File(list(file.keys()), get, dict(json.loads(header["shapes"])))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a compact file ({error})") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged compact file ({error})") from None
+
+
+def _digest(tensor: torch.Tensor, shapes: str) -> str:
+    """Sixteen hex digits of a tensor of a file, with the shapes in its header."""
+    whole = hashlib.sha256(f"{shapes} {tensor.dtype} {list(tensor.shape)}".encode())
+    whole.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()[:16]

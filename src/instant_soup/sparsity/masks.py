@@ -4,6 +4,7 @@ A mask is a dict of boolean tensors, one per prunable weight, under the weight's
 model's state dict and with its shape; True means kept.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -219,12 +220,13 @@ def sparsity_by_matrix(mask: Mask) -> list[dict[str, Any]]:
 
 def save(path: str | Path, mask: Mask, **description: object) -> None:
     """Write a mask, bit-packed, with a JSON description (sparsity, method, round, seed, …)."""
+    packed = {name: pack(kept) for name, kept in mask.items()}
     header = {
         "format": FORMAT,
         "shapes": json.dumps({name: list(m.shape) for name, m in mask.items()}),
         "description": json.dumps({"sparsity": sparsity(mask), **description}),
     }
-    packed = {name: pack(kept) for name, kept in mask.items()}
+    header["digest"] = _digest(header, packed)
     with new_file(path) as unfinished:
         save_file(packed, unfinished, metadata=header)
         order_header(unfinished)
@@ -235,6 +237,34 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
 
     UserError if the file is missing, damaged, not a mask, or a mask of another model.
     """
+    header, packed = _read(path)
+    stored = _parsed(path, header, "shapes")
+    if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
+        odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
+        raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
+    try:
+        mask = {name: unpack(packed.get(name), name, shape) for name, shape in stored.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged mask ({error})") from None
+    # Files of before have no digest, but all say how many weights they prune.
+    kept, total = count(mask)
+    said = _parsed(path, header, "description").get("sparsity")
+    if isinstance(said, int | float) and round(said * total) != total - kept:
+        raise UserError(f"{path}: damaged mask ({total - kept} of {total} pruned, not {said:g})")
+    return mask
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """The JSON description that a mask was saved with; errors as of `load`."""
+    header, _ = _read(path)
+    return _parsed(path, header, "description")
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """A mask file's header and its bits by name; UserError unless they are those that were saved.
+
+    A file of before 0.2.0 has no digest, and is taken as it is.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -243,20 +273,26 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
         raise UserError(f"{path}: cannot be read as a mask ({error})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: not a mask file of the format {FORMAT!r}")
-    try:
-        stored = json.loads(header.get("shapes", "{}"))
-    except ValueError:
-        raise UserError(f"{path}: damaged mask (its list of shapes)") from None
-    if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
-        odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
-        raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
-    try:
-        return {name: unpack(packed.get(name), name, shape) for name, shape in stored.items()}
-    except ValueError as error:
-        raise UserError(f"{path}: damaged mask ({error})") from None
+    if header.get("digest", "") not in ("", _digest(header, packed)):
+        raise UserError(f"{path}: damaged mask (it is not what was saved)")
+    return header, packed
 
 
-def describe(path: str | Path) -> dict:
-    """The JSON description that a mask was saved with."""
-    with safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["description"])
+def _digest(header: dict[str, str], packed: dict[str, np.ndarray]) -> str:
+    """Hex digest of a mask file's shapes, description and bits."""
+    whole = hashlib.sha256(f"{header.get('shapes')} {header.get('description')}".encode())
+    for name in sorted(packed):
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(packed[name]).data)
+    return whole.hexdigest()
+
+
+def _parsed(path: str | Path, header: dict[str, str], key: str) -> dict[str, Any]:
+    """A part of a mask file's header, which is JSON; UserError if it is none."""
+    try:
+        found = json.loads(header[key])
+    except (KeyError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged mask (its {key})")
+    return found

@@ -11,25 +11,28 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from instant_soup.errors import UserError
-from instant_soup.files import new_folder, project_root, read_json, write_json
+from instant_soup.files import check_seal, new_folder, project_root, read_json, write_json
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State, load_state, write_state
 
 EVERY = 120.0  # seconds between two checkpoints
+BESIDE = ("cost.json", "losses.json", "curve.json")  # what a checkpoint has beside its state
 LIMIT = "INSTANT_SOUP_STORE_GB"  # how much the pipeline's store may hold; 20 where it is not set
 
 Curve = list[dict[str, Any]]
+Found = TypeVar("Found")
 
 
 def digest(*parts: Any) -> str:
@@ -98,6 +101,21 @@ def _taken(lock: Any) -> bool:
     return True
 
 
+def found_in(entry: Path | None, read: Callable[[Path], Found]) -> Found | None:
+    """What `read` finds in an entry of a store; None where nothing is there.
+
+    A damaged entry is forgotten, with a warning: what it held can be made again.
+    """
+    if entry is None or not entry.exists():
+        return None
+    try:
+        return read(entry)
+    except UserError as error:
+        print(f"warning: {error}: it is made again", file=sys.stderr)
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+
+
 def pipeline_store() -> Store:
     """The store in the main repository, so that an experiment in a copy finds it again."""
     return Store(project_root() / ".dvc/tmp/instant-soup/store")
@@ -156,12 +174,13 @@ class Record:
 
     def resume(self, state: State, label: str) -> State:
         """The state of an equal call that was interrupted or is finished; else the one given."""
-        if self.folder is None or not (self.folder / "progress.json").exists():
+        found = found_in(self.folder, _kept)
+        if found is None:
             return state
-        state = load_state(self.folder)
-        self.cost.add(read_json(self.folder / "cost.json"))
-        self.losses = [torch.tensor(x) for x in read_json(self.folder / "losses.json")]
-        for row in read_json(self.folder / "curve.json"):
+        state, cost, losses, curve = found
+        self.cost.add(cost)
+        self.losses = [torch.tensor(x) for x in losses]
+        for row in curve:
             self.add(row)
         done = "taking the finished training" if state.step >= self.last else "continuing"
         print(f"{label}: {done} from the checkpoint at step {state.step}")
@@ -197,11 +216,11 @@ class Record:
     def save(self, state: State) -> None:
         """Keep a checkpoint."""
         assert self.folder is not None
+        told = asdict(self.cost), [float(x) for x in self.losses], self.curve
         with new_folder(self.folder) as unfinished:
-            write_state(unfinished, state)
-            write_json(unfinished / "cost.json", asdict(self.cost))
-            write_json(unfinished / "curve.json", self.curve)
-            write_json(unfinished / "losses.json", [float(x) for x in self.losses])
+            for name, value in zip(BESIDE, told, strict=True):
+                write_json(unfinished / name, value)
+            write_state(unfinished, state)  # which seals them all
         self.saved, self.saved_step = time.monotonic(), state.step
 
     @contextmanager
@@ -222,3 +241,10 @@ class Record:
                 state = self.snapshot()
                 if state.step == self.step:
                     self.save(state)
+
+
+def _kept(entry: Path) -> tuple[State, dict[str, float], list[float], Curve]:
+    """A checkpoint's state, cost, losses and curve; UserError unless they are what was saved."""
+    check_seal(entry, *BESIDE)
+    cost, losses, curve = (read_json(entry / name) for name in BESIDE)
+    return load_state(entry), cost, losses, curve

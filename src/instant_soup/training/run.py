@@ -21,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
-from instant_soup.files import new_folder, read_json, write_json
+from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, write_json
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
-from instant_soup.training.checkpoints import Curve, Record, Store, digest
+from instant_soup.training.checkpoints import Curve, Record, Store, digest, found_in
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
 from instant_soup.training.pruner import FixedMask, Pruner
@@ -290,9 +290,9 @@ class Run(ABC):
         """
         parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
         with self._entry(*parts) as folder:
-            if folder is not None and (folder / "cost.json").exists():
-                self.cost.add(read_json(folder / "cost.json"))
-                return _load(folder)
+            if kept := found_in(folder, _load):
+                self.cost.add(kept[1])
+                return kept[0]
             before, self.cost = self.cost, Cost()
             started = time.perf_counter()
             try:
@@ -303,6 +303,7 @@ class Run(ABC):
                     with new_folder(folder) as unfinished:
                         _save(unfinished, found)
                         write_json(unfinished / "cost.json", asdict(self.cost))
+                        seal(unfinished)
             finally:
                 before.add(self.cost)
                 self.cost = before
@@ -363,7 +364,12 @@ def _save(folder: Path, found: Mask | Cut) -> None:
         save_file(changed[0], folder / "weights.safetensors")
 
 
-def _load(folder: Path) -> Any:
-    """What a search has found."""
-    mask, weights = masks.load(folder / "mask.safetensors"), folder / "weights.safetensors"
-    return Cut(mask, load_file(weights)) if weights.exists() else mask
+def _load(folder: Path) -> tuple[Any, dict[str, float]]:
+    """What a search has found, and its cost; UserError unless they are what was saved."""
+    mask, cost = masks.load(folder / "mask.safetensors"), read_json(folder / "cost.json")
+    check_seal(folder, "cost.json")
+    weights = folder / "weights.safetensors"
+    if not weights.exists() and weights.name not in sealed(folder):
+        return mask, cost
+    check_seal(folder, weights.name)
+    return Cut(mask, load_file(weights)), cost

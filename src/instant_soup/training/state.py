@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from instant_soup.errors import UserError
-from instant_soup.files import new_folder, read_json, write_json
+from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, write_json
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.compact import apart as apart
 from instant_soup.sparsity.masks import Mask
@@ -52,7 +52,7 @@ def save_state(folder: str | Path, state: State) -> None:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Write a state's files into an existing folder."""
+    """Write a state's files into an existing folder, and seal what is there then."""
     save_file(apart(state.weights), folder / "weights.safetensors")
     if state.first_moments:
         save_file(state.first_moments, folder / "first_moments.safetensors")
@@ -60,6 +60,7 @@ def write_state(folder: Path, state: State) -> None:
     if state.of_pruner:
         save_file(state.of_pruner, folder / "pruner.safetensors")
     write_json(folder / "progress.json", {"step": state.step})
+    seal(folder)
 
 
 def load_state(folder: str | Path, moments: bool = True) -> State:
@@ -67,12 +68,19 @@ def load_state(folder: str | Path, moments: bool = True) -> State:
     folder = Path(folder)
     progress = read_json(folder / "progress.json")
     try:
-        state = State(load_file(folder / "weights.safetensors"), step=progress["step"])
+        state = State(_tensors(folder, "weights"), step=progress["step"])
+        check_seal(folder, "progress.json")
         if moments and state.step > 0:
-            state.first_moments = load_file(folder / "first_moments.safetensors")
-            state.second_moments = load_file(folder / "second_moments.safetensors")
-            if (folder / "pruner.safetensors").exists():
-                state.of_pruner = load_file(folder / "pruner.safetensors")
-    except (OSError, SafetensorError, KeyError) as error:
+            state.first_moments = _tensors(folder, "first_moments")
+            state.second_moments = _tensors(folder, "second_moments")
+            if (own := "pruner.safetensors") in sealed(folder) or (folder / own).exists():
+                state.of_pruner = _tensors(folder, "pruner")
+    except (OSError, SafetensorError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{folder}: cannot be read as a training state ({error})") from None
     return state
+
+
+def _tensors(folder: Path, name: str) -> Weights:
+    """One of a state's files of tensors, if it is what was saved."""
+    check_seal(folder, f"{name}.safetensors")
+    return load_file(folder / f"{name}.safetensors")
