@@ -107,6 +107,113 @@ def test_ledger_with_git_conflict_is_refused(tmp_path):
     assert path.read_text().endswith("<<<<<<< HEAD\n")
 
 
+def lines_of(path: Path, *rows: dict[str, Any]) -> list[str]:
+    """A ledger's header, and its rows as text, each written into a file of its own."""
+    texts = []
+    for number, row in enumerate(rows):
+        ledger.merge_ledger(path.with_name(f"{number}.csv"), [row], "v1")
+        texts.append(path.with_name(f"{number}.csv").read_text().splitlines()[1])
+    return [",".join(ledger.COLUMNS), *texts]
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_two_rows_with_one_key_the_later_stays_and_that_is_said(tmp_path, capsys, order):
+    """A merge conflict that was resolved by keeping both."""
+    path = tmp_path / "results.csv"
+    early, late = (f"2026-11-2{day}T10:00:00+00:00" for day in (1, 2))
+    header, *rows = lines_of(path, result(value=0.5, finished=early),
+                             result(value=0.6, finished=late))  # fmt: skip
+    path.write_text("\n".join([header, *(rows[i - 1] for i in order)]) + "\n")
+    assert list(ledger.read_ledger(path)["value"]) == [0.6]
+    warning = capsys.readouterr().err
+    assert f"{path}: line 3: a second row of" in warning and "isp, 0.7, 0" in warning
+    assert list(ledger.merge_ledger(path, [], "v1")["value"]) == [0.6]
+    assert len(path.read_text().splitlines()) == 2
+    capsys.readouterr()
+    path.write_text("\n".join([header, rows[0], rows[0]]) + "\n")
+    assert len(ledger.read_ledger(path)) == 1 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("column", "word", "allowed"),
+    [
+        ("value", "good", "a number"),
+        ("flops", "1,5e9", "a number"),
+        ("seed", "1.5", "a whole number"),
+        ("seed", "", "a whole number"),
+        ("target_sparsity", "70 %", "a number from 0 to 1"),
+        ("target_sparsity", "nan", "a number from 0 to 1"),
+        ("target_sparsity", "70", "a number from 0 to 1"),
+        ("finished", "yesterday", "a time in UTC"),
+        ("finished", "2026-11-28T10:00:00+09:00", "a time in UTC"),
+    ],
+)
+def test_a_word_for_a_number_names_line_and_column_and_nothing_is_written(
+    tmp_path, column, word, allowed
+):
+    path = tmp_path / "results.csv"
+    ledger_of(tmp_path, result(seed=1), result(seed=2))
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[1, column] = word
+    table.to_csv(path, index=False)
+    before = path.read_bytes()
+    for call in (lambda: ledger.read_ledger(path), lambda: ledger_of(tmp_path, result(seed=3))):
+        with pytest.raises(UserError, match=f"allowed: {allowed}") as caught:
+            call()
+        assert f"{path}: line 3: {column}: {word!r} is not allowed" in str(caught.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"model,dataset\n\xff\xfe,b\n", "line 2 is not UTF-8"),
+        ("model\nä\n".encode("utf-16"), "line 1 is not UTF-8"),
+        (b"model,model\na,b\n", "not a ledger"),
+        (b'model,dataset\n"a', "not a ledger"),
+        (b"a" * 200_000, "not a ledger"),
+    ],
+)
+def test_a_file_that_is_no_ledger_is_refused_in_one_line(tmp_path, content, words):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    for call in (lambda: ledger.read_ledger(path), lambda: ledger_of(tmp_path, result())):
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_a_ledger_out_of_a_spreadsheet_is_read(tmp_path):
+    """It begins with a mark, and its lines end otherwise."""
+    path = tmp_path / "results.csv"
+    before = ledger_of(tmp_path, result(seed=1), result(seed=2))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    pd.testing.assert_frame_equal(ledger.read_ledger(path), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cost": 3},
+        {"cost": {"steps": "many"}},
+        {"test": {"accuracy": "good"}},
+        {"test": ["accuracy"]},
+        {"seed": "first"},
+        {"target_sparsity": None},
+        {"variant": None},
+        {"metric": ["accuracy"]},
+        {"zero_shot": {"f1": 0.5}},
+        {"drawn": {"epoch": 1}},
+        {"finished": "noon"},
+    ],
+)
+def test_a_result_with_words_for_numbers_never_gets_into_the_ledger(tmp_path, change):
+    with pytest.raises(UserError, match=r"isp\.json: "):
+        ledger.check_result({**result(), **change}, "isp.json")
+
+
+FORK = multiprocessing.get_context("fork")
 FORK = multiprocessing.get_context("fork")
 EQUAL = range(1000, 1005)  # seeds that every process merges
 

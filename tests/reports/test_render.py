@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from instant_soup.reports.render import Cell, Chapter, Table, html, markdown, tex
+from instant_soup.reports.render import Cell, Chapter, Table, html, in_markdown, markdown, tex
 
 NASTY = r"a_b & 50 % #1 {x} $y ~ ^ \z <b> | ± “é”"
 TABLE = Table(
@@ -54,7 +54,28 @@ def test_markdown():
     assert "| ISP | **1.00 ± 0.10 ▲** | 2.0 | – |" in lines
     rows = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("|")]
     assert [len(row) - 2 for row in rows] == [4] * 4 + [3] * 3
-    assert rows[3][1].strip().replace("\\|", "|") == NASTY
+    assert re.sub(r"\\([^\w\s])", r"\1", rows[3][1].strip()) == NASTY
+
+
+def test_a_name_in_markdown_is_text_whatever_it_is_called():
+    """A folder may be called anything; a line break in its name must not end a row."""
+    names = {
+        "<img src=x onerror=alert(1)>": r"\<img src=x onerror=alert(1)>",
+        "two\nlines\r\u2028here": "two lines  here",
+        "**bold** `code` a|b": r"\*\*bold\*\* \`code\` a\|b",
+        "[text](http://x) &lt; \\": r"[text\](http://x) \&lt; \\",
+        "lth_rewind __init__ ~~$x$": r"lth_rewind \__init_\_ \~\~\$x\$",
+        "isp.rate=[0.1,10.0]": "isp.rate=[0.1,10.0]",
+    }
+    for name, text in names.items():
+        assert in_markdown(name) == text
+        table = Table(name, [(name, name)], [(name, [Cell(name, bold=True)])], name, corner=name)
+        shown = markdown([Chapter(name, "", [table])]).splitlines()
+        assert shown[:1] == [f"# {text}"] and f"## {text}" in shown and text in shown
+        assert f"| {text} | {text}: {text} |" in shown and f"| {text} | **{text}** |" in shown
+        assert len(shown) == 9
+        assert "\n\n\n" not in tex([Chapter("T", "", [table])])
+        assert "<img" not in html(Chapter("T", "", [table]))
 
 
 def test_tex_escapes_what_latex_would_read_as_commands():

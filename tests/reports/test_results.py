@@ -3,6 +3,7 @@
 import re
 
 import pandas as pd
+import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.methods import registry
@@ -76,6 +77,68 @@ def test_bold_is_the_best_sparse_method_with_a_competitor(tmp_path):
     assert cells_of(tie, "ISP") == cells_of(tie, "Random") == ["**80.00**"]
     beaten = results_of(ledger_of(tmp_path, result("one_shot", 0.81)))
     assert beaten.count("**") == 2 and cells_of(beaten, "One-shot magnitude") == ["**81.00**"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric", "dense", "silent"),
+    [
+        ("wnli@local", "accuracy", 0.27, True),
+        ("wnli", "accuracy", 0.5, True),
+        ("wnli", "accuracy", 0.56, False),
+        ("mnli", "accuracy", 0.35, False),
+        ("mnli", "accuracy", 0.33, True),
+        ("mnist", "accuracy", 0.1, True),
+        ("mnist", "accuracy", 0.11, False),
+        ("cola", "matthews", 0.0, True),
+        ("cola", "matthews", 0.01, False),
+        ("stsb", "pearson", -0.1, True),
+        ("local:mine", "accuracy", 0.01, False),  # of how many classes is not known
+    ],
+)
+def test_where_the_dense_network_guesses_no_row_is_best_or_better(
+    tmp_path, dataset, metric, dense, silent
+):
+    own = {"dataset": dataset, "metric": metric}
+    shared = {**own, "variant": "training.epochs=4"}
+    runs = ledger_of(
+        tmp_path,
+        *of_seeds("dense", dense, dense + 0.001, dense - 0.001, **shared),
+        *of_seeds("isp", 0.90, 0.91, 0.92, **shared),
+        *of_seeds("lth", 0.5, 0.52, 0.53, **shared),
+    )
+    table = results_of(runs)
+    against = markdown([head_to_head.chapter(runs)])
+    assert ("**" in table) != silent and ("▲ |" in against) != silent
+    for text in (table, against):
+        assert ("no better than guessing" in text) == silent
+    assert cells_of(table, "ISP") == ["91.00 ± 1.00" if silent else "**91.00 ± 1.00**"]
+
+
+def test_marks_of_the_papers_tables_need_a_dense_network_that_has_learned(tmp_path):
+    own = {"dataset": "wnli", "preset": "quick"}
+    runs = [of_seeds("isp", 0.60, 0.61, 0.62, **own), of_seeds("lth", 0.5, 0.52, 0.53, **own)]
+    shown, table = [], paper.read_paper()["table3"]
+    for dense in (0.3, 0.57):
+        every = [*of_seeds("dense", dense, dense, dense, **own), *runs[0], *runs[1]]
+        numbers = paper.comparison(table, ledger_of(tmp_path / str(dense), *every))
+        shown.append(markdown(paper.chapters("table3", table, numbers)[:1]))
+    assert "61.00 ± 1.00 ▲" not in shown[0] and "no better than guessing" in shown[0]
+    assert "**61.00 ± 1.00 ▲**" in shown[1] and "no better than guessing" not in shown[1]
+
+
+def test_searches_that_never_settled_are_called_so(tmp_path):
+    def drawn(*epochs: float, settled: bool, sparsity: float) -> list:
+        return [
+            result("early_bird", seed=seed, target_sparsity=sparsity,
+                   drawn={"epoch": epoch, "settled": settled})
+            for seed, epoch in enumerate(epochs)
+        ]  # fmt: skip
+
+    never = drawn(4, 4, settled=False, sparsity=0.7)
+    at_times = drawn(1.5, settled=True, sparsity=0.5)
+    text = cost_of(ledger_of(tmp_path, result("dense"), *never, *at_times))
+    assert "EarlyBird drew its tickets after these epochs, by seed: at 50 % sparse 1.5; " in text
+    assert "at 70 % sparse 4, 4. EarlyBird's masks never settled at 70 % sparse 2 of 2 runs" in text
 
 
 def test_sections_units_and_a_diverged_run(tmp_path):

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.paper import mark_of
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.reports.results import (
     UNPRUNED,
+    UNRANKED,
     ZERO_SHOT,
     heading,
     label,
     number,
     percent,
+    ranks_nothing,
     row_order,
     scale,
     shared_settings,
@@ -55,6 +58,8 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
     if not sparsities or not others:
         return None
     columns = [(f"{percent(s)} sparse", name) for s in sparsities for name in ("metric", "FLOPs")]
+    dense = runs.loc[runs["method"] == DENSE, "value"]
+    ranked = not ranks_nothing(section[1], section[3], dense)
     rows = []
     for method in others:
         cells: list[Cell] = []
@@ -64,19 +69,19 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
             at_hand = theirs
             if method not in UNPRUNED:
                 at_hand = theirs[theirs["target_sparsity"] == sparsity]
-            cells += _compare(ours, at_hand.set_index("seed"), scale(section[3]))
+            cells += _compare(ours, at_hand.set_index("seed"), scale(section[3]), ranked)
         rows.append((label(method), cells))
-    caption = f"Test {section[3]}{unit(section[3])}, as differences."
+    caption = f"Test {section[3]}{unit(section[3])}, as differences.{'' if ranked else UNRANKED}"
     return Table(heading(section, section[4]), columns, rows, caption)
 
 
-def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> list[Cell]:
-    """The difference over common seeds, and the ratio of FLOPs."""
+def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, factor: float, ranked: bool) -> list[Cell]:
+    """The difference over common seeds, marked if it may be, and the ratio of FLOPs."""
     seeds = ours.index.intersection(theirs.index)
     if not len(seeds):
         return [Cell(MISSING), Cell(MISSING)]
     gaps = factor * (ours["value"][seeds] - theirs["value"][seeds])
     text = f"{gaps.mean():+.2f}" + (f" ± {gaps.std(ddof=1):.2f}" if len(seeds) > 1 else "")
-    mark = mark_of(ours["value"], theirs["value"])
+    mark = mark_of(ours["value"], theirs["value"]) if ranked else ""
     ratio = (ours["flops"][seeds] / theirs["flops"][seeds]).mean()
     return [Cell(f"{text} (n = {len(seeds)})", mark=mark), Cell(number(ratio, ".2f"))]

@@ -13,8 +13,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "pr
 ORIGIN = ["family", "code_version", "finished"]
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
+NOT_SETTLED = " (not settled)"  # behind the epoch that a search drew its ticket after
 FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in ledgers and results of before
 
 Row = dict[str, str]
@@ -40,18 +42,29 @@ EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/\S+")  # DVC
 
 
 def check_result(result: Any, source: str) -> dict[str, Any]:
-    """The result, with today's names; UserError if it lacks identity, cost or primary metric."""
-    missing = (
-        [k for k in (*KEY, "cost") if k not in result]
-        if isinstance(result, dict)
-        else ["everything"]
-    )
-    if not missing and result.get("metric") not in result.get("test", {}):
+    """The result, with today's names.
+
+    UserError if it lacks identity, cost or primary metric, or has a word for a number.
+    """
+    missing = ["everything"]
+    if isinstance(result, dict):
+        missing = [k for k in KEY if k not in result]
+        missing += [k for k in ("cost", "test") if not isinstance(result.get(k), dict)]
+        texts = (k for k in (*KEY[:5], "metric") if k not in missing)
+        missing += [k for k in texts if not isinstance(result.get(k), str)]
+    if not missing and result.get("metric") not in result["test"]:
         missing = ["test metric"]
     if missing:
         raise UserError(f"{source}: not a result file ({', '.join(missing)} missing)")
     cost = {FORMER_NAMES.get(name, name): value for name, value in result["cost"].items()}
-    return {**result, "cost": cost}
+    result = {**result, "cost": cost}
+    try:
+        rows = [_row(one, "") for one in with_zero_shot([result])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a result file ({error!r})") from None
+    for row in rows:
+        _check_row(row, source)
+    return result
 
 
 def read_results(folder: str | Path, methods: list[str]) -> list[dict[str, Any]]:
@@ -161,7 +174,7 @@ def merge_ledger(
     path = Path(ledger_csv)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        old = path.read_text() if path.exists() else ""
+        old = _read(path) if path.exists() else ""
         rows, more_columns = _parse(old, path)
         for result in with_zero_shot(results):
             row = _row(result, code_version)
@@ -176,11 +189,7 @@ def merge_ledger(
 
 def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
     """The ledger as a table with COLUMNS; UserError if it is missing or no ledger."""
-    try:
-        text = Path(ledger_csv).read_text()
-    except OSError as error:
-        raise UserError(f"{ledger_csv}: cannot be read ({error.strerror})") from None
-    rows, more_columns = _parse(text, Path(ledger_csv))
+    rows, more_columns = _parse(_read(Path(ledger_csv)), Path(ledger_csv))
     return _frame(_to_text(list(rows.values()), more_columns))
 
 
@@ -227,16 +236,63 @@ def _same_file(path: Path, descriptor: int) -> bool:
 
 def _row(result: dict[str, Any], code_version: str) -> Row:
     """A result as a ledger row of text; floats with all their digits, unknown values empty."""
+    target = result["target_sparsity"]
     values = {
         **result,
         **result.get("cost", {}),
         "value": result["test"][result["metric"]],
-        "target_sparsity": float(result["target_sparsity"]),
+        "target_sparsity": float(target) if isinstance(target, int) else target,
         "code_version": result.get("code_version", code_version),
     }
     if drawn := result.get("drawn"):
-        values["drawn"] = f"{drawn['epoch']:g}" + ("" if drawn["settled"] else " (not settled)")
+        values["drawn"] = f"{drawn['epoch']:g}" + ("" if drawn["settled"] else NOT_SETTLED)
     return {c: "" if values.get(c) is None else str(values[c]) for c in COLUMNS}
+
+
+def _read(path: Path) -> str:
+    """A ledger's text; UserError if it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # a spreadsheet begins with a mark
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line} is not UTF-8; allowed: a ledger in UTF-8") from None
+
+
+def _check_row(row: Row, where: str) -> None:
+    """UserError, naming the column, where a row has a word for a number or a time."""
+    for column in (*NUMBERS, "finished"):
+        allowed, may_be = EXPECTED.get(column, ("a number, or nothing", _is_number))
+        if not may_be(row[column]):
+            raise UserError(
+                f"{where}: {column}: {row[column]!r} is not allowed; allowed: {allowed}"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return text == "" or float(text) is not None
+    except ValueError:
+        return False
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return text == "" or datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        return False
+
+
+# Of columns that are not just any number: what is allowed, and whether a text is that.
+EXPECTED: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "seed": ("a whole number", lambda text: text.isdecimal()),
+    "target_sparsity": (
+        "a number from 0 to 1",
+        lambda text: text != "" and _is_number(text) and 0 <= float(text) <= 1,
+    ),
+    "finished": ("a time in UTC, as 2026-11-28T10:00:00+00:00, or nothing", _is_time),
+}
 
 
 def _key(row: Row) -> tuple:
@@ -245,17 +301,33 @@ def _key(row: Row) -> tuple:
 
 
 def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:
-    """The ledger's rows by key, and names of columns that are not ours (they are kept)."""
+    """The ledger's rows by key, and names of columns that are not ours (they are kept).
+
+    Of several rows with one key the one that finished last stays, with a warning.
+    """
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = [FORMER_NAMES.get(name, name) for name in reader.fieldnames or KEY]
-    reader.fieldnames = columns
+    odd = UserError(f"{path}: not a ledger of results (an unfinished Git merge?)")
+    rows: dict[tuple, Row] = {}
     try:
-        rows = {_key(row): {**dict.fromkeys(COLUMNS, ""), **row} for row in reader}
-        whole = all(None not in row and None not in row.values() for row in rows.values())
-    except (KeyError, ValueError, TypeError):
-        whole = False
-    if not whole or not set(KEY) <= set(columns):
-        raise UserError(f"{path}: not a ledger of results (an unfinished Git merge?)")
+        columns = [FORMER_NAMES.get(name, name) for name in reader.fieldnames or KEY]
+        reader.fieldnames = columns
+        if not set(KEY) <= set(columns) or len(set(columns)) < len(columns):
+            raise odd
+        for given in reader:
+            if None in given or None in given.values():
+                raise odd
+            row = {**dict.fromkeys(COLUMNS, ""), **given}
+            _check_row(row, f"{path}: line {reader.line_num}")
+            other = rows.setdefault(_key(row), row)
+            if other != row:
+                rows[_key(row)] = row if row["finished"] >= other["finished"] else other
+                print(
+                    f"warning: {path}: line {reader.line_num}: a second row of "
+                    f"{', '.join(row[c] for c in KEY)}; the one that finished later is kept",
+                    file=sys.stderr,
+                )
+    except csv.Error as error:
+        raise UserError(f"{path}: not a ledger of results ({error})") from None
     return rows, [c for c in columns if c not in COLUMNS]
 
 

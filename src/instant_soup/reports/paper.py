@@ -202,7 +202,7 @@ def _measured(table: dict[str, Any], numbers: pd.DataFrame) -> list[Table]:
         count = one_count(cells)
         columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
         metric = section[3]
-        caption = f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)}"
+        caption = f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)}"
         header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
         title = f"{heading(section)} (no counterpart in the paper)"
         tables.append(Table(title, header, rows_of(methods, columns), caption))
@@ -226,7 +226,9 @@ def _beside_paper(
         columns.append(column_of(ours[own[ours.index]], methods, sparsity, count))
         columns.append(_paper_column(cells[own], methods, sparsity))
     names = dict.fromkeys(column["name"] for column, _ in group)
-    measured = f"{spread_words(ours)}{bold_words(columns)}" if len(ours) else "not measured yet."
+    measured = (
+        f"{spread_words(ours)}{bold_words(ours, columns)}" if len(ours) else "not measured yet."
+    )
     caption = f"Ours (model {table['model']}, preset {PAPER}): {measured}"
     return Table(", ".join(names), header, rows_of(methods, columns), caption)
 

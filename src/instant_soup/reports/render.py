@@ -1,5 +1,6 @@
 """A table as data, and its Markdown, LaTeX and HTML: one set of rows behind all three."""
 
+import re
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -8,6 +9,9 @@ from typing import Any
 MISSING = "–"
 MARKS = {"better": ("▲", r"$^{\uparrow}$"), "worse": ("▼", r"$^{\downarrow}$")}
 NOTHING = "No results yet."
+
+# What Markdown reads as a mark; an underscore within a word is none.
+MARKDOWN = re.compile(r"[\\`*|<~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|\](?=[(\[])")
 
 # What LaTeX reads as a command, and what its old fonts lack.
 TEX = {
@@ -62,15 +66,29 @@ def markdown(chapters: list[Chapter]) -> str:
     """A Markdown file of chapters. Groups of columns become part of the columns' names."""
     parts = []
     for chapter in chapters:
-        parts += [f"# {chapter.title}", chapter.text, "" if chapter.tables else NOTHING]
+        parts += [f"# {in_markdown(chapter.title)}", chapter.text]
+        parts += ["" if chapter.tables else NOTHING]
         for table in chapter.tables:
             header = [f"{group}: {name}" if group else name for group, name in table.columns]
-            lines = [[table.corner, *header], ["---", *["---:"] * len(header)]]
-            lines += [[name, *map(_markdown_cell, cells)] for name, cells in table.rows]
-            escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-            rows = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-            parts += [f"## {table.heading}", rows, table.caption]
+            lines = [list(map(in_markdown, [table.corner, *header]))]
+            lines += [["---", *["---:"] * len(header)]]
+            lines += [[in_markdown(name), *map(_markdown_cell, own)] for name, own in table.rows]
+            rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            parts += [f"## {in_markdown(table.heading)}", rows, in_markdown(table.caption)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and control characters, each of them a blank."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text)
+
+
+def in_markdown(text: str) -> str:
+    """A text that Markdown shows as it is, in a line of its own or in a table's cell.
+
+    A name may be anything that a folder is called: its tags, marks and line breaks are text.
+    """
+    return MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
 def tex(chapters: list[Chapter]) -> str:
@@ -97,12 +115,12 @@ def _groups(table: Table) -> list[tuple[str, int]]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = f"{cell.text} {MARKS[cell.mark][0]}" if cell.mark else cell.text
+    text = in_markdown(f"{cell.text} {MARKS[cell.mark][0]}" if cell.mark else cell.text)
     return f"**{text}**" if cell.bold else text
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in text)
+    return "".join(TEX.get(character, character) for character in one_line(text))
 
 
 def _tex_cell(cell: Cell) -> str:

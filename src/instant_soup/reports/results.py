@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Hashable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from instant_soup.data.datasets import DATASETS
+from instant_soup.data.local import resolve_prompts
 from instant_soup.files import new_file
 from instant_soup.methods import registry
-from instant_soup.reports.ledger import COST, SECTION, with_zero_shot
+from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, terminal
 
 ZERO_SHOT = "zero_shot"  # the row of an untrained image classifier; no method makes it
@@ -49,6 +52,26 @@ def row_order(method: str, variant: str = "") -> tuple:
     """Sort key of table rows: METHOD_NAMES in order, then other methods; variants beneath."""
     known = list(METHOD_NAMES)
     return (known.index(method) if method in known else len(known), method, variant)
+
+
+@cache
+def chance(dataset: str, metric: str) -> float:
+    """What guessing gets: one of the classes at random, or no correlation; NaN where unknown."""
+    if metric in ("matthews", "pearson", "spearman"):
+        return 0.0
+    task = DATASETS.get(dataset.removesuffix("@local"))
+    if metric != "accuracy" or task is None:
+        return np.nan
+    prompts = resolve_prompts(None, task.prompts)
+    return 1 / len(prompts.classes if prompts else task.labels)
+
+
+def ranks_nothing(dataset: str, metric: str, dense: pd.Series) -> bool:
+    """Whether dense networks, by their values, are no better than guessing.
+
+    Then a row that is above another has learned no more than it: none is best, or better.
+    """
+    return bool(dense.mean() <= chance(dataset, metric) + 1e-9)
 
 
 def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -171,7 +194,8 @@ def column_of(
     `cells` are a section's, in_units; a column `mark` may come with them. Where the table has no
     one `count` of seeds, each value says its own.
     """
-    best = _best(cells, sparsity)
+    ranked = not _unranked(cells)
+    best = _best(cells, sparsity) if ranked else set()
     found: dict[tuple[str, str], dict[Hashable, Any]] = {}
     for cell in cells.to_dict("records"):  # a mask of the frame for every cell takes seconds
         if cell["method"] in UNPRUNED or cell["target_sparsity"] == sparsity:
@@ -180,7 +204,8 @@ def column_of(
     for method in methods:
         if cell := found.get(method):
             text = _value(cell, plain=count is not None or method[0] == ZERO_SHOT)
-            column.append(Cell(text, bold=method in best, mark=cell.get("mark", "")))
+            mark = cell.get("mark", "") if ranked else ""
+            column.append(Cell(text, bold=method in best, mark=mark))
         else:
             column.append(Cell(MISSING))
     return column
@@ -198,6 +223,16 @@ def rows_of(
     """A table's rows out of its columns."""
     cells = zip(*columns, strict=True)
     return [(label(*method), list(own)) for method, own in zip(methods, cells, strict=True)]
+
+
+def _unranked(cells: pd.DataFrame) -> bool:
+    """Whether a section's summary, in_units, `ranks_nothing`."""
+    own = preset_rows(cells)
+    dense = own.loc[(own["method"] == registry.DENSE) & own["mean"].notna()]
+    return any(
+        ranks_nothing(dataset, metric, rows["mean"] / scale(metric))
+        for (dataset, metric), rows in dense.groupby(["dataset", "metric"])
+    )
 
 
 def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
@@ -231,8 +266,8 @@ def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) ->
         ", ".join(sorted(set(ledger.loc[mine, name]) - {""})) for name in ("precision", "base")
     )
     caption = (
-        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(columns)} Model {model} "
-        f"(weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
+        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
+        f"Model {model} (weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
         f"precision {precision or 'not recorded'}."
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
@@ -248,8 +283,13 @@ def spread_words(cells: pd.DataFrame) -> str:
     return f"mean ± sample standard deviation over seeds{counts}.{single}"
 
 
-def bold_words(columns: list[list[Cell]]) -> str:
-    """What a caption says of bold cells, if there are any."""
+UNRANKED = " The dense network is no better than guessing here, so no row is called best or better."
+
+
+def bold_words(cells: pd.DataFrame, columns: list[list[Cell]]) -> str:
+    """What a caption says of bold cells, if there are any, or of why there are none."""
+    if _unranked(cells):
+        return UNRANKED
     bold = any(cell.bold for column in columns for cell in column)
     return " Bold: the best sparse method at that sparsity." if bold else ""
 
@@ -294,12 +334,21 @@ def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Ta
 
 
 def _drawing_words(runs: pd.DataFrame) -> str:
-    """When searches drew their tickets, run by run: " EarlyBird drew … 50 %: 0.3, 0.4; …"."""
+    """When searches drew their tickets, run by run, and which of them had not settled by then."""
     words = []
     for (method, variant), own in runs.groupby(["method", "variant"]):
-        epochs = own.groupby("target_sparsity")["drawn"].agg(", ".join)
-        listed = "; ".join(f"{percent(sparsity)}: {text}" for sparsity, text in epochs.items())
-        words.append(f"{label(method, variant)} drew its tickets after epoch {listed}.")
+        listed, unsettled = [], []
+        for sparsity, drawn in own.groupby("target_sparsity")["drawn"]:
+            epochs = [text.removesuffix(NOT_SETTLED) for text in drawn]
+            listed.append(f"at {percent(sparsity)} sparse {', '.join(epochs)}")
+            if late := sum(text.endswith(NOT_SETTLED) for text in drawn):
+                unsettled.append(f"at {percent(sparsity)} sparse {late} of {len(drawn)} runs")
+        name = label(method, variant)
+        words.append(f"{name} drew its tickets after these epochs, by seed: {'; '.join(listed)}.")
+        if unsettled:
+            words.append(
+                f"{name}'s masks never settled {', '.join(unsettled)}: the budget's last was drawn."
+            )
     return " ".join(words)
 
 
