@@ -591,7 +591,86 @@ def test_a_damaged_record_does_not_hold_up_the_others(
     assert flush() == 2
     assert broken.name in capsys.readouterr().err
     assert len(runs_of(repo)[1]) == 2
-    assert broken.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "{",
+        "[]",
+        {"params": None},
+        {"start_ms": "now"},
+        {"status": "HALF"},
+        {"summary": {"f1": "good"}},
+        {"curve": [[1, 2]]},
+        {"curve": [[1, 2, {"loss": None}]]},
+    ],
+)
+def test_a_damaged_record_is_set_aside_and_no_later_flush_fails(
+    repo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    with stage_run("stage", {}, {}):
+        pass
+    [broken] = spool_folder().iterdir()
+    record = broken / "record.json"
+    if isinstance(change, dict):
+        record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    else:
+        record.write_text(change)
+    monkeypatch.setattr(tracking, "_connect", lambda: (None, ""))
+    assert flush(quiet=False) == 0
+    aside = broken.with_name(f".damaged-{broken.name}")
+    assert str(aside) in capsys.readouterr().err and (aside / "record.json").exists()
+    assert flush(quiet=False) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_mirrored_record_left_may_be_damaged(repo: Path) -> None:
+    with stage_run("stage", {}, {}) as run:
+        for step in (1, 2):
+            run.curve(step, loss=1 / step)
+        run._write(run.folder)
+        assert flush(quiet=False) == 1
+        (run.folder / "mirrored.json").write_text("{")
+        (run.folder / "artifacts").rmdir()
+    assert flush(quiet=False) == 1
+    [child] = runs_of(repo)[1]
+    assert curve_of(repo, child, "loss") == [(1, 1.0), (2, 0.5)]
+
+
+def told_by(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one line with which the command line fails."""
+    monkeypatch.setattr(sys, "argv", ["tracking", command])
+    with pytest.raises(SystemExit) as caught:
+        tracking.main()
+    assert str(caught.value.code).startswith("error: ") and "\n" not in str(caught.value.code)
+    return str(caught.value.code)
+
+
+def test_a_deleted_experiment_is_said_with_what_brings_it_back(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.ensure_database()
+    client = client_of(repo)
+    experiment = client.get_experiment_by_name("instant-soup").experiment_id
+    client.delete_experiment(experiment)
+    with stage_run("stage", {}, {}):
+        pass
+    for command in ("init", "flush"):
+        message = told_by(command, monkeypatch)
+        assert "instant-soup is deleted" in message and message.count("mlflow.db") == 2
+        assert message.endswith(f"mlflow experiments restore --experiment-id {experiment}")
+    assert len(waiting_records()) == 1
+    client.restore_experiment(experiment)
+    tracking.ensure_database()
+    assert flush(quiet=False) == 1
+
+
+def test_a_database_that_is_none_is_said_in_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "mlflow.db").write_bytes(b"no database" * 100)
+    assert "mlflow.db: cannot be used: " in told_by("init", monkeypatch)
 
 
 def test_flush_without_waiting_leaves_a_busy_database_alone(repo: Path) -> None:

@@ -24,6 +24,7 @@ import math
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from typing import Any
 
 import yaml
 
+from instant_soup.errors import UserError
 from instant_soup.files import new_file, project_root
 
 EXPERIMENT = "instant-soup"
@@ -47,6 +49,18 @@ LIVE_SECONDS = 60.0  # live() flushes at most this often
 PARENT_TAGS = ("model", "dataset", "sparsity", "seed", "preset")  # from params.yaml
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # limits of MLflow's log_batch
 PARAM_LENGTH, TAG_LENGTH = 6000, 5000  # characters; longer values are cut
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+RECORD: dict[str, type] = {  # a record's keys and their kinds
+    **dict.fromkeys(("id", "stage", "status", "pipeline"), str),
+    **dict.fromkeys(("params", "tags", "pipeline_params", "pipeline_tags"), dict),
+    **dict.fromkeys(("summary", "system"), dict),
+    **dict.fromkeys(("start_ms", "updated_ms"), int),
+    **{"closes_parent": bool, "curve": list},
+}
+
+
+class DamagedRecord(ValueError):
+    """A record of the spool that no flush could ever mirror."""
 
 
 def spool_folder() -> Path:
@@ -278,8 +292,12 @@ def _write_json(path: Path, data: Any) -> None:
         unfinished.write_text(json.dumps(data))
 
 
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
 def _warn(message: str) -> None:
-    print("tracking: " + " ".join(message.split()), file=sys.stderr)
+    print(f"tracking: {_one_line(message)}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -291,8 +309,8 @@ def flush(quiet: bool = True, wait: bool = True) -> int:
 
     Finished records leave the spool. Those of running stages stay, and get their new curve rows
     the next time; one whose process is gone is closed as KILLED. A record that can't be mirrored
-    stays too and does not hold up the others. If another process is flushing, wait for it, or
-    with `wait=False` return 0.
+    stays too and does not hold up the others; a damaged one is set aside with a warning, as it
+    never could be. If another process is flushing, wait for it, or with `wait=False` return 0.
 
     Trouble with MLflow becomes one warning line, or with `quiet=False` a RuntimeError.
     """
@@ -305,8 +323,16 @@ def flush(quiet: bool = True, wait: bool = True) -> int:
                 try:
                     _mirror(client, experiment, folder)
                     done += 1
+                except DamagedRecord as error:
+                    if _alive(folder):  # it writes its record again
+                        continue
+                    aside = folder.with_name(f".damaged-{folder.name}")
+                    os.replace(folder, aside)
+                    _warn(f"a record of the spool is damaged ({error}); it is set aside: {aside}")
                 except Exception as error:
                     trouble = trouble or f"{folder}: {error}"
+        except UserError as error:
+            trouble = str(error)
         except Exception as error:
             trouble = f"{tracking_uri()}: {error}"
     if trouble and not quiet:
@@ -319,10 +345,15 @@ def flush(quiet: bool = True, wait: bool = True) -> int:
 def ensure_database() -> None:
     """Create the database and the experiment unless they exist; several at once are safe.
 
-    Raises whatever MLflow raises if the tracking URI can't be used.
+    UserError if the tracking URI can't be used, or the experiment is deleted.
     """
     with _flush_lock(wait=True):
-        _connect()
+        try:
+            _connect()
+        except UserError:
+            raise
+        except Exception as error:  # whatever MLflow raises
+            raise UserError(f"{tracking_uri()}: cannot be used: {_one_line(error)}") from None
 
 
 @contextmanager
@@ -354,7 +385,14 @@ def _connect() -> tuple[Any, str]:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
-        return client, experiment.experiment_id
+        own = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":  # and takes no runs
+            raise UserError(
+                f"{uri}: the experiment {EXPERIMENT} is deleted; bring it back: "
+                f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore "
+                f"--experiment-id {own}"
+            )
+        return client, own
     # MLflow would take the current folder, which DVC deletes if it is an experiment's copy. A
     # server chooses for itself.
     server = uri.startswith(("http", "databricks"))
@@ -370,7 +408,7 @@ def _mirror(client: Any, experiment: str, folder: Path) -> None:
         shutil.rmtree(folder)  # a flush was stopped while it removed a mirrored record
         return
     dead = not _alive(folder)  # ask before reading: what a dead process left is final
-    record = json.loads((folder / "record.json").read_text())
+    record = _read_record(folder)
     if dead and record["status"] == "RUNNING":
         record["status"] = "KILLED"
     status, end, pipeline = record["status"], record["updated_ms"], record["pipeline"]
@@ -391,9 +429,8 @@ def _mirror(client: Any, experiment: str, folder: Path) -> None:
         for key, value in row.items()
     ]
     sidecar = folder / "mirrored.json"
-    known = json.loads(sidecar.read_text()) if sidecar.exists() else {}
     # Another run id: the database was replaced since, so nothing of this record is in it.
-    logged = known["points"] if known.get("run_id") == child.info.run_id else 0
+    logged = _points_mirrored(sidecar, child.info.run_id)
     while logged < len(points):
         batch = points[logged : logged + METRICS_PER_BATCH]
         _log_metrics(client, child, batch)
@@ -421,7 +458,44 @@ def _mirror(client: Any, experiment: str, folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    """A record of the spool; DamagedRecord unless it has all that a stage writes."""
+    try:
+        record = json.loads((folder / "record.json").read_text())
+    except ValueError as error:
+        raise DamagedRecord(f"record.json: {error}") from None
+    if not isinstance(record, dict):
+        raise DamagedRecord("record.json: no record in it")
+    for key, kind in RECORD.items():
+        if not isinstance(record.get(key), kind):
+            raise DamagedRecord(f"record.json: {key}: {record.get(key)!r}")
+    flat = {**record["summary"], **record["system"]}
+    try:
+        for step, stamp, row in record["curve"]:
+            flat |= {f"{step:d} {stamp:d} {key}": value for key, value in row.items()}
+        odd = [key for key, value in flat.items() if not math.isfinite(value)]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DamagedRecord(f"record.json: a metric: {error}") from None
+    if odd or record["status"] not in STATUSES:
+        raise DamagedRecord(f"record.json: {odd[0] if odd else record['status']}")
+    return record
+
+
+def _points_mirrored(sidecar: Path, run_id: str) -> int:
+    """How many of a record's points are in an MLflow run; 0 where nothing readable says so.
+
+    MLflow keeps one of equal points, so writing them again does no harm.
+    """
+    try:
+        known = json.loads(sidecar.read_text())
+        return int(known["points"]) if known["run_id"] == run_id else 0
+    except (OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
 def _alive(folder: Path) -> bool:
+    if not (folder / "alive").exists():
+        return False
     with (folder / "alive").open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -460,7 +534,7 @@ def _log_metrics(client: Any, run: Any, points: list[tuple[str, float, int, int]
 
 
 def _log_artifacts(client: Any, run: Any, folder: Path) -> None:
-    if any((folder / "artifacts").iterdir()):
+    if any((folder / "artifacts").glob("*")):
         client.log_artifacts(run.info.run_id, str(folder / "artifacts"))
 
 
@@ -468,11 +542,14 @@ def main() -> None:
     """Command line: `init` creates the database, `flush` (the default) mirrors the spool."""
     parser = argparse.ArgumentParser(prog="python -m instant_soup.pipeline.tracking")
     parser.add_argument("command", nargs="?", choices=["init", "flush"], default="flush")
-    if parser.parse_args().command == "init":
-        ensure_database()
-        print(f"MLflow database ready: {tracking_uri()}")
-    else:
-        print(f"{flush(quiet=False)} records mirrored to {tracking_uri()}")
+    try:
+        if parser.parse_args().command == "init":
+            ensure_database()
+            print(f"MLflow database ready: {tracking_uri()}")
+        else:
+            print(f"{flush(quiet=False)} records mirrored to {tracking_uri()}")
+    except (UserError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {_one_line(error)}")
 
 
 if __name__ == "__main__":
