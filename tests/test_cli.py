@@ -152,6 +152,55 @@ def test_no_folder_of_others_is_overwritten(run: Path, call: Any, tmp_path: Path
     call("export", "one_shot", "--to", tmp_path / "empty")
 
 
+def test_where_no_folder_can_be_is_said_before_any_work(
+    run: Path, call: Any, tmp_path, monkeypatch
+):
+    mask, model = run / "models/retrained/one_shot", run / "models/base"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    cases = [
+        (".", "the folder where you are"),
+        ("", "the folder where you are"),
+        (tmp_path / "here", "the folder where you are"),
+        ("new/..", "the folder where you are"),
+        ("..", "there already"),
+        (tmp_path / "link", "is a link"),
+        (tmp_path / "dangling", "is a link"),
+        (tmp_path / "file/new", "is no folder"),
+        ("a\0b", "embedded null"),
+        ("x" * 300, "name too long"),
+        ("~nosuchuser/new", "no such user"),
+    ]
+    monkeypatch.setattr("instant_soup.tickets.weights.new_folder", None)
+    monkeypatch.setattr("instant_soup.tickets.export.new_folder", None)
+    for to, words in cases:
+        for command in (("apply", mask, model), ("export", "one_shot")):
+            assert words in refused(call, *command, "--to", to), to
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("here", "empty", "link", "dangling", "file")
+    }
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "~nosuchuser"])
+def test_what_can_be_no_path_is_said_in_one_line(run: Path, call: Any, tmp_path: Path, path: str):
+    call("export", "one_shot", "--to", tmp_path / "ticket")
+    ticket = tmp_path / "ticket"
+    for arguments in (
+        ("inspect", path),
+        ("inspect", ticket, "--plot", path),
+        ("compare", ticket, path),
+        ("apply", path, ticket, "--to", tmp_path / "out"),
+        ("evaluate", path, "sst2"),
+        ("evaluate", ticket, f"local:{path}"),
+        ("evaluate", ticket, "sst2", "--path", path),
+    ):
+        assert "cannot be a path" in refused(call, *arguments), arguments
+
+
 def test_apply_prunes_the_base_model(run: Path, call: Any, tmp_path: Path):
     mask = masks.load(run / "models/retrained/one_shot/mask.safetensors")
     text = call("apply", "models/retrained/one_shot", "models/base", "--to", tmp_path / "pruned")
@@ -159,6 +208,9 @@ def test_apply_prunes_the_base_model(run: Path, call: Any, tmp_path: Path):
     again = ("apply", "models/retrained/one_shot", "models/base", "--to", tmp_path / "again")
     found = json.loads(call(*again, "--json"))
     assert found["weights"] == masks.count(mask)[1] and found["sparsity"] == masks.sparsity(mask)
+    assert found["left_out"] == []
+    ticket = ("models/retrained/one_shot", tmp_path / "pruned", "--to", tmp_path / "third")
+    assert "left out, as they are of the dense network: mask.safetensors" in call("apply", *ticket)
     weights = load_file(tmp_path / "pruned/model.safetensors")
     assert all(not weights[name][~kept].any() for name, kept in mask.items())
     numbers = json.loads(call("inspect", tmp_path / "pruned", "--json"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instant_soup.errors import UserError
+from instant_soup.files import check_new, path_of
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -44,7 +45,8 @@ examples:
   instant-soup apply models/exported/isp ../bert-base-uncased --to ../bert-base-pruned
   instant-soup apply mask.safetensors model.safetensors --to pruned
 
-What the mask prunes becomes zero in the copy; configuration and tokenizer come along."""
+What the mask prunes becomes zero in the copy. All other files of the model's folder come along, but
+for its weights in other formats, which are dense; it says which."""
 EVALUATE = """\
 examples:
   instant-soup evaluate models/exported/isp reviews-sentiment
@@ -90,7 +92,7 @@ def export(options: argparse.Namespace) -> None:
     from instant_soup.tickets import export
 
     if options.to:
-        check_free(options.to)
+        check_new(options.to)
     elif options.dtype:  # there lies what the stage makes, by params.yaml
         raise UserError(f"--to: missing; allowed with --dtype {options.dtype}: a new folder")
     folder = options.to or export.EXPORTED / options.method
@@ -105,14 +107,16 @@ def apply(options: argparse.Namespace) -> None:
     from instant_soup.sparsity import masks
     from instant_soup.tickets import weights
 
-    check_free(options.to)
+    check_new(options.to)
+    left_out = weights.left_out(options.model)
     mask = weights.apply(options.mask, options.model, options.to)
-    share, total = 100 * masks.sparsity(mask), masks.count(mask)[1]
+    sparsity, total = masks.sparsity(mask), masks.count(mask)[1]
     if options.json:
-        return write(
-            {"folder": str(options.to), "sparsity": masks.sparsity(mask), "weights": total}
-        )
-    print(f"{options.to}: {share:.2f} % of {total:,} prunable weights are zero")
+        told = {"folder": str(options.to), "sparsity": sparsity, "weights": total}
+        return write({**told, "left_out": left_out})
+    print(f"{options.to}: {100 * sparsity:.2f} % of {total:,} prunable weights are zero")
+    if left_out:
+        print(f"left out, as they are of the dense network: {', '.join(left_out)}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -128,12 +132,6 @@ def evaluate(options: argparse.Namespace) -> None:
         options.path,
     )
     write(found) if options.json else evaluate.show(found)
-
-
-def check_free(folder: Path) -> None:
-    """UserError unless a folder is new or empty."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name a new folder")
 
 
 def write(numbers: dict[str, Any]) -> None:
@@ -210,6 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status. What a user can mend is one line on stderr."""
     options = parser().parse_args(arguments)
     try:
+        for name, value in vars(options).items():
+            if isinstance(value, Path):
+                setattr(options, name, path_of(value))
         options.command(options)
     except (UserError, OSError) as error:
         # The pipeline's checks speak of params.yaml; here its values are arguments.

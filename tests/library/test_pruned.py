@@ -207,7 +207,7 @@ def test_weights_that_are_not_zero_and_names_that_are_too_few_are_refused(
     assert not (tmp_path / "own").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="mine is there already; allowed: a new folder"):
+    with pytest.raises(UserError, match="mine is there already; name a new folder"):
         made.save(tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").exists()
     with pytest.raises(UserError, match="classes: 1 names; allowed: 2, one for each"):

@@ -149,6 +149,72 @@ def test_a_sharded_checkpoint_is_read_whole(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], kept) for name, kept in mask.items())
 
 
+def test_weights_under_torchs_pruning_are_counted_as_the_products_that_they_are(
+    tmp_path: Path,
+) -> None:
+    """Their halves are weight_orig and weight_mask; as masks they compare with any other."""
+    _, mask = pruned(tmp_path / "plain", 0.8)
+    halves = {}
+    for name, w in encoder_weights().items():
+        kept = mask.get(name)
+        halves |= {name: w} if kept is None else {f"{name}_orig": w, f"{name}_mask": kept.float()}
+    (tmp_path / "halves").mkdir()
+    save_file(halves, tmp_path / "halves/model.safetensors")
+    one, other = (inspect.read(tmp_path / name) for name in ("plain", "halves"))
+    assert inspect.statistics(one) == inspect.statistics(other)
+    assert inspect.compare(one.mask, other.mask)["hamming"] == 0
+    masks.save(tmp_path / "halves/mask.safetensors", mask)  # one beside it fits, too
+    assert inspect.statistics(inspect.read(tmp_path / "halves")) == inspect.statistics(one)
+
+
+def test_a_mask_applied_to_weights_under_torchs_pruning_leaves_them_whole(tmp_path: Path) -> None:
+    sparse, mask = pruned(tmp_path / "plain", 0.8)
+    first, *_ = mask
+    dense = encoder_weights()
+    halves = {**dense, f"{first}_orig": dense[first], f"{first}_mask": torch.ones(8, 8)}
+    del halves[first]
+    save_file(halves, tmp_path / "halves.safetensors")
+    masks.save(tmp_path / "mask.safetensors", mask)
+    weights.apply(tmp_path / "mask.safetensors", tmp_path / "halves.safetensors", tmp_path / "out")
+    after = load_file(tmp_path / "out/halves.safetensors")
+    assert after.keys() == sparse.keys()
+    assert all(torch.equal(after[name], w) for name, w in sparse.items())
+
+
+@pytest.mark.parametrize("parts", [("w_v", "w_g"), ("parametrizations.w.original0",)])
+def test_weights_that_are_made_of_parts_are_refused(tmp_path: Path, parts: tuple) -> None:
+    shapes = {"w_v": (4, 4), "w_g": (4, 1), "parametrizations.w.original0": (4, 4)}
+    tensors = {f"layer.0.{part}": torch.ones(shapes[part]) for part in parts}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "remove_parametrizations" in refusal(tmp_path)
+
+
+TYPES = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float16", "float64", "bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, "int8", "uint8", "uint16", "int64", "bool", "complex64"])
+def test_zeros_of_any_type_are_counted(tmp_path: Path, dtype: str) -> None:
+    values = torch.tensor([[0.0, 1.0, 0.0, 2.0], [1.0, 0.0, 0.0, 0.0]])
+    stored = {"layer.0.w": values.to(getattr(torch, dtype)), "layer.0.w_scale": torch.ones(2, 1)}
+    save_file(stored, tmp_path / "model.safetensors")
+    found = inspect.read(tmp_path, 2.5)
+    assert torch.equal(found.mask["layer.0.w"], values != 0) and len(found.mask) == 1
+    assert found.near_zero == {"layer.0.w": 3}
+    assert inspect.compare(found.mask, found.mask)["hamming"] == 0
+
+
+def test_a_type_that_torch_cannot_read_as_numbers_is_refused(tmp_path: Path) -> None:
+    packed = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({"layer.0.w": packed}, tmp_path / "model.safetensors")
+    assert "layer.0.w: no numbers in torch.float4_e2m1fn_x2" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}'])
+def test_a_damaged_index_is_refused(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert "no weight_map" in refusal(tmp_path)
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         inspect.read(path)
@@ -240,6 +306,40 @@ def test_a_mask_makes_zeros_and_leaves_the_rest(tmp_path: Path, tiny_bert: Path)
 
     _, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
+
+
+def test_all_that_lies_in_a_models_folder_comes_along_but_its_dense_weights(tmp_path: Path) -> None:
+    """Pooling of sentence-transformers, a model's own code, a licence; links are followed."""
+    _, mask = pruned(tmp_path / "sparse")
+    masks.save(tmp_path / "mask.safetensors", mask)
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file(encoder_weights(), source / "model.safetensors", metadata={"format": "pt"})
+    comes = [
+        *("config.json", "modeling_own.py", "LICENSE", "README.md", "spiece.model"),
+        *("1_Pooling/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"),
+        *("onnx/config.json", "linked/deep/a.txt"),
+    ]
+    stays = [
+        *("mask.safetensors", "model.gguf", "onnx/model.onnx", "openvino/openvino_model.bin"),
+        *("pytorch_model.bin", "pytorch_model.bin.index.json", "ticket.json"),
+    ]
+    for name in [*comes, *stays, ".git/objects/ab"]:
+        real = tmp_path / "elsewhere" / name if name.startswith("linked") else source / name
+        real.parent.mkdir(parents=True, exist_ok=True)
+        real.write_text(name)
+    (source / "linked").symlink_to(tmp_path / "elsewhere/linked")
+    (source / "linked/deep/up").symlink_to(source)
+    weights.apply(tmp_path / "mask.safetensors", source, tmp_path / "out")
+    out = tmp_path / "out"
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == {*comes, "model.safetensors", "mask.safetensors"}
+    assert all((out / name).read_text() == name for name in comes)
+    assert weights.left_out(source) == sorted(stays, key=lambda name: ("/" in name, name))
+    assert weights.left_out(source / "model.safetensors") == []
+    with pytest.raises(UserError, match="lies in"):
+        weights.apply(tmp_path / "mask.safetensors", source, source / "pruned")
+    assert not (source / "pruned").exists()
 
 
 def test_masks_come_from_mask_files_compact_files_and_their_folders(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from instant_soup.errors import UserError
-from instant_soup.files import new_folder, read_json, write_json
+from instant_soup.files import check_new, new_folder, path_of, read_json, write_json
 from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
 from instant_soup.models import bert, clip
@@ -57,9 +57,8 @@ class Pruned:
 
         UserError when the folder is there already, or something of this is missing.
         """
-        model, folder = unwrapped(self.model), Path(folder)
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder} is there already; allowed: a new folder")
+        model, folder = unwrapped(self.model), path_of(folder, "folder")
+        check_new(folder)
         with new_folder(folder) as unfinished:
             if type(model).__module__.partition(".")[0] == "open_clip":
                 family, facts = _write_open_clip(unfinished, model, base, templates)

@@ -37,6 +37,7 @@ def set_usual_permissions(folder: Path) -> None:
     """Give a folder's files the usual permissions: safetensors writes for the owner alone."""
     usual = folder / ".usual"
     usual.touch()
-    for file in folder.iterdir():
-        shutil.copymode(usual, file)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            shutil.copymode(usual, file)
     usual.unlink()

@@ -1,5 +1,6 @@
 """The model card of an exported ticket: README.md with the front matter that the hub reads."""
 
+import json
 import shlex
 from typing import Any
 
@@ -9,6 +10,7 @@ from instant_soup.data.datasets import Dataset
 from instant_soup.methods import registry
 from instant_soup.models import bert, clip
 from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.reports.render import in_markdown
 from instant_soup.reports.results import label, percent
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -69,7 +71,8 @@ def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dty
     `result`: as the evaluate stage writes it; `data`, `base`: what it was trained on, and out of;
     `dtype`: of the weights, fp32 | bf16.
     """
-    family, model, dataset = result["family"], result["model"], result["dataset"]
+    family = result["family"]
+    model, dataset = in_markdown(result["model"]), in_markdown(result["dataset"])
     kept, total = masks.count(mask)
     pruned = f"pruned to {percent(round(masks.sparsity(mask), 6))} sparsity and " * (kept < total)
     layers = [(e["name"], f"{1 - e['sparsity']:.4f}") for e in masks.sparsity_by_layer(mask)]
@@ -133,7 +136,8 @@ def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: st
         n for n in (result["model"], result["dataset"]) if "local" in n.replace("@", ":").split(":")
     ]
     if own:
-        parts.append(f"{' and '.join(own)}: not in the repository; give the folder's path.")
+        names = " and ".join(map(in_markdown, own))
+        parts.append(f"{names}: not in the repository; give the folder's path.")
     return "\n\n".join(parts)
 
 
@@ -166,7 +170,7 @@ def _use(family: str, data: Dataset) -> str:
     """A snippet that runs the ticket with the stock library."""
     if family == "clip":
         return USE_IMAGES
-    inputs = ", ".join(f'["{text} …"]' for text in data.text)
+    inputs = ", ".join(f"[{json.dumps(f'{text} …', ensure_ascii=False)}]" for text in data.text)
     answer = "model.config.id2label[logits.argmax().item()]"
     regression = data.kind == "regression"
     return USE_TEXTS.format(inputs=inputs, answer="logits.item()" if regression else answer)

@@ -14,7 +14,7 @@ from instant_soup.data.images import load_files
 from instant_soup.data.local import resolve_data
 from instant_soup.data.splits import read_train_and_test
 from instant_soup.errors import UserError
-from instant_soup.files import read_json
+from instant_soup.files import path_of, read_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, clip, encoding
 from instant_soup.models.head import Head
@@ -86,7 +86,7 @@ def _dataset(
     """
     images, rest = ticket["family"] == "clip", dataset.removeprefix("local:")
     if local := rest not in ("", dataset):
-        dataset = f"local:{Path(rest).expanduser().resolve()}"  # from here, not from a repository
+        dataset = f"local:{path_of(rest, 'dataset').resolve()}"  # from here, not from a repository
     found = resolve_data(
         dataset,
         ticket["family"],
@@ -124,7 +124,7 @@ def _data_section(
         columns = columns or (None if images else ticket["columns"])
     numeric = not images and local and ticket["kind"] == "regression"
     return Data(
-        path=None if path is None else str(path.expanduser().resolve()),
+        path=None if path is None else str(path_of(path).resolve()),
         kind="regression" if numeric else None,
         text=None if images else columns,
         image=columns[0] if images and columns else None,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from instant_soup.errors import UserError
 from instant_soup.models.matrices import NEAR_ZERO
@@ -18,7 +17,14 @@ from instant_soup.reports.render import terminal
 from instant_soup.sparsity import compact, mask_soup, masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.names import in_block, in_order, layer_of, type_of
-from instant_soup.tickets.weights import files_of, header, renamed_to_fit, shapes_of
+from instant_soup.tickets.weights import (
+    files_of,
+    header,
+    places_of,
+    renamed_to_fit,
+    shapes_of,
+    tensor,
+)
 
 PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
@@ -50,13 +56,11 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
         names = set(renamed_to_fit(masks.load(beside), shapes, files[0]))
     else:
         names = {name for name, shape in shapes.items() if in_block(name, shape)}
-    inspected = Inspected({})
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in sorted(names & set(opened.keys())):
-                weights = opened.get_tensor(name)
-                inspected.mask[name] = weights != 0
-                inspected.near_zero[name] = _count_near_zero(weights, near_zero)
+    inspected, places = Inspected({}), places_of(files)
+    for name in sorted(names):
+        values = tensor(places, name)
+        inspected.mask[name] = values != 0
+        inspected.near_zero[name] = _count_near_zero(values, near_zero)
     if not inspected.mask:
         raise UserError(f"{path}: no weight matrices of numbered blocks in it")
     return inspected

@@ -1,21 +1,37 @@
 """Checkpoints on disk, ours and others': where their weights lie, and a mask applied to them."""
 
+import os
 import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json
 from instant_soup.models import bert, clip
-from instant_soup.models.ticket import BESIDE, MASK, TICKET, set_usual_permissions
+from instant_soup.models.matrices import Weights
+from instant_soup.models.ticket import COMPACT, MASK, TICKET, set_usual_permissions
 from instant_soup.sparsity import compact, masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.names import in_block
 
 # What a folder's weights are called, the first that is there: of transformers, of open_clip, of a
 # state of training; a folder without weights may still have a mask.
 NAMES = (bert.WEIGHTS, clip.WEIGHTS, "weights.safetensors", MASK)
+# The two halves of a weight under torch.nn.utils.prune: it is their product.
+ORIGINAL, KEPT = "_orig", "_mask"
+SCALES = ("_scale", "_scale_inv")  # of a weight in fp8, beside it
+# What a folder has of its weights in other formats: beside them, and exported whole anywhere.
+OTHER_FORMATS = (
+    *("*.safetensors", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.ot"),
+    *("*.pt", "*.pth", "*.ckpt", "*.gguf"),
+)
+EXPORTS = ("*.onnx", "*.onnx_data", "*.onnx.data", "*.tflite", "openvino_model*", "*.mlmodel")
+OF_A_TICKET = (TICKET, MASK, COMPACT)  # which tell of the network as it was
 
 
 def files_of(path: str | Path) -> list[Path]:
@@ -29,14 +45,17 @@ def files_of(path: str | Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if index := next(path.glob("*.safetensors.index.json"), None):
-        shards = read_json(index).get("weight_map", {}).values()
-        return [path / name for name in sorted(set(shards))]
-    found = sorted(path.glob("*.safetensors"))
-    known = [path / name for name in NAMES if path / name in found]
-    if not found or (not known and len(found) > 1):
-        names = ", ".join(file.name for file in found) or "none"
+        found = read_json(index)
+        shards = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{index}: damaged (no weight_map in it)")
+        return [path / str(name) for name in sorted(set(shards.values()))]
+    every = sorted(path.glob("*.safetensors"))
+    known = [path / name for name in NAMES if path / name in every]
+    if not every or (not known and len(every) > 1):
+        names = ", ".join(file.name for file in every) or "none"
         raise UserError(f"{path}: which .safetensors file? It has {names}; name one")
-    return [(known or found)[0]]
+    return [(known or every)[0]]
 
 
 def header(file: Path) -> dict[str, str]:
@@ -48,14 +67,78 @@ def header(file: Path) -> dict[str, str]:
         raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
 
 
-def shapes_of(files: list[Path]) -> dict[str, list[int]]:
-    """Name → shape of all tensors of a checkpoint; none is read."""
-    shapes: dict[str, list[int]] = {}
+def places_of(files: list[Path]) -> dict[str, tuple[Path, list[int]]]:
+    """Name → file and shape of all tensors of a checkpoint; none is read."""
+    places: dict[str, tuple[Path, list[int]]] = {}
     for file in files:
         header(file)  # which says what is wrong with it
         with safe_open(file, framework="pt") as opened:
-            shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+            for name in opened.keys():  # noqa: SIM118
+                places[name] = file, opened.get_slice(name).get_shape()
+    return places
+
+
+def shapes_of(files: list[Path]) -> dict[str, list[int]]:
+    """Name → shape of a checkpoint's tensors, as they are in the model; none is read.
+
+    What lies there in the two halves of torch.nn.utils.prune has the name of the whole; scales of
+    weights in fp8 are left out. UserError where a block's weights are made of others in the file.
+    """
+    raw = {name: shape for name, (_, shape) in places_of(files).items()}
+    shapes = {}
+    for name, shape in raw.items():
+        whole = name.removesuffix(ORIGINAL)
+        if whole != name and f"{whole}{KEPT}" in raw:
+            shapes[whole] = shape
+        elif f"{name.removesuffix(KEPT)}{ORIGINAL}" not in raw and not _is_scale(name, raw):
+            shapes[name] = shape
+    odd = [name for name in shapes if _is_part(name, shapes) and in_block(name, shapes[name])]
+    if odd:
+        raise UserError(
+            f"{files[0]}: {odd[0]}: a weight norm's or a parametrization's part; allowed: weights "
+            "as they are, after torch.nn.utils.parametrize.remove_parametrizations or "
+            "torch.nn.utils.remove_weight_norm"
+        )
     return shapes
+
+
+def _is_scale(name: str, names: dict[str, list[int]]) -> bool:
+    return any(name.endswith(s) and name.removesuffix(s) in names for s in SCALES)
+
+
+def _is_part(name: str, names: dict[str, list[int]]) -> bool:
+    direction, length = f"{name[:-2]}_v", names.get(f"{name[:-2]}_g", [])
+    normed = name == direction and len(length) > 1 and set(length[1:]) == {1}
+    return normed or ".parametrizations." in name
+
+
+def tensor(places: dict[str, tuple[Path, list[int]]], name: str) -> torch.Tensor:
+    """A checkpoint's tensor by its name in the model, as numbers that torch can compare.
+
+    UserError for a type that torch cannot turn into numbers.
+    """
+    if name not in places:
+        return tensor(places, f"{name}{ORIGINAL}") * tensor(places, f"{name}{KEPT}")
+    file, _ = places[name]
+    with safe_open(file, framework="pt") as opened:
+        stored = opened.get_tensor(name)
+    if stored.is_complex() or (stored.is_floating_point() and stored.element_size() > 1):
+        return stored
+    try:
+        return stored.float()
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{file}: {name}: no numbers in {stored.dtype} ({error})") from None
+
+
+def whole(weights: Weights) -> Weights:
+    """A checkpoint's tensors as they are in the model, as torch.nn.utils.prune.remove does it."""
+    found = {}
+    for name, w in weights.items():
+        if name.endswith(ORIGINAL) and (kept := f"{name.removesuffix(ORIGINAL)}{KEPT}") in weights:
+            found[name.removesuffix(ORIGINAL)] = w * weights[kept].to(w.dtype)
+        elif f"{name.removesuffix(KEPT)}{ORIGINAL}" not in weights or not name.endswith(KEPT):
+            found[name] = w
+    return found
 
 
 def renamed_to_fit(mask: Mask, shapes: dict[str, list[int]], where: str | Path) -> Mask:
@@ -86,22 +169,32 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
     """Write a copy of a checkpoint with the weights that a mask prunes set to zero.
 
     `mask_path`: what `read_mask` reads. `model`: a safetensors file, or a folder in the layout of
-    transformers or open_clip, whose configuration and tokenizer come along. Returns the mask under
-    the checkpoint's names, as it is written beside the weights.
+    transformers or open_clip, all of which comes along but for what `left_out` names. Returns the
+    mask under the checkpoint's names, as it is written beside the weights.
     """
     files, found = files_of(model), read_mask(mask_path)
     if found is None:
         raise UserError(f"{mask_path}: neither a mask nor a compact file")
     if header(files[0]).get("format") in (masks.FORMAT, compact.FORMAT):
         raise UserError(f"{files[0]}: a mask or a compact file, not a checkpoint")
-    mask = renamed_to_fit(found, shapes_of(files), files[0])
+    if Path(model).is_dir() and Path(folder).resolve().is_relative_to(Path(model).resolve()):
+        raise UserError(f"{folder} lies in {model}; name a new folder elsewhere")
+    shapes = shapes_of(files)
+    if len(files) > 1 and shapes.keys() - places_of(files).keys():
+        raise UserError(
+            f"{model}: weights under torch.nn.utils.prune, in several files; allowed: a checkpoint "
+            "saved after torch.nn.utils.prune.remove"
+        )
+    mask = renamed_to_fit(found, shapes, files[0])
     with new_folder(folder) as unfinished:
         if Path(model).is_dir():
-            for file in sorted(Path(model).iterdir()):
-                if file.suffix in BESIDE and file.name != TICKET:
-                    shutil.copyfile(file, unfinished / file.name)
+            own = {file.name for file in files}
+            for file in _files_in(Path(model)):
+                if str(file) not in own and not _is_left_out(file):
+                    (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(Path(model) / file, unfinished / file)
         for file in files:
-            weights = load_file(file)
+            weights = whole(load_file(file))
             masks.apply({name: kept for name, kept in mask.items() if name in weights}, weights)
             save_file(
                 compact.apart(weights),
@@ -111,3 +204,34 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
         masks.save(unfinished / MASK, mask)
         set_usual_permissions(unfinished)
     return mask
+
+
+def left_out(model: str | Path) -> list[str]:
+    """The files of a model's folder that do not go with its pruned copy.
+
+    They hold the same weights in other formats, which are dense, or tell of an earlier mask.
+    """
+    if not Path(model).is_dir():
+        return []
+    own = {file.name for file in files_of(model)}
+    every = (str(file) for file in _files_in(Path(model)) if _is_left_out(file))
+    return [name for name in every if name not in own]
+
+
+def _is_left_out(file: Path) -> bool:
+    """Whether a file, by its path in a model's folder, has weights in another format."""
+    top = len(file.parts) == 1
+    patterns = (*EXPORTS, *(OTHER_FORMATS if top else ()), *(OF_A_TICKET if top else ()))
+    return any(fnmatch(file.name, pattern) for pattern in patterns)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files of a folder and below, relative to it; a clone's and a download's records not."""
+    for here, folders, files in os.walk(folder, followlinks=True):
+        above = {path.resolve() for path in (Path(here), *Path(here).absolute().parents)}
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in (".git", ".cache") and Path(here, name).resolve() not in above
+        )
+        yield from (Path(here, name).relative_to(folder) for name in sorted(files))
