@@ -194,6 +194,32 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"dataset": "sst2", "data__path": "nowhere"}, ["data.path", "no folder nowhere"]),
     ({"dataset": "local:nowhere"}, ["dataset", "no folder nowhere"]),
     ({"model": "local:nowhere"}, ["model", "no folder nowhere"]),
+    # what no file can be called
+    ({"dataset": "local:a\0b"}, ["dataset", "cannot be a path", "null"]),
+    ({"dataset": "local:" + "x" * 300}, ["dataset", "cannot be a path", "too long"]),
+    ({"model": "local:~nosuchuser/m"}, ["model", "'~nosuchuser/m'", "no such user"]),
+    ({"dataset": "sst2", "data__path": "~nosuchuser"}, ["data.path", "no such user"]),
+    # far beyond any data
+    ({"training__epochs": 1e9}, ["training.epochs", "at most 10000"]),
+    ({"training__batch_size": 10**9}, ["training.batch_size", "from 1 to 65536"]),
+    ({"training__evaluations": 10**9}, ["training.evaluations", "from 1 to 10000"]),
+    ({"training__processes": 10**9}, ["training.processes", "from 1 to 1024"]),
+    ({"isp__look_ahead": 10**9}, ["isp.look_ahead", "from 1 to 100000"]),
+    ({"isp__denoisers": 10**6}, ["isp.denoisers", "from 0 to 1000"]),
+    ({"isp__calibration": 1e9}, ["isp.calibration", "at most 10000"]),
+    ({"criteria__batches": 10**9}, ["criteria.batches", "from 1 to 100000"]),
+    ({"early_bird__every": 1e9}, ["early_bird.every", "at most 10000"]),
+    ({"early_bird__window": 10**9}, ["early_bird.window", "from 1 to 1000"]),
+    ({"model_soup__networks": 10**6}, ["model_soup.networks", "from 1 to 1000"]),
+    ({"model_soup__steps": 10**9}, ["model_soup.steps", "from 1 to 100000"]),
+    (
+        {"model": "clip-glyph", "dataset": "mnist-sample", "pretraining__steps": 10**9},
+        ["pretraining.steps", "from 1 to 10000000"],
+    ),
+    (
+        {"model": "clip-glyph", "dataset": "mnist-sample", "pretraining__batch_size": 2**20},
+        ["pretraining.batch_size", "up to 65536"],
+    ),
 ]
 
 

@@ -24,6 +24,8 @@ from instant_soup.files import read_yaml
 
 FAMILIES = ("bert", "clip")
 PRESETS = ("quick", "paper")
+# Bounds far above whatever trains: what lies beyond is a slip, and would never end.
+MOST_EPOCHS, MOST_ROWS, MOST_STEPS, MOST_NETWORKS = 10_000, 65_536, 100_000, 1000
 LIBRARY = "library"  # the defaults of instant_soup.prune: those of `paper` where none are given
 
 

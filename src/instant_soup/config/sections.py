@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from instant_soup.config.fields import (
     BOOLEAN,
+    MOST_EPOCHS,
+    MOST_ROWS,
     TEXT,
     ByFamily,
     Rule,
@@ -78,7 +80,7 @@ class Training:
 
     epochs: float = setting(
         "the budget T",
-        number(0, float("inf"), low_too=False),
+        number(0, MOST_EPOCHS, low_too=False),
         paper=ByFamily(10, 22),
         quick=ByFamily(0.6, 6),
     )
@@ -89,7 +91,7 @@ class Training:
         quick=ByFamily(1e-4, 5e-4),
     )
     weight_decay: float = setting("of matrices", number(0, 1), default=ByFamily(0.0, 0.1))
-    batch_size: int = setting("rows a step", integer(1), default=ByFamily(32, 128))
+    batch_size: int = setting("rows a step", integer(1, MOST_ROWS), default=ByFamily(32, 128))
     warmup: float = setting("share of T", number(0, 1, high_too=False), default=0.0)
     clip_norm: float = setting(
         "largest norm of the gradient", number(0, float("inf"), low_too=False), default=1.0
@@ -112,8 +114,8 @@ class Training:
         quick=0.0625,
     )
     precision: str = setting("auto | bf16 | fp32", PRECISION, default="auto")
-    processes: int = setting("that share each batch, one a GPU", integer(1), default=1)
-    evaluations: int = setting("validations over T", integer(1), paper=20, quick=4)
+    processes: int = setting("that share each batch, one a GPU", integer(1, 1024), default=1)
+    evaluations: int = setting("validations over T", integer(1, 10_000), paper=20, quick=4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +130,12 @@ class Pretraining(Stored):
         families=IMAGES,
         default="contrastive",
     )
-    steps: int = setting("", integer(1), families=IMAGES, paper=20000, quick=1000)
+    steps: int = setting("", integer(1, 10**7), families=IMAGES, paper=20000, quick=1000)
     batch_size: int = setting(
         "",
         Rule(
-            lambda v: integer(32).test(v) and v % 32 == 0,
-            "a multiple of 32, the rows of a group (glyphs.py)",
+            lambda v: integer(32, MOST_ROWS).test(v) and v % 32 == 0,
+            f"a multiple of 32, the rows of a group (glyphs.py), up to {MOST_ROWS}",
         ),
         families=IMAGES,
         paper=1024,

@@ -8,7 +8,7 @@ has cost by then. What is left becomes what makes the block's loss least, given 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, one_of, setting
 from instant_soup.methods.base import register
 from instant_soup.methods.obert import OBERT
 
@@ -31,7 +31,7 @@ class CAP(OBERT):
     block: int = setting("weights of a Fisher block", integer(1), paper=192, quick=8, library=8)
     gradient_batches: int = setting(
         "batches, or steps, whose gradients a round looks at",
-        integer(1),
+        integer(1, MOST_STEPS),
         paper=4096,
         quick=8,
         library=16,

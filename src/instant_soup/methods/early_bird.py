@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import ByFamily, integer, number, setting
+from instant_soup.config.fields import MOST_EPOCHS, ByFamily, integer, number, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, register
 
@@ -29,11 +29,11 @@ class EarlyBird(Method):
 
     every: float = setting(
         "epochs between two masks",
-        number(0, float("inf"), low_too=False),
+        number(0, MOST_EPOCHS, low_too=False),
         paper=1.0,
         quick=ByFamily(0.1, 1.0),
     )
-    window: int = setting("masks that a new one is compared with", integer(1), default=3)
+    window: int = setting("masks that a new one is compared with", integer(1, 1000), default=3)
     threshold: float = setting(
         "share of the weights in which they may differ",
         number(0, 1, low_too=False),

@@ -10,7 +10,7 @@ budget. A weight that is dropped and chosen again at once never left: it keeps i
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Throughout, register
 
@@ -30,7 +30,7 @@ class GraNet(Throughout):
     source: ClassVar[str] = "Liu et al. 2021, arXiv 2106.10404"
     style: ClassVar[tuple[str, str] | None] = ("#999933", r"$\odot$")
 
-    every: int = setting("steps between two updates", integer(1), paper=100, quick=5)
+    every: int = setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
     end: float = setting(
         "share of T after which the target sparsity is reached",
         number(0, 0.8, low_too=False),

@@ -8,7 +8,17 @@ calls `find_mask`.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from instant_soup.config.fields import BOOLEAN, ByFamily, integer, number, one_of, setting, span
+from instant_soup.config.fields import (
+    BOOLEAN,
+    MOST_NETWORKS,
+    MOST_STEPS,
+    ByFamily,
+    integer,
+    number,
+    one_of,
+    setting,
+    span,
+)
 from instant_soup.methods.base import register
 from instant_soup.methods.rounds import OnTheWay
 
@@ -32,12 +42,14 @@ class ISP(OnTheWay):
 
     look_ahead: int = setting(
         "C: steps a denoiser trains",
-        integer(1),
+        integer(1, MOST_STEPS),
         paper=ByFamily(30, 50),
         quick=10,
         library=10,
     )
-    denoisers: int = setting("N", integer(0), paper=ByFamily(4, 5), quick=3, library=3)
+    denoisers: int = setting(
+        "N", integer(0, MOST_NETWORKS), paper=ByFamily(4, 5), quick=3, library=3
+    )
     subset: float = setting(
         "share of the training rows a denoiser sees",
         number(0, 1, low_too=False),

@@ -13,7 +13,7 @@ gradients are clipped without A's, which AdamW makes independent of their size a
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Throughout, register
 
@@ -47,7 +47,7 @@ class Movement(Throughout):
     end: float = setting(
         "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.7
     )
-    every: int = setting("steps between two masks", integer(1), paper=1, quick=5)
+    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
 
     def check(self, sparsity: float, epochs: float) -> None:
         """UserError where the density has no time to fall."""

@@ -10,7 +10,7 @@ damped.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import key_of, register
 from instant_soup.methods.rounds import OnTheWay
@@ -44,7 +44,7 @@ class OBERT(OnTheWay):
     )
     gradient_batches: int = setting(
         "batches, or steps, whose gradients a round looks at",
-        integer(1),
+        integer(1, MOST_STEPS),
         paper=1024,
         quick=8,
         library=16,

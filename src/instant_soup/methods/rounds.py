@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import (
     BOOLEAN,
+    MOST_EPOCHS,
+    MOST_STEPS,
     ByFamily,
     integer,
     number,
@@ -147,7 +149,7 @@ class OnTheWay(Method):
     rate_of: str = setting("total | remaining", RATE_OF, section="isp", default="total")
     calibration: float = setting(
         "t in epochs; round i = 0, 1, … trains (i + 1) · t before it prunes",
-        number(0, float("inf"), low_too=False), section="isp",
+        number(0, MOST_EPOCHS, low_too=False), section="isp",
         paper=0.1, quick=ByFamily(0.02, 0.2),
     )  # fmt: skip
     growing: bool = setting("false: every round trains t", BOOLEAN, section="isp", default=True)
@@ -160,7 +162,9 @@ class OnTheWay(Method):
         "rounds (of section isp) | cubic (of what follows)",
         one_of("rounds", CUBIC), default="rounds",
     )  # fmt: skip
-    prunes: int = setting("cubic: how often weights go, evenly spaced", integer(1), default=20)
+    prunes: int = setting(
+        "cubic: how often weights go, evenly spaced", integer(1, MOST_STEPS), default=20
+    )
     first_cut: float = setting(
         "cubic: share of the target that goes at once, at begin",
         number(0, 1, high_too=False), default=0.0,
@@ -173,7 +177,7 @@ class OnTheWay(Method):
         number(0, 1, low_too=False, high_too=False), default=0.5,
     )  # fmt: skip
     cycles: int = setting(
-        "of the learning rate over T; 1: it never restarts", integer(1), default=1
+        "of the learning rate over T; 1: it never restarts", integer(1, MOST_STEPS), default=1
     )
     lowest_rate: float = setting(
         "cycles: share of learning_rate that each ends at", number(0, 1), default=0.01

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, setting
+from instant_soup.config.fields import MOST_STEPS, integer, setting
 from instant_soup.methods.base import AtStart, register
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class OnBatches(AtStart):
 
     batches: int = setting(
         "batches that gradients are taken of",
-        integer(1),
+        integer(1, MOST_STEPS),
         section="criteria",
         paper=8,
         quick=4,

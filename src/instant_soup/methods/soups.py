@@ -8,7 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, setting, shares, span
+from instant_soup.config.fields import (
+    MOST_NETWORKS,
+    MOST_STEPS,
+    integer,
+    number,
+    setting,
+    shares,
+    span,
+)
 from instant_soup.methods.base import Method, register
 
 if TYPE_CHECKING:
@@ -54,7 +62,7 @@ class OfNetworks(Soup):
 
     networks: int = setting(
         "uniform_soup, greedy_soup: how many are fine-tuned",
-        integer(1),
+        integer(1, MOST_NETWORKS),
         section="model_soup",
         paper=8,
         quick=3,
@@ -124,13 +132,13 @@ class InstantModelSoup(Soup):
 
     denoisers: int = setting(
         "instant_model_soup: how many sparse networks are trained …",
-        integer(1),
+        integer(1, MOST_NETWORKS),
         section="model_soup",
         paper=8,
         quick=3,
     )
     steps: int = setting(
-        "… for so many steps …", integer(1), section="model_soup", paper=100, quick=20
+        "… for so many steps …", integer(1, MOST_STEPS), section="model_soup", paper=100, quick=20
     )
     sparsity_range: list[float] = setting(
         "… from low to high sparsity …",
