@@ -136,9 +136,11 @@ def test_searches_that_never_settled_are_called_so(tmp_path):
 
     never = drawn(4, 4, settled=False, sparsity=0.7)
     at_times = drawn(1.5, settled=True, sparsity=0.5)
-    text = cost_of(ledger_of(tmp_path, result("dense"), *never, *at_times))
-    assert "EarlyBird drew its tickets after these epochs, by seed: at 50 % sparse 1.5; " in text
-    assert "at 70 % sparse 4, 4. EarlyBird's masks never settled at 70 % sparse 2 of 2 runs" in text
+    runs = ledger_of(tmp_path, result("dense"), *never, *at_times)
+    drew = "EarlyBird drew its tickets after these epochs, by seed: at 50 % sparse 1.5; "
+    unsettled = " EarlyBird's masks never settled at 70 % sparse in 2 of 2 runs: there the last of"
+    assert f"{drew}at 70 % sparse 4, 4.{unsettled}" in cost_of(runs)
+    assert unsettled in results_of(runs) and drew not in results_of(runs)
 
 
 def test_sections_units_and_a_diverged_run(tmp_path):

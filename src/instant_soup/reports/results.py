@@ -269,6 +269,7 @@ def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) ->
         f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
         f"Model {model} (weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
         f"precision {precision or 'not recorded'}."
+        f"{_unsettled_words(_drawn_in(ledger, section, variant))}"
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
     return Table(heading(section, variant), header, rows_of(methods, columns), caption)
@@ -327,29 +328,47 @@ def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Ta
             str(cell["n"]),
         ]
         rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
-    mine = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
-    mine = mine.assign(variant="") if variant else mine
-    caption = _drawing_words(mine.sort_values(["target_sparsity", "seed"]))
+    drawn = _drawn_in(ledger, section, variant)
+    caption = _drawing_words(drawn) + _unsettled_words(drawn)
     return Table(heading(section, variant), [("", name) for name in columns], rows, caption)
 
 
+def _drawn_in(ledger: pd.DataFrame, section: tuple, variant: str) -> pd.DataFrame:
+    """A section's runs that searched, in the order of sparsities and seeds."""
+    own = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
+    own = own.assign(variant="") if variant else own
+    return own.sort_values(["target_sparsity", "seed"])
+
+
 def _drawing_words(runs: pd.DataFrame) -> str:
-    """When searches drew their tickets, run by run, and which of them had not settled by then."""
+    """When searches drew their tickets, run by run."""
     words = []
     for (method, variant), own in runs.groupby(["method", "variant"]):
-        listed, unsettled = [], []
-        for sparsity, drawn in own.groupby("target_sparsity")["drawn"]:
-            epochs = [text.removesuffix(NOT_SETTLED) for text in drawn]
-            listed.append(f"at {percent(sparsity)} sparse {', '.join(epochs)}")
-            if late := sum(text.endswith(NOT_SETTLED) for text in drawn):
-                unsettled.append(f"at {percent(sparsity)} sparse {late} of {len(drawn)} runs")
+        listed = [
+            f"at {percent(sparsity)} sparse "
+            + ", ".join(text.removesuffix(NOT_SETTLED) for text in drawn)
+            for sparsity, drawn in own.groupby("target_sparsity")["drawn"]
+        ]
         name = label(method, variant)
         words.append(f"{name} drew its tickets after these epochs, by seed: {'; '.join(listed)}.")
-        if unsettled:
-            words.append(
-                f"{name}'s masks never settled {', '.join(unsettled)}: the budget's last was drawn."
-            )
     return " ".join(words)
+
+
+def _unsettled_words(runs: pd.DataFrame) -> str:
+    """Which searches ended with the budget, before their masks had settled."""
+    words = []
+    for (method, variant), own in runs.groupby(["method", "variant"]):
+        listed = [
+            f"at {percent(sparsity)} sparse in {late} of {len(drawn)} runs"
+            for sparsity, drawn in own.groupby("target_sparsity")["drawn"]
+            if (late := sum(text.endswith(NOT_SETTLED) for text in drawn))
+        ]
+        if listed:
+            words.append(
+                f" {label(method, variant)}'s masks never settled {', '.join(listed)}: there the "
+                "last of the budget was drawn."
+            )
+    return "".join(words)
 
 
 def _flop_unit(largest: float) -> tuple[float, str]:
