@@ -1,18 +1,20 @@
 """Pruned models saved: stock loaders and the command line read them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import instant_soup
 from helpers import TINY_CLIP, make_table, perceptron, save_clip
 from instant_soup.errors import UserError
-from instant_soup.files import read_json
+from instant_soup.files import read_json, write_json
 from instant_soup.models import bert, clip
 from instant_soup.sparsity import compact, masks
 from instant_soup.tickets import inspect
@@ -194,6 +196,49 @@ def test_open_clip_loads_it_from_its_folder(tmp_path: Path) -> None:
         assert torch.equal(again.eval().encode_image(x), model.encode_image(x))
     assert masks.count(inspect.read(tmp_path / "ticket").mask) == masks.count(made.mask)
     assert read_json(tmp_path / "ticket/ticket.json")["family"] == "clip"
+
+
+def test_a_saved_open_clip_model_is_evaluated_with_or_without_names_of_its_own(
+    tmp_path: Path, capsys: Any
+) -> None:
+    """Where it has none, a folder's classes are those of the folder."""
+    from instant_soup.cli import main
+
+    base = save_clip(tmp_path / "base", TINY_CLIP)
+    model, _, _ = clip.open_clip().create_model_and_transforms(f"local-dir:{base}")
+    for split, kind in itertools.product(("train", "test"), ("bright", "dark")):
+        (tmp_path / "data" / split / kind).mkdir(parents=True)
+        for n in range(4):
+            picture = Image.new("RGB", (32, 32), "white" if kind == "bright" else "black")
+            picture.save(tmp_path / "data" / split / kind / f"{n}.png")
+    own = pruned(model)
+    own.save(tmp_path / "plain", base=base)
+    own.save(tmp_path / "named", base=base, classes=["bright", "dark"])
+    found = []
+    for name in ("plain", "named"):
+        assert main(["evaluate", str(tmp_path / name), f"local:{tmp_path}/data", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert found[0] == found[1] and "accuracy" in found[0]
+    whole = (tmp_path / "plain/ticket.json").read_text()
+    for key in ("family", "kind", "dataset", "method", "classes", "test_rows", "templates"):
+        write_json(tmp_path / "plain/ticket.json", {**json.loads(whole), key: None})
+        assert main(["evaluate", str(tmp_path / "plain"), f"local:{tmp_path}/data"]) == 1
+        assert f"ticket.json: damaged ({key}: None)" in capsys.readouterr().err
+    (tmp_path / "plain/ticket.json").write_text(whole)
+    weights = load_file(tmp_path / "plain/open_clip_model.safetensors")
+    del weights["logit_scale"]
+    save_file(weights, tmp_path / "plain/open_clip_model.safetensors")
+    assert main(["evaluate", str(tmp_path / "plain"), f"local:{tmp_path}/data"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ") and "cannot be loaded by open_clip" in message
+
+
+def test_a_tower_of_an_open_clip_model_is_not_saved_as_the_whole(tmp_path: Path) -> None:
+    base = save_clip(tmp_path / "base", TINY_CLIP)
+    model, _, _ = clip.open_clip().create_model_and_transforms(f"local-dir:{base}")
+    with pytest.raises(UserError, match="weights of another model"):
+        pruned(model.visual).save(tmp_path / "tower", base=base)
+    assert not (tmp_path / "tower").exists()
 
 
 def test_weights_that_are_not_zero_and_names_that_are_too_few_are_refused(

@@ -20,7 +20,7 @@ from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
-from instant_soup.files import read_json, read_yaml, write_json, write_yaml
+from instant_soup.files import SEAL, read_json, read_yaml, write_json, write_yaml
 from instant_soup.methods import registry
 from instant_soup.models import base as models
 from instant_soup.models import torchvision_cpu
@@ -347,6 +347,7 @@ def test_a_network_with_a_pruned_weight_that_is_not_zero_is_refused(text_run: Pa
     mask = masks.load(run / "models/retrained/one_shot/mask.safetensors")
     weights, name = load_file(path), next(iter(mask))
     save_file({**weights, name: weights[name] + 1}, path)
+    (path.parent / SEAL).unlink()
     assert f"pruned weights of {name} are not zero" in refusal(run, "one_shot", tmp_path / "ticket")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from instant_soup.errors import UserError
@@ -14,6 +14,7 @@ from instant_soup.files import check_new, new_folder, path_of, read_json, write_
 from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
 from instant_soup.models import bert, clip
+from instant_soup.models.matrices import check_weights
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity.masks import Mask
@@ -137,6 +138,8 @@ def _write_open_clip(
             f"base: {base!r} is no folder with an {clip.CONFIG}; allowed: the folder that this "
             "open_clip model is from, as it does not know its own configuration"
         )
+    if (own := Path(base) / clip.WEIGHTS).exists():  # a tower alone would be no such model
+        check_weights(own, model, load_file(own))
     for file in sorted(Path(base).iterdir()):
         if file.suffix in BESIDE and file.name not in (TICKET, "prunable.json"):
             shutil.copyfile(file, folder / file.name)

@@ -22,6 +22,13 @@ from instant_soup.models.ticket import FORMAT, TICKET
 from instant_soup.tickets.weights import header
 from instant_soup.training import loop, metrics
 
+# What a ticket has to say for a test of it, and of what kind it is.
+NEEDED: dict[str, Any] = {
+    **dict.fromkeys(("family", "kind", "dataset", "method"), str),
+    **{"classes": list, "columns": list | None, "label": str | None, "test_rows": int},
+}
+NEEDED_BY: dict[str, dict[str, Any]] = {"bert": {"max_length": int}, "clip": {"templates": list}}
+
 
 def evaluate(
     folder: str | Path,
@@ -63,10 +70,14 @@ def read_ticket(folder: Path) -> dict[str, Any]:
     ticket = read_json(folder / TICKET)
     if not isinstance(ticket, dict) or ticket.get("format") != FORMAT:
         raise UserError(f"{folder / TICKET}: not of the format {FORMAT!r}")
+    wanted = NEEDED | NEEDED_BY.get(str(ticket.get("family")), {})
+    for key, kinds in wanted.items():
+        if not isinstance(ticket.get(key), kinds):
+            raise UserError(f"{folder / TICKET}: damaged ({key}: {ticket.get(key)!r})")
     if ticket["family"] not in models.FAMILIES:
         raise UserError(
-            f"{folder}: a {ticket['model']}, which it cannot build to evaluate it; allowed: a text "
-            "classifier saved with its tokenizer, or a model of open_clip"
+            f"{folder}: a {ticket.get('model')}, which it cannot build to evaluate it; allowed: a "
+            "text classifier saved with its tokenizer, or a model of open_clip"
         )
     header(folder / models.family(folder).WEIGHTS)  # which says what is wrong with it
     return ticket
@@ -92,7 +103,7 @@ def _dataset(
         ticket["family"],
         _data_section(ticket, local, columns, label, path),
         model=str(folder),
-        classes=ticket["classes"],
+        classes=ticket["classes"] or None,  # saved without names, it takes the folder's
     )
     if found.kind != ticket["kind"]:
         raise UserError(f"dataset: {dataset} is {found.kind}, the ticket's is {ticket['kind']}")
@@ -104,7 +115,7 @@ def _dataset(
     if images and not own:
         return found
     templates = ticket["templates"] if images else []
-    return replace(found, labels=ticket["classes"], templates=templates)
+    return replace(found, labels=ticket["classes"] or found.labels, templates=templates)
 
 
 def _data_section(
@@ -120,8 +131,8 @@ def _data_section(
         allowed = "one, of images" if images else "one or two, of texts"
         raise UserError(f"columns: {' '.join(columns)}: too many; allowed: {allowed}")
     if local and ticket["dataset"].startswith("local:"):
-        label = label or ticket["label"]
-        columns = columns or (None if images else ticket["columns"])
+        label = label or ticket.get("label")
+        columns = columns or (None if images else ticket.get("columns"))
     numeric = not images and local and ticket["kind"] == "regression"
     return Data(
         path=None if path is None else str(path_of(path).resolve()),
@@ -140,8 +151,12 @@ def _text_classifier(folder: Path, outputs: int) -> nn.Module:
 
 
 def _image_classifier(folder: Path, classes: list[str], templates: list[str]) -> nn.Module:
-    weights = clip.start_weights(folder, Head(classes=classes, templates=templates))
-    return clip.classifier(folder, weights).float()
+    try:
+        weights = clip.start_weights(folder, Head(classes=classes, templates=templates))
+        return clip.classifier(folder, weights).float()
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be loaded by open_clip: {reason}") from None
 
 
 def show(found: dict[str, Any]) -> None:
