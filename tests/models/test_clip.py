@@ -24,7 +24,7 @@ from instant_soup.files import read_json, write_json
 from instant_soup.models import base as models
 from instant_soup.models import clip, matrices
 from instant_soup.models.base import Head
-from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.models.known import MODELS, BaseModel, resolve_model
 from instant_soup.sparsity import masks, scores
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
@@ -208,6 +208,27 @@ def test_a_folder_that_asks_to_run_its_own_code_is_refused(tiny_clip: Path, tmp_
     ):
         with pytest.raises(UserError, match="trust_remote_code: true; allowed: false"):
             load()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("model_cfg", {"vision_cfg": None}, "must have model_cfg, with vision_cfg"),
+        ("model_cfg", {"text_cfg": 7}, "must have model_cfg, with vision_cfg"),
+        ("preprocess_cfg", {"size": "big"}, "size 'big' is not allowed; allowed: pixels"),
+        ("preprocess_cfg", {"size": [32, 48]}, "takes images of 32 × 48; allowed: squares"),
+        ("preprocess_cfg", {"mean": 0.5}, "mean 0.5 is not allowed; allowed: three numbers"),
+    ],
+)
+def test_a_damaged_configuration_is_refused_before_any_work(
+    tiny_clip: Path, tmp_path: Path, part: str, change: dict, reason: str
+):
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    config = read_json(folder / clip.CONFIG)
+    config[part] |= change
+    write_json(folder / clip.CONFIG, config)
+    with pytest.raises(UserError, match=reason):
+        resolve_model(f"local:{folder}")
 
 
 @pytest.mark.parametrize("tag", ["nonsense", "weights.safetensors"])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -53,6 +52,11 @@ def open_clip(optional: bool = False) -> Any:
             del sys.modules[name]  # imported without them before: once more, with them
     with contextlib.nullcontext() if optional else _without("timm", "transformers"):
         import open_clip as package
+    if optional:
+        from transformers import dynamic_module_utils
+
+        # open_clip leaves it to transformers whether a tower's own code is run: never, unasked.
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     return package
 
 
@@ -148,7 +152,7 @@ def load_pretrained(model: BaseModel) -> tuple[Any, dict, Any]:
             weights_only=True,
         )
         tokenizer = package.get_tokenizer(where)
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # open_clip raises a dozen kinds, by what is damaged
         first = " ".join(str(error).split())[:300]
         name = where if tag is None else f"{where}/{tag}"
         raise UserError(f"model: {name} cannot be loaded by open_clip: {first}") from None

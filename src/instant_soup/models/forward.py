@@ -1,5 +1,6 @@
 """A classifier's forward pass: its logits for a batch, and what they cost, as torch counts it."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -89,15 +90,17 @@ class CountFlops(TorchDispatchMode):
         kwargs = kwargs or {}
         kind = getattr(func, "_overloadpacket", func)
         grouped = getattr(kind, "__name__", "") in GROUPED
-        if kind not in flop_registry and not grouped and hasattr(func, "decompose"):
+        counted = grouped or kind in flop_registry
+        if not counted and _is_composite(func):
             with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
+                return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
+        first = args[0] if args else None
+        if not counted and isinstance(first, torch.Tensor) and _place(first) not in self._known:
+            return out  # most of what runs: nothing to count, and not made of weights
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         ours = [_place(t) in self._known for t in given if t.is_floating_point()]
-        if kind in flop_registry or grouped:
+        if counted:
             flops = (
                 2.0 * out.numel() * args[0].shape[-1]  # each row meets one of the matrices
                 if grouped
@@ -109,6 +112,13 @@ class CountFlops(TorchDispatchMode):
             self._held.append(out)
             self._known.add(_place(out))
         return out
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is made of others, which inference mode does not take apart by itself."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return isinstance(func, torch._ops.OpOverload) and func.has_kernel_for_dispatch_key(key)
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -9,6 +9,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from instant_soup.config.fields import Stored
 from instant_soup.errors import UserError
@@ -184,13 +185,31 @@ def _check_prunable(name: str, files: list[Path]) -> None:
 def _check_clip_config(name: str, path: Path) -> None:
     config = read_json(path)
     try:
-        vision, preprocess = config["model_cfg"]["vision_cfg"], config["preprocess_cfg"]
-        size = preprocess.get("size", vision.get("image_size"))
+        model, preprocess = config["model_cfg"], config["preprocess_cfg"]
+        size = preprocess.get("size", model["vision_cfg"].get("image_size"))
+        model.get("text_cfg", {}).get("hf_model_name")
     except (AttributeError, KeyError, TypeError):
         raise UserError(
             f"params.yaml: model: {name}: {path.name} must have model_cfg, with vision_cfg, and "
             "preprocess_cfg, as open_clip writes it"
         ) from None
-    if isinstance(size, list) and len(set(size)) > 1:
-        shape = " × ".join(str(length) for length in size)
+    sides = size if isinstance(size, list) else [size]
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
+        raise UserError(
+            f"params.yaml: model: {name}: {path.name}: size {size!r} is not allowed; allowed: "
+            "pixels"
+        )
+    if len(set(sides)) > 1:
+        shape = " × ".join(str(length) for length in sides)
         raise UserError(f"params.yaml: model: {name} takes images of {shape}; allowed: squares")
+    for key in ("mean", "std"):
+        if not _three_numbers(preprocess.get(key, [0.0, 0.0, 0.0])):
+            raise UserError(
+                f"params.yaml: model: {name}: {path.name}: {key} {preprocess[key]!r} is not "
+                "allowed; allowed: three numbers"
+            )
+
+
+def _three_numbers(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else []
+    return len(numbers) == 3 and all(isinstance(n, int | float) for n in numbers)
