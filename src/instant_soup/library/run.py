@@ -281,7 +281,7 @@ def check_loss(loss: Any) -> None:
     """UserError for what no gradient can be had of."""
     kind = type(loss).__name__
     if isinstance(loss, torch.Tensor):
-        if loss.numel() == 1 and loss.requires_grad:
+        if loss.numel() == 1 and (loss.requires_grad or not torch.is_grad_enabled()):
             return
         kind = f"a tensor of shape {list(loss.shape)}"
         if loss.numel() == 1:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from instant_soup.files import new_file, order_header
 from instant_soup.sparsity.names import layer_of
 
 Mask = dict[str, torch.Tensor]
+Key = TypeVar("Key")
 
 FORMAT = "instant-soup-mask-1"
 NAN = (
@@ -58,7 +59,7 @@ def keep_count(weights: dict[str, torch.Tensor], target_sparsity: float) -> int:
     return number_kept(sum(w.numel() for w in weights.values()), target_sparsity)
 
 
-def share_out(wanted: dict[str, float], total: int) -> dict[str, int]:
+def share_out(wanted: dict[Key, float], total: int) -> dict[Key, int]:
     """Whole numbers that add up to `total`, each within one of what is wanted.
 
     `wanted` adds up to about `total`. The largest fractions are rounded up; of equal ones the

@@ -10,6 +10,11 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:end])
 
 
+def stack_of(name: str) -> str:
+    """The stack of blocks that a weight belongs to: its name up to before the first number."""
+    return layer_of(name).rpartition(".")[0]
+
+
 def type_of(name: str) -> str:
     """What kind of matrix of its layer a weight is: the rest of its name ("output.dense")."""
     rest = name.removeprefix(f"{layer_of(name)}.")

@@ -56,6 +56,29 @@ def best_each(scores: Weights, sparsity: float) -> Mask:
     return masks.keep_largest_each(scores, kept)
 
 
+def best_of_rows(scores: Weights, sparsity: float) -> Mask:
+    """The mask of the best weights of each row by itself, all of one density up to a weight."""
+    rows = {
+        (name, i): (1 - sparsity) * s.shape[1] for name, s in scores.items() for i in range(len(s))
+    }
+    kept = masks.share_out(rows, masks.keep_count(scores, sparsity))
+    return {
+        name: best_of_each(s, torch.tensor([kept[name, i] for i in range(len(s))]))
+        for name, s in scores.items()
+    }
+
+
+def best_of_each(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Rows × columns: True at the kept[i] largest of row i; of equal ones the first stays.
+
+    ValueError for NaN, as `masks.largest` has it.
+    """
+    if scores.isnan().any():
+        raise ValueError(masks.NAN)
+    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return ranks < kept[:, None].to(ranks.device)
+
+
 def magnitude(weights: Weights, sparsity: float) -> Mask:
     """Global unstructured magnitude pruning: the largest |w| of all weights together stay."""
     return best(magnitude_scores(weights), sparsity)

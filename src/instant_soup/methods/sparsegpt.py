@@ -1,0 +1,113 @@
+"""SparseGPT (Frantar & Alistarh 2023): each matrix pruned so that its outputs change least.
+
+Second moments of the inputs of every matrix, over the tokens of some batches of the pre-trained
+network, make its loss; the sweep of sparsity/sparse_gpt.py chooses what goes and moves the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import BOOLEAN, one_of, setting
+from instant_soup.errors import UserError
+from instant_soup.methods.base import register
+from instant_soup.methods.wanda import ByInputs
+
+if TYPE_CHECKING:
+    import torch
+
+    from instant_soup.sparsity.masks import Cut, Mask
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SparseGPT(ByInputs):
+    """Columns from left to right, those behind making up; the mask by blocks of columns, or global.
+
+    Without the update the mask is the same, and the weights that stay are as they were.
+    """
+
+    name: ClassVar[str] = "sparsegpt"
+    title: ClassVar[str] = "SparseGPT"
+    order: ClassVar[float] = 54
+    source: ClassVar[str] = "Frantar & Alistarh 2023, arXiv 2301.00774"
+    style: ClassVar[tuple[str, str] | None] = ("#997700", "2")
+
+    update: bool = setting("whether weights that stay move", BOOLEAN, default=True)
+    scope: str = setting(
+        "block (each block of 128 columns has the same density, as published) | global",
+        one_of("block", "global"),
+        default="block",
+    )
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask | Cut":
+        """The mask, with the weights that stay where these move."""
+        from instant_soup.sparsity.masks import Cut
+        from instant_soup.sparsity.sparse_gpt import factor, sweep
+        from instant_soup.training.activations import second_moments
+
+        check_memory(run)
+        moments = second_moments(run, self.calibration_batches)
+        find = of_all if self.scope == "global" else of_blocks
+        choose, mask, weights = find(run.weights, moments, sparsity), {}, {}
+        for name, w in run.weights.items():
+            here = partial(choose, name)
+            mask[name], moved = sweep(w, factor(moments.pop(name)), here)
+            weights[name] = moved.to(w.dtype)
+        return Cut(mask, weights) if self.update else mask
+
+
+# Name, number of a block of columns, what its removals cost → what stays.
+Choice = Callable[[str, int, "torch.Tensor"], "torch.Tensor"]
+
+
+def of_blocks(weights: "Weights", moments: "Weights", sparsity: float) -> Choice:
+    """In each block of columns the same share stays: what costs most on the weights by then."""
+    from instant_soup.sparsity import masks
+    from instant_soup.sparsity.sparse_gpt import WIDTH
+
+    wanted = {
+        (name, i): (1 - sparsity) * columns.numel()
+        for name, w in weights.items()
+        for i, columns in enumerate(w.split(WIDTH, dim=1))
+    }
+    kept = masks.share_out(wanted, masks.keep_count(weights, sparsity))
+
+    def choose(name: str, i: int, costs: "torch.Tensor") -> "torch.Tensor":
+        return masks.largest(costs.flatten(), kept[name, i]).view(costs.shape)
+
+    return choose
+
+
+def of_all(weights: "Weights", moments: "Weights", sparsity: float) -> Choice:
+    """Of all matrices together that stays which costs most on the weights as they came."""
+    from instant_soup.sparsity import scores
+    from instant_soup.sparsity.sparse_gpt import WIDTH, factor
+
+    costs = {
+        name: (w.double() / factor(moments[name]).diagonal()).square().float()
+        for name, w in weights.items()
+    }
+    mask = scores.best(costs, sparsity)
+
+    def choose(name: str, i: int, costs: "torch.Tensor") -> "torch.Tensor":
+        return mask[name].split(WIDTH, dim=1)[i]
+
+    return choose
+
+
+def check_memory(run: "Run") -> None:
+    """UserError where the second moments of all inputs do not fit."""
+    from instant_soup.training.cost import free_memory
+
+    widths = [w.shape[-1] for w in run.weights.values()]
+    wanted = 4 * sum(n**2 for n in widths) + 32 * max(widths) ** 2  # and a matrix's factors
+    if wanted > (free := free_memory(run.device)):
+        raise UserError(
+            f"method: sparsegpt takes {wanted:,} bytes for the second moments of the inputs of "
+            f"{len(widths)} matrices, more than the {free:,} bytes that are free on the "
+            f"{run.device}; allowed: wanda, which takes none"
+        )

@@ -1,0 +1,66 @@
+"""Wanda (Sun et al. 2024): the size of a weight times that of what it multiplies.
+
+The score of a weight is |w| ‖x‖, ‖x‖ the root mean square of its input feature over the tokens of
+some batches of the pre-trained network. No labels, no gradients.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import integer, one_of, setting
+from instant_soup.methods.base import AtStart, register
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Cut, Mask
+    from instant_soup.training.run import Run
+    from instant_soup.training.state import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByInputs(AtStart):
+    """A criterion that looks at what matrices multiply, in a forward pass of some batches."""
+
+    calibration_batches: int = setting(
+        "wanda, sparsegpt, multiflow: batches whose activations are looked at",
+        integer(1),
+        section="criteria",
+        paper=128,
+        quick=8,
+        library=16,
+    )
+
+    def wants_batches(self) -> bool:
+        """To look at their activations."""
+        return True
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Wanda(ByInputs):
+    """|w| times the root mean square of its input; compared within each row, or over all."""
+
+    name: ClassVar[str] = "wanda"
+    title: ClassVar[str] = "Wanda"
+    order: ClassVar[float] = 53
+    source: ClassVar[str] = "Sun et al. 2024, arXiv 2306.11695"
+    style: ClassVar[tuple[str, str] | None] = ("#DDAA33", "4")
+
+    scope: str = setting(
+        "row (each output row has the same density, as published) | global",
+        one_of("row", "global"),
+        default="row",
+    )
+
+    def scores(self, run: "Run") -> "Weights":
+        """|w| ‖x‖, shaped like the weights."""
+        from instant_soup.training.activations import mean_squares
+
+        inputs = mean_squares(run, self.calibration_batches)
+        return {name: w.abs().float() * inputs[name].sqrt() for name, w in run.weights.items()}
+
+    def mask(self, run: "Run", sparsity: float) -> "Mask | Cut":
+        """The largest of each row, or of all matrices together."""
+        from instant_soup.sparsity import scores
+
+        best = scores.best if self.scope == "global" else scores.best_of_rows
+        return best(self.scores(run), sparsity)
