@@ -163,6 +163,13 @@ def test_a_layer_that_the_output_needs_keeps_more() -> None:
     assert density["layers.1.weight"] < density["layers.0.weight"]
 
 
+@pytest.mark.parametrize("budget", ["ecoflap", "rate_distortion"])
+def test_a_network_that_has_diverged_is_refused(run: BareRun, budget: str) -> None:
+    run.state.weights["layers.2.bias"].fill_(float("nan"))
+    with pytest.raises(UserError, match=r"^budget: the loss or the output .* is not finite"):
+        LayerBudgets(budget=budget).mask(run, 0.5)
+
+
 # Through the doors
 
 

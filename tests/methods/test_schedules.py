@@ -159,6 +159,11 @@ def test_a_ramp_rises_to_exactly_the_target_within_its_steps(
         assert len(set(ends)) == prunes
 
 
+def test_how_many_prunes_fit_is_no_matter_of_floats() -> None:
+    assert Ramp(1, 0.0, 0.1, 0.7).fit(10) == 6 and Ramp(1, 0.5, 0.1, 0.7).fit(10) == 7
+    assert len(set(Ramp(6, 0.0, 0.1, 0.7).ends(10))) == 6
+
+
 CUBIC = {"schedule": "cubic", "begin": 0.1, "end": 0.5}
 
 

@@ -37,6 +37,12 @@ def test_lamp_of_zeros_is_zero_and_every_matrix_has_its_one() -> None:
         torch.testing.assert_close(scaled, shares, rtol=1e-6, atol=0)
 
 
+def test_what_has_diverged_is_not_ranked() -> None:
+    found = budgets.lamp({"a": torch.tensor([1.0, float("nan"), 2.0])})
+    with pytest.raises(ValueError, match="diverged"):
+        masks.keep_largest(found, 1)
+
+
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=6)
 
 

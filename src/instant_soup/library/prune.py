@@ -60,7 +60,7 @@ def prune(
 
     `batches` can be iterated again and again, as a DataLoader or a list; tensors in a batch (also
     in dicts, lists and tuples) are moved to the model's device. `loss(model, batch)` is a scalar.
-    The learning rate falls linearly to zero.
+    The learning rate falls linearly to zero, or in the `cycles` of a method that has some.
 
     `method` is the name of a row of the pipeline's tables (docs/settings.md), or an object of its
     class as it stands (`SNIP(batches=4)`; what is None there is filled in), or a function

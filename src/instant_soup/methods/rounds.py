@@ -105,7 +105,8 @@ class Ramp:
 
     def fit(self, total: int) -> int:
         """How many prunes `total` steps have room for, one a step."""
-        return int((self.end - self.begin) * total) + (self.first_cut > 0)
+        # Rounded, as 0.7 - 0.1 is 0.5999999999999999 in floats.
+        return int(round((self.end - self.begin) * total, 6)) + (self.first_cut > 0)
 
     @property
     def _distances(self) -> range:

@@ -31,8 +31,8 @@ def lamp(energies: Weights) -> Weights:
         rising = flat[order]
         no_smaller = rising.flip(0).cumsum(0).flip(0)
         shares = torch.empty_like(flat)
-        # Where all that is left is zero there is nothing to have a share of.
-        shares[order] = (rising / no_smaller).nan_to_num(0.0)
+        # A zero among zeros has no share. (NaN stays what it is, and is refused by whoever ranks.)
+        shares[order] = (rising / no_smaller).where(rising != 0, 0.0)
         found[name] = shares.view(energy.shape)
     return found
 

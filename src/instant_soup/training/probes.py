@@ -1,5 +1,6 @@
 """What a matrix is worth to the network, by forward passes of some batches without gradients."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def slopes(run: "Run", batches: int) -> dict[str, float]:
                     parameter.copy_(before + step * z.to(before))
                     sides.append(float(run.loss(network, batch)))
                 parameter.copy_(before)
-                found[name] += abs(sides[0] - sides[1]) / (2 * STEP) / batches
+                found[name] += _finite(abs(sides[0] - sides[1]) / (2 * STEP) / batches)
     return found
 
 
@@ -69,7 +70,7 @@ def distortions(
                     for batch, output in zip(given, outputs, strict=True):
                         moved = output_of(run, network, batch) - output
                         change += float(moved.double().square().mean()) / len(given)
-                found[name].append(change)
+                found[name].append(_finite(change))
             parameter.copy_(before)
     return found
 
@@ -92,6 +93,15 @@ def output_of(run: "Run", network: nn.Module, batch: Any) -> torch.Tensor:
             "the model itself; allowed: another budget"
         )
     return torch.cat([t.float().flatten() for t in tensors])
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise UserError(
+            "budget: the loss or the output of the network is not finite: try a smaller learning "
+            "rate"
+        )
+    return number
 
 
 def _floats(output: Any) -> list[torch.Tensor]:
