@@ -278,7 +278,7 @@ def shapes_of(batch: Any) -> Any:
 
 
 def check_loss(loss: Any) -> None:
-    """UserError for what no gradient can be had of."""
+    """UserError for what no gradient can be had of, where one is wanted."""
     kind = type(loss).__name__
     if isinstance(loss, torch.Tensor):
         if loss.numel() == 1 and (loss.requires_grad or not torch.is_grad_enabled()):
