@@ -149,7 +149,7 @@ def diverged() -> nn.Module:
         (lazy, "model: 0.weight is not made yet (lazy)"),
         (quantised, "model: 0.weight is of torch.int8, which cannot be pruned weight by weight"),
         (diverged, "model: 3.weight holds NaN or infinite numbers"),
-        (lambda: nn.Sequential(nn.Conv2d(2, 2, 2), nn.Linear(2, 2)), "nothing to prune in this"),
+        (lambda: nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 2)), "nothing to prune in this"),
         (lambda: nn.Sequential(nn.BatchNorm1d(3)), "nothing to prune in this model"),
     ],
 )
@@ -318,7 +318,38 @@ def test_a_narrow_model_in_a_foreign_loop_is_refused() -> None:
         )
 
 
-# Blocks of more than linear layers
+# More than linear layers
+
+
+class Looked(nn.Module):
+    """A block that looks most of its weights up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.map = nn.Embedding(16, 4), nn.Linear(4, 4)
+
+
+def test_a_small_part_of_the_blocks_does_not_pass_for_them() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList(Looked() for _ in range(2))})
+    for said in refusals(model):
+        assert said.startswith("prunable: 20% of the weights in the model's blocks are prunable")
+        assert "layers.0.table.weight is not" in said and "or a function that names" in said
+    assert len(choose(model, lambda name, p: "map.weight" in name)) == 2
+
+
+def test_without_blocks_convolutions_and_recurrent_nets_count_too() -> None:
+    convolved = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    assert set(choose(convolved)) == {"0.weight"}
+    told = nn.ModuleDict({"read": nn.LSTM(4, 8), "say": nn.Linear(8, 2)})
+    assert set(choose(told)) == {"read.weight_ih_l0", "read.weight_hh_l0"}
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, 4)
+
+    def error(model: Any, batch: torch.Tensor) -> torch.Tensor:
+        return model["say"](model["read"](batch)[0][-1]).square().mean()
+
+    pruned = instant_soup.prune(told, [x], error, **ONE_SHOT)
+    assert zeros(told, pruned.mask) and pruned.cost["flops"] > 0
 
 
 def language_model(kind: str) -> Any:
@@ -355,3 +386,23 @@ def test_the_sparsity_asked_for_is_that_of_the_blocks(kind: str) -> None:
     zero = sum(int((p == 0).sum()) for p in named.values()) / sum(p.numel() for p in named.values())
     assert 0.75 < zero < 0.81 and pruned.sparsity == pytest.approx(0.8, abs=1e-3)
     assert pruned.cost["flops"] > 0
+
+
+@pytest.mark.parametrize("method", ["progressive", "isp_plus", "movement", "granet"])
+def test_weights_in_another_order_of_memory_keep_their_zeros(method: str) -> None:
+    """The fused optimiser takes moments as they lie, and the state has them in another order."""
+    torch.manual_seed(0)
+    convolved = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    x = torch.randn(8, 3, 4, 4)
+
+    def error(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch), torch.arange(8) % 2)
+
+    own = {**ONE_SHOT, "steps": 24, "method": method}
+    usual = instant_soup.prune(copy.deepcopy(convolved), [x], error, **own)
+    other = convolved.to(memory_format=torch.channels_last)
+    pruned = instant_soup.prune(other, [x], error, **own)
+    parameters = dict(other.named_parameters())
+    assert not any(parameters[n].detach()[~kept].any() for n, kept in pruned.mask.items())
+    for name, weight in usual.model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight, atol=1e-3, rtol=1e-2)

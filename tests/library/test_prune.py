@@ -167,7 +167,7 @@ def test_a_training_that_diverged_is_not_kept(tmp_path: Path) -> None:
     def diverges(model: nn.Module, batch: Any) -> torch.Tensor:
         return loss(model, batch) * float("nan")
 
-    with pytest.raises(UserError, match="the loss is nan"):
+    with pytest.raises(UserError, match="the loss of step 1 is nan"):
         instant_soup.prune(perceptron(), loader(), diverges, checkpoint=tmp_path, **own)
     assert not list(tmp_path.rglob("progress.json"))
 
@@ -296,7 +296,7 @@ def test_every_method_prunes_to_the_weight(name: str) -> None:
     assert not any(parameters[n][~kept].any() for n, kept in pruned.mask.items())
     assert pruned.method == name and pruned.sparsity == pytest.approx((total - kept) / total)
     # The budget is the same for all; of a soup, all is search.
-    assert pruned.cost["steps"] in (24, 0) and pruned.cost["flops"] > 0
+    assert pruned.cost["steps"] <= 24 and pruned.cost["flops"] > 0
     assert_same(pruned, instant_soup.prune(perceptron(), loader(), loss, **own))
 
 

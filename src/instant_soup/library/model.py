@@ -45,6 +45,7 @@ def choose(model: nn.Module, wanted: Wanted | None = None) -> Weights:
 
     UserError where there is nothing, or where it cannot be pruned as it is.
     """
+    check_made(model)
     if wanted is None:
         check_adapters(model)
         found = _by_structure(model)
@@ -61,9 +62,16 @@ def _by_structure(model: nn.Module) -> Weights:
     """The matrices of the repeated blocks; in a model without blocks, all linear maps but the last.
 
     A matrix that several modules share (tied) comes once, by the name it has as a parameter.
+    UserError where they are too small a part of the blocks.
     """
-    every = matrices.matrices(model)
-    found = matrices.prunable(model) or {name: every[name] for name in list(every)[:-1]}
+    found = matrices.prunable(model)
+    try:
+        matrices.check_share(model, found)
+    except UserError as error:
+        raise UserError(f"prunable: {error}, or a function that names what is pruned") from None
+    if not found:
+        every = matrices.matrices(model)
+        found = {name: every[name] for name in list(every)[:-1]}
     own = {id(p): name for name, p in model.named_parameters()}
     for name, weight in found.items():
         if id(weight) not in own:
@@ -102,11 +110,19 @@ def check_adapters(model: nn.Module) -> None:
             )
 
 
+def check_made(model: nn.Module) -> None:
+    """UserError for a model that has not seen an input yet, on which its shapes depend."""
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise UserError(
+                f"model: {name} is not made yet (lazy); allowed: a model that has seen a batch"
+            )
+
+
 def check_weight(name: str, weight: torch.Tensor) -> None:
     """UserError for a weight without numbers, or with such as have no place in an order."""
-    if nn.parameter.is_lazy(weight) or weight.is_meta:
-        kind = "not made yet (lazy)" if nn.parameter.is_lazy(weight) else "on the meta device"
-        raise UserError(f"model: {name} is {kind}; allowed: weights that are loaded")
+    if weight.is_meta:
+        raise UserError(f"model: {name} is on the meta device; allowed: weights that are loaded")
     if weight.dtype not in FLOATS or weight.layout != torch.strided:
         odd = weight.dtype if weight.dtype not in FLOATS else weight.layout
         raise UserError(

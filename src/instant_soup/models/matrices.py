@@ -122,12 +122,13 @@ def checked_prunable(name: str, model: nn.Module) -> Weights:
 
 
 def matrices(model: nn.Module) -> Weights:
-    """Name → weight matrix of every linear map of a model."""
+    """Name → weight of every linear map of a model: in layers, convolutions, recurrent nets."""
     found: Weights = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention | nn.Linear):  # its out_proj is the latter
+        if isinstance(module, (*LAYERS, nn.MultiheadAttention, nn.RNNBase)):
             prefix = f"{name}." if name else ""
-            found |= {prefix + own: weight for own, weight in _weights(module).items()}
+            own = {short: weight for short, weight in _weights(module).items() if weight.ndim > 1}
+            found |= {prefix + short: weight for short, weight in own.items()}
     return found
 
 

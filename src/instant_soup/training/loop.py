@@ -72,10 +72,18 @@ def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch
         if name in state.first_moments:
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(state.step), device=parameter.device),
-                "exp_avg": state.first_moments[name].to(parameter.device),
-                "exp_avg_sq": state.second_moments[name].to(parameter.device),
+                "exp_avg": _laid_out(state.first_moments[name], parameter),
+                "exp_avg_sq": _laid_out(state.second_moments[name], parameter),
             }
     return optimizer
+
+
+def _laid_out(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A moment where its parameter is, in the same order of memory: the fused step asks for it."""
+    moment = moment.to(parameter.device)
+    if moment.stride() == parameter.stride():
+        return moment
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment).detach()
 
 
 def state_of(
