@@ -3,11 +3,14 @@
 Beside them how a stage script runs: nothing half-written is ever taken for an output.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,35 +20,79 @@ import yaml
 
 from instant_soup.errors import UserError
 
+UNFINISHED = ".dvc/tmp/instant-soup/unfinished"
+PREFIX = ".instant-soup-"  # of the folders that unfinished files and folders lie in
+ABANDONED = 24 * 3600  # seconds after which such a folder is a killed process's
 CODE = ("src", "stages", "dvc.yaml", "requirements.txt")
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; it takes `path`'s place when the block succeeds."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    """Yield an empty folder that takes `path`'s place when the block succeeds."""
+    with _unfinished(Path(path)) as unfinished:
+        unfinished.mkdir()
         yield unfinished
         shutil.rmtree(path, ignore_errors=True)
-        unfinished.replace(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _put(unfinished, Path(path))
 
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield a file name beside `path`; it takes `path`'s place when the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
+    """Yield a file name, for a file that takes `path`'s place when the block succeeds."""
+    with _unfinished(Path(path)) as unfinished:
         yield unfinished
-        unfinished.replace(path)
+        _put(unfinished, Path(path))
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Yield `path`'s name in a folder of its own, which is gone afterwards.
+
+    Of a project of DVC's that folder lies in .dvc/tmp: what a killed process leaves lies in no
+    folder that a stage depends on, and goes after a day. Elsewhere it lies beside `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parents = path.absolute().parents
+    root = next((folder for folder in parents if (folder / ".dvc").is_dir()), None)
+    own = _own_folder(path.parent if root is None else root / UNFINISHED)
+    try:
+        yield own / path.name
     finally:
-        unfinished.unlink(missing_ok=True)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _own_folder(place: Path) -> Path:
+    """A new folder in a place, which those of processes killed long ago leave."""
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another process has removed it
+            if time.time() - old.stat().st_mtime > ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+
+
+def _put(unfinished: Path, path: Path) -> None:
+    """Rename to `path`; where that is on another disk, by way of a folder beside it.
+
+    Files get the mode that the umask allows: safetensors writes them for their owner alone.
+    """
+    probe = unfinished.with_name(f"{PREFIX}mode")
+    probe.touch()
+    mode = probe.stat().st_mode
+    for file in (unfinished, *unfinished.rglob("*")):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | mode)
+    try:
+        unfinished.replace(path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        own = _own_folder(path.parent)
+        try:
+            shutil.move(unfinished, own)
+            (own / path.name).replace(path)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
