@@ -117,6 +117,30 @@ def test_second_run_runs_nothing(project: Path):
     assert stages_run(run_command(project, "dvc", "repro")) == set()
 
 
+def test_no_output_is_a_link_into_the_cache(project: Path):
+    """So that one damaged in place is healthy there."""
+    files = [path for path in (project / "models").rglob("*") if not path.is_dir()]
+    files += (project / "data").rglob("*.safetensors")
+    assert len(files) > 20
+    assert [f for f in files if f.is_symlink() or f.stat().st_nlink > 1] == []
+    damaged = project / "models/isp/round_0/state/weights.safetensors"
+    healthy = damaged.read_bytes()
+    with open(damaged, "r+b") as file:
+        file.seek(2000)
+        file.write(b"damaged")
+    found = json.loads(run_command(project, "dvc", "status", "--json", "calibrate@0"))
+    assert found == {"calibrate@0": [{"changed outs": {"models/isp/round_0/state": "modified"}}]}
+    run_command(project, "dvc", "checkout", "-q", "--force", str(damaged.parent))
+    assert damaged.read_bytes() == healthy
+
+
+def test_what_a_killed_dvc_leaves_of_a_copy_changes_no_stage(project: Path):
+    left = project / "models/isp/round_0/.jR2mT8-xw3LQ.tmp"
+    left.write_text("half")
+    assert json.loads(run_command(project, "dvc", "status", "--json", "retrain_isp")) == {}
+    left.unlink()
+
+
 def test_results_have_exact_sparsity_and_the_whole_budget(project: Path):
     prunable = 2 * (4 * 32 * 32 + 2 * 32 * 64)
     for method in ("isp", "dense", *METHODS):
