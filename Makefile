@@ -44,6 +44,7 @@ setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLfl
 	@python -m instant_soup.pipeline.tracking init
 
 repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert; JOBS=n
+	@python -m instant_soup.pipeline.mend
 	$(REPRO)
 	@python stages/tables.py --show
 
