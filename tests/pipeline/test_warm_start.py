@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,15 +31,28 @@ def environment() -> Iterator[dict[str, str]]:
         patch.setenv("ONLY_OF_THIS_TEST", own["ONLY_OF_THIS_TEST"])
         warm_start.start_server()
         server = await_server()
+        folder = warm_start.address()
     yield own
     os.kill(server, signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[socket.socket]:
+    """A connection to this environment's server."""
+    with (
+        warm_start.private(warm_start.address()) as folder,
+        socket.socket(socket.AF_UNIX) as connection,
+    ):
+        connection.settimeout(30)
+        connection.connect(warm_start.socket_in(folder))
+        yield connection
 
 
 def await_server() -> int:
     """The process number of this environment's server, as soon as it answers."""
     for _ in range(600):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-            connection.connect("\0" + warm_start.address())
+        with contextlib.suppress(OSError), connected() as connection:
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4)
             return int.from_bytes(credentials, sys.byteorder)
         time.sleep(0.1)
@@ -96,7 +110,11 @@ def test_a_script_sees_what_its_command_has_and_only_libraries_of_the_server(
         ("raise SystemExit(3)", 3, ""),
         ("raise SystemExit('error: data.path: no such folder')", 1, "no such folder\n"),
         ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            -signal.SIGKILL,
+            "error: killed from outside: out of memory, perhaps\n",
+        ),
         ("import atexit; atexit.register(print, 'an end')", 0, ""),
     ],
 )
@@ -155,8 +173,13 @@ def test_a_signal_before_the_fork_is_known_reaches_it(
     script: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONLY_OF_THIS_TEST", f"late-{os.getpid()}-{time.time()}")
-    with socket.socket(socket.AF_UNIX) as server, subprocess.Popen(["sleep", "60"]) as fork:
-        server.bind("\0" + warm_start.address())
+    os.mkdir(warm_start.address(), 0o700)
+    with (
+        warm_start.private(warm_start.address()) as folder,
+        socket.socket(socket.AF_UNIX) as server,
+        subprocess.Popen(["sleep", "60"]) as fork,
+    ):
+        server.bind(warm_start.socket_in(folder))
         server.listen()
         server.settimeout(30)
         # Else it would have what C libraries have put into this process's environment, too.
@@ -170,6 +193,7 @@ def test_a_signal_before_the_fork_is_known_reaches_it(
                 assert fork.wait(timeout=10) == -signal.SIGINT
                 connection.sendall(b"130\n")
                 assert command.wait(timeout=10) == 130
+    shutil.rmtree(warm_start.address())
 
 
 def test_another_environment_or_job_has_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +205,99 @@ def test_another_environment_or_job_has_another_server(monkeypatch: pytest.Monke
     monkeypatch.undo()
     monkeypatch.setattr(os, "getpgrp", lambda: 1)
     assert warm_start.address() != here
+
+
+# Who is served
+
+
+CONFINED = {
+    "umask": "umask 077; exec",
+    "limits": "ulimit -n 100; exec",
+    "priority": "exec nice -n 1",
+    "no_new_privs": "exec setpriv --no-new-privs",
+    "capabilities": "exec setpriv --bounding-set -all --inh-caps -all",
+    "namespaces": "exec unshare --user --map-root-user",
+    "groups": "exec setpriv --groups 4711",
+}
+
+
+@pytest.mark.parametrize("kind", CONFINED)
+def test_a_command_that_stands_otherwise_is_not_served(
+    environment: dict[str, str],
+    script: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Not even where it knows the address of a server, and does not care how that stands."""
+    confined = ["bash", "-c", f'{CONFINED[kind]} "$@"', "bash"]
+    if subprocess.run([*confined, "true"], capture_output=True).returncode:
+        pytest.skip("not allowed here")
+    monkeypatch.setenv("ONLY_OF_THIS_TEST", environment["ONLY_OF_THIS_TEST"])
+    named = f"warm_start.address = lambda: {warm_start.address()!r}"
+    asked = "print(warm_start.ask_server())"
+    alike = "warm_start.stands_alike = lambda other: True"
+    ask = f"from instant_soup.pipeline import warm_start; {named}; {alike}; {asked}"
+    for words, expected in ((confined, "None\n"), (["bash", "-c", '"$@"', "bash"], "(")):
+        done = subprocess.run(
+            [*words, sys.executable, "-c", ask], capture_output=True, text=True, env=environment
+        )
+        assert done.stdout.startswith(expected), done.stderr
+
+
+def test_a_command_that_says_nothing_keeps_nobody_waiting(
+    environment: dict[str, str],
+    script: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONLY_OF_THIS_TEST", environment["ONLY_OF_THIS_TEST"])
+    with connected(), connected():
+        started = time.monotonic()
+        done = subprocess.run(
+            script("import sys; print('torch' in sys.modules)"),
+            capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+        assert done.stdout == "True\n"
+        assert time.monotonic() - started < warm_start.SILENCE / 2
+
+
+def test_a_script_that_nobody_waits_for_is_not_begun(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONLY_OF_THIS_TEST", environment["ONLY_OF_THIS_TEST"])
+    (tmp_path / "script.py").write_text("open('begun', 'w')")
+    here = {"argv": ["script.py"], "path": [], "folder": str(tmp_path), "environment": {}}
+    with connected() as connection:
+        socket.send_fds(connection, [b"\0"], [0, 1, 2])
+        connection.sendall(json.dumps(here).encode() + b"\n")
+        fork = int(connection.recv(100))
+    for _ in range(100):
+        if not Path(f"/proc/{fork}").exists():
+            break
+        time.sleep(0.1)
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_folder_of_others_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "served"
+    folder.mkdir(mode=0o755)
+    with pytest.raises(PermissionError), warm_start.private(str(folder)):
+        pass
+    folder.chmod(0o700)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(OSError), warm_start.private(str(tmp_path / "link")):
+        pass
+    with warm_start.private(str(folder)):
+        monkeypatch.setattr(os, "getuid", lambda: 4711)
+        with pytest.raises(PermissionError), warm_start.private(str(folder)):
+            pass
+
+
+def test_one_setting_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(warm_start.SETTING, raising=False)
+    assert warm_start.is_wanted()
+    for value in ("0", "off", "No"):
+        monkeypatch.setenv(warm_start.SETTING, value)
+        assert not warm_start.is_wanted()
 
 
 # A command that runs on its own, for a time, beside the server that it leaves behind.
@@ -199,17 +316,20 @@ warm_start.serve()
 
 
 @pytest.mark.parametrize(("lives", "least"), [(0.0, 2.0), (4.0, 4.5)])
-def test_a_server_ends_when_its_command_and_a_while_are_over(lives: float, least: float) -> None:
-    address = f"instant-soup-test-{os.getpid()}"
+def test_a_server_ends_when_its_command_and_a_while_are_over(
+    lives: float, least: float, tmp_path: Path
+) -> None:
+    address = str(tmp_path / "served")
     command = [sys.executable, "-c", STARTER, SERVE, address, str(lives)]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
-        while address not in Path("/proc/net/unix").read_text():
+        while not Path(address, "socket").exists():
             time.sleep(0.05)
         second = [sys.executable, "-c", SERVE, address, str(os.getpid())]
         assert subprocess.run(second, timeout=20).returncode == 0  # the address is taken
         first.communicate(timeout=20)  # the server has that pipe, too: to its end
     assert least < time.monotonic() - started < 20
+    assert not Path(address).exists()
 
 
 def test_without_a_server_a_script_runs_on_its_own(

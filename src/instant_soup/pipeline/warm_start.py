@@ -10,11 +10,16 @@ and outputs of the command, which passes signals on and ends as the script does.
 A server serves the commands of one terminal job only (of one `dvc repro`, say), in one
 environment, and ends when none has run for IDLE seconds. Where none is ready, the script runs
 in the command's own process; so it does on anything but Linux, and beside a GPU, whose runs are
-long and whose driver does not survive a fork.
+long and whose driver does not survive a fork. INSTANT_SOUP_WARM_START=0 has it so everywhere.
+
+A fork has its server's rights, limits and umask. So its socket lies in a folder of the user's own,
+and either side asks the kernel who is at the other end: only processes that stand alike in all of
+it (`standing`) serve each other. A command that is confined in any way has no server, or its own.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import hashlib
 import json
@@ -22,19 +27,31 @@ import os
 import runpy
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, either in WSL
+SETTING, OFF = "INSTANT_SOUP_WARM_START", ("0", "no", "off", "false")
 IDLE = 20  # seconds without a command, after which a server ends
+SILENCE = 10.0  # seconds that either side waits for the other's next word
 # Variables that differ from stage to stage, and that no library reads when it is imported.
 IGNORED, IGNORED_PREFIXES = ("PWD", "OLDPWD", "SHLVL", "_"), ("DVC_", "GIT_", "MLFLOW_", "PYTEST_")
+# Of /proc/PID/status: who a process is, what it may do, and what its files are made with.
+STATUS = (
+    *("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"),
+    *("Seccomp", "Seccomp_filters", "Speculation_Store_Bypass", "SpeculationIndirectBranch"),
+    *("Cpus_allowed_list", "Mems_allowed_list", "Umask"),
+)
+PEER_PIDFD = 77  # SO_PEERPIDFD, of Linux 6.5, which Python has no name for
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -43,7 +60,7 @@ def main() -> None:
     # As `python SCRIPT ARGUMENTS` has them.
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)
-    if sys.platform == "linux" and not any(Path(driver).exists() for driver in GPU_DRIVERS):
+    if is_wanted():
         received, former = hold_signals()  # until it is known who shall have them
         if fork := ask_server():
             sys.exit(status_of(*fork, received))
@@ -55,26 +72,96 @@ def main() -> None:
     runpy.run_path(script, run_name="__main__")
 
 
+def is_wanted() -> bool:
+    """Whether scripts start warm here."""
+    if os.environ.get(SETTING, "").lower() in OFF:
+        return False
+    return sys.platform == "linux" and not any(Path(driver).exists() for driver in GPU_DRIVERS)
+
+
 def address() -> str:
-    """The name, in Linux's abstract namespace, of the server for commands like this one.
+    """The folder with the socket of the server for commands like this one.
 
     It names what a fork has from its server, not from the command: the interpreter, what was read
-    from the environment at imports, and the limits of a job.
+    from the environment at imports, the job, and how the process stands.
     """
     own = {
         name: value
         for name, value in os.environ.items()
         if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
     }
-    job = [os.getpgrp(), os.getsid(0), sorted(os.sched_getaffinity(0)), os.nice(0)]
-    shared = json.dumps([sys.executable, sorted(own.items()), job])
-    return f"instant-soup-{os.getuid()}-{hashlib.sha256(shared.encode()).hexdigest()[:24]}"
+    job = [os.getpgrp(), os.getsid(0)]
+    shared = json.dumps([sys.executable, sorted(own.items()), job, standing(os.getpid())])
+    digest = hashlib.sha256(shared.encode()).hexdigest()[:24]
+    return f"{tempfile.gettempdir()}/instant-soup-{os.getuid()}-{digest}"
+
+
+def standing(number: int) -> list[str]:
+    """A process's rights, namespaces, limits, priority and umask, to be compared.
+
+    OSError where it has ended, or may not be looked at by this one.
+    """
+    folder = Path(f"/proc/{number}")
+    lines = (line.partition(":") for line in (folder / "status").read_text().splitlines())
+    status = {name: value.strip() for name, _, value in lines}
+    try:
+        confined = (folder / "attr/current").read_text()  # by AppArmor or SELinux
+    except OSError:
+        confined = ""  # the kernel has neither
+    return [
+        *[status.get(name, "") for name in STATUS],
+        *[os.readlink(space) for space in sorted((folder / "ns").iterdir())],
+        *[(folder / name).read_text() for name in ("limits", "cgroup", "oom_score_adj")],
+        os.readlink(folder / "root"),
+        confined,
+        str([os.getpriority(os.PRIO_PROCESS, number), os.sched_getscheduler(number)]),
+    ]
+
+
+def stands_alike(other: socket.socket) -> bool:
+    """Whether the process at a socket's other end has what this one has, and no more or less."""
+    size = struct.calcsize("3i")
+    found = other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    number, user, _ = struct.unpack("3i", found)
+    if user != os.getuid():
+        return False
+    try:
+        process = other.getsockopt(socket.SOL_SOCKET, PEER_PIDFD)
+    except OSError:  # an older kernel
+        process = os.pidfd_open(number)
+    try:
+        alike = standing(number) == standing(os.getpid())
+        signal.pidfd_send_signal(process, 0)  # it lives, so the number was its own meanwhile
+    except OSError:
+        return False
+    finally:
+        os.close(process)
+    return alike
+
+
+@contextlib.contextmanager
+def private(folder: str) -> Iterator[int]:
+    """A descriptor of a folder; OSError where it is not this user's alone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise PermissionError(folder)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def socket_in(folder: int) -> str:
+    """The socket's name in an open folder: never too long for one, and in no other folder."""
+    return f"/proc/self/fd/{folder}/socket"
 
 
 def ask_server() -> tuple[int, IO[bytes]] | None:
     """Have this process's script run by the server: the fork's process number, and its answers.
 
-    None where no server of this user's is ready, or where it ends at this moment.
+    None where no server that stands alike is ready, or where it ends or says nothing. The fork
+    begins at this process's last word, so no script is run twice.
     """
     here = {
         "argv": sys.argv,
@@ -82,13 +169,20 @@ def ask_server() -> tuple[int, IO[bytes]] | None:
         "folder": os.getcwd(),
         "environment": {**os.environ},
     }
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
-        server.connect("\0" + address())
-        if user_of(server) == os.getuid():
+    with (
+        contextlib.suppress(OSError),
+        private(address()) as folder,
+        socket.socket(socket.AF_UNIX) as server,
+    ):
+        server.settimeout(SILENCE)
+        server.connect(socket_in(folder))
+        if stands_alike(server):
             socket.send_fds(server, [b"\0"], [0, 1, 2])
             server.sendall(json.dumps(here).encode() + b"\n")
             answers = server.makefile("rb")
             if number := answers.readline():
+                server.sendall(b"begin\n")
+                server.settimeout(None)
                 return int(number), answers
     return None
 
@@ -102,12 +196,6 @@ def hold_signals() -> tuple[list[int], dict[signal.Signals, Any]]:
         if signal.getsignal(one) != signal.SIG_IGN
     }
     return received, former
-
-
-def user_of(other: socket.socket) -> int:
-    """The user at a socket's other end."""
-    size = struct.calcsize("3i")
-    return struct.unpack("3i", other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1]
 
 
 def start_server() -> None:
@@ -154,6 +242,8 @@ def status_of(number: int, answers: IO[bytes], received: list[int]) -> int:
     last = passed_on[-1] if passed_on else signal.SIGKILL
     if passed_on:
         signal.signal(last, signal.SIG_DFL)
+    else:
+        print("error: killed from outside: out of memory, perhaps", file=sys.stderr, flush=True)
     os.kill(os.getpid(), last)
     return 128 + last
 
@@ -163,32 +253,45 @@ def serve() -> None:
 
     `sys.argv`: the server's address, and the process number of the command that started it.
     """
-    with socket.socket(socket.AF_UNIX) as listening:
+    address, starter = sys.argv[1], int(sys.argv[2])
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(address, 0o700)
+    with private(address) as folder, socket.socket(socket.AF_UNIX) as listening:
         try:
-            listening.bind("\0" + sys.argv[1])
-        except OSError:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return  # another one was first
-        sys.path[:] = map(os.path.abspath, sys.path)
-        os.chdir("/")  # the command's folder may be removed
-        import_libraries()
-        listening.listen()  # until here, commands are refused and run on their own
-        listening.settimeout(1)
-        starter, running, busy = int(sys.argv[2]), 0, time.monotonic()
-        while time.monotonic() < busy + IDLE:
-            with contextlib.suppress(TimeoutError):
-                command, _ = listening.accept()
-                if user_of(command) == os.getuid():
-                    _, streams, _, _ = socket.recv_fds(command, 1, 3)
-                    if os.fork() == 0:
-                        listening.close()
-                        run_forked(command, streams)
-                    running += 1
-                    for descriptor in (*streams, command.detach()):
-                        os.close(descriptor)
-            while running and os.waitpid(-1, os.WNOHANG)[0]:
-                running -= 1
-            if running or os.getppid() == starter:  # the first command, which runs on its own
-                busy = time.monotonic()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("socket", dir_fd=folder)  # of one that was killed
+        listening.bind(socket_in(folder))
+        try:
+            sys.path[:] = map(os.path.abspath, sys.path)
+            os.chdir("/")  # the command's folder may be removed
+            import_libraries()
+            listening.listen()  # until here, commands are refused and run on their own
+            answer_commands(listening, folder, starter)
+        finally:
+            os.unlink("socket", dir_fd=folder)
+            os.rmdir(address)
+
+
+def answer_commands(listening: socket.socket, folder: int, starter: int) -> None:
+    """Fork for each command that comes. The fork alone listens to it: none keeps others waiting."""
+    listening.settimeout(1)
+    running, busy = 0, time.monotonic()
+    while time.monotonic() < busy + IDLE:
+        with contextlib.suppress(TimeoutError):
+            command, _ = listening.accept()
+            if os.fork() == 0:
+                listening.close()
+                os.close(folder)  # with the lock on it
+                run_forked(command)
+            running += 1
+            command.close()
+        while running and os.waitpid(-1, os.WNOHANG)[0]:
+            running -= 1
+        if running or os.getppid() == starter:  # the first command, which runs on its own
+            busy = time.monotonic()
 
 
 def import_libraries() -> None:
@@ -215,23 +318,38 @@ def import_libraries() -> None:
     gc.freeze()  # so that a fork's collections leave the shared pages alone
 
 
-def run_forked(command: socket.socket, streams: list[int]) -> NoReturn:
+def hear(command: socket.socket) -> tuple[dict[str, Any], list[int], IO[bytes]]:
+    """What a command asks for, its streams, and its socket to read from; ends where it may not."""
+    try:
+        command.settimeout(SILENCE)
+        if stands_alike(command):
+            _, streams, _, _ = socket.recv_fds(command, 1, 3)
+            asked = command.makefile("rb")
+            here = json.loads(asked.readline())
+            command.sendall(f"{os.getpid()}\n".encode())
+            if asked.readline():
+                command.settimeout(None)
+                return here, streams, asked
+    except (OSError, ValueError):
+        pass
+    os._exit(1)
+
+
+def run_forked(command: socket.socket) -> NoReturn:
     """Run a command's script in this fork and tell the command how it ended."""
+    here, streams, asked = hear(command)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a server may have inherited none
     status = 1
     try:
-        asked = command.makefile("rb")
-        here = json.loads(asked.readline())
         os.environ.clear()
         os.environ.update(here["environment"])
         os.chdir(here["folder"])
         sys.argv[:], sys.path[:] = here["argv"], here["path"]
         sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
         threading.Thread(target=end_with, args=(asked,), daemon=True).start()
-        command.sendall(f"{os.getpid()}\n".encode())
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as end:
