@@ -374,7 +374,8 @@ def call(project: Path, *arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
-    """A project as a user has it: results of before are committed, a parameter just changed.
+    """A project as a user has it: results of before are committed; a file was just changed, and a
+    refused experiment has left its value in params.yaml.
 
     Grids: mine (two sparsities, two seeds) with a task whose model cannot be loaded, and late.
     """
@@ -396,10 +397,12 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     write_grid(project / "grids", "late", tasks=[late], methods=[], settings=settings)
     pair = [{**late, "settings": {"isp.adjust": each}} for each in ("every_round", "last_round")]
     write_grid(project / "grids", "settings", tasks=pair, methods=[], seeds=[2], settings=settings)
+    params, page = project / "params.yaml", project / "README.md"
+    params.write_text(params.read_text().replace("look_ahead: 2", "look_ahead: 1"))
     run_command(project, "git", "add", "-A")
     run_command(project, "git", "commit", "-qm", "grids")
-    params = project / "params.yaml"
-    params.write_text(params.read_text().replace("look_ahead: 2", "look_ahead: 1"))
+    params.write_text(params.read_text().replace("look_ahead: 1", "look_ahead: -1"))
+    page.write_text(f"edited\n{page.read_text()}")
     return project
 
 
@@ -480,7 +483,7 @@ def test_failed_cells_are_reported_with_their_error_and_log(project, first: tupl
 
 def test_workspace_is_as_it_was_but_for_reports(project: Path, first: tuple[int, str]):
     changed = run_command(project, "git", "status", "--porcelain").splitlines()
-    assert {line[3:].split("/")[0] for line in changed} == {"params.yaml", "reports"}
+    assert {line[3:].split("/")[0] for line in changed} == {"params.yaml", "README.md", "reports"}
     diff = run_command(project, "git", "diff", "--numstat", "params.yaml")
     assert diff.split() == ["1", "1", "params.yaml"]
     branch = run_command(project, "git", "symbolic-ref", "--short", "HEAD").strip()
@@ -488,7 +491,13 @@ def test_workspace_is_as_it_was_but_for_reports(project: Path, first: tuple[int,
     assert run_command(project, "git", "stash", "list") == ""
 
 
-def test_changed_but_uncommitted_files_count(project: Path, first: tuple[int, str]):
+def test_changed_files_count_and_uncommitted_values_do_not(project: Path, first: tuple[int, str]):
+    name = next(name for name in experiments(project) if "-s60-seed1" in name)
+    refs = run_command(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
+    assert run_command(project, "git", "show", f"{ref}:README.md").startswith("edited\n")
+    (said,) = [line for line in first[1].splitlines() if line.startswith("params.yaml: ")]
+    assert "these do not count: isp.look_ahead -1 (committed: 1) (" in said
     ledger = pd.read_csv(project / "reports/results.csv")
     mine = ledger[ledger["dataset"].str.startswith("local:tiny-data")]
     isp = mine[mine["method"] == "isp"]

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from instant_soup.errors import UserError
-from instant_soup.files import project_root, read_yaml
+from instant_soup.files import project_root
 from instant_soup.grids.cells import Cell, known_results, lanes_of, read_cells
+from instant_soup.grids.commits import committed_values, uncommitted_values
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
 from instant_soup.pipeline.processes import run_stage
 
@@ -68,7 +69,9 @@ def main() -> None:
             raise UserError(f"--{name}: only with --ray")
 
     root = project_root().resolve()
-    cells = read_cells(options.grid, read_yaml(root / "params.yaml"))
+    if uncommitted := uncommitted_values(root):
+        print(uncommitted, file=sys.stderr)
+    cells = read_cells(options.grid, committed_values(root))
     chosen = [cell for cell in cells if options.only in cell.name]
     if not chosen:
         raise UserError(f"--only: no cell has {options.only!r} in its name, as {cells[0].name} has")

@@ -21,6 +21,7 @@ from typing import Any
 
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell
+from instant_soup.grids.commits import inside
 from instant_soup.grids.runner import Runner, Stopped, write_params
 from instant_soup.pipeline.processes import dvc, environment, git, last_error
 from instant_soup.reports.ledger import merge_ledger
@@ -49,6 +50,7 @@ class State:
     """What every clone begins as: the repository's history, a commit, and the tree to run."""
 
     bundle: bytes
+    shallow: str  # where the history of a shallow clone ends
     head: str
     tree: str
     params: str
@@ -65,11 +67,17 @@ class RayRunner(Runner):
     ) -> None:
         super().__init__(root, lanes)
         self.ray = connect(address, cpus, gpus)
-        local = root / ".dvc/config.local"
+        local, shallow = root / ".dvc/config.local", inside(root, "shallow")
         state = State(
-            _bundle(root, self.head, self.state), self.head, self.state, self.params,
-            checked_remote(root, remote), local.read_text() if local.exists() else "", gpus,
-        )  # fmt: skip
+            bundle=_bundle(root, self.head, self.state),
+            shallow=shallow.read_text() if shallow.exists() else "",
+            head=self.head,
+            tree=self.state,
+            params=self.params,
+            remote=checked_remote(root, remote),
+            local_config=local.read_text() if local.exists() else "",
+            gpus=gpus,
+        )
         self.state_reference = self.ray.put(state)
         self.task = self.ray.remote(run_cell).options(
             num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, scheduling_strategy="SPREAD"
@@ -190,6 +198,8 @@ def _clone(state: State, folder: Path, clone: Path) -> None:
         raise UserError(f"--remote: {state.remote} is not there on {os.uname().nodename}")
     (folder / "bundle").write_bytes(state.bundle)
     git(folder, "init", "-q", str(clone))
+    if state.shallow:
+        (clone / ".git/shallow").write_text(state.shallow)
     every = "refs/instant-soup/*:refs/instant-soup/*"
     git(clone, "fetch", "-q", str(folder / "bundle"), every)
     git(clone, "checkout", "-q", "--detach", state.head)

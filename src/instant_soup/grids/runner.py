@@ -20,6 +20,13 @@ from typing import Any, TextIO
 
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell, Identity, change, lanes_of
+from instant_soup.grids.commits import (
+    check_identity,
+    commit_of,
+    committed_params,
+    inside,
+    state_of,
+)
 from instant_soup.pipeline.processes import (
     duration,
     dvc,
@@ -49,10 +56,11 @@ class Runner:
         self.root = root
         self.copies, self.logs = root / ".dvc/tmp/grid/copies", root / ".dvc/tmp/grid/logs"
         # One state of code and settings for all cells, however long they take: the commit, with
-        # what is changed in tracked files.
+        # what is changed in tracked files. Of params.yaml what is committed.
+        check_identity(root)
         self.head = git(root, "rev-parse", "HEAD")
-        self.state = git(root, "stash", "create") or self.head
-        self.params = (root / "params.yaml").read_text()
+        self.state = state_of(root, self.head)
+        self.params = committed_params(root)
         self.cache = dvc(root, "cache", "dir").splitlines()[-1]
         self.environment = environment(root, jobs)
         self.events: queue.Queue[tuple[Cell, str, str]] = queue.Queue()
@@ -113,24 +121,20 @@ class Runner:
 
         As `dvc exp save` does, which also commits a temporary file of its own (DVC 3.67).
         """
-        git(copy, "add", "--all")
-        tree = git(copy, "write-tree")
-        commit = git(copy, "commit-tree", tree, "-p", self.head, "-m", f"grid: {cell.name}")
+        commit = commit_of(self.root, copy, self.head, f"grid: {cell.name}")
         ref = f"refs/exps/{self.head[:2]}/{self.head[2:]}/{cell.name}"
-        git(copy, "update-ref", ref, commit)
-        quiet = ("--quiet", "--no-tags", "--no-write-fetch-head")
-        git(self.root, "fetch", *quiet, str(copy), f"+{ref}:{ref}")
+        git(self.root, "update-ref", ref, commit)
 
     def make_copy(self, copy: Path) -> None:
         """A clone of the repository in the runner's state, which shares its cache."""
         unfinished = copy.with_name(f"{copy.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         git(self.root, "clone", "-q", "--shared", "--no-checkout", ".", str(unfinished))
+        # A clone of a shallow one shares nothing of itself.
+        objects = unfinished / ".git/objects/info/alternates"
+        objects.write_text(f"{inside(self.root, 'objects')}\n")
         git(unfinished, "checkout", "-q", "--detach", self.head)
         git(unfinished, "read-tree", "--reset", "-u", self.state)
-        for key in ("user.name", "user.email"):  # of the commits; a clone lacks them
-            if value := git(self.root, "config", "--default", "", key):
-                git(unfinished, "config", key, value)
         local = self.root / ".dvc/config.local"
         if local.exists():
             shutil.copyfile(local, unfinished / ".dvc/config.local")
