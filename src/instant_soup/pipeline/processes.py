@@ -1,5 +1,6 @@
 """Processes side by side: commands, their environment, GPUs and signals."""
 
+import errno
 import fcntl
 import os
 import queue
@@ -17,6 +18,12 @@ from typing import TextIO
 from instant_soup.errors import UserError
 
 PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
+# What a machine lacks or forbids, whatever the code does.
+WANTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE),
+    *(errno.ENFILE, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EAGAIN),
+)
+OF_LIBRARIES = re.compile(r"\(os error (\d+)\)")  # how those written in Rust tell of one
 OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
 
 
@@ -43,18 +50,19 @@ def slots_of(jobs: int) -> queue.Queue[str]:
     return slots
 
 
-def git(folder: Path, *arguments: str) -> str:
+def git(folder: Path, *arguments: str, **variables: str) -> str:
     """A Git command's output; UserError with its message if it fails."""
-    return _output(["git", *arguments], folder)
+    return _output(["git", *arguments], folder, variables)
 
 
 def dvc(folder: Path, *arguments: str) -> str:
     """The output of a DVC command that runs no stage; UserError with its message if it fails."""
-    return _output([sys.executable, "-m", "dvc", *arguments], folder)
+    return _output([sys.executable, "-m", "dvc", *arguments], folder, {})
 
 
-def _output(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def _output(command: list[str], folder: Path, variables: dict[str, str]) -> str:
+    own = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=own)
     if done.returncode:
         message = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise UserError(f"{' '.join(command[-4:])}: {message}")
@@ -123,6 +131,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def want_of(error: Exception) -> str:
+    """What the machine lacks or forbids, behind an error, in one line; "" for any other error."""
+    text = " ".join(str(error).split())[:300]
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
+        return f"out of memory ({text or kind}): a smaller training.batch_size takes less"
+    told = OF_LIBRARIES.search(text)
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return text if number in WANTS else ""
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint.
 
@@ -137,3 +156,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: `dvc repro` continues from here", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if want := want_of(error):
+            sys.exit(f"error: {want}")
+        raise
