@@ -118,6 +118,14 @@ def test_a_failure_is_reported_and_what_needs_it_never_starts(project: Path) -> 
     assert "2 of 2" in said and set(times(project)) == {*NEEDS}
 
 
+def test_a_plan_that_is_refused_says_so_itself(project: Path) -> None:
+    (project / "break").write_text("plan")
+    code, said = run_jobs(project)
+    assert code != 0
+    assert "error: plan is broken" in said and "Traceback" not in said
+    assert not any((project / name).exists() for name in NEEDS)
+
+
 @pytest.mark.parametrize(
     ("visible", "jobs", "shares"),
     [

@@ -14,7 +14,6 @@ from helpers import ROOT
 from instant_soup.errors import UserError
 from instant_soup.pipeline.processes import run_stage, want_of
 
-
 SCRIPT = """
 import os, sys
 from instant_soup.pipeline.processes import run_stage

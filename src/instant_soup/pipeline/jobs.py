@@ -115,7 +115,8 @@ def main() -> None:
     os.chdir(project_root())
     logs = Path(".dvc/tmp/jobs")
     logs.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "dvc", "repro", FIRST], check=True)
+    if status := subprocess.run([sys.executable, "-m", "dvc", "repro", FIRST]).returncode:
+        sys.exit(status)  # it has said why
     needs, changed = changes()
     run_side_by_side(affected_stages(needs, changed), needs, jobs, logs)
 
