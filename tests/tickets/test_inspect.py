@@ -55,6 +55,40 @@ def test_sparsity_is_counted_by_layer_type_and_matrix() -> None:
     assert "near_zero" not in numbers
 
 
+@pytest.mark.parametrize(
+    ("values", "index", "least"),
+    [([1, 0, 0, 0], 0.75, 1), ([1, 1, 1, 1], 0, 4), ([4, -1, 0, 0], 0.55, 1.8)],
+)
+def test_the_pq_index_and_what_must_stay_by_it(values, index: float, least: float) -> None:
+    inspected = Inspected({})
+    for part in (0, 1):  # a matrix in two: sums of both are those of the whole
+        name, w = f"layer.{part}.weight", torch.tensor([values[2 * part : 2 * part + 2]]).bfloat16()
+        inspected.mask[name] = w != 0
+        inspected.add(name, w, 1e-2)
+    numbers = inspect.statistics(inspected)
+    assert numbers["pq_index"] == pytest.approx(index)
+    assert numbers["pq_least"] == pytest.approx(least)
+    p, q, d, w = 0.5, 1, 4, torch.tensor(values).double().abs()
+    norms = [float((w**k).sum()) ** (1 / k) for k in (p, q)]
+    assert numbers["pq_index"] == pytest.approx(1 - d ** (1 / q - 1 / p) * norms[0] / norms[1])
+    own = numbers["matrices"][1]["pq_index"]
+    assert own is None if not any(values[2:]) else own == pytest.approx(0)
+
+
+@LAW
+@given(SHAPES, st.integers(0, 99))
+def test_the_pq_index_knows_no_scale_and_lies_between_nothing_and_all(shapes, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    one, other = Inspected({}), Inspected({})
+    for i, shape in enumerate(shapes):
+        w = torch.randn(shape, generator=draws)
+        for inspected, scale in ((one, 1.0), (other, 1e3)):
+            inspected.mask[f"layer.{i}.weight"] = w != 0
+            inspected.add(f"layer.{i}.weight", scale * w, 1e-2)
+    found = [inspect.statistics(i)["pq_index"] for i in (one, other)]
+    assert found[0] == pytest.approx(found[1], abs=1e-6) and -1e-9 <= found[0] < 1
+
+
 @LAW
 @given(SHAPES, st.integers(0, 99))
 def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:

@@ -71,10 +71,10 @@ def best_of_rows(scores: Weights, sparsity: float) -> Mask:
 def best_of_each(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Rows × columns: True at the kept[i] largest of row i; of equal ones the first stays.
 
-    ValueError for NaN, as `masks.largest` has it.
+    UserError for NaN, which has no place in an order.
     """
     if scores.isnan().any():
-        raise ValueError(masks.NAN)
+        raise UserError(masks.NAN)
     ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return ranks < kept[:, None].to(ranks.device)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional
 
+from instant_soup.errors import UserError
 from instant_soup.sparsity.masks import NAN, Mask
 
 Weights = dict[str, torch.Tensor]
@@ -141,7 +142,7 @@ def _each(
     """Each matrix's name, and its blocks, some at a time."""
     mean = mean_square(fisher, mask) or 1.0  # no gradient anywhere: magnitude decides
     if not math.isfinite(mean):
-        raise ValueError(NAN)
+        raise UserError(NAN)
     size = next(iter(fisher.values())).shape[-1] if fisher else 1
     for name, weight in weights.items():
         own = fisher.get(name)  # none where the loss does not reach it

@@ -4,6 +4,7 @@ A checkpoint's mask is where its weights are not zero. A matrix's *layer* is its
 first number, its *type* what follows ("attention.self.query").
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,17 @@ PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
 @dataclass
 class Inspected:
-    """A mask, and how many kept weights are near zero, by name; none where there are no values."""
+    """A mask; how many kept weights are near zero, and their spread, where there are values."""
 
     mask: Mask
     near_zero: dict[str, int] = field(default_factory=dict)
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # Σ √|w| and Σ |w|
+
+    def add(self, name: str, weights: torch.Tensor, near_zero: float) -> None:
+        """Take in a matrix's values."""
+        self.near_zero[name] = _count_near_zero(weights, near_zero)
+        sizes = weights.abs().double()
+        self.spread[name] = float(sizes.sqrt().sum()), float(sizes.sum())
 
 
 def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
@@ -49,8 +57,10 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
     if kind == masks.FORMAT:
         return Inspected(masks.load(files[0]))
     if kind == compact.FORMAT:
-        mask, weights = compact.load_mask(files[0]), compact.load(files[0])
-        return Inspected(mask, {name: _count_near_zero(weights[name], near_zero) for name in mask})
+        weights, inspected = compact.load(files[0]), Inspected(compact.load_mask(files[0]))
+        for name in inspected.mask:
+            inspected.add(name, weights[name], near_zero)
+        return inspected
     shapes, beside = shapes_of(files), files[0].parent / MASK
     if beside.exists():
         names = set(renamed_to_fit(masks.load(beside), shapes, files[0]))
@@ -60,7 +70,7 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
     for name in sorted(names):
         values = tensor(places, name)
         inspected.mask[name] = values != 0
-        inspected.near_zero[name] = _count_near_zero(values, near_zero)
+        inspected.add(name, values, near_zero)
     if not inspected.mask:
         raise UserError(f"{path}: no weight matrices of numbered blocks in it")
     return inspected
@@ -75,7 +85,8 @@ def _count_near_zero(weights: torch.Tensor, near_zero: float) -> int:
 def statistics(inspected: Inspected) -> dict[str, Any]:
     """Sparsity and near-zero weights of all, of each layer, matrix type and matrix; N:M patterns.
 
-    Entries have weights, kept, sparsity and, where there are values, near_zero.
+    Entries have weights, kept, sparsity and, where there are values, near_zero, pq_index and
+    pq_least (see `pq`).
     """
     layers, types = _groups(inspected.mask)
     whole = _entry("all", list(inspected.mask), inspected)
@@ -106,7 +117,23 @@ def _entry(name: str, members: list[str], inspected: Inspected) -> dict[str, Any
     entry = {"name": name, "weights": weights, "kept": kept, "sparsity": masks.sparsity(part)}
     if inspected.near_zero:
         entry["near_zero"] = sum(inspected.near_zero[member] for member in members)
+    if inspected.spread:
+        entry |= pq([inspected.spread[member] for member in members], weights)
     return entry
+
+
+def pq(spreads: list[tuple[float, float]], weights: int) -> dict[str, float | None]:
+    """The PQ index of so many weights at p = ½, q = 1, and the least that must stay by it.
+
+    I = 1 − d^(1/q − 1/p) ‖w‖ₚ / ‖w‖_q; the least is d (1 − I)^(pq / (q − p)) (Diao et al. 2023). At
+    this p and q it is (Σ √|w|)² / Σ |w|, to which zeros add nothing, and I is the share of the
+    weights that are free by it. None where all are zero, or one is no number.
+    """
+    roots, sizes = (sum(parts) for parts in zip(*spreads, strict=True))
+    if not 0 < sizes < math.inf:
+        return {"pq_index": None, "pq_least": None}
+    least = roots**2 / sizes
+    return {"pq_index": 1 - least / weights, "pq_least": least}
 
 
 def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:
@@ -194,6 +221,10 @@ def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
     if near:
         count = f"{numbers['near_zero']:,} more have |w| < {near_zero:g}: near zero (% of all)"
         console.print(count, highlight=False)
+    if numbers.get("pq_index") is not None:
+        least, free = math.ceil(numbers["pq_least"]), _percent(numbers["pq_index"])
+        index = f"PQ index {numbers['pq_index']:.4f} (p = 1/2, q = 1): at least {least:,} must stay"
+        console.print(f"{index}; free by it: {free} %", highlight=False)
     for entry in numbers["patterns"]:
         share = "no group" if entry["share"] is None else f"{_percent(entry['share'])} % of groups"
         matrices = f"{entry['matrices']} of {len(numbers['matrices'])} matrices throughout"
