@@ -7,7 +7,7 @@ some batches of the pre-trained network. No labels, no gradients.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, one_of, setting
 from instant_soup.methods.base import AtStart, register
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class ByInputs(AtStart):
 
     calibration_batches: int = setting(
         "wanda, sparsegpt, multiflow: batches whose activations are looked at",
-        integer(1),
+        integer(1, MOST_STEPS),
         section="criteria",
         paper=128,
         quick=8,
