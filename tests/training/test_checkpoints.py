@@ -303,7 +303,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{"epochs": 3.0, "learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 8},
     **{"warmup": 0.1, "clip_norm": 0.5, "dropout": 0.2, "freeze_embeddings": False, "crop": 0.1},
     **{"precision": "bf16", "processes": 2, "evaluations": 7, "seed": 4},
-    **{"metric": "matthews", "flip": True},
+    **{"metric": "matthews", "flip": True, "cycles": 3, "lowest_rate": 0.1},
 }
 
 

@@ -23,7 +23,6 @@ from instant_soup.training.schedule import learning_rate
 if TYPE_CHECKING:
     from instant_soup.config.sections import Recipe
     from instant_soup.sparsity.masks import Mask
-    from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
 
 COPIES = 2000  # keeps the copies' draws apart from those of dense soups and of ISP's rounds
@@ -103,9 +102,7 @@ class SparseSoup(OnTheWay):
             )
         return step + left
 
-    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
-        """None: the copies train the last phase several times."""
-        return Method.pruner(self, run, sparsity)
+    pruner = Method.pruner  # none: the copies train the last phase several times
 
 
 def going_on(recipe: "Recipe", step: int, total: int, last: int) -> "Recipe":
