@@ -574,7 +574,7 @@ def test_a_setting_stands_in_its_own_section_or_in_one_that_methods_share() -> N
     sections = registry.sections()
     assert {"scope", "begin", "end"} <= sections["movement"].keys()
     assert {"compression_rate", "combine"} <= sections["isp"].keys()
-    assert {"m", "min_density", "batches"} == sections["criteria"].keys()
+    assert {"m", "min_density", "batches", "calibration_batches"} == sections["criteria"].keys()
     files = plan(methods=["progressive", "isp_plus", "lth"], isp__compression_rate=0.3)
     rates = {
         m: files[f"ticket_{m}"]["settings"]["compression_rate"]
