@@ -1,5 +1,6 @@
 """What several test files share: small real models and data, projects, invented results."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -10,8 +11,8 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -534,6 +535,83 @@ def trainer(folder: Path, model: nn.Module, *callbacks: Any, eval_dataset: Any =
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
     )
+
+
+# A pruner without a network
+
+
+@dataclass
+class Driven:
+    """Weights that a pruner was driven with, and the mask after each step."""
+
+    pruner: Any
+    weights: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    seen: list[Mask]
+
+    def kept(self) -> tuple[Weights, dict, Weights]:
+        """What a checkpoint would hold: to go on from."""
+        weights = {name: p.detach() for name, p in self.weights.items()}
+        return copy.deepcopy((weights, self.optimizer.state_dict(), self.pruner.tensors()))
+
+    def zeros(self) -> int:
+        return sum(int((p == 0).sum()) for p in self.weights.values())
+
+
+def drive(
+    pruner: Any,
+    start: Weights,
+    gradients: list[Weights],
+    steps: range,
+    kept: tuple[Weights, dict, Weights] | None = None,
+    make: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.AdamW(p, lr=0.05),
+) -> Driven:
+    """Take steps with given gradients in the engine's order; `kept`: of an earlier drive.
+
+    After each step the weights must be pruned as the pruner's mask says.
+    """
+    weights, state, tensors = kept or (start, None, {})
+    parameters = {name: nn.Parameter(w.clone()) for name, w in weights.items()}
+    optimizer = make(parameters.values())
+    if state is not None:
+        optimizer.load_state_dict(state)
+    pruner.attach(parameters, optimizer, tensors)
+    seen = []
+    for at in steps:
+        for name, gradient in gradients[at].items():
+            parameters[name].grad = gradient.clone()
+        pruner.after_backward(at)
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.after_step(at)
+        seen.append({name: mask.clone() for name, mask in pruner.mask.items()})
+        assert not any(parameters[n].detach()[~mask].any() for n, mask in seen[-1].items())
+        assert pruner.kept == masks.count(pruner.mask)[0]
+    return Driven(pruner, parameters, optimizer, seen)
+
+
+def assert_goes_on_to_the_bit(make: Callable[[], Any], cuts: Iterable[int], **how: Any) -> None:
+    """A pruner of two matrices, stopped after some steps, goes on as if it had not been."""
+    start, gradients = matrices_and_gradients()
+    whole = drive(make(), start, gradients, range(len(gradients)), **how)
+    assert whole.pruner.finished
+    for cut in cuts:
+        first = drive(make(), start, gradients, range(cut), **how)
+        rest = drive(make(), start, gradients, range(cut, len(gradients)), first.kept(), **how)
+        assert rest.pruner.finished
+        assert all(torch.equal(w, rest.weights[name]) for name, w in whole.weights.items()), cut
+        assert same(rest.pruner.mask, whole.pruner.mask), cut
+
+
+def matrices_and_gradients(steps: int = 20) -> tuple[Weights, list[Weights]]:
+    """Two random matrices (131 weights), and random gradients of each step."""
+    draws = torch.Generator().manual_seed(0)
+    shapes = {"w": (10, 11), "v": (3, 7)}
+
+    def drawn() -> Weights:
+        return {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
+
+    return drawn(), [drawn() for _ in range(steps)]
 
 
 # Masks

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import BareRun, assert_goes_on_to_the_bit, drive, matrices_and_gradients, same
 from instant_soup.errors import UserError
+from instant_soup.methods.erdos_renyi import ErdosRenyi
 from instant_soup.methods.registry import create
-from instant_soup.sparsity import masks
+from instant_soup.sparsity import masks, scores
 from instant_soup.training.granet_pruner import GraNetPruner, exchanged, regenerate
 from instant_soup.training.schedule import cubic
 
@@ -39,7 +41,7 @@ def test_as_many_stay(share: float) -> None:
     torch.manual_seed(0)
     for density in (0.0, 0.1, 0.6, 1.0):
         kept = torch.rand(20, 20) < density
-        found = regenerate(torch.randn(20, 20) * kept, kept, torch.randn(20, 20), share)
+        found = regenerate(torch.rand(20, 20) * kept, kept, torch.randn(20, 20), share)
         assert found.sum() == kept.sum()
         assert not torch.equal(found, kept) or density in (0.0, 1.0)
 
@@ -142,6 +144,86 @@ def test_it_goes_on_from_its_tensors_to_the_bit(start: Any, gradients: list, cut
     rest = run(range(cut, 16), kept[0], gradients, kept[1], kept[2])
     assert torch.equal(whole[1], rest[1]) and torch.equal(whole[3][-1], rest[3][-1])
     assert rest[0].finished
+
+
+def granet(**changes: Any) -> GraNetPruner:
+    """Updates of two matrices after the steps 3, 6, 9, 12 and 14."""
+    mask = {n: torch.ones(s, dtype=torch.bool) for n, s in {"w": (10, 11), "v": (3, 7)}.items()}
+    own = {"every": 3, "end": 8, "settled": 14, "total": 20, "regrow": 0.4, **changes}
+    return GraNetPruner(mask, 0.77, **own)
+
+
+def test_by_fisher_the_cheapest_go_and_what_returns_starts_with_a_second_moment() -> None:
+    start, gradients = matrices_and_gradients()
+    driven = drive(granet(every=2, regrow=1e-9, ranks_by="fisher"), start, gradients, range(2))
+    dense = drive(granet(every=20, end=20, settled=20), start, gradients, range(2))
+    weights = {name: p.detach() for name, p in dense.weights.items()}
+    moments = {name: dense.optimizer.state[p]["exp_avg_sq"] for name, p in dense.weights.items()}
+    target = 1 - cubic(2, 0, 8, 1.0, 0.23)
+    gone = ~scores.fisher(weights, moments, target)["w"]
+    # One weight of the matrix is exchanged at least.
+    assert int((~driven.pruner.mask["w"] & ~gone).sum()) <= 1
+    whole = drive(granet(ranks_by="fisher"), start, gradients, range(6))
+    back = whole.seen[5]["w"] & ~whole.seen[4]["w"]
+    state = whole.optimizer.state[whole.weights["w"]]
+    assert back.any() and not state["exp_avg"][back].any()
+    assert torch.equal(state["exp_avg_sq"][back], gradients[5]["w"][back].square())
+    plain = drive(granet(), start, gradients, range(6))
+    returned = plain.seen[5]["w"] & ~plain.seen[4]["w"]
+    assert not plain.optimizer.state[plain.weights["w"]]["exp_avg_sq"][returned].any()
+
+
+def test_by_fisher_it_is_exact_and_goes_on_to_the_bit() -> None:
+    start, gradients = matrices_and_gradients()
+    assert drive(granet(ranks_by="fisher"), start, gradients, range(20)).zeros() == 101
+    assert_goes_on_to_the_bit(lambda: granet(ranks_by="fisher"), (1, 3, 7, 14, 18))
+    with pytest.raises(UserError, match="fisher needs the second moments"):
+        drive(
+            granet(ranks_by="fisher"), start, gradients, range(6),
+            make=lambda p: torch.optim.SGD(p, lr=0.1),
+        )  # fmt: skip
+
+
+def rigl(run: Any, **own: Any) -> Any:
+    method = create("rigl", "bert", "quick", {"rigl": {"every": 1, **own}})
+    return method, method.pruner(run, 0.77)
+
+
+@pytest.mark.parametrize("start", ["magnitude", "erdos_renyi"])
+@pytest.mark.parametrize("score", ["magnitude", "fisher"])
+def test_rigl_is_as_sparse_from_the_first_step_on(start: str, score: str) -> None:
+    weights, gradients = matrices_and_gradients(8)
+    run = BareRun(weights)
+    _, pruner = rigl(run, start=start, score=score)
+    first = pruner.mask
+    expected = (
+        scores.magnitude(weights, 0.77) if start == "magnitude" else ErdosRenyi().mask(run, 0.77)
+    )
+    assert same(first, expected)
+    driven = drive(pruner, weights, gradients, range(8))
+    assert {int(sum((~m).sum() for m in seen.values())) for seen in driven.seen} == {101}
+    of_each = {name: int(m.sum()) for name, m in first.items()}
+    assert all({name: int(m.sum()) for name, m in s.items()} == of_each for s in driven.seen)
+    moves = [not torch.equal(a["w"], b["w"]) for a, b in itertools.pairwise(driven.seen)]
+    assert moves == [True] * 4 + [False] * 3  # until step 6 of 8
+    assert pruner.finished
+
+
+def test_rigl_exchanges_a_share_that_falls_to_nothing() -> None:
+    """α = 0.3: 0.15 in the middle, 0 at the end."""
+    assert [exchanged(t, 60, 0.3, 0.0) for t in (0, 30, 60)] == pytest.approx([0.3, 0.15, 0.0])
+
+
+def test_rigl_goes_on_to_the_bit_whatever_its_first_mask() -> None:
+    weights, gradients = matrices_and_gradients(8)
+    start = {"start": "erdos_renyi"}
+    whole = drive(rigl(BareRun(weights), **start)[1], weights, gradients, range(8))
+    for cut in (1, 4, 7):
+        first = drive(rigl(BareRun(weights), **start)[1], weights, gradients, range(cut))
+        kept = first.kept()
+        rest = drive(rigl(BareRun(kept[0]), **start)[1], weights, gradients, range(cut, 8), kept)
+        assert torch.equal(whole.weights["w"], rest.weights["w"])
+        assert same(whole.pruner.mask, rest.pruner.mask)
 
 
 def test_a_matrix_without_gradients_is_pruned_without_regrowth() -> None:

@@ -165,9 +165,13 @@ class Throughout(Method):
         """The step from which the mask stays: at the latest when a fifth of `total` is left."""
         raise TypeError(f"{type(self).__name__} does not say when its mask settles")
 
+    def needed_until(self, total: int) -> int:
+        """The step up to which its pruner trains; then a fixed mask does."""
+        return self.settled(total)
+
     def find(self, run: "Run", sparsity: float) -> None:
         pruner = self.pruner(run, sparsity)
         key = [self.name, vars(self), sparsity]
-        run.train(self.settled(run.total), self.title, pruner=pruner, key=key)
+        run.train(self.needed_until(run.total), self.title, pruner=pruner, key=key)
         run.prune(pruner.mask)
         run.state.of_pruner = {}

@@ -5,12 +5,16 @@ schedule, and (b) in each matrix a share of the weights that are left is dropped
 as many pruned ones come back, those whose loss gradient is largest: they start at zero. The share
 decays by a cosine. Regeneration goes on after (a) has ended, and stops for the last part of the
 budget. A weight that is dropped and chosen again at once never left: it keeps its value.
+
+"Smallest" is by magnitude, as published, or by Fisher scores w² · v (`score: fisher`). Then a
+weight that comes back starts with v = g² of the batch that chose it, rather than with zero.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import MOST_STEPS, integer, number, setting
+from instant_soup.config.fields import integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Throughout, register
 
@@ -31,6 +35,12 @@ class GraNet(Throughout):
     style: ClassVar[tuple[str, str] | None] = ("#999933", r"$\odot$")
 
     every: int = setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
+    score: str = setting(
+        "magnitude | fisher (w² · v of AdamW), by which weights go",
+        one_of("magnitude", "fisher"),
+        default="magnitude",
+    )
+    every: int = setting("steps between two updates", integer(1), paper=100, quick=5)
     end: float = setting(
         "share of T after which the target sparsity is reached",
         number(0, 0.8, low_too=False),
@@ -69,4 +79,5 @@ class GraNet(Throughout):
             settled=self.settled(run.total),
             total=run.total,
             regrow=self.regrow,
+            ranks_by=self.score,
         )

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, ClassVar
 from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Throughout, register
+from instant_soup.config.fields import number, one_of, setting
+from instant_soup.methods.base import register
+from instant_soup.methods.ramp import Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
 
-SHARE = number(0, 1)
-
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Movement(Throughout):
+class Movement(Ramp):
     """Hard movement pruning, ranked in each matrix as in the paper, or over all of them."""
 
     name: ClassVar[str] = "movement"
@@ -77,5 +78,5 @@ class Movement(Throughout):
             total=run.total,
             learning_rate=self.score_learning_rate,
             every=self.every,
-            local=self.scope == "local",
+            scope=self.scope,
         )

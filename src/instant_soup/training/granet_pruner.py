@@ -1,4 +1,7 @@
-"""GraNet's mask: weights go by magnitude and come back by gradient (methods/granet.py)."""
+"""GraNet's mask, and RigL's: weights go by a score and come back by gradient.
+
+methods/granet.py and methods/rigl.py say what is chosen.
+"""
 
 import math
 
@@ -6,14 +9,20 @@ import torch
 
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training.pruner import FixedMask, Parameters, Tensors
+from instant_soup.training.pruner import SECOND, MovingMask, Parameters, Tensors
 from instant_soup.training.schedule import cubic
 
 LEAST = 0.01  # of the share that is exchanged, at the end of training
 
 
-class GraNetPruner(FixedMask):
-    """A mask that is updated every few steps, until it is settled."""
+class GraNetPruner(MovingMask):
+    """A mask that is updated every few steps, until it is settled.
+
+    At an update (a) the mask goes down to the cubic schedule's density, which is final from step
+    `end` on (0: from the start, where the first mask has it already); (b) a share of each matrix's
+    weights is exchanged: `exchanged(step, total, regrow, least)`. `ranks_by`: the scores by which
+    weights go, `magnitude` or `fisher`.
+    """
 
     def __init__(
         self,
@@ -25,16 +34,12 @@ class GraNetPruner(FixedMask):
         settled: int,
         total: int,
         regrow: float,
+        least: float = LEAST,
+        ranks_by: str = "magnitude",
     ) -> None:
-        super().__init__(mask)
-        self.sparsity, self.every, self.end = sparsity, every, end
-        self.settled, self.total, self.regrow = settled, total, regrow
-        self.done = False
-
-    @property
-    def finished(self) -> bool:
-        """Whether the mask stays from here on."""
-        return self.done
+        super().__init__(mask, sparsity, settled)
+        self.every, self.end, self.ranks_by = every, end, ranks_by
+        self.total, self.regrow, self.least = total, regrow, least
 
     def wants_gradients(self, step: int) -> bool:
         """Those of a step that an update follows."""
@@ -45,7 +50,8 @@ class GraNetPruner(FixedMask):
     ) -> None:
         """Begin with the mask given, or go on with that of a checkpoint."""
         super().attach(parameters, optimizer, tensors)
-        self.done = bool(tensors) and bool(tensors["settled"])
+        if not tensors and self.factors:
+            self.move_to(self.mask)
 
     def after_step(self, step: int) -> None:
         """Prune, and regenerate, where an update is due."""
@@ -55,49 +61,57 @@ class GraNetPruner(FixedMask):
         weights = {name: p.detach() for name, p in self.parameters.items()}
         target = 1 - cubic(done, 0, self.end, 1.0, 1 - self.sparsity)
         here = {name: kept.to(weights[name].device) for name, kept in self.mask.items()}
+        worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
         # A pruned weight ranks below all others, those that happen to be zero included.
-        worth = {n: w.abs().float().where(here[n], -1.0) for n, w in weights.items()}
+        worth = {name: s.where(here[name], -1.0) for name, s in worth.items()}
         mask = scores.best(worth, target)
         if done < self.settled:
-            share = exchanged(done, self.total, self.regrow)
+            share = exchanged(done, self.total, self.regrow, self.least)
             mask = {
-                name: regenerate(weights[name], kept, self.gradients[name], share)
+                name: regenerate(worth[name], kept, self.gradients[name], share)
                 if name in self.gradients
                 else kept
                 for name, kept in mask.items()
             }
-        self.gradients = {}
-        self.move_to({name: kept.cpu() for name, kept in mask.items()})
         self.done = done >= self.settled
+        gradients, self.gradients = self.gradients, {}
+        self.move_to({name: kept.cpu() for name, kept in mask.items()})
+        if self.ranks_by == "fisher":
+            self._estimate({name: mask[name] & ~here[name] for name in gradients}, gradients)
 
-    def tensors(self) -> Tensors:
-        """The mask: a weight that has just come back is zero, as a pruned one is."""
-        mask = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
-        return {**mask, "settled": torch.tensor(self.done)}
+    def _estimate(self, back: Mask, gradients: Tensors) -> None:
+        """Let v of the weights that come back be g², one batch's estimate of what it is a mean of.
+
+        From zero it would take long to grow, and w² · v would have them go first of all.
+        """
+        for name, key, moment in self.moments():
+            if key == SECOND and name in back:
+                square = gradients[name].to(moment.dtype).square()
+                moment.copy_(torch.where(back[name], square, moment))
 
     def _due(self, steps_done: int) -> bool:
         at_an_end = steps_done in (self.end, self.settled)
         return steps_done <= self.settled and (steps_done % self.every == 0 or at_an_end)
 
 
-def exchanged(step: int, total: int, start: float) -> float:
-    """The share that is exchanged at a step: from `start` to a hundredth of it, by a cosine."""
-    return start * (LEAST + (1 - LEAST) * (1 + math.cos(math.pi * step / total)) / 2)
+def exchanged(step: int, total: int, start: float, least: float = LEAST) -> float:
+    """The share that is exchanged at a step: from `start`, by a cosine, to `least` of it."""
+    return start * (least + (1 - least) * (1 + math.cos(math.pi * step / total)) / 2)
 
 
 def regenerate(
-    weights: torch.Tensor, kept: torch.Tensor, gradients: torch.Tensor, share: float
+    worth: torch.Tensor, kept: torch.Tensor, gradients: torch.Tensor, share: float
 ) -> torch.Tensor:
     """A matrix's mask with a share of its weights exchanged; as many stay.
 
-    The smallest go (a share of them, rounded up); the largest |gradient| of all that are out comes
-    in, of those that have just gone too.
+    Those that are worth least go (a share of them, rounded up; `worth` is not negative); the
+    largest |gradient| of all that are out comes in, of those that have just gone too.
     """
     nonzero = int(kept.count_nonzero())
     number = min(math.ceil(share * nonzero), nonzero, kept.numel() - nonzero)
     if number == 0:
         return kept
-    worth = weights.abs().float().where(kept, -1.0)
+    worth = worth.where(kept, -1.0)
     left = masks.largest(worth.flatten(), nonzero - number).view(kept.shape)
     pull = gradients.abs().float().where(~left, -1.0)
     grown = masks.largest(pull.flatten(), number).view(kept.shape)

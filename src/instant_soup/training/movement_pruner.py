@@ -1,15 +1,27 @@
-"""Movement pruning's mask: the weights with the largest learnt scores (methods/movement.py)."""
+"""Masks of learnt scores: movement pruning's, and those that differ from it in a part.
+
+methods/movement.py says what movement pruning is. Each variant here has its own file there, too:
+soft movement, masks on frozen weights, bi-level pruning.
+"""
 
 import torch
 
-from instant_soup.sparsity import scores
+from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training.pruner import FixedMask, Parameters, Tensors
+from instant_soup.training.pruner import MovingMask, Parameters, Tensors, own_copy
 from instant_soup.training.schedule import cubic, learning_rate
 
+LEAST = 0.005  # share of each matrix that a threshold leaves
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and SGD
+FIRST_KEPT, FIRST_PRUNED = 1.0, 0.99  # Lottery Jackpots' scores at the start
 
-class MovementPruner(FixedMask):
-    """A mask of the best scores, which learn through it; the weights it prunes are kept here."""
+
+class MovementPruner(MovingMask):
+    """A mask of the best scores, which learn through it; the weights it prunes are kept here.
+
+    `scope`: `local` (all matrices of one density), `global`, or, where the weights are `frozen`
+    and do not train, `magnitude` (each matrix as dense as in the mask by magnitude).
+    """
 
     def __init__(
         self,
@@ -21,20 +33,17 @@ class MovementPruner(FixedMask):
         total: int,
         learning_rate: float,
         every: int,
-        local: bool,
+        scope: str,
+        frozen: bool = False,
     ) -> None:
-        super().__init__(mask)
-        self.sparsity, self.begin, self.settled, self.total = sparsity, begin, settled, total
-        self.rate, self.every, self.local = learning_rate, every, local
-        self.done = False
+        super().__init__(mask, sparsity, settled)
+        self.begin, self.total, self.frozen = begin, total, frozen
+        self.rate, self.every, self.scope = learning_rate, every, scope
         self.stored: Tensors = {}  # the dense weights
-        self.learnt: Tensors = {}  # the scores
-        self.of_scores: torch.optim.AdamW  # while they learn
-
-    @property
-    def finished(self) -> bool:
-        """Whether the mask stays from here on."""
-        return self.done
+        self.learnt: Tensors = {}  # the scores, in fp32
+        self.openings: Tensors = {}  # the mask as floats; nothing while nothing is pruned
+        self.kept_at: tuple[float, dict[str, int]] = (-1.0, {})  # sparsity, what stays of each
+        self.of_scores: torch.optim.Optimizer  # while they learn
 
     def wants_gradients(self, step: int) -> bool:
         """The scores learn at every step."""
@@ -43,21 +52,24 @@ class MovementPruner(FixedMask):
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Begin with scores of zero, or go on with those of a checkpoint."""
+        """Begin with new scores, or go on with those of a checkpoint."""
         super().attach(parameters, optimizer, tensors)
-        self.done = bool(tensors) and bool(tensors["settled"])
         if self.done:
             return
         for name, p in self.parameters.items():
-            self.stored[name] = _own(tensors.get(f"weight.{name}", p), p)
-            self.learnt[name] = _own(tensors.get(f"score.{name}", torch.zeros_like(p)), p)
-        self.of_scores = torch.optim.AdamW(list(self.learnt.values()), lr=0.0, weight_decay=0.0)
+            self.stored[name] = own_copy(tensors.get(f"weight.{name}", p), p)
+        if not tensors:
+            self.learnt = self._first_scores()
+        for name, p in self.parameters.items() if tensors else ():
+            self.learnt[name] = own_copy(tensors[f"score.{name}"], p)
+        self.of_scores = self._optimizer(list(self.learnt.values()))
         for name, one in self.learnt.items():
-            if f"first.{name}" in tensors:
+            held = {key: tensors.get(f"scores.{key}.{name}") for key in MOMENTS}
+            moments = {key: tensor.clone() for key, tensor in held.items() if tensor is not None}
+            if moments:
                 self.of_scores.state[one] = {
-                    "step": tensors[f"steps.{name}"].cpu().clone(),
-                    "exp_avg": _own(tensors[f"first.{name}"], one),
-                    "exp_avg_sq": _own(tensors[f"second.{name}"], one),
+                    key: tensor.cpu() if key == "step" else tensor.to(one.device)
+                    for key, tensor in moments.items()
                 }
 
     def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
@@ -65,11 +77,14 @@ class MovementPruner(FixedMask):
         if not self.done:
             dense = gradients if gradients is not None else self._own_gradients()
             for name, gradient in dense.items():
-                self.learnt[name].grad = gradient * self.stored[name]
+                self.learnt[name].grad = self._slope(step, name, gradient.float())
             with torch.no_grad():
-                for name in self.factors:  # none while nothing is pruned
+                for name in self.openings:
                     self.parameters[name].copy_(self.stored[name])
-        if gradients is None:
+        if self.frozen:
+            for parameter in self.parameters.values():
+                parameter.grad = None  # so that no optimiser moves it
+        elif gradients is None:
             self._mask_gradients()
 
     def after_step(self, step: int) -> None:
@@ -83,8 +98,7 @@ class MovementPruner(FixedMask):
         steps_done = step + 1
         if steps_done >= self.settled:
             # From here on it is a fixed mask: what it prunes is gone.
-            self.move_to(self._best(self.sparsity))
-            self.done = True
+            self.settle(self._best(self.sparsity))
             del self.of_scores
             self.stored, self.learnt = {}, {}
             return
@@ -92,38 +106,145 @@ class MovementPruner(FixedMask):
             for name, parameter in self.parameters.items():
                 self.stored[name].copy_(parameter)
         if steps_done > self.begin and (steps_done - self.begin) % self.every == 0:
-            self.mask = self._best(self._target(steps_done))
-            self._count()
-            self._make_factors()
-        with torch.no_grad():
-            for name, factor in self.factors.items():
-                self.parameters[name].mul_(factor)
+            self._take(self._moving(steps_done))
+        self._leave_pruned()
 
     def tensors(self) -> Tensors:
-        """Scores, their moments, the mask and the weights that it prunes."""
-        held: Tensors = {"settled": torch.tensor(self.done)}
-        for name, kept in self.mask.items():
-            held[f"mask.{name}"] = kept.to(torch.uint8)
+        """The mask, the scores with their moments and the dense weights."""
+        held = super().tensors()
         for name, one in self.learnt.items():
             held |= {f"score.{name}": one, f"weight.{name}": self.stored[name]}
             # A matrix that no loss has reached has no moments.
-            if moments := self.of_scores.state.get(one):
-                held |= {
-                    f"steps.{name}": moments["step"],
-                    **{f"first.{name}": moments["exp_avg"]},
-                    **{f"second.{name}": moments["exp_avg_sq"]},
-                }
+            moments = self.of_scores.state.get(one, {})
+            held |= {f"scores.{key}.{name}": moments[key] for key in MOMENTS if key in moments}
         return held
+
+    def _first_scores(self) -> Tensors:
+        return {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.parameters.items()}
+
+    def _optimizer(self, learnt: list[torch.Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(learnt, lr=0.0, weight_decay=0.0)
+
+    def _slope(self, step: int, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """The loss's gradient with respect to a matrix's scores; `gradient`: dL/d(M ⊙ W)."""
+        return gradient * self.stored[name]
+
+    def _moving(self, steps_done: int) -> Mask:
+        """The mask at a step before it settles."""
+        return self._best(self._target(steps_done))
 
     def _target(self, steps_done: int) -> float:
         return 1 - cubic(steps_done, self.begin, self.settled, 1.0, 1 - self.sparsity)
 
     def _best(self, sparsity: float) -> Mask:
-        best = scores.best_each if self.local else scores.best
-        mask = best(self.learnt, sparsity)
+        if self.scope == "magnitude":
+            mask = masks.keep_largest_each(self.learnt, self._kept_by_magnitude(sparsity))
+        else:
+            best = scores.best_each if self.scope == "local" else scores.best
+            mask = best(self.learnt, sparsity)
         return {name: kept.cpu() for name, kept in mask.items()}
 
+    def _kept_by_magnitude(self, sparsity: float) -> dict[str, int]:
+        if self.kept_at[0] != sparsity:  # the weights are frozen
+            mask = scores.magnitude(self.stored, sparsity)
+            self.kept_at = sparsity, {name: int(m.count_nonzero()) for name, m in mask.items()}
+        return self.kept_at[1]
 
-def _own(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A copy where another tensor is."""
-    return tensor.detach().to(like.device).clone()
+    def _take(self, mask: Mask) -> None:
+        self.mask = mask
+        self._count()
+        self._make_factors()
+
+    def _make_factors(self) -> None:
+        super()._make_factors()
+        self.openings = self.factors
+        if self.frozen:  # no gradient counts in the norm by which others are clipped
+            self.factors = {n: torch.zeros((), device=p.device) for n, p in self.parameters.items()}
+
+    def _leave_pruned(self) -> None:
+        with torch.no_grad():
+            for name, factor in self.openings.items():
+                self.parameters[name].mul_(factor)
+
+
+class SoftMovementPruner(MovementPruner):
+    """Before it settles, the mask of all scores whose sigmoid is above a rising threshold.
+
+    A penalty, `penalty` times the mean over matrices of their mean sigmoid, pulls scores down; it
+    rises with the threshold. How sparse that is, the scores decide; the last mask is exact.
+    """
+
+    def __init__(self, *given: object, threshold: float, penalty: float, **more: object) -> None:
+        super().__init__(*given, **more)  # type: ignore[arg-type]
+        self.threshold, self.penalty = threshold, penalty
+
+    def _slope(self, step: int, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        score = self.learnt[name]
+        opening = score.sigmoid()
+        penalty = self.penalty * self._threshold(step) / self.threshold
+        pull = opening * (1 - opening) * (penalty / score.numel() / len(self.learnt))
+        return super()._slope(step, name, gradient) + pull
+
+    def _moving(self, steps_done: int) -> Mask:
+        threshold = self._threshold(steps_done)
+        mask = {}
+        for name, score in self.learnt.items():
+            kept = score.sigmoid() > threshold
+            least = max(1, round(LEAST * score.numel()))
+            if int(kept.count_nonzero()) < least:
+                kept = masks.largest(score.flatten(), least).view(score.shape)
+            mask[name] = kept.cpu()
+        return mask
+
+    def _threshold(self, steps_done: int) -> float:
+        return cubic(steps_done, self.begin, self.settled, 0.0, self.threshold)
+
+
+class AtTargetPruner(MovementPruner):
+    """At the target sparsity from the first step on; scores learn by SGD with momentum."""
+
+    momentum, weight_decay = 0.9, 0.0
+
+    def attach(
+        self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
+    ) -> None:
+        """Begin with the mask of the first scores, or go on with a checkpoint's."""
+        super().attach(parameters, optimizer, tensors)
+        if not tensors:
+            self._take(self._moving(0))
+            self._leave_pruned()
+
+    def _optimizer(self, learnt: list[torch.Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            learnt, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    def _target(self, steps_done: int) -> float:
+        return self.sparsity
+
+
+class JackpotPruner(AtTargetPruner):
+    """Lottery Jackpots: the mask by magnitude, and scores that are all but equal, at the start."""
+
+    weight_decay = 5e-4
+
+    def _first_scores(self) -> Tensors:
+        first = scores.magnitude(self.stored, self.sparsity)
+        return {name: torch.where(m, FIRST_KEPT, FIRST_PRUNED) for name, m in first.items()}
+
+
+class BiPPruner(AtTargetPruner):
+    """Bi-level: the weights' own reaction to the mask is in the scores' gradient."""
+
+    def __init__(self, *given: object, implicit: float, **more: object) -> None:
+        """`implicit`: 1/γ, the weight of that reaction."""
+        super().__init__(*given, **more)  # type: ignore[arg-type]
+        self.implicit = implicit
+
+    def _first_scores(self) -> Tensors:
+        return scores.magnitude_scores(self.stored)
+
+    def _slope(self, step: int, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        plain = super()._slope(step, name, gradient)
+        reaction = gradient.square() * self.mask[name].to(gradient.device)
+        return plain - self.implicit * reaction

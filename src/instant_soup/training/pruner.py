@@ -11,10 +11,11 @@ A pruner is called by whoever trains, the engine (loop.py) or a loop of one's ow
 
 Between two steps the pruned weights are exact zeros, so that whoever looks at the network, to
 validate or to save it, sees it pruned. A pruner that needs the dense weights (movement pruning
-keeps what it prunes) holds them itself and puts them back for the optimiser's step.
+keeps what it prunes) holds them itself and puts them back for the optimiser's step. One that lets
+pruned weights grow again at once (PLATON's leaky zeros) has a mask that says so.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from instant_soup.sparsity.masks import Cut, Mask
 
 Tensors = dict[str, torch.Tensor]
 Parameters = dict[str, nn.Parameter]
+SECOND = "exp_avg_sq"  # Adam's second moment, in an optimiser's state
 # What is kept of gradients: of what was kept before, and of a step's dense ones.
 Gather = Callable[[Tensors, Tensors], Tensors]
 
@@ -41,7 +43,7 @@ class Pruner(Protocol):
     mask: Mask
     kept: int  # weights that multiply at this step
     prunable: int
-    factors: Tensors  # the mask as floats, by name; nothing while nothing is pruned
+    factors: Tensors  # of gradients: the mask as floats, by name; nothing while nothing is pruned
 
     @property
     def finished(self) -> bool: ...
@@ -116,10 +118,11 @@ class FixedMask:
         """The gradients that are kept; the state's zeros are the mask."""
         return {f"gradient.{name}": g for name, g in self.gradients.items()}
 
-    def move_to(self, found: Mask | Cut) -> None:
+    def move_to(self, found: Mask | Cut, spared: Collection[str] = ()) -> None:
         """Take another mask: what it prunes becomes zero, in the weights and the moments.
 
-        Stale momentum would move pruned weights again at the next step.
+        Stale momentum would move pruned weights again at the next step. `spared`: keys of the
+        optimiser's moments that stay as they are.
         """
         self.mask = mask = found.mask if isinstance(found, Cut) else found
         self._count()
@@ -128,10 +131,20 @@ class FixedMask:
             for name, weight in found.weights.items() if isinstance(found, Cut) else ():
                 self.parameters[name].copy_(weight)
             masks.apply(mask, dict(self.parameters))
-            for name, parameter in self.parameters.items():
-                for moment in self.optimizer.state.get(parameter, {}).values():
-                    if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
-                        masks.apply({name: mask[name]}, {name: moment})
+            for name, key, moment in self.moments():
+                if key not in spared:
+                    masks.apply({name: mask[name]}, {name: moment})
+
+    def moments(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Weight's name, key in the optimiser's state, and tensor, of all shaped like a weight."""
+        for name, parameter in self.parameters.items():
+            for key, moment in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                    yield name, key, moment
+
+    def second_moments(self) -> Tensors:
+        """Adam's running mean of squared gradients, by name, where the optimiser holds one."""
+        return {name: moment for name, key, moment in self.moments() if key == SECOND}
 
     def _count(self) -> None:
         self.kept, self.prunable = masks.count(self.mask)
@@ -154,6 +167,45 @@ class FixedMask:
             own = self._own_gradients()
             if own:
                 torch._foreach_mul_(list(own.values()), [self.factors[name] for name in own])
+
+
+class MovingMask(FixedMask):
+    """A mask that moves every few steps, until it is settled: exactly as sparse as is wanted.
+
+    A subclass moves it in `after_step`, and settles at step `settled`.
+    """
+
+    def __init__(self, mask: Mask, sparsity: float, settled: int) -> None:
+        super().__init__(mask)
+        self.sparsity, self.settled = sparsity, settled
+        self.done = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the mask stays from here on."""
+        return self.done
+
+    def attach(
+        self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
+    ) -> None:
+        """Begin with the mask given, or go on with that of a checkpoint."""
+        self.done = bool(tensors) and bool(tensors["settled"])
+        super().attach(parameters, optimizer, tensors)
+
+    def tensors(self) -> Tensors:
+        """The mask, whose weights may be zero as pruned ones are; whether it stays."""
+        mask = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
+        return {**mask, "settled": torch.tensor(self.done)}
+
+    def settle(self, mask: Mask) -> None:
+        """Take the last mask."""
+        self.done = True
+        self.move_to(mask)
+
+
+def own_copy(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A copy where another tensor is."""
+    return tensor.detach().to(like.device).clone()
 
 
 class PrunesInRounds(FixedMask):

@@ -1,0 +1,84 @@
+"""RigL (Evci et al. 2020): sparse from the first step on, with a mask that moves.
+
+The network is pruned to the target sparsity before it trains. Then, every few steps, a share of
+each matrix's weights is dropped, the smallest, and as many pruned ones come in, those whose loss
+gradient is largest: they start at zero. The share falls by a cosine to nothing; then the mask
+stays. It is GraNet's exchange without its gradual pruning.
+
+Published is a random mask at the start, with Erdős–Rényi densities (`start: erdos_renyi`), of
+random weights. Of a pre-trained network that keeps little, so here the largest weights of all
+matrices are the default.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
+from instant_soup.methods.base import Throughout, register
+from instant_soup.methods.erdos_renyi import ErdosRenyi
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class RigL(Throughout):
+    """Drop by magnitude and grow by gradient, at one sparsity."""
+
+    name: ClassVar[str] = "rigl"
+    title: ClassVar[str] = "RigL"
+    order: ClassVar[float] = 61.5
+    source: ClassVar[str] = "Evci et al. 2020, arXiv 1911.11134"
+    style: ClassVar[tuple[str, str] | None] = ("#999933", r"$\ominus$")
+
+    start: str = setting(
+        "the first mask: magnitude (of all matrices) | erdos_renyi (random, as in the paper)",
+        one_of("magnitude", "erdos_renyi"),
+        default="magnitude",
+    )
+    score: str = setting(
+        "magnitude | fisher (w² · v of AdamW), by which weights go",
+        one_of("magnitude", "fisher"),
+        default="magnitude",
+    )
+    every: int = setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
+    regrow: float = setting(
+        "share of a matrix's weights that is exchanged, at the start; falls to nothing",
+        number(0, 1, high_too=False),
+        default=0.3,
+    )
+    regrow_until: float = setting(
+        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.75
+    )
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return max(1, round(self.regrow_until * total))
+
+    def first_mask(self, run: "Run", sparsity: float) -> "Mask":
+        """The mask at the start."""
+        from instant_soup.sparsity import scores
+
+        if self.start == "erdos_renyi":
+            return ErdosRenyi().mask(run, sparsity)
+        return scores.magnitude(run.weights, sparsity)
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The mask that exchanges weights."""
+        from instant_soup.training.granet_pruner import GraNetPruner
+
+        settled = self.settled(run.total)
+        return GraNetPruner(
+            self.first_mask(run, sparsity),
+            sparsity,
+            every=self.every,
+            end=0,
+            settled=settled,
+            total=settled,
+            regrow=self.regrow,
+            least=0.0,
+            ranks_by=self.score,
+        )
