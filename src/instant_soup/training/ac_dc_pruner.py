@@ -1,0 +1,61 @@
+"""AC/DC's mask: compressed and dense by turns, compressed in the end (methods/ac_dc.py)."""
+
+from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training.pruner import SECOND, MovingMask
+
+
+class AcDcPruner(MovingMask):
+    """A mask that is there, or not, from some steps on.
+
+    While the network is dense, `mask` keeps everything.
+    """
+
+    def __init__(
+        self, mask: Mask, sparsity: float, switches: dict[int, bool], ranks_by: str
+    ) -> None:
+        """`switches`: step → whether the network is compressed from then on; the last one stays.
+
+        `ranks_by`: `magnitude` or `fisher`.
+        """
+        super().__init__(mask, sparsity, max(switches))
+        self.switches, self.ranks_by = switches, ranks_by
+
+    def after_step(self, step: int) -> None:
+        """Compress or decompress, where it is time."""
+        compressed = self.switches.get(step + 1)
+        if compressed is None:
+            return
+        if not compressed:
+            self.move_to(masks.full(self.mask))
+            self._reset_momentum()
+        elif step + 1 == self.settled:
+            self.settle(self._best())
+        else:
+            # v of what is pruned goes on, fading: a weight that starts again from zero, without
+            # gradients behind it, takes no larger steps than others.
+            self.move_to(self._best(), spared=(SECOND,))
+
+    def _best(self) -> Mask:
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
+        return {name: kept.cpu() for name, kept in scores.best(worth, self.sparsity).items()}
+
+    def _reset_momentum(self) -> None:
+        for _, key, moment in self.moments():
+            if key != SECOND:
+                moment.zero_()
+
+
+def switches(begin: int, phase: float, last_dense: int, end: int) -> dict[int, bool]:
+    """Step → whether the network is compressed from then on; it starts dense.
+
+    From `begin` phases of `phase` steps are compressed and dense by turns, as long as they begin
+    before `last_dense`. From there the network is dense, and from `end` on compressed.
+    """
+    found: dict[int, bool] = {}
+    while (at := round(begin + len(found) * phase)) < last_dense:
+        found[at] = len(found) % 2 == 0
+    if len(found) % 2:
+        found[last_dense] = False
+    return {**found, end: True}
