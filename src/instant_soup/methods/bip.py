@@ -1,0 +1,71 @@
+"""BiP (Zhang et al. 2022): which mask is best, given that the weights then adapt to it.
+
+The network is pruned to the target sparsity before it trains. Each weight θ has a score, |θ| at the
+start; the largest of all matrices are the mask m. With z = m ⊙ θ and the lower problem's Hessian
+taken as γ I, the loss's gradient with respect to m is
+
+    θ ⊙ ∇z − (1/γ) · m ⊙ ∇z ⊙ ∇z
+
+the second term being how θ would react to m. Scores take a step of SGD with momentum along it,
+and m is their exact top-k. θ trains under m; a pruned weight keeps its value, with which it may
+return.
+
+The paper steps on m and on θ by turns, each with a batch of its own, at two or three passes an
+iteration. Here a step does both with one pass: m's gradient is of a batch that θ has not been
+trained on, as it is taken before θ's step; θ's step is under the mask that the batch was run with.
+The reference code squares the gradient with respect to scores in the second term; this is the
+paper's.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import integer, number, setting
+from instant_soup.methods.base import Throughout, register
+
+if TYPE_CHECKING:
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class BiP(Throughout):
+    """Bi-level pruning, at the target sparsity from the first step on."""
+
+    name: ClassVar[str] = "bip"
+    title: ClassVar[str] = "BiP"
+    order: ClassVar[float] = 60.6
+    source: ClassVar[str] = "Zhang et al. 2022, arXiv 2210.04092"
+    style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\ddagger$")
+
+    score_learning_rate: float = setting(
+        "of the scores, at the start", number(0, float("inf"), low_too=False), default=0.1
+    )
+    implicit: float = setting(
+        "1/γ, the weight of the weights' reaction", number(0, float("inf")), default=1e-4
+    )
+    end: float = setting(
+        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.8
+    )
+    every: int = setting("steps between two masks", integer(1), paper=1, quick=5)
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return max(1, round(self.end * total))
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The mask that moves by learnt scores."""
+        from instant_soup.training.movement_pruner import BiPPruner
+
+        return BiPPruner(
+            run.mask,
+            sparsity,
+            begin=0,
+            settled=self.settled(run.total),
+            total=run.total,
+            learning_rate=self.score_learning_rate,
+            every=self.every,
+            scope="global",
+            implicit=self.implicit,
+        )

@@ -1,0 +1,64 @@
+"""Lottery Jackpots (Zhang et al. 2021): the mask of frozen weights is exchanged bit by bit.
+
+The network is pruned by magnitude before it trains, and the prunable matrices stay as they are, to
+the last step. Each weight has a score: 1 where it is kept, 0.99 where it is pruned. Scores learn by
+SGD with momentum (0.9) and decay (5e-4) through the mask as if it were not there, as in movement
+pruning; in each matrix as many weights stay as at the start, those with the largest scores. What is
+not prunable trains as in every row.
+
+The paper bounds the number of exchanges a step; its code does not, and nor does this.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import integer, number, setting
+from instant_soup.methods.base import Throughout, register
+
+if TYPE_CHECKING:
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class LotteryJackpots(Throughout):
+    """A learnt mask of frozen weights, of magnitude's densities."""
+
+    name: ClassVar[str] = "lottery_jackpots"
+    title: ClassVar[str] = "Lottery Jackpots"
+    order: ClassVar[float] = 60.5
+    source: ClassVar[str] = "Zhang et al. 2021, arXiv 2104.08700"
+    style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\spadesuit$")
+
+    score_learning_rate: float = setting(
+        "of the scores, at the start", number(0, float("inf"), low_too=False), default=0.1
+    )
+    end: float = setting(
+        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.8
+    )
+    every: int = setting("steps between two masks", integer(1), paper=1, quick=5)
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return max(1, round(self.end * total))
+
+    def needed_until(self, total: int) -> int:
+        """The end: the weights are frozen all the time."""
+        return total
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The mask that moves by learnt scores, on weights that do not."""
+        from instant_soup.training.movement_pruner import JackpotPruner
+
+        return JackpotPruner(
+            run.mask,
+            sparsity,
+            begin=0,
+            settled=self.settled(run.total),
+            total=run.total,
+            learning_rate=self.score_learning_rate,
+            every=self.every,
+            scope="magnitude",
+            frozen=True,
+        )

@@ -1,0 +1,60 @@
+"""Soft movement pruning (Sanh, Wolf & Rush 2020): scores above a threshold, and a penalty on them.
+
+As movement pruning (movement.py), but M = [σ(A) > τ], in each matrix at least 0.5 % of the weights.
+τ rises from 0 by the cubic schedule, and with it λ, the weight of a penalty on the loss: the mean
+over matrices of the mean σ(A). So the scores decide how sparse each matrix is, and λ, τ and the
+number of steps how sparse the network is: no setting gives a wanted sparsity.
+
+So the mask is cut exactly in the end: at `end` the largest σ(A) of all matrices stay. Where λ had
+pruned more than is wanted by then, weights come back with the values that they had.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from instant_soup.config.fields import number, setting
+from instant_soup.methods.base import register
+from instant_soup.methods.ramp import Ramp
+
+if TYPE_CHECKING:
+    from instant_soup.training.pruner import Pruner
+    from instant_soup.training.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SoftMovement(Ramp):
+    """Movement pruning by a threshold; cut to the wanted sparsity in the end."""
+
+    name: ClassVar[str] = "soft_movement"
+    title: ClassVar[str] = "Soft movement pruning"
+    order: ClassVar[float] = 60.2
+    source: ClassVar[str] = "Sanh et al. 2020, arXiv 2005.07683"
+    style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\boxtimes$")
+
+    score_learning_rate: float = setting(
+        "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
+    )
+    threshold: float = setting(
+        "τ at the end; σ of a score is 0.5 at the start",
+        number(0, 1, low_too=False, high_too=False),
+        default=0.1,
+    )
+    penalty: float = setting("λ at the end", number(0, float("inf")), default=400.0)
+
+    def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The mask that moves by learnt scores and a threshold."""
+        from instant_soup.training.movement_pruner import SoftMovementPruner
+
+        return SoftMovementPruner(
+            run.mask,
+            sparsity,
+            begin=round(self.begin * run.total),
+            settled=self.settled(run.total),
+            total=run.total,
+            learning_rate=self.score_learning_rate,
+            every=self.every,
+            scope="global",
+            threshold=self.threshold,
+            penalty=self.penalty,
+        )
