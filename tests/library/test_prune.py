@@ -112,6 +112,10 @@ def assert_same(one: instant_soup.Pruned, other: instant_soup.Pruned) -> None:
         (5, {"method": "isp_plus"}),
         *((step, {"method": "movement", "every": 2}) for step in (1, 5, 16, 17, 20)),
         *((step, {"method": "granet", "every": 3}) for step in (1, 5, 12, 18, 20)),
+        *((step, {"method": "platon", "every": 2}) for step in (5, 16)),
+        *((step, {"method": "ac_dc", "phase": 0.1, "score": "fisher"}) for step in (6, 17)),
+        *((step, {"method": "rigl", "every": 2, "start": "erdos_renyi"}) for step in (5, 20)),
+        *((step, {"method": "smp"}) for step in (5, 20)),
         *((step, {"method": "gmp", "prunes": 6, "cycles": 3}) for step in (4, 10, 22)),
         *((step, {"method": SNIP(batches=2)}) for step in (1, 20)),
         (30, {"method": "early_bird", "every": 1.0, "window": 1}),
@@ -264,7 +268,8 @@ def test_fisher_of_frozen_matrices_is_refused() -> None:
 # What the methods' settings are for a run as short as these.
 SHORT: dict[str, Any] = {
     "early_bird": {"every": 1.0},
-    "granet": {"every": 2},
+    **{"granet": {"every": 2}, "rigl": {"every": 2}, "platon": {"every": 2}},
+    "ac_dc": {"phase": 0.1},
     "gmp": {"prunes": 8},
     "lth": {"compression_rate": 0.4},
     "lth_rewind": {"compression_rate": 0.4},

@@ -73,7 +73,8 @@ CARRIED: dict[Any, dict[str, Any]] = {
     taylor: ROUNDS,
     **{name: {} for name, one in methods().items() if one.pruner is not Method.pruner},
     **{"isp": CALLBACK_SETTINGS, "isp_plus": ROUNDS, "progressive": ROUNDS},
-    **{"movement": {"every": 2}, "granet": {"every": 3}, "gmp": {"prunes": 6, "cycles": 1}},
+    **{"movement": {"every": 2}, "granet": {"every": 3}, "rigl": {"every": 3}},
+    **{"platon": {"every": 2}, "ac_dc": {"phase": 0.1}, "gmp": {"prunes": 6, "cycles": 1}},
 }
 
 
