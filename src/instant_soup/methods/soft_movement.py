@@ -30,7 +30,7 @@ class SoftMovement(Ramp):
     title: ClassVar[str] = "Soft movement pruning"
     order: ClassVar[float] = 60.2
     source: ClassVar[str] = "Sanh et al. 2020, arXiv 2005.07683"
-    style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\boxtimes$")
+    style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\clubsuit$")
 
     score_learning_rate: float = setting(
         "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
