@@ -21,7 +21,7 @@ class GMP(Progressive):
     title: ClassVar[str] = "GMP* (magnitude)"
     order: ClassVar[float] = 31
     source: ClassVar[str] = "Kurtic & Alistarh 2022, arXiv 2210.06384"
-    style: ClassVar[tuple[str, str] | None] = ("#E69F00", "4")
+    style: ClassVar[tuple[str, str] | None] = ("#E69F00", r"$\nabla$")
 
     schedule: str = again(OnTheWay, "schedule", default="cubic")
     prunes: int = again(OnTheWay, "prunes", default=30)

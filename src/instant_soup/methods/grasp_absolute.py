@@ -24,7 +24,7 @@ class GraSPAbsolute(GraSP):
     title: ClassVar[str] = "GraSP, absolute"
     order: ClassVar[float] = 52
     source: ClassVar[str] = "Wang et al. 2020, arXiv 2002.07376; without its sign"
-    style: ClassVar[tuple[str, str] | None] = ("#882255", "8")
+    style: ClassVar[tuple[str, str] | None] = ("#882255", r"$\parallel$")
 
     def scores(self, run: "Run") -> "Weights":
         """|θ ⊙ Hg|."""
