@@ -20,7 +20,7 @@ paper's.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, setting
 from instant_soup.methods.base import Throughout, register
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class BiP(Throughout):
     end: float = setting(
         "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.8
     )
-    every: int = setting("steps between two masks", integer(1), paper=1, quick=5)
+    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
 
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""

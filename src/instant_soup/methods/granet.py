@@ -13,8 +13,7 @@ weight that comes back starts with v = g² of the batch that chose it, rather th
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, number, setting
-from instant_soup.config.fields import integer, number, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Throughout, register
 
@@ -40,7 +39,6 @@ class GraNet(Throughout):
         one_of("magnitude", "fisher"),
         default="magnitude",
     )
-    every: int = setting("steps between two updates", integer(1), paper=100, quick=5)
     end: float = setting(
         "share of T after which the target sparsity is reached",
         number(0, 0.8, low_too=False),

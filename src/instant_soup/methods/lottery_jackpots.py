@@ -12,7 +12,7 @@ The paper bounds the number of exchanges a step; its code does not, and nor does
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, setting
 from instant_soup.methods.base import Throughout, register
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class LotteryJackpots(Throughout):
     end: float = setting(
         "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.8
     )
-    every: int = setting("steps between two masks", integer(1), paper=1, quick=5)
+    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
 
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""

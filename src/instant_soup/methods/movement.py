@@ -13,9 +13,6 @@ gradients are clipped without A's, which AdamW makes independent of their size a
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
-from instant_soup.errors import UserError
-from instant_soup.methods.base import Throughout, register
 from instant_soup.config.fields import number, one_of, setting
 from instant_soup.methods.base import register
 from instant_soup.methods.ramp import Ramp
@@ -44,27 +41,6 @@ class Movement(Ramp):
         one_of("local", "global"),
         default="local",
     )
-    begin: float = setting("share of T after which the density falls", SHARE, default=0.1)
-    end: float = setting(
-        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.7
-    )
-    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
-
-    def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where the density has no time to fall."""
-        if self.begin >= self.end:
-            raise UserError(
-                f"movement.begin: {self.begin} is not before movement.end {self.end}; allowed: "
-                f"less than {self.end}"
-            )
-
-    def ranks_by_gradients(self) -> bool:
-        """The scores learn from gradients."""
-        return True
-
-    def settled(self, total: int) -> int:
-        """The step from which the mask stays."""
-        return max(1, round(self.end * total))
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that moves by learnt scores."""

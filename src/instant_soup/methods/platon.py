@@ -16,7 +16,7 @@ network is sparse in the one step after each cut, and dense in the others (and c
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, number, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import register
 from instant_soup.methods.ramp import Ramp
@@ -42,7 +42,9 @@ class Platon(Ramp):
         one_of("leaky", "hard"),
         default="leaky",
     )
-    every: int = setting("steps of a window, at whose end a cut is", integer(1), paper=10, quick=5)
+    every: int = setting(
+        "steps of a window, at whose end a cut is", integer(1, MOST_STEPS), paper=10, quick=5
+    )
     sensitivity_decay: float = setting(
         "β₁, of the smoothed sensitivity", number(0, 1, high_too=False), default=0.85
     )
