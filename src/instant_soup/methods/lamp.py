@@ -24,7 +24,7 @@ class LAMP(ByScore):
     title: ClassVar[str] = "LAMP"
     order: ClassVar[float] = 24
     source: ClassVar[str] = "Lee et al. 2021, arXiv 2010.07611"
-    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", "2")
+    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", r"$\Lambda$")
 
     def mask(self, run: "Run", sparsity: float) -> "Mask":
         """The mask of exactly the sparsity."""

@@ -21,7 +21,7 @@ class LayerBudgets(Budgeted, ByScore):
     title: ClassVar[str] = "Layer budgets"
     order: ClassVar[float] = 25
     source: ClassVar[str] = "Xu et al. 2023; Sung et al. 2024; Yin et al. 2024"
-    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", "3")
+    style: ClassVar[tuple[str, str] | None] = ("#56B4E9", r"$\Theta$")
 
     budget: str = again(Budgeted, "budget", default="rate_distortion")
 

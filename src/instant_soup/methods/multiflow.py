@@ -29,7 +29,7 @@ class Multiflow(ByInputs):
     title: ClassVar[str] = "MULTIFLOW"
     order: ClassVar[float] = 55
     source: ClassVar[str] = "Farina et al. 2024, arXiv 2404.05621"
-    style: ClassVar[tuple[str, str] | None] = ("#225522", "3")
+    style: ClassVar[tuple[str, str] | None] = ("#225522", r"$\Psi$")
 
     def scores(self, run: "Run") -> "Weights":
         """oᵢ |wᵢⱼ| nⱼ, shaped like the weights."""

@@ -37,7 +37,7 @@ class SparseSoup(OnTheWay):
     title: ClassVar[str] = "Sparse Model Soup"
     order: ClassVar[float] = 85
     source: ClassVar[str] = "Zimmer et al. 2024, arXiv 2306.16788"
-    style: ClassVar[tuple[str, str] | None] = ("#B8860B", "p")
+    style: ClassVar[tuple[str, str] | None] = ("#B8860B", r"$\Pi$")
 
     ranking: str = setting(
         "fisher (ISP+'s masks) | magnitude (progressive pruning's)",

@@ -34,7 +34,7 @@ class SparseGPT(ByInputs):
     title: ClassVar[str] = "SparseGPT"
     order: ClassVar[float] = 54
     source: ClassVar[str] = "Frantar & Alistarh 2023, arXiv 2301.00774"
-    style: ClassVar[tuple[str, str] | None] = ("#997700", "2")
+    style: ClassVar[tuple[str, str] | None] = ("#997700", r"$\Sigma$")
 
     update: bool = setting("whether weights that stay move", BOOLEAN, default=True)
     scope: str = setting(

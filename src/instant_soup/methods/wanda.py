@@ -43,7 +43,7 @@ class Wanda(ByInputs):
     title: ClassVar[str] = "Wanda"
     order: ClassVar[float] = 53
     source: ClassVar[str] = "Sun et al. 2024, arXiv 2306.11695"
-    style: ClassVar[tuple[str, str] | None] = ("#DDAA33", "4")
+    style: ClassVar[tuple[str, str] | None] = ("#DDAA33", r"$\Omega$")
 
     scope: str = setting(
         "row (each output row has the same density, as published) | global",
