@@ -107,7 +107,13 @@ def test_a_frozen_body_is_pruned_under_a_head_that_trains(method: str) -> None:
         assert torch.equal(model.get_parameter(name), before[name] * kept)
 
 
-@pytest.mark.parametrize("changes", [{"method": "isp_plus"}, {"method": "movement"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"method": name} for name in ("isp_plus", "movement", "platon", "smp", "bip")),
+        *({"method": name, "score": "fisher"} for name in ("granet", "rigl", "ac_dc")),
+    ],
+)
 def test_what_ranks_by_gradients_refuses_frozen_matrices_before_any_step(changes: dict) -> None:
     model = perceptron()
     model[3].requires_grad_(False)

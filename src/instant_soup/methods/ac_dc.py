@@ -66,6 +66,10 @@ class AcDc(Throughout):
                 f"allowed: less than {self.last_dense}"
             )
 
+    def ranks_by_gradients(self) -> bool:
+        """Fisher scores are of gradients."""
+        return self.score == "fisher"
+
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return max(1, round(self.end * total))

@@ -61,6 +61,10 @@ class GraNet(Throughout):
                 f"allowed: at least {self.end}"
             )
 
+    def ranks_by_gradients(self) -> bool:
+        """Fisher scores are of gradients."""
+        return self.score == "fisher"
+
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return max(1, round(self.regrow_until * total))

@@ -39,6 +39,10 @@ class LotteryJackpots(Throughout):
     )
     every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
 
+    def ranks_by_gradients(self) -> bool:
+        """The scores learn from gradients."""
+        return True
+
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return max(1, round(self.end * total))

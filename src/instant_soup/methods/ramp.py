@@ -29,6 +29,10 @@ class Ramp(Throughout):
                 f"allowed: less than {self.end}"
             )
 
+    def ranks_by_gradients(self) -> bool:
+        """Its methods learn from gradients what weights are worth."""
+        return True
+
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return max(1, round(self.end * total))

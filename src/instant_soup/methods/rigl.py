@@ -54,6 +54,10 @@ class RigL(Throughout):
         "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.75
     )
 
+    def ranks_by_gradients(self) -> bool:
+        """Fisher scores are of gradients."""
+        return self.score == "fisher"
+
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return max(1, round(self.regrow_until * total))
