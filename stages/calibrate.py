@@ -25,8 +25,9 @@ def main() -> None:
     tags = {"method": "isp", "round": i}
     with stage_run(f"calibrate {i}", stage.contents(), tags) as tracked:
         run = PipelineRun(
-            *load_start(stage.start), stage.recipe, tracked, code=stage.code, engine=stage.engine
-        )
+            *load_start(stage.start), stage.recipe, tracked,
+            code=stage.code, engine=stage.engine, teacher=stage.teacher,
+        )  # fmt: skip
         ends = stage.schedule.ends(stage.rounds, run.total, run.steps_per_epoch)
         run.train(ends[i], f"calibrate round {i}", keep=False)
         with new_folder(out / "state") as unfinished:

@@ -33,7 +33,8 @@ def main() -> None:
         stored = not isinstance(method, AtStart)
         run = PipelineRun(
             *load_start(START), recipe, tracked,
-            code=stage.code, engine=stage.engine, stored=stored, looks_at=method.looks_at,
+            code=stage.code, engine=stage.engine, teacher=stage.teacher, stored=stored,
+            looks_at=method.looks_at,
         )  # fmt: skip
         if of == "isp" and stage.head is not None:
             run.tickets["isp"] = isp_ticket(stage.isp_rounds or 0, stage.isp_denoisers or 0)

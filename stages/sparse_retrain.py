@@ -27,9 +27,14 @@ def main() -> None:
         else:
             state, mask = load_start(stage.start)
             cost, curve, more["rounds"] = mask_finding(stage.isp_rounds, stage.isp_denoisers)
-        run = PipelineRun(state, mask, stage.recipe, tracked, code=stage.code, engine=stage.engine)
+        run = PipelineRun(
+            state, mask, stage.recipe, tracked,
+            code=stage.code, engine=stage.engine, teacher=stage.teacher,
+        )  # fmt: skip
         run.cost, run.curve = cost, curve
         run.train(run.total, f"retrain {method}", keep=False)
+        if stage.teacher is not None:
+            run.cost.add(run.of_teacher.cost.as_search())  # once a row, whatever its stages
         save_result(f"models/retrained/{method}", run, **more)
         tracked.summary(**vars(run.cost))
 

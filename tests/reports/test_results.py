@@ -255,3 +255,33 @@ def test_every_kind_of_row_can_be_shown(tmp_path):
             assert path.stat().st_size, path
     for name in figures.OF_LEDGER:
         getattr(figures, name.removesuffix(".png"))(ledger, tmp_path / name)
+
+
+def test_rows_with_a_teacher_are_in_tables_of_their_own(tmp_path):
+    taught = "training.teacher=dense training.temperature=4.0"
+    runs = ledger_of(
+        tmp_path,
+        result("dense", 0.9),
+        result("isp", 0.80),
+        result("one_shot", 0.70),
+        result("dense", 0.9, variant="training.teacher=dense"),
+        result("isp", 0.85, variant="training.teacher=dense"),
+        result("isp", 0.86, variant=f"isp.combine=vote {taught}"),
+        result("one_shot", 0.88, variant="training.teacher=dense"),
+    )
+    for chapter in (results_chapter(runs), cost_chapter(runs)):
+        plain, of_teacher = chapter.tables
+        assert [name for name, _ in plain.rows] == ["Full (dense)", "One-shot magnitude", "ISP"]
+        assert "teacher" not in plain.heading and "learnt" not in plain.caption
+        assert of_teacher.heading == f"{plain.heading} · training.teacher=dense"
+        assert "Every row but Full (dense) learnt from that row's network" in of_teacher.caption
+        assert [name for name, _ in of_teacher.rows] == [
+            *("Full (dense)", "One-shot magnitude", "ISP"),
+            "ISP (isp.combine=vote training.temperature=4.0)",
+        ]
+    best = [
+        {name for name, cells in table.rows if cells[0].bold}
+        for table in results_chapter(runs).tables
+    ]
+    assert best == [{"ISP"}, {"One-shot magnitude"}]
+    figures.accuracy_vs_sparsity(runs, tmp_path / "figure.png")

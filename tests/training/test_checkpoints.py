@@ -304,6 +304,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{"warmup": 0.1, "clip_norm": 0.5, "dropout": 0.2, "freeze_embeddings": False, "crop": 0.1},
     **{"precision": "bf16", "processes": 2, "evaluations": 7, "seed": 4},
     **{"metric": "matthews", "flip": True, "cycles": 3, "lowest_rate": 0.1},
+    **{"teacher": "dense", "temperature": 4.0, "hardness": 0.5},
 }
 
 

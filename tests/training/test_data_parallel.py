@@ -44,14 +44,26 @@ def train(base: Path, data: Texts, processes: int, after_step: Any = None, **cha
             after_step(step)
 
     cost, recipe = Cost(), replace(RECIPE, processes=processes, **changes)
-    state = loop.train(model, state, mask, data, recipe, cost,
-                       last=12, total=12, label="test", after_step=note)  # fmt: skip
+    teacher = None
+    if recipe.taught:
+        weights = new_classifier(base, 2, 9).state_dict()
+        teacher = bert.classifier(base, weights, **bert_settings(2, 0.0))
+    state = loop.train(
+        model, state, mask, data, recipe, cost,
+        last=12, total=12, label="test", teacher=teacher, after_step=note,
+    )  # fmt: skip
     return losses, state, mask, cost
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_bert: Path, data: Texts) -> Any:
     return train(tiny_bert, data, 1)
+
+
+def test_each_process_has_the_teacher(tiny_bert: Path, data: Texts, alone: Any) -> None:
+    one, two = (train(tiny_bert, data, n, teacher="dense", temperature=1.0) for n in (1, 2))
+    assert two[0] == pytest.approx(one[0], abs=1e-4) and abs(one[0][-1] - alone[0][-1]) > 1e-3
+    assert two[3].flops == pytest.approx(4 / 3 * alone[3].flops)
 
 
 def test_two_processes_have_the_losses_and_weights_of_one(

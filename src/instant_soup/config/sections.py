@@ -5,7 +5,7 @@ What a `null` stands for is each field's default in the preset: `paper` is Table
 texts were chosen).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from instant_soup.config.fields import (
@@ -21,9 +21,12 @@ from instant_soup.config.fields import (
     one_of,
     or_word,
     setting,
+    settings_of,
 )
 
 TEXTS, IMAGES = ("bert",), ("clip",)
+NO_TEACHER = "none"
+OF_TEACHER = ("teacher", "temperature", "hardness")  # settings of training
 SEED = integer(0, 2**31 - 1)
 PRECISION = one_of("auto", "fp32", "bf16")
 
@@ -116,6 +119,19 @@ class Training:
     precision: str = setting("auto | bf16 | fp32", PRECISION, default="auto")
     processes: int = setting("that share each batch, one a GPU", integer(1, 1024), default=1)
     evaluations: int = setting("validations over T", integer(1, 10_000), paper=20, quick=4)
+    teacher: str = setting(
+        "none | dense (every row but dense learns from the dense row's finished network)",
+        one_of(NO_TEACHER, "dense"),
+        default=NO_TEACHER,
+    )
+    temperature: float = setting(
+        "teacher: both networks' outputs are divided by it",
+        number(0, 100, low_too=False),
+        default=2.0,
+    )
+    hardness: float = setting(
+        "teacher: its share in the loss; the labels have the rest", number(0, 1), default=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,3 +175,13 @@ class Recipe(Training):
     flip: bool = False
     cycles: int = 1  # of the learning rate over T: a method asks for more
     lowest_rate: float = 0.0  # at the end of each of several, as a share of learning_rate
+
+    @property
+    def taught(self) -> bool:
+        """Whether the network learns from a teacher."""
+        return self.teacher != NO_TEACHER
+
+    def untaught(self) -> "Recipe":
+        """The same without a teacher."""
+        fields = settings_of(Training)
+        return replace(self, **{name: fields[name].metadata["defaults"][""] for name in OF_TEACHER})

@@ -14,7 +14,7 @@ from instant_soup.methods.rounds import OnTheWay
 class GMP(Progressive):
     """Progressive magnitude pruning, tuned: so every late prune has a high rate to recover by.
 
-    Without the teacher of the paper.
+    The paper trains it under a teacher, too: `training.teacher: dense`.
     """
 
     name: ClassVar[str] = "gmp"

@@ -26,11 +26,19 @@ from instant_soup.config.fields import (
     settings_of,
     some_of,
 )
-from instant_soup.config.sections import SEED, Data, Pretraining, Recipe, Training
+from instant_soup.config.sections import (
+    NO_TEACHER,
+    OF_TEACHER,
+    SEED,
+    Data,
+    Pretraining,
+    Recipe,
+    Training,
+)
 from instant_soup.data.local import READS, resolve_data
 from instant_soup.errors import UserError
 from instant_soup.methods import registry
-from instant_soup.methods.base import Method
+from instant_soup.methods.base import AtStart, Method
 from instant_soup.methods.isp import ISP
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel, family_of, prunable_weights, resolve_model
@@ -195,6 +203,7 @@ def check_rows(params: Params) -> list[float]:
                 f"params.yaml: exports: {row} is no row of this run; allowed: "
                 f"{' | '.join(params.rows)}"
             )
+    _check_teacher(params)
     size, processes = params.training.batch_size, params.training.processes
     if size % processes:
         raise UserError(
@@ -202,6 +211,18 @@ def check_rows(params: Params) -> list[float]:
             "equally; allowed: a divisor of it"
         )
     return sparsities
+
+
+def _check_teacher(params: Params) -> None:
+    """UserError for a setting of a teacher where there is none."""
+    for key in OF_TEACHER[1:]:
+        if params.training.teacher == NO_TEACHER and getattr(params.training, key) != default_of(
+            settings_of(Training)[key], params.family, params.top.preset
+        ):
+            raise UserError(
+                f"params.yaml: training.{key}: {getattr(params.training, key)} is for "
+                "training.teacher: dense; allowed without it: null"
+            )
 
 
 def check_sizes(params: Params, model: BaseModel) -> None:
@@ -255,6 +276,8 @@ def planned(raw: Any) -> dict[str, Planned]:
     recipe = Recipe(
         **vars(params.training), seed=top.seed, metric=data.metric, flip=images and data.flip
     )
+    dense = recipe.untaught()
+    teacher = dense if recipe.taught else None
     # Of images no seed: the head is the text tower's, so all seeds start from the same network.
     head = Head(classes=data.labels, templates=data.templates) if images else Head(seed=top.seed)
     files = {
@@ -263,26 +286,31 @@ def planned(raw: Any) -> dict[str, Planned]:
         "base": Planned("prepare_model", model),
         "encode": Planned("encode_data", EncodeStage(max_length=params.data.max_length)),
         "start": Planned("attach_head", head),
-        "dense": Planned("dense_finetune", TrainStage(recipe=recipe, start="models/start")),
+        "dense": Planned("dense_finetune", TrainStage(recipe=dense, start="models/start")),
     }
     of_isps = isp.recipe(recipe)
     for i in range(ROUNDS):
-        files |= _isp_round(i, isp, of_isps, sparsities)
+        files |= _isp_round(i, isp, of_isps, teacher, sparsities)
     of_isp = len(sparsities), isp.denoisers
     last = f"models/isp/round_{len(sparsities) - 1}"
     files["retrain_isp"] = Planned(
         "sparse_retrain",
-        RetrainStage(recipe=of_isps, start=last, isp_rounds=of_isp[0], isp_denoisers=of_isp[1]),
-    )
+        RetrainStage(
+            recipe=of_isps, start=last, teacher=teacher,
+            isp_rounds=of_isp[0], isp_denoisers=of_isp[1],
+        ),
+    )  # fmt: skip
     for name in [*top.methods, *(n for n in needy() if n not in top.methods)]:
         method = params.method(name)
         if name not in top.methods:
             files[f"ticket_{name}"] = Planned("find_ticket", None)
             continue
-        ticket = _ticket(method, top, method.recipe(recipe), head, of_isp)
+        ticket = _ticket(method, top, method.recipe(recipe), teacher, head, of_isp)
         files[f"ticket_{name}"] = Planned("find_ticket", ticket, (name, *method.needs))
         folder = f"models/tickets/{name}/{'of_isp' if method.needs else 'found'}"
-        retrain = RetrainStage(recipe=method.recipe(recipe), start="models/start", ticket=folder)
+        retrain = RetrainStage(
+            recipe=method.recipe(recipe), start="models/start", teacher=teacher, ticket=folder
+        )
         files[f"retrain_{name}"] = Planned("sparse_retrain", retrain)
     for name in params.rows:
         identity = EvaluateStage(
@@ -311,7 +339,9 @@ def needy() -> list[str]:
     return [name for name, method in registry.methods().items() if method.needs]
 
 
-def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dict[str, Planned]:
+def _isp_round(
+    i: int, isp: ISP, recipe: Recipe, teacher: Recipe | None, sparsities: list[float]
+) -> dict[str, Planned]:
     """The files of one of ISP's rounds: training, weak masks, soup."""
     names = (f"calibrate_{i}", f"weak_masks_{i}", f"soup_{i}")
     scripts = ("calibrate", "weak_mask", "mask_soup")
@@ -320,10 +350,12 @@ def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dic
     start = f"models/isp/round_{i - 1}" if i else "models/start"
     # Where all rounds together take a share of T, a round's length depends on their number.
     rounds = i + 1 if isp.nested else len(sparsities)
-    calibrate = CalibrateStage(recipe=recipe, start=start, schedule=isp.timing, rounds=rounds)
+    calibrate = CalibrateStage(
+        recipe=recipe, start=start, teacher=teacher, schedule=isp.timing, rounds=rounds
+    )
     # Its rate is constant over a number of steps: of training, no more enters.
     ahead = dataclasses.replace(
-        recipe, epochs=0.0, weight_decay=0.0, warmup=0.0, evaluations=0, metric="",
+        recipe.untaught(), epochs=0.0, weight_decay=0.0, warmup=0.0, evaluations=0, metric="",
         cycles=1, lowest_rate=0.0,
     )  # fmt: skip
     weak = WeakMasksStage(
@@ -345,16 +377,24 @@ def _isp_round(i: int, isp: ISP, recipe: Recipe, sparsities: list[float]) -> dic
 
 
 def _ticket(
-    method: Method, top: Top, recipe: Recipe, head: Head, of_isp: tuple[int, int]
+    method: Method,
+    top: Top,
+    recipe: Recipe,
+    teacher: Recipe | None,
+    head: Head,
+    of_isp: tuple[int, int],
 ) -> TicketStage:
     """What a method's ticket depends on: seed and training only where it looks at them."""
     seeded, trains = "seed" in method.looks_at, "data" in method.looks_at
+    if isinstance(method, AtStart):  # gradients and inputs are those of a network without a teacher
+        recipe, teacher = recipe.untaught(), None
     return TicketStage(
         method=method.name,
         settings={name: getattr(method, name) for name in settings_of(type(method))},
         sparsity=top.sparsity,
         seed=top.seed if seeded and not trains else None,
         recipe=recipe if trains else None,
+        teacher=teacher if trains and not method.needs else None,
         isp_rounds=of_isp[0] if method.needs else None,
         isp_denoisers=of_isp[1] if method.needs else None,
         head=dataclasses.replace(head, seed=top.seed) if method.needs else None,

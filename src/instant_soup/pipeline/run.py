@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from instant_soup.errors import UserError
 from instant_soup.models import base as models
 from instant_soup.models.head import Head
 from instant_soup.pipeline import workspace
-from instant_soup.pipeline.workspace import BASE, ENCODED
+from instant_soup.pipeline.workspace import BASE, ENCODED, START
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import checkpoints, loop, metrics
@@ -51,10 +52,14 @@ class PipelineRun(Run):
         *,
         code: str = "",
         engine: str = "",
+        teacher: Recipe | None = None,
         stored: bool = True,
         **more: Any,
     ) -> None:
-        """`engine`: digest of the sources that train. Without `stored` nothing is gone on from."""
+        """`engine`: digest of the sources that train. Without `stored` nothing is gone on from.
+
+        `teacher`: the dense row's recipe, where the run's own has a teacher.
+        """
         _, total = budget(recipe)
         store, origin = None, ""
         if stored:
@@ -68,6 +73,17 @@ class PipelineRun(Run):
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
         self.head = Head()
         self.splits: dict[str, Split] = {}
+        self.engine, self.teacher = engine, teacher
+
+    @cached_property
+    def of_teacher(self) -> "PipelineRun":
+        """The dense row's run, at its end: the store has it, or it is trained here."""
+        assert self.teacher is not None
+        dense = PipelineRun(*workspace.load_start(START), self.teacher, engine=self.engine)
+        dense.splits = self.splits
+        dense.train(dense.total, "teacher")
+        dense.state = State(dense.state.weights, step=dense.total)  # which needs no moments
+        return dense
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,6 +106,8 @@ class PipelineRun(Run):
                 f"isp.calibration: mask finding takes the whole budget of {self.total} steps: "
                 "lower it, or raise training.epochs"
             )
+        if self.recipe.taught and self.state.step < last:
+            _ = self.of_teacher  # before this training's own entry of the store is held
         super().train(last, label, **how)
 
     def take(
@@ -107,9 +125,12 @@ class PipelineRun(Run):
         after_step: AfterStep | None = None,
     ) -> State:
         data = self._split("train")
+        teacher = None
+        if recipe.taught and total is not None and state.step < last:  # no look-ahead
+            teacher = classifier(self.of_teacher.state)
         return loop.train(
             network, state, pruner, data if rows is None else data.subset(rows), recipe, cost,
-            last=last, total=total, label=label, after_step=after_step,
+            last=last, total=total, label=label, teacher=teacher, after_step=after_step,
         )  # fmt: skip
 
     def batches(self, first: int, last: int) -> Iterator[Any]:

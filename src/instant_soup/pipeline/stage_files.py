@@ -53,11 +53,13 @@ class EncodeStage(Stored):
 class TrainStage(Stored):
     """Training from a folder with a state and a mask.
 
-    `code`: digest of all sources that the stage runs; `engine`: of those that train.
+    `teacher`: the dense row's recipe, where the network learns from it. `code`: digest of all
+    sources that the stage runs; `engine`: of those that train.
     """
 
     recipe: Recipe
     start: str
+    teacher: Recipe | None = None
     code: str = ""
     engine: str = ""
 
@@ -98,6 +100,7 @@ class TicketStage(Stored):
     sparsity: float
     seed: int | None = None
     recipe: Recipe | None = None
+    teacher: Recipe | None = None
     isp_rounds: int | None = None  # of rows that are made of ISP's ticket
     isp_denoisers: int | None = None
     head: Head | None = None  # of a network that is drawn again

@@ -17,6 +17,7 @@ from instant_soup.reports.results import (
     CELL,
     SOUPS,
     ZERO_SHOT,
+    blocks,
     common_variant,
     costs,
     heading,
@@ -307,11 +308,18 @@ Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]
 def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     """Save a figure with `draw`'s panel for each section of a summary, and one legend for all.
 
+    Rows that had a teacher are in panels of their own.
+
     Sections with several sparsities come first; those with a single one get smaller panels below.
     """
     cells = cells[cells["method"] != ZERO_SHOT]  # far below, it would flatten all others
-    sections = sorted(cells.groupby(SECTION), key=lambda pair: _is_a_point(pair[1]))
-    curves = sum(not _is_a_point(own) for _, own in sections) or max(1, len(sections))
+    sections = [
+        (section, teacher, own)
+        for teacher, block in blocks(cells)
+        for section, own in block.groupby(SECTION)
+    ]
+    sections.sort(key=lambda one: _is_a_point(one[2]))
+    curves = sum(not _is_a_point(own) for *_, own in sections) or max(1, len(sections))
     points = max(0, len(sections) - curves)
     columns = 1 if len(sections) < 2 else 2
     lines = -(-curves // 2)
@@ -325,10 +333,11 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     for place, width in places:
         line, left = divmod(place, 6)
         panels.append(figure.add_subplot(grid[line, left : left + width]))
-    for axes, (section, own) in zip(panels, sections, strict=False):
+    for axes, (section, teacher, own) in zip(panels, sections, strict=False):
         variant, own = common_variant(own)
         draw(axes, own, section[3], list(cells["method"]))
-        axes.set_title("\n".join(filter(None, (heading(section), variant))), fontsize=9)
+        title = filter(None, (heading(section), teacher, variant))
+        axes.set_title("\n".join(title), fontsize=9)
     handles: dict[str, Any] = {}
     for axes in panels:
         found, names = axes.get_legend_handles_labels()

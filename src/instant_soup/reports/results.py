@@ -95,6 +95,24 @@ def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return variants.pop(), cells.assign(variant="")
 
 
+def blocks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Rows that had no teacher, and those that had one: never in one table.
+
+    Each with what their variants say of it, "" or training.teacher=…, and leave out from here on.
+    """
+    found, taught = [], rows["variant"].map(teacher_of)
+    for teacher in sorted(set(taught)):
+        own = rows[taught == teacher]
+        left = [" ".join(part for part in v.split() if part != teacher) for v in own["variant"]]
+        found.append((teacher, own.assign(variant=left)))
+    return found
+
+
+def teacher_of(variant: str) -> str:
+    """What a variant says of a teacher: training.teacher=…, or nothing."""
+    return next((part for part in variant.split() if part.startswith("training.teacher=")), "")
+
+
 def summary(ledger: pd.DataFrame) -> pd.DataFrame:
     """Over seeds: n, mean and sample standard deviation (NaN for n = 1) of `value`, per CELL."""
     groups = ledger.groupby(CELL, sort=True)["value"]
@@ -139,14 +157,22 @@ def shared_settings(variant: str) -> str:
 
 def results_chapter(ledger: pd.DataFrame) -> Chapter:
     """Per section, methods by sparsities: mean ± std over seeds, variants beneath their method."""
-    sections = summary(ledger).groupby(SECTION, sort=True) if len(ledger) else []
-    return Chapter("Results", "", [_results_table(s, cells, ledger) for s, cells in sections])
+    tables = [
+        _results_table(section, teacher, cells, own)
+        for teacher, own in blocks(ledger)
+        for section, cells in summary(own).groupby(SECTION, sort=True)
+    ]
+    return Chapter("Results", "", tables)
 
 
 def cost_chapter(ledger: pd.DataFrame) -> Chapter:
     """Per section, what each method cost at each sparsity, means over seeds."""
-    sections = costs(ledger).groupby(SECTION, sort=True) if len(ledger) else []
-    return Chapter("Cost", COST_TEXT, [_cost_table(s, cells, ledger) for s, cells in sections])
+    tables = [
+        _cost_table(section, teacher, cells, own)
+        for teacher, own in blocks(ledger)
+        for section, cells in costs(own).groupby(SECTION, sort=True)
+    ]
+    return Chapter("Cost", COST_TEXT, tables)
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
@@ -255,7 +281,9 @@ def _value(cell: dict[Hashable, Any], plain: bool) -> str:
     return text if plain else f"{text} (n = {cell['n']})"
 
 
-def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
+def _results_table(
+    section: tuple, teacher: str, cells: pd.DataFrame, ledger: pd.DataFrame
+) -> Table:
     model, dataset, preset, metric = section
     variant, cells = common_variant(in_units(cells))
     methods, count = methods_of(cells), one_count(cells)
@@ -269,10 +297,10 @@ def _results_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) ->
         f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
         f"Model {model} (weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
         f"precision {precision or 'not recorded'}."
-        f"{_unsettled_words(_drawn_in(ledger, section, variant))}"
+        f"{_unsettled_words(_drawn_in(ledger, section, variant))}{TAUGHT if teacher else ''}"
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
-    return Table(heading(section, variant), header, rows_of(methods, columns), caption)
+    return Table(heading(section, teacher, variant), header, rows_of(methods, columns), caption)
 
 
 def spread_words(cells: pd.DataFrame) -> str:
@@ -284,6 +312,10 @@ def spread_words(cells: pd.DataFrame) -> str:
     return f"mean ± sample standard deviation over seeds{counts}.{single}"
 
 
+TAUGHT = (
+    f" Every row but {METHOD_NAMES[registry.DENSE]} learnt from that row's network, whose "
+    "fine-tuning is in their cost."
+)
 UNRANKED = " The dense network is no better than guessing here, so no row is called best or better."
 
 
@@ -305,7 +337,7 @@ COST_TEXT = (
 )
 
 
-def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
+def _cost_table(section: tuple, teacher: str, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
     per_unit, flop = _flop_unit(cells[["flops", "sparse_flops"]].max(axis=None))
     columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
     columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
@@ -329,8 +361,9 @@ def _cost_table(section: tuple, cells: pd.DataFrame, ledger: pd.DataFrame) -> Ta
         ]
         rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
     drawn = _drawn_in(ledger, section, variant)
-    caption = _drawing_words(drawn) + _unsettled_words(drawn)
-    return Table(heading(section, variant), [("", name) for name in columns], rows, caption)
+    caption = _drawing_words(drawn) + _unsettled_words(drawn) + (TAUGHT if teacher else "")
+    header = [("", name) for name in columns]
+    return Table(heading(section, teacher, variant), header, rows, caption.strip())
 
 
 def _drawn_in(ledger: pd.DataFrame, section: tuple, variant: str) -> pd.DataFrame:
@@ -387,9 +420,9 @@ def number(value: float | None, form: str) -> str:
     return MISSING if value is None or math.isnan(value) else format(value, form)
 
 
-def heading(section: tuple, variant: str = "") -> str:
+def heading(section: tuple, *variants: str) -> str:
     """A section's model, data and preset, and what all of its rows change in that."""
-    return " · ".join([*section[:3], *([variant] if variant else [])])
+    return " · ".join([*section[:3], *filter(None, variants)])
 
 
 # The end of a run

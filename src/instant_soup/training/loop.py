@@ -109,6 +109,29 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels)
 
 
+def distilled(
+    logits: torch.Tensor,
+    taught: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    hardness: float,
+) -> torch.Tensor:
+    """The loss of a network that learns from labels and from a teacher's outputs `taught`.
+
+    (1 − h) · L(logits, labels) + h · T² · KL(softmax(taught / T) ‖ softmax(logits / T)), mean over
+    rows (Hinton et al. 2015, arXiv 1503.02531). For regression the second term is h times the mean
+    squared error against the teacher's output, without a temperature.
+    """
+    hard, logits, taught = loss_of(logits, labels), logits.float(), taught.float()
+    if labels.is_floating_point():
+        soft = functional.mse_loss(logits, taught)
+    else:
+        own, aim = (functional.log_softmax(one / temperature, dim=-1) for one in (logits, taught))
+        between = functional.kl_div(own, aim, reduction="batchmean", log_target=True)
+        soft = temperature**2 * between
+    return (1 - hardness) * hard + hardness * soft
+
+
 def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.ndarray, np.ndarray]:
     """Kind of task, predictions and labels of a split, as `metrics.scores` takes them."""
     model.eval()
@@ -139,10 +162,12 @@ def train(
     last: int,
     total: int | None,
     label: str,
+    teacher: nn.Module | None = None,
     after_step: AfterStep | None = None,
 ) -> State:
     """`take_steps` of a classifier over an encoded split, in the split's one data order.
 
+    With a teacher the loss is `distilled`; it is passed each batch, too, as it is when evaluated.
     Where `recipe.processes` are several, they share each batch (data_parallel.py).
     """
     pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
@@ -151,16 +176,24 @@ def train(
         kind, cpu = data.labels.device.type, torch.device("cpu")
         data_parallel.check(processes, recipe.batch_size, len(data), kind)
         beside = copy.deepcopy(model).cpu() if kind == "cuda" else model
-        others = (beside, state, pruner, to_device(data, cpu), recipe, last, total)
+        aside = copy.deepcopy(teacher).cpu() if teacher is not None else None
+        others = (beside, state, pruner, to_device(data, cpu), recipe, last, total, aside)
         with data_parallel.together(processes, kind, _train_beside, *others):
-            return train(model, state, pruner, data, recipe, cost,
-                         last=last, total=total, label=label, after_step=after_step)  # fmt: skip
+            return train(
+                model, state, pruner, data, recipe, cost,
+                last=last, total=total, label=label, teacher=teacher, after_step=after_step,
+            )  # fmt: skip
     # torch's fused attention is quick forward on a CPU, but slow backward (docs/method.md).
     if data.labels.device.type == "cpu" and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")  # type: ignore[operator]
 
     def loss(batch: Batch) -> torch.Tensor:
-        return loss_of(logits_of(model, batch), batch["labels"])
+        logits, labels = logits_of(model, batch), batch["labels"]
+        if teacher is None:
+            return loss_of(logits, labels)
+        with torch.no_grad():
+            taught = logits_of(teacher, batch)
+        return distilled(logits, taught, labels, recipe.temperature, recipe.hardness)
 
     def flops(batch: Batch) -> tuple[float, float]:
         of_share = forward_flops(model, pruner.mask, batch)
@@ -170,9 +203,12 @@ def train(
     if data_parallel.size() > 1:
         batches = ((step, data_parallel.share(batch)) for step, batch in batches)
     model.to(data.labels.device)
+    if teacher is not None:
+        teacher.to(data.labels.device).eval()
     return take_steps(
         model, state, pruner, batches, loss, flops, recipe, cost,
-        last=last, total=total, label=label, after_step=after_step,
+        last=last, total=total, label=label, passes_beside=int(teacher is not None),
+        after_step=after_step,
     )  # fmt: skip
 
 
@@ -197,14 +233,18 @@ def _train_beside(
     recipe: Recipe,
     last: int,
     total: int | None,
+    teacher: nn.Module | None,
 ) -> None:
     """The same training in another process of data_parallel.py, on a device of its own.
 
     Model and state come in memory that the first process trains in, so copies are trained.
     """
-    model, state, pruner = copy.deepcopy((model, state, pruner))
+    model, state, pruner, teacher = copy.deepcopy((model, state, pruner, teacher))
     here = to_device(data, data_parallel.own_device())
-    train(model, state, pruner, here, recipe, Cost(), last=last, total=total, label="beside")
+    train(
+        model, state, pruner, here, recipe, Cost(),
+        last=last, total=total, label="beside", teacher=teacher,
+    )  # fmt: skip
 
 
 def take_steps(
@@ -220,6 +260,7 @@ def take_steps(
     last: int,
     total: int | None,
     label: str,
+    passes_beside: int = 0,
     after_step: AfterStep | None = None,
 ) -> State:
     """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
@@ -229,7 +270,8 @@ def take_steps(
     rate decays to zero over `total` steps, or falls in cycles; with total=None it is constant (a
     look-ahead). The model stays on its
     device. `pruner` keeps it sparse (pruner.py); a mask stands for `FixedMask`. `flops_of_batch`
-    gives a forward pass's FLOPs in prunable matrices and elsewhere. `after_step(steps done, loss,
+    gives a forward pass's FLOPs in prunable matrices and elsewhere; `passes_beside` says how many
+    of a dense network, a teacher's, come with each step. `after_step(steps done, loss,
     snapshot)` is called after each step; `snapshot()` is the state at that point.
     UserError when a loss is not finite, at the latest UNSEEN steps later and before any state is
     taken.
@@ -296,8 +338,9 @@ def take_steps(
         pruner.after_step(step)
         if flops_of_batch is not None:
             in_prunable, others = flops_of_batch(batch)
-            cost.flops += 3 * (in_prunable + others)
-            cost.sparse_flops += 3 * (in_prunable * kept / prunable + others)
+            beside = passes_beside * (in_prunable + others)
+            cost.flops += 3 * (in_prunable + others) + beside
+            cost.sparse_flops += 3 * (in_prunable * kept / prunable + others) + beside
         cost.steps += 1
         cost.seconds += time.perf_counter() - mark
         if after_step is not None:
