@@ -281,6 +281,8 @@ def recipe_of_dense() -> Recipe:
 class Idle(PipelineRun):
     """A run that trains nothing: only where it would keep it is asked."""
 
+    of_teacher: Any = None
+
     def take(self, network: Any, state: State, *given: Any, **named: Any) -> State:
         return state
 
