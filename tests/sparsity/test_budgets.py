@@ -59,7 +59,7 @@ def test_budgets_add_up_within_their_bounds(sizes, share, random) -> None:
     parts = {name: max(0.0, value) for name, value in wanted.items()}
     near = budgets.in_proportion(parts, most, total)
     assert sum(near.values()) == pytest.approx(total)
-    below = [n for n in most if near[n] < most[n] and parts[n] > 0]
+    below = [n for n in most if near[n] < most[n] and parts[n] > 1e-9]
     factors = [near[name] / parts[name] for name in below]
     assert factors == pytest.approx([factors[0]] * len(factors) if factors else [])
 
@@ -69,6 +69,7 @@ def test_what_fits_is_only_rounded() -> None:
     most = dict.fromkeys(wanted, 9)
     assert budgets.allot(wanted, most, 7) == masks.share_out(wanted, 7) == {"a": 3, "b": 3, "c": 1}
     assert budgets.allot({"a": 5.0, "b": 0.0}, {"a": 2, "b": 4}, 5) == {"a": 2, "b": 3}
+    assert budgets.allot({"a": 5e-324}, {"a": 2}, 1) == {"a": 1}
 
 
 def test_owls_densities_are_the_papers() -> None:

@@ -46,14 +46,16 @@ def in_proportion(parts: Mapping[str, float], most: Mapping[str, float], total: 
     found: dict[str, float] = {}
     while len(found) < len(parts):
         left = [name for name in parts if name not in found]
-        room = total - sum(found.values())
+        room = max(0.0, total - sum(found.values()))
         own = {name: parts[name] for name in left}
         if not sum(own.values()) > 0:
             own = {name: most[name] for name in left}
-        factor = room / sum(own.values()) if sum(own.values()) > 0 else 0.0
-        over = [name for name in left if factor * own[name] > most[name]]
+        whole = sum(own.values()) or 1.0
+        # The share first: room by a tiny whole would be infinite.
+        near = {name: room * (own[name] / whole) for name in left}
+        over = [name for name in left if near[name] > most[name]]
         if not over:
-            return found | {name: factor * own[name] for name in left}
+            return found | near
         found |= {name: float(most[name]) for name in over}
     return found
 
