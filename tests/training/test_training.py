@@ -414,6 +414,23 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(
         train(fresh, 10)
 
 
+@pytest.mark.parametrize("last", [12, 3])
+def test_where_losses_are_looked_at_later_no_state_is_kept_of_a_bad_one(
+    fresh, train, monkeypatch, last: int
+) -> None:
+    """As on a GPU: a state is taken at the end, or before the next look at the losses."""
+    monkeypatch.setitem(loop.UNSEEN, "cpu", 5)
+    states: list[State] = []
+
+    def keep(step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
+        if step == 4:
+            states.append(snapshot())
+
+    with pytest.raises(UserError, match="the loss of step 2 is nan: try a smaller learning rate"):
+        train(fresh, last, learning_rate=1e30, after_step=keep)
+    assert states == []
+
+
 def test_the_loss_is_cross_entropy_for_classes_and_squared_error_for_numbers() -> None:
     logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     expected = (torch.tensor(2.0).log() + (1 + torch.tensor(2.0).exp()).log()) / 2

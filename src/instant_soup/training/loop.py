@@ -32,7 +32,7 @@ from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
 
 Batch = dict[str, torch.Tensor]
-UNSEEN = 5  # steps on a GPU after which losses are looked at
+UNSEEN = {"cpu": 1, "cuda": 5}  # by device: steps after which their losses are looked at
 
 
 def device() -> torch.device:
@@ -291,15 +291,14 @@ def take_steps(
     warmup = round(recipe.warmup * total) if total else 0
 
     taken = first  # steps: counted before anything moves, so that no torn state passes for one
-    recent: list[torch.Tensor] = []  # losses not looked at yet: to look is to wait for a GPU
+    recent: dict[int, torch.Tensor] = {}  # losses not looked at yet: to look is to wait for a GPU
 
     def check() -> None:
-        finite = [] if not recent else torch.stack(recent).isfinite().tolist()
+        finite = torch.stack([*recent.values()]).isfinite().tolist() if recent else []
         if not all(finite):
-            number = finite.index(False)
-            failed = step + 1 - len(recent) + number
+            failed = [*recent][finite.index(False)]
             raise UserError(
-                f"{label}: the loss of step {failed + 1} is {recent[number].item()}: "
+                f"{label}: the loss of step {failed + 1} is {recent[failed].item()}: "
                 + _likely_causes(failed == first, recipe)
             )
         recent.clear()
@@ -327,8 +326,8 @@ def take_steps(
         if data_parallel.size() > 1:
             loss = loss.detach()
             data_parallel.average([loss, *(p.grad for p in trainable if p.grad is not None)])
-        recent.append(loss.detach().float().reshape(()))
-        if where.type == "cpu" or len(recent) == UNSEEN:
+        recent[step] = loss.detach().float().reshape(())
+        if len(recent) == UNSEEN.get(where.type, 1):
             check()
         kept, prunable, taken = pruner.kept, pruner.prunable, step + 1
         pruner.after_backward(step)
