@@ -242,11 +242,21 @@ def test_an_unknown_tag_is_refused(tag: str, tmp_path: Path, monkeypatch):
         clip.load_pretrained(replace(MODELS["clip-vit-b32"], tag=tag))
 
 
-def test_a_folder_does_not_stand_in_for_a_text_tower_of_the_hub(tmp_path: Path, monkeypatch):
+def test_a_folder_does_not_stand_in_for_a_text_tower_of_the_hub(
+    tiny_clip: Path, tmp_path: Path, monkeypatch
+):
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    config = read_json(folder / clip.CONFIG)
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = "roberta-base"
+    write_json(folder / clip.CONFIG, config)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "roberta-base").mkdir()
-    with pytest.raises(UserError, match=r"hf_model_name: roberta-base is of the hub.*rename"):
-        clip.refuse_stand_ins({"text_cfg": {"hf_model_name": "roberta-base"}})
+    for load in (
+        lambda: clip.load_pretrained(local(folder)),
+        lambda: clip.zero_shot_head(folder, ["a", "b"], ["{}"]),
+    ):
+        with pytest.raises(UserError, match=r"hf_model_name: roberta-base is of the hub.*rename"):
+            load()
 
 
 def test_weights_of_another_type_are_trained_in_fp32_and_bad_ones_refused(

@@ -61,21 +61,18 @@ def open_clip(optional: bool = False) -> Any:
 
 
 def model_config_of(folder: str | Path) -> dict:
-    """A folder's model configuration; UserError where it asks to run code that comes with it."""
+    """A folder's model configuration; UserError where it asks for what is not of that model.
+
+    That is code that comes with it, or a name of the hub that a folder here has, too.
+    """
     config = read_json(Path(folder) / CONFIG)["model_cfg"]
     if (config.get("text_cfg", {}).get("tokenizer_kwargs") or {}).get("trust_remote_code"):
         raise UserError(
             f"model: {folder}/{CONFIG} asks for trust_remote_code: true; allowed: false, as no "
             "code of a model's own is run here"
         )
+    refuse_stand_ins(config)
     return config
-
-
-def needs_optional(model_config: dict) -> bool:
-    """Whether a model has a tower of timm or transformers, or a tokenizer of transformers."""
-    text = model_config.get("text_cfg", {})
-    wanted = (text.get("hf_model_name"), text.get("hf_tokenizer_name"))
-    return any(wanted) or bool(model_config.get("vision_cfg", {}).get("timm_model_name"))
 
 
 def refuse_stand_ins(model_config: dict) -> None:
@@ -88,6 +85,13 @@ def refuse_stand_ins(model_config: dict) -> None:
                 f"model: text_cfg.{key}: {name} is of the hub, but open_clip would take the folder "
                 f"{Path(name).resolve()}; rename that"
             )
+
+
+def needs_optional(model_config: dict) -> bool:
+    """Whether a model has a tower of timm or transformers, or a tokenizer of transformers."""
+    text = model_config.get("text_cfg", {})
+    wanted = (text.get("hf_model_name"), text.get("hf_tokenizer_name"))
+    return any(wanted) or bool(model_config.get("vision_cfg", {}).get("timm_model_name"))
 
 
 class ImageClassifier(nn.Module):
@@ -142,7 +146,7 @@ def load_pretrained(model: BaseModel) -> tuple[Any, dict, Any]:
         # The tag says which activation its weights were trained with; open_clip itself only warns.
         if known.get("quick_gelu", False):
             model_config["quick_gelu"] = True
-    refuse_stand_ins(model_config)
+        refuse_stand_ins(model_config)
     try:
         network = package.create_model(
             where,
