@@ -127,6 +127,16 @@ def encode(
     return Texts(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
 
 
+def check_tokens(name: str, texts: Texts, vocabulary: int | None) -> None:
+    """UserError when texts have tokens that a model's vocabulary, where it has one, lacks."""
+    largest = int(texts.input_ids.max())
+    if vocabulary is not None and largest >= vocabulary:
+        raise UserError(
+            f"model: {name}: its tokenizer gives the token {largest}, its vocab_size is "
+            f"{vocabulary}; allowed: a model's own tokenizer"
+        )
+
+
 def count_longer(tokenizer_file: str | Path, texts: list[list[str]], max_length: int) -> int:
     """How many rows of one or two texts have more tokens than `max_length`."""
     from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from instant_soup.config.fields import integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, key_of
 from instant_soup.methods.erdos_renyi import densities
-from instant_soup.methods.snip import OnBatches
+from instant_soup.methods.on_batches import OnBatches
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
-from instant_soup.methods.snip import OnBatches
+from instant_soup.methods.on_batches import OnBatches
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Run

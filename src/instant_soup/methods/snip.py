@@ -3,29 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, setting
-from instant_soup.methods.base import AtStart, register
+from instant_soup.methods.base import register
+from instant_soup.methods.on_batches import OnBatches
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnBatches(AtStart):
-    """A criterion that looks at gradients on some batches of the pre-trained network."""
-
-    batches: int = setting(
-        "batches that gradients are taken of",
-        integer(1, MOST_STEPS),
-        section="criteria",
-        paper=8,
-        quick=4,
-    )
-
-    def wants_batches(self) -> bool:
-        """Gradients of some."""
-        return True
 
 
 @register

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from instant_soup.data.batches import encode
+from instant_soup.data.batches import check_tokens, encode
 from instant_soup.errors import UserError
-from instant_soup.models.encoding import check_tokens
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel, packaged_folder

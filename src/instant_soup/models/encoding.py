@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from instant_soup.data.batches import Images, Texts, count_longer, encode
+from instant_soup.data.batches import Images, Texts, check_tokens, count_longer, encode
 from instant_soup.data.images import decode
-from instant_soup.errors import UserError
 from instant_soup.files import read_json
 from instant_soup.models import clip
 
@@ -30,16 +29,6 @@ def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length:
     encoded = encode(base / "tokenizer.json", texts, labels, max_length, pad)
     check_tokens(str(base), encoded, config.get("vocab_size"))
     return encoded
-
-
-def check_tokens(name: str, texts: Texts, vocabulary: int | None) -> None:
-    """UserError when texts have tokens that a model's vocabulary, where it has one, lacks."""
-    largest = int(texts.input_ids.max())
-    if vocabulary is not None and largest >= vocabulary:
-        raise UserError(
-            f"model: {name}: its tokenizer gives the token {largest}, its vocab_size is "
-            f"{vocabulary}; allowed: a model's own tokenizer"
-        )
 
 
 def count_truncated(
