@@ -35,6 +35,7 @@ def busy_of(number: int) -> str:
         busy_of(2**22 + 1),  # of no process
         busy_of(os.getpid()),  # of one that is no DVC: the number was given anew
     ],
+    ids=["empty", "cut off", "a list", "numbers", "no process", "no DVC"],
 )
 def test_a_damaged_or_dead_list_is_removed(root: Path, text: str) -> None:
     (root / BUSY).write_text(text)
