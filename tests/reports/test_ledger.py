@@ -98,6 +98,21 @@ def test_ledger_keeps_later_rows_and_columns_it_does_not_know(tmp_path):
     assert list(kept["code_version"]) == ["v1", "v2"]
 
 
+def test_a_row_from_a_clock_that_was_ahead_is_told(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    ahead, now = "2999-01-01T10:00:00+00:00", "2026-11-21T10:00:00+00:00"
+    ledger.merge_ledger(path, [result(value=0.5, finished=ahead)], "v1")
+    assert capsys.readouterr().err == ""
+    kept = ledger.merge_ledger(path, [result(value=0.6, finished=now)], "v1")
+    assert list(kept["value"]) == [0.5]
+    warning = capsys.readouterr().err
+    assert f"finished at {ahead}, which is still to come" in warning and "isp, 0.7, 0" in warning
+    path.unlink()
+    ledger.merge_ledger(path, [result(value=0.5, finished="2026-11-22T10:00:00+00:00")], "v1")
+    ledger.merge_ledger(path, [result(value=0.6, finished=now)], "v1")
+    assert capsys.readouterr().err == ""  # an older result, as a checkout has many
+
+
 def test_ledger_with_git_conflict_is_refused(tmp_path):
     path = tmp_path / "results.csv"
     ledger_of(tmp_path, result())
@@ -357,6 +372,13 @@ def test_results_of_experiments(tmp_path, capsys):
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2
     assert any("calm-soup:reports/results/broken.json: skipped" in line for line in warnings)
+
+
+def test_a_repository_that_git_does_not_read_is_told(tmp_path, capsys):
+    (tmp_path / ".git").mkdir()  # as where the checkout is another user's: Git ends with a reason
+    assert ledger.results_of_experiments(tmp_path) == []
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: experiments are not read: git for-each-ref: fatal: ")
 
 
 def test_zero_shot_is_one_row_of_what_it_depends_on():

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,19 @@ def results_of_experiments(root: str | Path) -> list[dict[str, Any]]:
 
 
 def _git(root: str | Path, *arguments: str, stdin: bytes = b"") -> bytes:
-    """A Git command's output; nothing when Git, the repository or the object is missing."""
+    """A Git command's output; nothing where there is no Git or no repository.
+
+    A repository that Git does not read, as that of another user, is warned of.
+    """
+    command = ["git", "-C", str(root), *arguments]
     try:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, input=stdin, capture_output=True)
+    except OSError:
         return b""
+    if done.returncode and (Path(root) / ".git").exists():
+        reason = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        print(f"warning: experiments are not read: git {arguments[0]}: {reason}", file=sys.stderr)
+    return b"" if done.returncode else done.stdout
 
 
 def _experiments(root: str | Path) -> list[tuple[str, str]]:
@@ -173,13 +180,23 @@ def merge_ledger(
     """
     path = Path(ledger_csv)
     path.parent.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     with _locked(path):
         old = _read(path) if path.exists() else ""
         rows, more_columns = _parse(old, path)
         for result in with_zero_shot(results):
             row = _row(result, code_version)
-            if row["finished"] >= rows.get(_key(row), row)["finished"]:
+            other = rows.get(_key(row), row)
+            if row["finished"] >= other["finished"]:
                 rows[_key(row)] = row
+            elif other["finished"] > now:
+                print(
+                    f"warning: {path}: the row of {', '.join(row[c] for c in KEY)} finished at "
+                    f"{other['finished']}, which is still to come, and stands before a result of "
+                    f"{row['finished'] or 'unknown time'} (a clock that was ahead?); "
+                    "delete the row",
+                    file=sys.stderr,
+                )
         new = _to_text([rows[key] for key in sorted(rows)], more_columns)
         if new != old:
             with new_file(path) as unfinished:
