@@ -226,7 +226,7 @@ def run(params: Params, variant: str) -> dict[str, Any]:
     paper = {"combine": "union", "own_mask": False, "adjust": "every_round", "score": "magnitude"}
     isp, sparsity = ISP(**{**vars(params.isp), **paper}), params.top.sparsity
     kind, changes = VARIANTS[variant]
-    known = isp.some(*settings_of(kind))
+    known = isp.some(*(settings_of(kind).keys() & settings_of(ISP).keys()))
     if variant == "farther":
         changes = {"denoisers": 1, "look_ahead": isp.denoisers * isp.look_ahead}
     if variant.startswith("progressive_longer"):
@@ -313,6 +313,11 @@ BESIDE_OF_FAMILY: dict[str, dict[str, Any]] = {
         },
     },
 }
+# Settings that came later count where they are not the default.
+LATER = (
+    *("teacher", "temperature", "hardness"),
+    *("schedule", "prunes", "first_cut", "begin", "end", "cycles", "lowest_rate"),
+)
 
 
 def digest_of(params: Params) -> str:
@@ -329,7 +334,12 @@ def digest_of(params: Params) -> str:
     }
     sections = {"data": params.data, "training": params.training, "isp": params.isp}
     for section, own in sections.items():
-        rest[section] = {name: value for name, value in vars(own).items() if value is not None}
+        fields = settings_of(type(own))
+        rest[section] = {
+            name: value
+            for name, value in vars(own).items()
+            if value is not None and not (name in LATER and value == fields[name].default)
+        }
     rest["data"].pop("path", None)
     if params.isp.score == "magnitude":
         del rest["isp"]["score"]

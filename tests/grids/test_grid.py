@@ -103,10 +103,10 @@ def test_names_tell_the_cell_and_its_lane(tmp_path: Path, params):
     assert {cell.lane for cell in cells} == {"mine-minilm-reviews-sentiment-seed3"}
 
 
-def test_names_are_taken_by_git(tmp_path: Path, params):
-    hub = {**TASK, "model": "hub:google-bert/bert..base_cased"}
-    (cell,) = cells_of(tmp_path, params, tasks=[hub])
-    assert cell.name == "mine-google-bert-bert-base-cased-reviews-sentiment-s70-seed0"
+def test_names_are_taken_by_git(tmp_path: Path, params, tiny_bert: Path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "my..bert~1 @{2}")
+    (cell,) = cells_of(tmp_path, params, tasks=[{**TASK, "model": f"local:{folder}"}])
+    assert re.fullmatch(r"mine-[\w-]*bert[\w-]*-reviews-sentiment-s70-seed0", cell.name)
     subprocess.run(["git", "check-ref-format", f"refs/exps/{cell.name}"], check=True)
 
 

@@ -52,7 +52,7 @@ def test_a_method_counts_where_it_is_a_root_and_with_what_it_calls() -> None:
     own = names([script, registry.file_of("granet")])
     assert {"methods/granet.py", "training/granet_pruner.py"} <= own
     assert not {"methods/movement.py", "training/movement_pruner.py"} & own
-    assert {"methods/snip.py", "methods/grasp.py"} <= names([registry.file_of("grasp")])
+    assert {"methods/on_batches.py", "methods/grasp.py"} <= names([registry.file_of("grasp")])
 
 
 def test_a_change_of_a_source_changes_the_digest(tmp_path: Path) -> None:

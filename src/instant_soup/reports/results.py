@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from instant_soup.data.class_prompts import resolve_prompts
 from instant_soup.data.datasets import DATASETS
-from instant_soup.data.local import resolve_prompts
 from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
