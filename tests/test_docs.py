@@ -12,6 +12,7 @@ import pytest
 
 from helpers import ROOT
 
+README = (ROOT / "README.md").read_text()
 BLOCKS = [
     part.split("```")[0] for part in (ROOT / "docs/api.md").read_text().split("```python\n")[1:]
 ]
@@ -40,6 +41,32 @@ def test_a_loop_of_ones_own(tmp_path: Path) -> None:
 def test_the_trainers_callback(tmp_path: Path, tiny_bert: Path) -> None:
     shutil.copytree(tiny_bert, tmp_path / "models/base")
     assert run(BLOCKS[2], tmp_path)[-1] == "0.70"
+
+
+# The README's call, on a model and batches of ours and with fewer steps.
+IN_README = """
+import sys
+
+from helpers import loader, perceptron
+from torch.nn.functional import cross_entropy
+
+model, batches = perceptron(), loader()
+exec(sys.argv[1])
+print(pruned.method, pruned.cost["steps"], sum(int((~kept).sum()) for kept in pruned.mask.values()))
+"""
+
+
+def test_the_readmes_call(tmp_path: Path) -> None:
+    (call,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert "steps=1000" in call
+    call = call.replace("steps=1000", "steps=24")
+    (line,) = in_process(IN_README, tmp_path, ROOT, call)
+    assert line == f"isp_plus 24 {round(0.8 * (8 * 32 + 32 * 32))}"
+    assert (tmp_path / "pruned/ticket.json").exists()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
 
 
 def test_no_block_is_forgotten() -> None:
