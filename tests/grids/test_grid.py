@@ -25,10 +25,12 @@ from helpers import ROOT, environment, make_repository, run_command, stages_run
 from instant_soup.errors import UserError
 from instant_soup.grids import runner
 from instant_soup.grids.cells import Cell, identity, known_results, lanes_of, read_cells
+from instant_soup.grids.command import other_processors
 from instant_soup.pipeline import processes
 from instant_soup.pipeline.plan import plan
 from instant_soup.reports.ledger import KEY, merge_ledger
 from instant_soup.reports.paper import read_paper
+from instant_soup.training.cost import processor
 
 SHARED = ROOT.parent / "shared/data"
 ALL_METHODS = {
@@ -145,6 +147,16 @@ def test_methods_go_into_their_list(tmp_path: Path, params):
     assert bare.methods == ["dense", "isp"]
 
 
+def test_a_task_may_have_methods_of_its_own(tmp_path: Path, params):
+    tasks = [TASK, {**TASK, "methods": ["gmp"], "settings": {"gmp.cycles": 2}}]
+    plain, own = cells_of(tmp_path, params, tasks=tasks)
+    assert plain.methods == ["dense", "isp", "one_shot"] and own.methods == ["dense", "isp", "gmp"]
+    # What gmp is told changes no other row: of this cell only gmp is new.
+    assert own.without(plain.results).to_run == ("gmp",)
+    with pytest.raises(UserError, match=r"tasks\[0\].methods: 'no' is not allowed"):
+        cells_of(tmp_path, params, tasks=[{**TASK, "methods": ["no"]}])
+
+
 def test_lanes_go_from_low_to_high_sparsity_and_seed_by_seed(tmp_path: Path, params):
     tasks = [{**TASK, "sparsities": [0.9, 0.5]}, {**TASK, "dataset": "reviews-rating"}]
     cells = cells_of(tmp_path, params, tasks=tasks, seeds=[1, 0])
@@ -241,18 +253,28 @@ def test_a_cell_is_done_when_the_ledger_has_all_of_its_rows(tmp_path: Path, para
     (cell,) = cells_of(tmp_path, params)
     (more,) = cells_of(tmp_path, params, methods=["one_shot", "random"])
     (other,) = cells_of(tmp_path, params, settings={"training.epochs": 0.4})
-    assert known_results(tmp_path) == set()
-    *most, last = results_for(cell)
+    assert not known_results(tmp_path)
+    *most, last = sorted(results_for(cell), key=lambda result: result["target_sparsity"])
     merge_ledger(tmp_path / "reports/results.csv", most, "1234")
-    assert not cell.results <= known_results(tmp_path)
+    assert cell.without(known_results(tmp_path)).to_run == (last["method"],)
     merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
     known = known_results(tmp_path)
-    assert cell.results <= known
-    assert not more.results <= known and not other.results <= known
+    assert not cell.without(known).to_run
+    assert more.without(known).to_run == ("random",)
+    assert more.without(known).targets == ["evaluate_method@random"]
+    assert other.without(known).to_run == tuple(other.methods) and not other.targets
     # Of weights that another machine has pre-trained otherwise it is not done.
     last |= {"base": "89abcdef", "finished": "2026-11-21T09:30:00+00:00"}
     merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
-    assert known_results(tmp_path) == {identity(last)}
+    assert known_results(tmp_path) == {identity(last): ""}
+
+
+def test_a_cell_beside_rows_of_another_processor_is_warned_of(tmp_path: Path, params):
+    (cell,) = cells_of(tmp_path, params)
+    row = cell.rows["isp"]
+    told = other_processors([cell], {row: "Babbage (cogs)"})
+    assert "another processor (Babbage (cogs))" in told and "--again" in told
+    assert not other_processors([cell], {row: processor()})
 
 
 # Parts of the runner

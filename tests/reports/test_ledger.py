@@ -71,12 +71,18 @@ def test_tables_have_rows_of_the_newest_base_only(tmp_path):
         *of("aaaa", 19, 4, variant=other),
         *of("cccc", 18, 5, variant=f"training.epochs=9 {other}"),
         *of("", 17, 6, model="minilm-of-before"),
+        *of("aaaa", 16, 8, target_sparsity=0.9),
     )
     kept = ledger.of_newest_base(runs)
     assert list(zip(kept["base"], kept["seed"], strict=True)) == [
-        ("aaaa", 7), ("bbbb", 0), ("aaaa", 4), ("", 6),
+        ("aaaa", 7), ("bbbb", 0), ("aaaa", 8), ("aaaa", 4), ("", 6),
     ]  # fmt: skip
     assert ledger.of_newest_base(runs[:0]).empty
+
+
+def test_another_base_takes_no_rows_place(tmp_path):
+    merged = ledger_of(tmp_path, result("isp", base="aaaa"), result("isp", base="bbbb"))
+    assert list(merged["base"]) == ["aaaa", "bbbb"]
 
 
 def test_ledger_order_does_not_depend_on_arrival(tmp_path):

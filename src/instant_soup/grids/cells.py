@@ -11,7 +11,8 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pandas as pd
 
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
-from instant_soup.methods.registry import selectable
+from instant_soup.methods.registry import DENSE, ISP, selectable
 from instant_soup.pipeline.plan import check, plan
 from instant_soup.reports.ledger import KEY, of_newest_base, read_ledger, results_of_experiments
 
@@ -38,6 +39,7 @@ class Task:
     model: Any
     dataset: Any
     sparsities: list[Any]
+    methods: list[Any]
     settings: Changes
 
 
@@ -47,7 +49,6 @@ class Grid:
 
     name: str
     preset: Any
-    methods: list[Any]
     tasks: list[Task]
     seeds: list[Any]
     settings: Changes
@@ -61,8 +62,29 @@ class Cell:
     lane: str
     dense: Identity  # of its dense run, which lanes may share
     changes: Changes
-    methods: list[str]  # its rows, dense and isp included
-    results: frozenset[Identity]  # what it adds to the ledger
+    rows: dict[str, Identity]  # method → its result in the ledger; dense and isp included
+    to_run: tuple[str, ...]  # those of them that are to run
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of its rows."""
+        return list(self.rows)
+
+    @property
+    def results(self) -> frozenset[Identity]:
+        """What the whole cell has in the ledger."""
+        return frozenset(self.rows.values())
+
+    @property
+    def targets(self) -> list[str]:
+        """The entries of dvc.yaml that make the rows to run; none where that is all of them."""
+        if len(self.to_run) == len(self.rows):
+            return []
+        return [entry_of(method) for method in self.to_run]
+
+    def without(self, known: Collection[Identity]) -> "Cell":
+        """The cell with only those rows to run that are not known."""
+        return replace(self, to_run=tuple(m for m, row in self.rows.items() if row not in known))
 
 
 def read_cells(path: Path, params: Params) -> list[Cell]:
@@ -107,15 +129,20 @@ def lanes_of(cells: list[Cell]) -> list[list[Cell]]:
     return [sorted(lanes[name], key=lambda cell: cell.changes["sparsity"]) for name in ordered]
 
 
-def known_results(root: Path) -> set[Identity]:
-    """What the repository's experiments and its ledger have results of, and tables show."""
+def known_results(root: Path) -> dict[Identity, str]:
+    """What experiments and ledger have results of, and tables show; each with its processor."""
     found = results_of_experiments(root)
     ledger = root / "reports/results.csv"
     rows = read_ledger(ledger).to_dict("records") if ledger.exists() else []
-    columns = [*KEY, "base", "finished"]
+    columns = [*KEY, "base", "finished", "processor"]
     every = [{name: result.get(name, "") for name in columns} for result in [*found, *rows]]
     shown = of_newest_base(pd.DataFrame(every, columns=columns))
-    return {identity(result) for result in shown.to_dict("records")}
+    return {identity(result): result["processor"] for result in shown.to_dict("records")}
+
+
+def entry_of(method: str) -> str:
+    """The entry of dvc.yaml that evaluates a row."""
+    return f"evaluate@{method}" if method in (DENSE, ISP) else f"evaluate_method@{method}"
 
 
 def identity(result: dict[str, Any]) -> Identity:
@@ -139,7 +166,7 @@ def _cell(grid: Grid, task: Task, sparsity: Any, seed: Any, params: Params) -> C
     changes = {
         **{"model": task.model, "dataset": task.dataset},
         **{"sparsity": sparsity, "seed": seed, "preset": grid.preset},
-        **{"methods": grid.methods, "exports": []},
+        **{"methods": task.methods, "exports": []},
         **grid.settings,
         **task.settings,
     }
@@ -157,8 +184,8 @@ def _cell(grid: Grid, task: Task, sparsity: Any, seed: Any, params: Params) -> C
         lane=_plain([*front, *back]),
         dense=identity(files["evaluate_dense"]),
         changes=changes,
-        methods=methods,
-        results=frozenset(identity(result) for result in results),
+        rows={method: identity(files[f"evaluate_{method}"]) for method in methods},
+        to_run=tuple(methods),
     )
 
 
@@ -170,25 +197,35 @@ def _plain(words: list[str]) -> str:
 def _read_grid(path: Path) -> Grid:
     """A grid file, its form checked; the values within are for `plan` to judge."""
     grid = _with_settings(path, "", read_yaml(path), OF_GRID)
-    for key in ("methods", "tasks", "seeds"):
+    for key in ("tasks", "seeds"):
         _check_list(path, key, grid[key])
+    methods = grid.pop("methods")
+    _check_methods(path, "methods", methods)
+    tasks = []
+    for index, given in enumerate(grid["tasks"]):
+        task = _with_settings(path, f"tasks[{index}]", given, OF_TASK, ("methods",))
+        _check_list(path, f"tasks[{index}].sparsities", task["sparsities"])
+        _check_methods(path, f"tasks[{index}].methods", task.setdefault("methods", methods))
+        tasks.append(Task(**task))
+    return Grid(path.stem, **{**grid, "tasks": tasks})
+
+
+def _check_methods(path: Path, where: str, methods: Any) -> None:
+    _check_list(path, where, methods)
     known = selectable()
-    for method in grid["methods"]:
-        if method not in known or grid["methods"].count(method) > 1:
+    for method in methods:
+        if method not in known or methods.count(method) > 1:
             raise UserError(
-                f"{path}: methods: {method!r} is not allowed; allowed: {' | '.join(known)}, each "
+                f"{path}: {where}: {method!r} is not allowed; allowed: {' | '.join(known)}, each "
                 "at most once (dense and isp are always there)"
             )
-    tasks = []
-    for index, task in enumerate(grid["tasks"]):
-        tasks.append(_with_settings(path, f"tasks[{index}]", task, OF_TASK))
-        _check_list(path, f"tasks[{index}].sparsities", tasks[-1]["sparsities"])
-    return Grid(path.stem, **{**grid, "tasks": [Task(**task) for task in tasks]})
 
 
-def _with_settings(path: Path, where: str, given: Any, needed: tuple[str, ...]) -> dict[str, Any]:
-    """A mapping with the keys `needed` and perhaps `settings`: {} if not given."""
-    known, place = [*needed, "settings"], f"{path}: {where}: " if where else f"{path}: "
+def _with_settings(
+    path: Path, where: str, given: Any, needed: tuple[str, ...], may_be: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A mapping with the keys `needed`, and perhaps `may_be` and `settings`: {} if not given."""
+    known, place = [*needed, *may_be, "settings"], f"{path}: {where}: " if where else f"{path}: "
     if not isinstance(given, dict):
         raise UserError(f"{place}must be a mapping with the keys {', '.join(needed)}")
     for key in given:
@@ -213,5 +250,5 @@ def _with_settings(path: Path, where: str, given: Any, needed: tuple[str, ...]) 
 
 
 def _check_list(path: Path, key: str, value: Any) -> None:
-    if not isinstance(value, list) or (not value and key != "methods"):
+    if not isinstance(value, list) or (not value and not key.endswith("methods")):
         raise UserError(f"{path}: {key}: {value!r} is not allowed; allowed: a list of at least one")

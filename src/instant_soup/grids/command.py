@@ -13,7 +13,7 @@ from pathlib import Path
 
 from instant_soup.errors import UserError
 from instant_soup.files import project_root
-from instant_soup.grids.cells import Cell, known_results, lanes_of, read_cells
+from instant_soup.grids.cells import Cell, Identity, known_results, lanes_of, read_cells
 from instant_soup.grids.commits import committed_values, uncommitted_values
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
 from instant_soup.pipeline.processes import run_stage
@@ -28,6 +28,20 @@ def take_signals() -> None:
     hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
         signal.signal(number, signal.default_int_handler)
+
+
+def other_processors(todo: list[Cell], known: dict[Identity, str]) -> str:
+    """A warning where rows to run would stand beside ones from another processor, or nothing."""
+    from instant_soup.training.cost import processor
+
+    beside = {known[row] for cell in todo for row in cell.rows.values() if row in known}
+    others = sorted(name or "unknown" for name in beside - {processor()})
+    if not others:
+        return ""
+    return (
+        f"warning: these cells have rows from another processor ({'; '.join(others)}) than this "
+        f"one ({processor()}), and rows of one comparison should be of one: --again reruns them"
+    )
 
 
 def runner_of(root: Path, options: argparse.Namespace, lanes: int) -> tuple[Runner, int]:
@@ -75,12 +89,20 @@ def main() -> None:
     chosen = [cell for cell in cells if options.only in cell.name]
     if not chosen:
         raise UserError(f"--only: no cell has {options.only!r} in its name, as {cells[0].name} has")
-    known = set() if options.again else known_results(root)
-    todo = [cell for cell in chosen if not cell.results <= known]
+    known = {} if options.again else known_results(root)
+    chosen = [cell.without(known) for cell in chosen]
+    todo = [cell for cell in chosen if cell.to_run]
     if options.dry_run:
         for cell in chosen:
-            print(f"{'to do' if cell in todo else 'done '}  {cell.name}")
-    print(f"{options.grid}: {len(chosen)} cells, {len(todo)} to do", flush=True)
+            print(
+                f"to do  {cell.name}: {', '.join(cell.to_run)}"
+                if cell.to_run
+                else f"done   {cell.name}"
+            )
+    rows = sum(len(cell.to_run) for cell in todo)
+    print(f"{options.grid}: {len(chosen)} cells, {len(todo)} to do with {rows} rows", flush=True)
+    if todo and (warning := other_processors(todo, known)):
+        print(warning, file=sys.stderr)
     if options.dry_run:
         return
 

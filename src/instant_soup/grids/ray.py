@@ -171,7 +171,8 @@ def run_cell(state: State, cell: Cell, target: str) -> dict[str, Any]:
         _clone(state, folder, clone)
         write_params(clone / "params.yaml", state.params, cell)
         try:
-            _run(state, folder, cell, "repro", "--pull", *([target] if target else []))
+            targets = [target] if target else cell.targets
+            _run(state, folder, cell, "repro", "--pull", *targets)
         except UserError:
             with suppress(UserError):  # what it has finished need not be done again
                 _run(state, folder, cell, "push", "--run-cache")
@@ -180,7 +181,7 @@ def run_cell(state: State, cell: Cell, target: str) -> dict[str, Any]:
         if not target:
             reports = clone / "reports/results"
             found["results"] = [
-                json.loads((reports / f"{m}.json").read_text()) for m in cell.methods
+                json.loads((reports / f"{m}.json").read_text()) for m in cell.to_run
             ]
             found |= _experiment(state, clone, cell)
     except UserError as error:

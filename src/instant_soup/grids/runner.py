@@ -27,6 +27,7 @@ from instant_soup.grids.commits import (
     inside,
     state_of,
 )
+from instant_soup.methods import registry
 from instant_soup.pipeline.processes import (
     duration,
     dvc,
@@ -100,10 +101,10 @@ class Runner:
                 self.make_copy(copy)
             write_params(copy / "params.yaml", self.params, cell)
             self.prepare(cell, lambda stage: self.dvc(copy, cell, log, "repro", stage))
-            self.dvc(copy, cell, log, "repro")
+            self.dvc(copy, cell, log, "repro", *cell.targets)
         with self.collecting:
             self.save_experiment(copy, cell)
-            results = read_results(copy / "reports/results", cell.methods)
+            results = read_results(copy / "reports/results", list(cell.to_run))
             merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
 
     def prepare(self, cell: Cell, make: Callable[[str], Any]) -> None:
@@ -112,8 +113,9 @@ class Runner:
             return
         with self.preparing:
             make(PREPARED)
-        with self.dense.setdefault(cell.dense, threading.Lock()):
-            make(DENSE)
+        if registry.DENSE in cell.to_run:
+            with self.dense.setdefault(cell.dense, threading.Lock()):
+                make(DENSE)
         self.prepared.add(cell.lane)
 
     def save_experiment(self, copy: Path, cell: Cell) -> None:

@@ -11,7 +11,7 @@ from instant_soup.pipeline.stage_files import isp_round, weak_mask_file
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training.checkpoints import Curve
-from instant_soup.training.cost import Cost
+from instant_soup.training.cost import Cost, processor
 from instant_soup.training.run import Run
 from instant_soup.training.state import State, load_state, save_state
 
@@ -151,6 +151,7 @@ def save_result(
         told = {
             "validation": run.curve[-1]["validation"] if run.curve else None,
             "cost": asdict(run.cost),
+            "processor": processor(),
             **more,
         }
         if rounds:

@@ -1,8 +1,8 @@
 """Results → ledger: one CSV row for each setting that was ever run.
 
 A *result* is the dict that the evaluate stage writes for one method. The *ledger* holds one row of
-it for each KEY; tables and figures are views of it. A *section* is one (model, dataset, preset,
-metric).
+it for each KEY and base; tables and figures are views of it. A *section* is one (model, dataset,
+preset, metric).
 """
 
 import csv
@@ -26,9 +26,9 @@ from instant_soup.files import new_file, read_json
 
 KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
 COST = ["steps", "search_steps", "flops", "sparse_flops", "seconds", "peak_memory"]
-NUMBERS = ["target_sparsity", "seed", "value", "sparsity", *COST, "overlap_one_shot"]
+NUMBERS = ["target_sparsity", "seed", "value", "validation", "sparsity", *COST, "overlap_one_shot"]
 RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "precision", "base"]
-ORIGIN = ["family", "code_version", "finished"]
+ORIGIN = ["family", "code_version", "finished", "processor", "validation"]
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
 NOT_SETTLED = " (not settled)"  # behind the epoch that a search drew its ticket after
@@ -211,18 +211,22 @@ def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
 
 
 def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The rows that began at the weights that a dataset's newest row of that pre-training began at.
+    """Of each comparison the rows that began at the weights that its newest row began at.
 
     clip-glyph is pre-trained where it is used, and another kind of CPU makes another checkpoint of
-    it; so does a hub that has changed a model. What began at another checkpoint compares with
-    nothing here. `base` is a digest of the weights; rows that know none go with each other.
+    it; so does a hub that has changed a model. What began at another checkpoint does not compare.
+    A comparison is one sparsity of a dataset; dense rows, which stand beside all of them, are those
+    of the newest checkpoint. `base` is a digest of the weights; rows that know none go with each
+    other.
     """
     pretraining = ledger["variant"].map(
         lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
     )
     same = [ledger["model"], ledger["dataset"], ledger["preset"], pretraining]
     by_time = ledger.sort_values("finished", kind="stable")
-    newest = by_time.groupby(same)["base"].transform("last")
+    of_all = by_time.groupby(same)["base"].transform("last")
+    at_sparsity = by_time.groupby([*same, ledger["target_sparsity"]])["base"].transform("last")
+    newest = at_sparsity.where(ledger["target_sparsity"] > 0, of_all)
     return ledger[ledger["base"] == newest.reindex(ledger.index)]
 
 
@@ -314,7 +318,7 @@ EXPECTED: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 def _key(row: Row) -> tuple:
     texts = tuple(row[c] for c in KEY[:5])
-    return (*texts, float(row["target_sparsity"]), int(row["seed"]))
+    return (*texts, float(row["target_sparsity"]), int(row["seed"]), row["base"])
 
 
 def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:

@@ -1,6 +1,7 @@
 """What training costs, in steps, FLOPs, seconds and memory (docs/method.md, Cost)."""
 
 import os
+import platform
 import resource
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,19 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
+
+
+def processor() -> str:
+    """The kind of processor that trains here, as "AMD EPYC (AVX512, bf16)".
+
+    Figures of one comparison are of one kind: another one rounds, and so learns, a bit otherwise.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    able = torch.cpu.get_capabilities()
+    kinds = [torch.backends.cpu.get_cpu_capability()]
+    kinds += ["bf16"] * bool(able.get("avx512_bf16")) + ["amx"] * bool(able.get("amx_bf16"))
+    return f"{able.get('cpu_name') or platform.machine()} ({', '.join(kinds)})"
 
 
 def free_memory(where: torch.device) -> int:
