@@ -26,7 +26,7 @@ ifneq ($(JOBS),)
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.pipeline.jobs --jobs $(JOBS)
 endif
 
-.PHONY: help setup repro quick test smoke pipeline tutorial tables bench ui
+.PHONY: help setup repro quick test smoke pipeline tutorial tables bench ui docs
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -76,6 +76,12 @@ bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md 
 	failed=; for name in startup pipeline_overhead against_reference throughput features mask_work memory scaling inference precision; do \
 	  python benchmarks/$$name.py || failed="$$failed $$name"; done; \
 	python benchmarks/report.py; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+docs: setup  ## the docs as a site, in site/, links checked (its packages are installed if they are not)
+	@python -c 'import mkdocs, material, mkdocstrings' 2> /dev/null || \
+	  python -m pip install --quiet --no-compile -r docs/site/requirements.txt
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
+	@echo 'Site: site/index.html; with its search: python -m http.server -d site'
 
 ui: setup  ## MLflow's pages on http://127.0.0.1:5000
 	python -m instant_soup.pipeline.tracking flush

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from helpers import ROOT
 
@@ -133,6 +134,27 @@ def test_files_named_in_the_docs_are_there(page: Path) -> None:
         if not re.search(r"/[A-Z]+\.", name) and not any((p / name).exists() for p in places)
     ]
     assert missing == []
+
+
+# The site
+
+
+def test_the_site_has_all_pages() -> None:
+    """mkdocs.yml's nav names each page of docs/, and nothing that is not there."""
+
+    def pages(nav: list | dict | str) -> list[str]:
+        if isinstance(nav, str):
+            return [nav]
+        parts = nav.values() if isinstance(nav, dict) else nav
+        return [page for part in parts for page in pages(part)]
+
+    named = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert len(named) == len(set(named))
+    own = {path.name for path in (ROOT / "docs").glob("*.md")}
+    outside = {name for name in named if name not in own}
+    assert set(named) == own | outside
+    assert all((ROOT / name).exists() for name in outside)
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= outside
 
 
 # A method of one's own
