@@ -1,12 +1,12 @@
 """Instant Soup Pruning (ICML 2023) and the methods that it is compared with.
 
-`instant_soup.prune` trains and prunes a model of one's own, `instant_soup.Pruner` prunes in a loop
-of one's own, `instant_soup.InstantSoupCallback` in a `transformers.Trainer`. Nothing is imported
-here before it is asked for: the pipeline runs dozens of short processes, and each pays only for
-what it uses.
+`instant_soup.prune` trains and prunes your own model. `instant_soup.Pruner` prunes in your own
+training loop, `instant_soup.InstantSoupCallback` in a `transformers.Trainer`. Each name is imported
+when it is first used: the pipeline runs dozens of short processes, and each pays only for what it
+uses.
 
-Where PyPI's torchvision stands beside a CPU build of torch, it and what imports it (timm,
-open_clip, the Trainer) can be imported after this package (models/torchvision_cpu.py).
+With a CPU build of torch, PyPI's torchvision fails to import, and so do timm, open_clip and the
+Trainer, which need it. Import this package before them, and they work (models/torchvision_cpu.py).
 """
 
 import importlib
@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 class _BeforeTorchvision(MetaPathFinder):
-    """Asked by Python where torchvision is, mends it first; whoever else knows then answers."""
+    """Repairs torchvision when Python first looks for it; the usual finders then answer."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision":

@@ -1,5 +1,5 @@
-"""The one error that a user sees: what is wrong, in a line."""
+"""The one error that a user sees: a line that says what is wrong."""
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line, without a traceback."""
+    """Something that the user can correct; shown as one line, without a traceback."""

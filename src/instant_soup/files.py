@@ -1,7 +1,4 @@
-"""Files and folders: written whole or not at all, digested, found from the project's root.
-
-Beside them how a stage script runs: nothing half-written is ever taken for an output.
-"""
+"""Files and folders: written whole or not at all, with digests, found from the project's root."""
 
 import errno
 import hashlib
@@ -28,7 +25,7 @@ CODE = ("src", "stages", "dvc.yaml", "requirements.txt")
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder that takes `path`'s place when the block succeeds."""
+    """Yield an empty folder that takes `path`'s place if the block succeeds."""
     with _unfinished(Path(path)) as unfinished:
         unfinished.mkdir()
         yield unfinished
@@ -38,7 +35,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield a file name, for a file that takes `path`'s place when the block succeeds."""
+    """Yield a file name; that file takes `path`'s place if the block succeeds."""
     with _unfinished(Path(path)) as unfinished:
         yield unfinished
         _put(unfinished, Path(path))
@@ -48,7 +45,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 def _unfinished(path: Path) -> Iterator[Path]:
     """Yield `path`'s name in a folder of its own, which is gone afterwards.
 
-    Of a project of DVC's that folder lies in .dvc/tmp: what a killed process leaves lies in no
+    In a project of DVC's that folder lies in .dvc/tmp. So what a killed process leaves lies in no
     folder that a stage depends on, and goes after a day. Elsewhere it lies beside `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +59,7 @@ def _unfinished(path: Path) -> Iterator[Path]:
 
 
 def _own_folder(place: Path) -> Path:
-    """A new folder in a place, which those of processes killed long ago leave."""
+    """Make a new folder in a place, and remove those that were left long ago."""
     place.mkdir(parents=True, exist_ok=True)
     for old in place.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another process has removed it
@@ -72,7 +69,7 @@ def _own_folder(place: Path) -> Path:
 
 
 def _put(unfinished: Path, path: Path) -> None:
-    """Rename to `path`; where that is on another disk, by way of a folder beside it.
+    """Rename to `path`; if that is on another disk, by way of a folder beside it.
 
     Files get the mode that the umask allows: safetensors writes them for their owner alone.
     """
@@ -102,7 +99,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; UserError if it is missing or damaged."""
+    """Read a JSON file.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
     try:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -116,7 +117,11 @@ def write_yaml(path: str | Path, value: Any) -> None:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file; UserError if it is missing or damaged."""
+    """Read a YAML file.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
     try:
         return yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -125,7 +130,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def order_header(path: str | Path) -> None:
-    """Order the description in a safetensors file, whose writer leaves its order to chance.
+    """Sort the description in a safetensors file, whose writer leaves its order to chance.
 
     So equal contents are equal bytes, and DVC reruns nothing for them.
     """
@@ -149,13 +154,13 @@ SEAL = "sha256.json"  # in a folder: the digests of its other files
 
 
 def seal(folder: Path) -> None:
-    """Write the digests of a folder's files beside them, so that a damaged one is seen."""
+    """Write the digests of a folder's files beside them, so that a damaged file is noticed."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     write_json(folder / SEAL, {file.name: sha256(file) for file in files})
 
 
 def sealed(folder: Path) -> dict[str, str]:
-    """Name → digest of the files of a folder that were sealed; nothing without a seal."""
+    """Name → digest of a folder's sealed files; empty without a seal."""
     found = read_json(folder / SEAL) if (folder / SEAL).exists() else {}
     if not isinstance(found, dict):
         raise UserError(f"{folder / SEAL}: damaged (no digests in it)")
@@ -163,7 +168,11 @@ def sealed(folder: Path) -> dict[str, str]:
 
 
 def check_seal(folder: Path, *names: str) -> None:
-    """UserError when one of these files is not what was sealed; without a seal any passes."""
+    """Check that files are what was sealed; without a seal all pass.
+
+    Raises:
+        UserError: If one is not.
+    """
     known = sealed(folder)
     for name in names if known else ():
         file = folder / name
@@ -172,7 +181,7 @@ def check_seal(folder: Path, *names: str) -> None:
 
 
 def project_root() -> Path:
-    """The main repository: DVC says where it is, also to experiments that run in a copy."""
+    """The main repository. DVC names it, also to experiments that run in a copy."""
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)
     here = Path.cwd()
@@ -180,7 +189,7 @@ def project_root() -> Path:
 
 
 def code_version(root: str | Path = ".", code: tuple[str, ...] = CODE) -> str:
-    """The short Git commit, with a + where `code` differs from it; "unknown" without Git."""
+    """The short Git commit, with a + if `code` differs from it; "unknown" without Git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout
@@ -190,7 +199,18 @@ def code_version(root: str | Path = ".", code: tuple[str, ...] = CODE) -> str:
 
 
 def path_of(text: str | Path, key: str = "") -> Path:
-    """A path that somebody wrote, its ~ expanded; UserError where no file can be called that."""
+    """Make a path of what somebody wrote, with its ~ expanded.
+
+    Args:
+        text: The path.
+        key: The setting's name, for the error.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: If no file can have that name.
+    """
     try:
         path = Path(text).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
@@ -205,7 +225,11 @@ def path_of(text: str | Path, key: str = "") -> Path:
 
 
 def check_new(folder: Path) -> None:
-    """UserError unless a folder can be written there: new, or empty, and no link."""
+    """Check that a folder can be written: it is new, or empty and no link.
+
+    Raises:
+        UserError: If not.
+    """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link; name a new folder")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -218,7 +242,18 @@ def check_new(folder: Path) -> None:
 
 
 def resolve_path(text: str, key: str) -> Path:
-    """A path of params.yaml, relative to the main repository; UserError if it is not there."""
+    """Find a path of params.yaml, relative to the main repository.
+
+    Args:
+        text: The path.
+        key: The setting's name, for the error.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        UserError: If nothing is there.
+    """
     path = (project_root() / path_of(text, f"params.yaml: {key}")).resolve()
     if not path.is_dir():
         raise UserError(f"params.yaml: {key}: no folder {text} (looked for {path})")
@@ -228,7 +263,8 @@ def resolve_path(text: str, key: str) -> Path:
 def files_below(folder: Path) -> list[Path]:
     """All files of a folder and of those below it, sorted; links to folders are followed.
 
-    UserError at a folder that cannot be read, and at a link to a folder that it lies in itself.
+    Raises:
+        UserError: If a folder cannot be read, or a link leads to a folder around it.
     """
 
     def refuse(error: OSError) -> None:
@@ -244,10 +280,10 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def digest(folder: Path) -> str:
-    """What a local folder holds, so that a changed file reruns what reads it.
+    """Digest a local folder, so that a changed file reruns what reads it.
 
-    The files in it by their contents; those in folders below, thousands of images, by their names,
-    sizes and times.
+    Files in it count by their contents. Those in folders below, which may be thousands of images,
+    count by name, size and time.
     """
     files = [path for path in files_below(folder) if path.is_file()]
     own = [f"{p.name}:{sha256(p)[:12]}" for p in files if p.parent == folder]

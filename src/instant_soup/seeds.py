@@ -4,7 +4,7 @@ import torch
 
 
 def generator(*key: int) -> torch.Generator:
-    """A random generator that depends on the key's numbers and on nothing else."""
+    """Make a random generator that depends on the key's numbers and on nothing else."""
     mixed = 0
     for number in key:
         mixed = (mixed * 1_000_003 + number + 1) % 2**63

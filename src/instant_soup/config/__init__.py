@@ -1,1 +1,1 @@
-"""Settings that are typed and said once: bounds, defaults by preset and a line of doc a field."""
+"""Typed settings, each said once: bounds, defaults by preset, and a line of documentation."""

@@ -1,8 +1,7 @@
-"""A setting is a field of a dataclass: its rule, its defaults by preset, its line of documentation.
+"""A setting is a field of a dataclass: its rule, its defaults by preset, a line of documentation.
 
-    @dataclass(frozen=True, kw_only=True)
-    class Snip:
-        batches: int = setting("batches that gradients are taken of", integer(1), paper=8, quick=4)
+    @dataclass(frozen=True, kw_only=True) class Snip: batches: int = setting("batches that gradients
+    are taken of", integer(1), paper=8, quick=4)
 
 The checks with their one-line messages, params.yaml, docs/settings.md, a row's `variant` and the
 keyword arguments of `instant_soup.prune` are all made from these fields.
@@ -30,7 +29,7 @@ LIBRARY = "library"  # the defaults of instant_soup.prune: those of `paper` wher
 
 
 class Rule(NamedTuple):
-    """Which values a setting may have, and the words for it in a message."""
+    """Which values a setting may have, and how a message describes them."""
 
     test: Callable[[Any], bool]
     allowed: str
@@ -47,7 +46,7 @@ class ByFamily(NamedTuple):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; true and false are none."""
+    """Whether a value is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -61,7 +60,7 @@ def integer(low: int, high: float = math.inf) -> Rule:
 
 
 def number(low: float, high: float, low_too: bool = True, high_too: bool = True) -> Rule:
-    """A number between two bounds, each of them allowed itself or not."""
+    """A number between two bounds; each bound itself is allowed or not."""
 
     def test(value: Any) -> bool:
         return (
@@ -81,7 +80,7 @@ def one_of(*allowed: str) -> Rule:
 
 
 def span(low: float, low_too: bool, high: float = math.inf) -> Rule:
-    """[low, high]: two numbers in order, from a bound on and below another."""
+    """[low, high]: two numbers in order, between two bounds."""
     one, _ = number(low, math.inf, low_too)
 
     def test(value: Any) -> bool:
@@ -123,7 +122,7 @@ def shares() -> Rule:
 
 
 def or_word(word: str, rule: Rule) -> Rule:
-    """A word, or else what another rule allows."""
+    """A word, or a value that another rule allows."""
     return Rule(lambda v: v == word or rule.test(v), f"{word} | {rule.allowed}")
 
 
@@ -143,11 +142,18 @@ def setting(
     section: str = "",
     **presets: Any,
 ) -> Any:
-    """A field: what it is for, what is allowed, and its default in each preset.
+    """Make a field of a dataclass that is a setting.
 
-    `default` holds for all presets but those named (paper, quick, library); any of them may be
-    `ByFamily`. `families`: whom the setting means something to. `section` of params.yaml: that of
-    the dataclass where none is named.
+    Args:
+        doc: What it is for; the line in params.yaml and docs/settings.md.
+        rule: Which values it may have.
+        default: The default in all presets that are not named; may be `ByFamily`.
+        families: The families to which the setting means something.
+        section: Its section of params.yaml, if that is not the dataclass's.
+        **presets: Defaults of the presets `paper`, `quick` and `library`.
+
+    Returns:
+        The field.
     """
     own: dict[str, Any] = {"doc": doc, "rule": rule, "families": families, "section": section}
     own["defaults"] = {"": default, **presets}
@@ -170,7 +176,7 @@ def settings_of(kind: type) -> dict[str, dataclasses.Field]:
 
 
 def default_of(field: dataclasses.Field, family: str, preset: str) -> Any:
-    """A setting's default; None where it means nothing to the family."""
+    """A setting's default; None if it means nothing to the family."""
     if family not in field.metadata["families"]:
         return None
     given = field.metadata["defaults"]
@@ -191,18 +197,36 @@ _EXPONENT = re.compile(r"\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def as_number(value: Any) -> Any:
-    """1e-4 as a number: PyYAML takes it for a text, as it misses the dot of 1.0e-4."""
+    """Turn 1e-4 into a number. PyYAML takes it for text, as it wants the dot of 1.0e-4."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def check_value(key: str, value: Any, rule: Rule) -> None:
-    """UserError, naming the key and what is allowed, unless the value is."""
+    """Check one value.
+
+    Args:
+        key: The setting's name, for the error.
+        value: The value.
+        rule: Which values are allowed.
+
+    Raises:
+        UserError: If the value is not allowed; it names the key and what is.
+    """
     if not rule.test(value):
         raise UserError(f"{key}: {value!r} is not allowed; allowed: {rule.allowed}")
 
 
 def check_names(given: Iterable[Any], known: Iterable[str], prefix: str = "") -> None:
-    """UserError for the first name that is not known, with the nearest one that is."""
+    """Check that all names are known.
+
+    Args:
+        given: The names to check.
+        known: The names that are known.
+        prefix: What stands before a name in the error.
+
+    Raises:
+        UserError: If one is not; it names the first, and the nearest known name.
+    """
     known = list(known)
     for key in given:
         if key not in known:
@@ -212,9 +236,20 @@ def check_names(given: Iterable[Any], known: Iterable[str], prefix: str = "") ->
 
 
 def make(kind: type, given: Mapping[str, Any], family: str, preset: str, where: str = "") -> Any:
-    """A dataclass of settings: what is given, checked, and the preset's defaults for the rest.
+    """Make a dataclass of settings.
 
-    None stands for the default. UserError, beginning with `where`, names what is not allowed.
+    Args:
+        kind: The dataclass.
+        given: Settings by name; None stands for the default.
+        family: `bert` or `clip`.
+        preset: The preset whose defaults fill in the rest.
+        where: What an error begins with.
+
+    Returns:
+        An object of the dataclass.
+
+    Raises:
+        UserError: If a setting is not known or not allowed.
     """
     fields = settings_of(kind)
     try:
@@ -228,7 +263,7 @@ def make(kind: type, given: Mapping[str, Any], family: str, preset: str, where: 
 
 
 def as_text(value: Any) -> str:
-    """A value as it stands in a row's variant: [0.1,10.0], true, vote."""
+    """Write a value as it stands in a row's variant: [0.1,10.0], true, vote."""
     return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
@@ -239,7 +274,7 @@ ADDED = ("code", "engine")  # digests of sources, in a stage's file
 
 
 class Stored:
-    """A dataclass that is written into a file and read back, nested ones included."""
+    """A dataclass that can be written into a file and read back, nested ones included."""
 
     def contents(self) -> dict[str, Any]:
         """Its fields as plain values."""
@@ -247,14 +282,24 @@ class Stored:
 
     @classmethod
     def of(cls, contents: Mapping[str, Any]) -> Self:
-        """The dataclass out of its contents; what the plan adds to them need not be a field."""
+        """Rebuild the dataclass from its contents; keys that the plan adds need not be fields."""
         names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
         own = {k: v for k, v in contents.items() if k not in ADDED or k in names}
         return rebuilt(cls, own)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The dataclass out of a YAML file; UserError if it is missing, damaged or of another."""
+        """Read the dataclass from a YAML file.
+
+        Args:
+            path: The file.
+
+        Returns:
+            An object of the dataclass.
+
+        Raises:
+            UserError: If the file is missing, damaged, or of another dataclass.
+        """
         contents = read_yaml(path)
         try:
             return cls.of(contents)
@@ -263,7 +308,7 @@ class Stored:
 
 
 def rebuilt(kind: Any, contents: Any) -> Any:
-    """A value of a dataclass (or of one among X | None) out of plain values."""
+    """Rebuild a value of a dataclass (or of one in `X | None`) from plain values."""
     if isinstance(kind, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         return None if contents is None else rebuilt(kinds[0], contents)

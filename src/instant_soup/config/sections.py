@@ -1,7 +1,7 @@
 """The sections of params.yaml that all methods share: data, training, pre-training.
 
-What a `null` stands for is each field's default in the preset: `paper` is Table 1 of the paper,
-`quick` the same algorithm scaled to minutes on two CPU cores (docs/method.md tells how those of
+A `null` stands for the field's default in the preset. `paper` is Table 1 of the paper. `quick` is
+the same algorithm, scaled to minutes on two CPU cores (docs/method.md tells how its settings for
 texts were chosen).
 """
 
@@ -136,7 +136,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Stored):
-    """Of clip-glyph, on rendered glyphs."""
+    """The pre-training of clip-glyph on rendered glyphs."""
 
     section: ClassVar[str] = "pretraining"
 
@@ -168,7 +168,7 @@ class Pretraining(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Training):
-    """The settings of training, with what a run adds to them: all that the engine looks at."""
+    """The settings of training that the engine looks at, with what a run adds to them."""
 
     seed: int = 0
     metric: str = "accuracy"

@@ -1,1 +1,1 @@
-"""Pruning of one's own model: in one call, in a loop of one's own, in a Trainer."""
+"""Prune your own model: in one call, in your own training loop, or in a Trainer."""

@@ -1,12 +1,13 @@
-"""Prune in a training loop of one's own: two calls a step, around the optimiser's.
+"""Prune in your own training loop: two calls a step, around the optimiser's.
 
-pruner = instant_soup.Pruner(model, optimizer, method="isp_plus", steps=1000, sparsity=0.8)
-for batch in batches:
-    loss(model, batch).backward()
-    pruner.after_backward()
-    optimizer.step()
-    pruner.after_step()
-    optimizer.zero_grad()
+Example:
+    pruner = instant_soup.Pruner(model, optimizer, method="isp_plus", steps=1000, sparsity=0.8)
+    for batch in batches:
+        loss(model, batch).backward()
+        pruner.after_backward()
+        optimizer.step()
+        pruner.after_step()
+        optimizer.zero_grad()
 """
 
 from collections.abc import Iterable, Mapping
@@ -46,11 +47,16 @@ from instant_soup.training.pruner import FixedMask, Tensors
 
 
 class Pruner:
-    """Keeps a model in a foreign training loop sparse, by a method that trains once.
+    """Prunes a model in a training loop of your own, by any method that trains once.
 
-    `after_backward()` comes once for each step of the optimiser, when its gradients are summed and
-    before they are clipped, `after_step()` after it. Optimiser and schedule are the loop's. Between
-    two steps the network is pruned.
+    Call `after_backward()` once for each step of the optimiser, when the gradients of all its
+    batches are summed and before they are clipped. Call `after_step()` after the optimiser's step.
+    The loop owns the optimiser and the schedule. Between two steps the network is pruned.
+
+    Attributes:
+        method: The method with its settings.
+        target: The sparsity that the training ends with.
+        total: The optimiser's steps in the whole training.
     """
 
     def __init__(
@@ -72,16 +78,30 @@ class Pruner:
         resume: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        """Find the mask, where the method does so before training.
+        """Check the settings, and find the mask if the method does so before training.
 
-        `steps`: of the optimiser, in the whole training. `method`, `settings`, `prunable`, `loss`
-        and `batches` are as of `instant_soup.prune`; batches and loss are for methods that train
-        beside the loop, or take gradients before it. They do so at `learning_rate` (the
-        optimiser's, if none), `clip_norm` and `precision`. `epoch`: steps in a pass over the data,
-        where that is not the number of batches. `resume`: a `state_dict` to go on from; the model
-        and the optimiser have theirs already.
+        Args:
+            model: Any module; torch.compile's and DataParallel's wrappers are fine.
+            optimizer: The loop's optimiser, or accelerate's wrapper of it.
+            method: As in `instant_soup.prune`; the method must train only once.
+            steps: The optimiser's steps in the whole training.
+            sparsity: Share of the prunable weights to prune, between 0 and 1.
+            batches: As in `instant_soup.prune`. Only methods that train beside the loop, or take
+                gradients before it, need batches and a loss.
+            loss: As in `instant_soup.prune`.
+            prunable: `prunable(name, parameter)` says whether to prune a parameter. By default the
+                matrices of the repeated blocks are pruned.
+            seed: Seed of whatever the method chooses at random.
+            learning_rate: Rate of trainings beside the loop; by default the optimiser's.
+            clip_norm: Largest norm of their gradients; None: no clipping.
+            precision: Their precision, "fp32", "bf16" or "auto".
+            epoch: Steps in a pass over the data, if that is not the number of batches.
+            resume: A `state_dict()` to go on from. Load the model's and the optimiser's states
+                first.
+            **settings: The method's own settings, such as `denoisers=3`.
 
-        UserError for settings that cannot be.
+        Raises:
+            UserError: If a setting is not allowed.
         """
         self.method, self.target, self.total = method_of(method, settings), sparsity, steps
         check_carried(self.method)
@@ -128,9 +148,14 @@ class Pruner:
             self.load_state_dict(resume)
 
     def after_backward(self, gradients: Tensors | None = None) -> None:
-        """Mask the gradients, and learn from the dense ones; to be called before clipping.
+        """Mask the gradients and learn from the dense ones. Call it before clipping.
 
-        `gradients`: the dense ones by name, where hooks have masked the parameters' own already.
+        Args:
+            gradients: The dense gradients by name. Give them only if hooks have already masked the
+                parameters' own gradients.
+
+        Raises:
+            UserError: If `after_step` is due, or the model is not that of the state.
         """
         self._check_order("after_backward")
         self._due = "after_step"
@@ -138,14 +163,18 @@ class Pruner:
         self.inner.after_backward(self.step, gradients)
 
     def after_step(self) -> None:
-        """Prune where it is time; to be called after each step of the optimiser."""
+        """Prune if it is time. Call it after each step of the optimiser.
+
+        Raises:
+            UserError: If `after_backward` is due.
+        """
         self._check_order("after_step")
         self._due = "after_backward"
         self.run.step += 1
         self.inner.after_step(self.run.step - 1)
 
     def _check_order(self, call: str) -> None:
-        """UserError where a loop leaves one of the two calls out."""
+        """Raise UserError if a loop leaves one of the two calls out."""
         if call != self._due:
             raise UserError(
                 f"{call}: called at step {self.step} where {self._due} is due; allowed: each once "
@@ -153,7 +182,7 @@ class Pruner:
             )
 
     def _check_zeros(self) -> None:
-        """UserError where the model that goes on is not the one that the state was of."""
+        """Raise UserError if the model that goes on is not the model of the state."""
         parameters = {} if self._checked else dict(self.run.model.named_parameters())
         self._checked = True
         for name, kept in self.mask.items() if parameters else ():
@@ -166,12 +195,12 @@ class Pruner:
 
     @property
     def step(self) -> int:
-        """Steps of the optimiser that are done."""
+        """How many steps the optimiser has taken."""
         return self.run.step
 
     @property
     def mask(self) -> Mask:
-        """Name → boolean tensor of what is kept now."""
+        """Name → boolean tensor of the weight's shape; True: kept now."""
         return self.inner.mask
 
     @property
@@ -181,19 +210,27 @@ class Pruner:
 
     @property
     def done(self) -> bool:
-        """Whether the mask is the last one."""
+        """Whether the mask is final."""
         return self.inner.finished
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be kept beside the model's and the optimiser's states, to go on."""
+        """What a checkpoint must hold to go on, beside the model's and the optimiser's states.
+
+        Returns:
+            A dictionary of settings, step and CPU tensors, for `load_state_dict` or `resume=`.
+        """
         kept = {f"mask.{n}": m.to(torch.uint8) for n, m in self.mask.items()}
         tensors = {n: t.detach().cpu().clone() for n, t in (kept | self.inner.tensors()).items()}
         return {**self._identity(), "step": self.step, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; the model and the optimiser have theirs loaded, too.
+        """Go on from a `state_dict()`. Load the model's and the optimiser's states first.
 
-        UserError when it is of another method, sparsity, number of steps or model.
+        Args:
+            state: What `state_dict()` returned.
+
+        Raises:
+            UserError: If the state is of another method, sparsity, number of steps or model.
         """
         parts = state if isinstance(state, Mapping) else {}
         step, tensors = parts.get("step"), parts.get("tensors")
@@ -227,7 +264,18 @@ class Pruner:
 
 
 def optimizer_of(given: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser in what accelerate puts around it; UserError where it is not the model's."""
+    """Take the optimiser out of accelerate's wrapper.
+
+    Args:
+        given: An optimiser, or accelerate's wrapper of one.
+        model: The model that it must train.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        UserError: If it is no optimiser, or has none of the model's parameters.
+    """
     optimizer = getattr(given, "optimizer", given)
     if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
         kind = type(given).__name__

@@ -1,4 +1,4 @@
-"""A model of one's own: what its wrappers hold, what of it is pruned, and whether it can be."""
+"""Your own model: its wrappers, which weights are pruned, and whether that is possible."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,9 +23,10 @@ ADAPTERS = ("base_layer", "adapters", "loras")
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The model in what torch.compile or data parallelism have put around it.
+    """The model inside the wrappers of torch.compile and data parallelism.
 
-    UserError for what is no model.
+    Raises:
+        UserError: If `model` is no module.
     """
     while True:
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
@@ -41,9 +42,17 @@ def unwrapped(model: Any) -> nn.Module:
 
 
 def choose(model: nn.Module, wanted: Wanted | None = None) -> Weights:
-    """Name → weight of what is pruned (see `prune`), each once.
+    """Choose the weights to prune (see `prune`), each once.
 
-    UserError where there is nothing, or where it cannot be pruned as it is.
+    Args:
+        model: The bare model.
+        wanted: `wanted(name, parameter)` says whether to prune a parameter; None: by structure.
+
+    Returns:
+        Name → weight.
+
+    Raises:
+        UserError: If there is nothing to prune, or a weight cannot be pruned.
     """
     check_made(model)
     if wanted is None:
@@ -100,7 +109,11 @@ def _made_by(model: nn.Module, name: str) -> str:
 
 
 def check_adapters(model: nn.Module) -> None:
-    """UserError where adapters train beside the weights: they would fill what is pruned."""
+    """Refuse a model with adapters: merging them would fill the zeros.
+
+    Raises:
+        UserError: If a parameter belongs to an adapter.
+    """
     for name, _ in model.named_parameters():
         if any(part in ADAPTERS or part.startswith("lora_") for part in name.split(".")):
             raise UserError(
@@ -111,7 +124,11 @@ def check_adapters(model: nn.Module) -> None:
 
 
 def check_made(model: nn.Module) -> None:
-    """UserError for a model that has not seen an input yet, on which its shapes depend."""
+    """Refuse a model that has not seen an input yet, if its shapes depend on it.
+
+    Raises:
+        UserError: If a parameter is lazy.
+    """
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise UserError(
@@ -120,7 +137,11 @@ def check_made(model: nn.Module) -> None:
 
 
 def check_weight(name: str, weight: torch.Tensor) -> None:
-    """UserError for a weight without numbers, or with such as have no place in an order."""
+    """Refuse a weight whose numbers are missing or cannot be ordered.
+
+    Raises:
+        UserError: If it is on the meta device, of an odd type or layout, or not finite.
+    """
     if weight.is_meta:
         raise UserError(f"model: {name} is on the meta device; allowed: weights that are loaded")
     if weight.dtype not in FLOATS or weight.layout != torch.strided:
@@ -134,7 +155,11 @@ def check_weight(name: str, weight: torch.Tensor) -> None:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """UserError where all is frozen."""
+    """Refuse a model with no parameter that trains.
+
+    Raises:
+        UserError: If all parameters are frozen.
+    """
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             "model: all of its parameters are frozen; allowed: some with requires_grad=True"
@@ -142,7 +167,11 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def check_gradients(method: Method, prunable: Weights) -> None:
-    """UserError where a method ranks by gradients, and a matrix is frozen."""
+    """Refuse frozen matrices if the method ranks by gradients.
+
+    Raises:
+        UserError: If a prunable weight has no gradient.
+    """
     for name, weight in prunable.items() if method.ranks_by_gradients() else ():
         if not weight.requires_grad:
             raise UserError(
@@ -152,7 +181,11 @@ def check_gradients(method: Method, prunable: Weights) -> None:
 
 
 def check_precision(prunable: Weights) -> None:
-    """UserError for weights too coarse for a foreign optimiser's small steps."""
+    """Refuse weights that are too coarse for the small steps of the loop's optimiser.
+
+    Raises:
+        UserError: If a prunable weight trains in bf16 or fp16.
+    """
     for name, weight in prunable.items():
         if weight.dtype in HALF and weight.requires_grad:
             raise UserError(
@@ -163,9 +196,9 @@ def check_precision(prunable: Weights) -> None:
 
 @contextmanager
 def in_full_width(model: nn.Module) -> Iterator[bool]:
-    """Within this, what has half the width of fp32 is fp32; says whether anything had.
+    """Keep bf16 and fp16 tensors in fp32 within this context; yield whether there are any.
 
-    An optimiser's step is smaller than most numbers' last bit there, and would be lost.
+    An optimiser's step is smaller than the last bit of most numbers there, and would be lost.
     """
     tensors = [*model.parameters(), *model.buffers()]
     narrow = {id(t): (t, t.dtype) for t in tensors if t.dtype in HALF}
@@ -181,7 +214,11 @@ def in_full_width(model: nn.Module) -> Iterator[bool]:
 
 
 def check_single_process() -> None:
-    """UserError where several processes train: each would find a mask of its own."""
+    """Refuse several processes: each would find a mask of its own.
+
+    Raises:
+        UserError: If torch.distributed runs more than one.
+    """
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if several and (size := torch.distributed.get_world_size()) > 1:
         raise UserError(

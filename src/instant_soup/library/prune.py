@@ -1,7 +1,8 @@
-"""Prune any PyTorch model in one call, by any method: the pipeline's own, without the pipeline.
+"""Prune any PyTorch model in one call, by any method of the pipeline.
 
-pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
-                            steps=1000, learning_rate=1e-4, sparsity=0.8)
+Example:
+    pruned = instant_soup.prune(model, loader, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+                                steps=1000, learning_rate=1e-4, sparsity=0.8)
 """
 
 from collections.abc import Iterable
@@ -56,29 +57,46 @@ def prune(
     seed: int = 0,
     **settings: Any,
 ) -> Pruned:
-    """Train a model for `steps` steps and prune it by a method: before, on the way or throughout.
+    """Train a model and prune it by a method: before training, on the way or throughout.
 
-    `batches` can be iterated again and again, as a DataLoader or a list; tensors in a batch (also
-    in dicts, lists and tuples) are moved to the model's device. `loss(model, batch)` is a scalar.
-    The learning rate falls linearly to zero, or in the `cycles` of a method that has some.
+    By default the matrices of the repeated blocks are pruned, those of `nn.MultiheadAttention`
+    included. In a model without blocks these are all linear maps but the last. bf16 and fp16
+    weights train in fp32 and come back in their own type.
 
-    `method` is the name of a row of the pipeline's tables (docs/settings.md), or an object of its
-    class as it stands (`SNIP(batches=4)`; what is None there is filled in), or a function
-    `(weights, gradients, state) -> scores`, whose largest scores stay at the ends of ISP's rounds.
-    `settings` are the method's own: of ISP `compression_rate`, `look_ahead`, `denoisers`, … Its
-    rounds take a share `mask_finding` of the steps together; with
-    `mask_finding=None` they last as `calibration`, in epochs, says. `validate(model)`, a score that
-    is better the higher, is for methods that choose among networks.
+    Args:
+        model: Any module; torch.compile's and DataParallel's wrappers are fine. It is trained in
+            place, on the device that it is on.
+        batches: A DataLoader, a list, or anything else that can be iterated again and again.
+            Tensors in a batch (also in dicts, lists and tuples) are moved to the model's device.
+        loss: `loss(model, batch)` returns a scalar tensor with a gradient.
+        steps: The optimiser's steps in the whole training.
+        learning_rate: AdamW's rate at the start. It falls linearly to zero, or in `cycles` if the
+            method has that setting.
+        sparsity: Share of the prunable weights to prune, between 0 and 1.
+        method: The name of a row of the tables (docs/settings.md); or an object of a method's
+            class, such as `SNIP(batches=4)`, where None means the default; or a function `(weights,
+            gradients, state) -> scores`, whose largest scores stay at the end of each of ISP's
+            rounds.
+        weight_decay: AdamW's decay, on matrices only.
+        warmup: Share of the steps over which the rate rises from zero.
+        clip_norm: Largest norm of the gradient; None: no clipping.
+        precision: "fp32", "bf16", or "auto": bf16 where the hardware multiplies it.
+        prunable: `prunable(name, parameter)` says whether to prune a parameter.
+        checkpoint: A folder in which the training is kept until it is finished. An equal call goes
+            on from there. Calls are told apart by settings and pre-trained matrices, not by data
+            and loss. So give each run a folder of its own.
+        validate: `validate(model)` returns a score, the higher the better. Methods that choose
+            among networks need it.
+        seed: Seed of all that is chosen at random.
+        **settings: The method's own settings, for ISP such as `compression_rate`, `look_ahead` and
+            `denoisers`. ISP's rounds take a share `mask_finding` of the steps together. With
+            `mask_finding=None` each round's length is given by `calibration`, in epochs.
 
-    What is pruned: the matrices of the repeated blocks, `nn.MultiheadAttention` included; in a
-    model without blocks, all linear maps but the last. `prunable(name, parameter)` chooses
-    otherwise. Weights of half the width of fp32 train in fp32 and come back in their own type.
+    Returns:
+        The trained model with its mask and cost.
 
-    With a folder `checkpoint`, what is trained is kept there until the run is finished,
-    and an equal call goes on from there. Settings and the pre-trained matrices tell calls apart,
-    data and loss do not: a run with others needs another folder.
-
-    UserError for settings that cannot be, before any training.
+    Raises:
+        UserError: If a setting is not allowed; before any training.
     """
     chosen = method_of(method, settings)
     check_steps(steps)

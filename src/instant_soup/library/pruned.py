@@ -26,7 +26,17 @@ LONGEST = 512  # tokens, where neither tokenizer nor model sets a limit
 
 @dataclass
 class Pruned:
-    """What `prune` returns: the model (the one given, trained), its mask, and what it cost."""
+    """What `prune` returns: the model (the one given, trained), its mask and its cost.
+
+    Attributes:
+        model: The trained model. Its pruned weights are exact zeros.
+        mask: Name → boolean tensor of the weight's shape; True: kept.
+        cost: `steps` of the run, `search_steps` beside it, `flops` and `sparse_flops` (both counts
+            of operations), `seconds`.
+        method: The method's name.
+        sparsity: Share of the prunable weights that is zero.
+        seed: The run's seed.
+    """
 
     model: nn.Module
     mask: Mask
@@ -47,16 +57,25 @@ class Pruned:
         max_length: int | None = None,
         templates: list[str] | None = None,
     ) -> None:
-        """Write the model into a new folder, for stock loaders and for `instant-soup`.
+        """Write the model into a new folder, for the usual loaders and for `instant-soup`.
 
-        A model of transformers is there as `save_pretrained` writes it, one of open_clip as
-        `local-dir:` reads it, any other as model.safetensors; beside it mask.safetensors,
-        compact.safetensors and ticket.json. `tokenizer`, an object or where one is, comes along;
-        `base` is the folder that an open_clip model is from. For `instant-soup evaluate`:
-        `classes`, names in the order of the outputs, `columns` and `label`, those of the data,
-        `max_length` of texts in tokens, prompt `templates` of images.
+        A model of transformers is saved by `save_pretrained`, one of open_clip in the layout of
+        `local-dir:`, any other as model.safetensors. Beside it lie mask.safetensors,
+        compact.safetensors and ticket.json.
 
-        UserError when the folder is there already, or something of this is missing.
+        Args:
+            folder: The new folder.
+            tokenizer: The tokenizer of a model of transformers, or its name or folder. It is saved
+                too.
+            base: The folder that an open_clip model is from.
+            classes: Names of the classes, in the order of the outputs; for `instant-soup evaluate`.
+            columns: Names of the data's text or image columns; for `evaluate`.
+            label: Name of the data's label column; for `evaluate`.
+            max_length: Length at which texts are cut, in tokens; for `evaluate`.
+            templates: Prompt templates of images; for `evaluate`.
+
+        Raises:
+            UserError: If the folder exists, or something that the format needs is missing.
         """
         model, folder = unwrapped(self.model), path_of(folder, "folder")
         check_new(folder)

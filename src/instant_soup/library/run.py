@@ -1,4 +1,4 @@
-"""A run over a model, batches and a loss of one's own, as pruning methods see it."""
+"""A run over your own model, batches and loss, as pruning methods see it."""
 
 import copy
 import math
@@ -32,11 +32,11 @@ ALL = torch.empty(0, dtype=torch.int64)  # rows of a protocol: no batch is left 
 
 
 class LibraryRun(Run):
-    """A training of one's own model, in place.
+    """A training of your own model, in place.
 
-    `validate(model)` is a score, higher is better. With a store, equal calls go on; settings,
-    shapes and the pruned matrices tell calls apart. (A head that is drawn anew at each start of a
-    script is no such matrix, so the run goes on.)
+    With a store, an equal call goes on from where the last one stopped. Calls are told apart by
+    settings, shapes and the pruned matrices. (A new head, which differs at each start of a script,
+    is not among these matrices. So the run goes on.)
     """
 
     def __init__(
@@ -54,9 +54,20 @@ class LibraryRun(Run):
         epoch: int | None = None,
         full: bool = False,
     ) -> None:
-        """`epoch`: steps in a pass over the data, where that is not the number of batches.
+        """Take in a model that has been checked.
 
-        With `full`, what batches hold of bf16 becomes fp32, as the model did.
+        Args:
+            model: The model as it was given, with its wrappers.
+            batches: As in `prune`; None where a method needs none.
+            loss: As in `prune`; None where a method needs none.
+            prunable: Name → weight of what is pruned.
+            recipe: Settings of training.
+            total: The optimiser's steps in all.
+            validate: `validate(model)` returns a score, the higher the better.
+            store: Where trainings are kept; None: nowhere.
+            looks_at: What the method's mask depends on.
+            epoch: Steps in a pass over the data, if that is not the number of batches.
+            full: Whether bf16 tensors in a batch become fp32, as the model did.
         """
         given, model = model, unwrapped(model)
         shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
@@ -73,7 +84,11 @@ class LibraryRun(Run):
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of batches; UserError where they do not tell it."""
+        """The number of batches.
+
+        Raises:
+            UserError: If the batches have no length.
+        """
         length = self._epoch or length_of(self._batches)
         if length is None:
             raise UserError(
@@ -84,7 +99,7 @@ class LibraryRun(Run):
 
     @property
     def epochs(self) -> float:
-        """The budget in epochs; without end where the number of batches is not known."""
+        """The budget in epochs; infinite if the number of batches is not known."""
         length = self._epoch or length_of(self._batches)
         return self.total / length if length else float("inf")
 
@@ -95,7 +110,7 @@ class LibraryRun(Run):
 
     @property
     def rows(self) -> int:
-        """What a share of the data is drawn of: the batches."""
+        """The number of batches, of which a share of the data is taken."""
         return self.steps_per_epoch
 
     def network(self, state: State, recipe: Recipe) -> nn.Module:
@@ -123,7 +138,7 @@ class LibraryRun(Run):
         rows: torch.Tensor | None = None,
         after_step: AfterStep | None = None,
     ) -> State:
-        """The engine's steps over all batches, or those of some numbers in a pass."""
+        """Take the engine's steps over all batches, or over those with the numbers `rows`."""
         source = steps(self._given_batches(), state.step, last, recipe.seed, rows)
         return loop.take_steps(
             network, state, pruner, source, lambda batch: self.loss(network, batch),
@@ -137,9 +152,12 @@ class LibraryRun(Run):
             yield batch
 
     def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
-        """The loss of a batch, which moves to where the network is.
+        """Compute the loss of a batch, moved to the network's device.
 
-        FLOPs are counted on the way where its shapes are new. UserError for what is no loss.
+        FLOPs are counted on the way if the batch's shapes are new.
+
+        Raises:
+            UserError: If the result is no loss.
         """
         if self._loss is None:
             raise UserError("loss: none is given; allowed: a function (model, batch) -> scalar")
@@ -157,11 +175,15 @@ class LibraryRun(Run):
         return found
 
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
-        """What was counted of the last batch: in products with prunable weights, and elsewhere."""
+        """FLOPs of the last batch: in products with prunable weights, and elsewhere."""
         return self._last_flops
 
     def score(self, weights: Weights) -> float:
-        """What `validate` says of a copy of the model; UserError where there is none."""
+        """Ask `validate` for the score of a copy of the model.
+
+        Raises:
+            UserError: If there is no `validate`, or it returns no finite number.
+        """
         if self._validate is None:
             raise UserError("validate: none is given; allowed: a function (model) -> score")
         network = self.beside(State(weights), self.recipe).eval()
@@ -178,7 +200,17 @@ class LibraryRun(Run):
     def draw_protocol(
         self, rates: list[float], decays: list[float], subset: float, *key: int
     ) -> Protocol:
-        """A protocol, on all batches or a share of them; rows are their numbers in a pass."""
+        """Choose a denoiser's protocol, on all batches or a share of them.
+
+        Args:
+            rates: Lowest and highest factor on the learning rate.
+            decays: Lowest and highest weight decay.
+            subset: Share of the batches.
+            *key: Numbers that seed the choice, beside the run's seed.
+
+        Returns:
+            A protocol; its rows are the numbers of batches in a pass.
+        """
         rows = 1 if subset == 1 else self.rows
         drawn = draw_protocol(self.recipe, rates, decays, subset, rows, (self.seed, *key))
         return replace(drawn, rows=ALL) if subset == 1 else drawn
@@ -190,7 +222,7 @@ class LibraryRun(Run):
 
 
 class LoopRun(LibraryRun):
-    """A run whose steps a loop of one's own takes: it follows the model and its optimiser."""
+    """A run whose steps are taken by your own loop; it follows the model and its optimiser."""
 
     def __init__(self, *given: Any, optimizer: torch.optim.Optimizer, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -199,7 +231,7 @@ class LoopRun(LibraryRun):
 
     @contextmanager
     def aside(self, pruner: Any) -> Iterator[None]:
-        """Within this the run is where the loop is; its random numbers stay as they are."""
+        """Set the run to where the loop is, within this context; keep torch's random state."""
         parameters = dict(self.model.named_parameters())
         first, second = (
             {n: m.cpu() for n in pruner.mask if (m := self._moment(parameters[n], key)) is not None}
@@ -212,7 +244,7 @@ class LoopRun(LibraryRun):
             yield
 
     def take_to_model(self, mask: Mask) -> None:
-        """Have the model's prunable weights be the state's, pruned by a mask."""
+        """Copy the state's prunable weights into the model, pruned by a mask."""
         parameters: Weights = dict(self.model.named_parameters())
         with torch.no_grad():
             for name in mask:
@@ -228,14 +260,14 @@ class LoopRun(LibraryRun):
 
 @contextmanager
 def own_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Within this, drawing leaves torch's random numbers outside as they are."""
+    """Leave torch's random state outside this context as it is."""
     where = next(model.parameters()).device
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         yield
 
 
 def length_of(batches: Any) -> int | None:
-    """The number of batches; None where it is not known, or a loader cannot tell it."""
+    """The number of batches; None if it is not known."""
     try:
         return len(batches)
     except TypeError:
@@ -243,9 +275,15 @@ def length_of(batches: Any) -> int | None:
 
 
 def to_device(batch: Any, where: torch.device, full: bool = False) -> Any:
-    """A batch with all tensors in it on a device; what is there already is not copied.
+    """Move all tensors in a batch to a device.
 
-    With `full`, numbers of half the width of fp32 become fp32.
+    Args:
+        batch: A tensor, or dicts, lists and tuples with tensors in them.
+        where: The device.
+        full: Whether bf16 and fp16 become fp32.
+
+    Returns:
+        A batch of the same kind; what is there already is not copied.
     """
 
     def moved(value: Any) -> Any:
@@ -278,7 +316,11 @@ def shapes_of(batch: Any) -> Any:
 
 
 def check_loss(loss: Any) -> None:
-    """UserError for what no gradient can be had of, where one is wanted."""
+    """Refuse a loss that has no gradient where one is needed.
+
+    Raises:
+        UserError: If it is no scalar tensor with a gradient.
+    """
     kind = type(loss).__name__
     if isinstance(loss, torch.Tensor):
         if loss.numel() == 1 and (loss.requires_grad or not torch.is_grad_enabled()):
@@ -290,14 +332,14 @@ def check_loss(loss: Any) -> None:
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """A model's tensors by name, on the CPU; the live ones there."""
+    """Name → tensor of a model on the CPU. The model's own memory is shared where it is there."""
     return {name: w.detach().cpu() for name, w in model.state_dict().items()}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
-    """Give a model its weights; where one has several names (tied), those of the first.
+    """Load weights into a model. If a tensor has several names (tied), its first name counts.
 
-    Masks are under the first name, so the others' copies may be dense.
+    Masks use the first name, so the copies under other names may be dense.
     """
     named, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -310,11 +352,23 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
 def steps(
     batches: Iterable, first: int, last: int, seed: int, rows: torch.Tensor | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """(step, batch) for the steps first … last − 1, pass after pass over the batches.
+    """Iterate over batches, pass after pass.
 
-    A loader's shuffle comes from the seed and the step at which a pass begins. Where the length of
-    a pass is known, a run that goes on takes up its pass where it was. With `rows`, numbers of
-    batches in a pass, each pass is the same one, and has these batches alone.
+    A loader's shuffle is seeded by the seed and the step at which a pass begins. If the length of a
+    pass is known, a run that goes on takes up its pass where it stopped.
+
+    Args:
+        batches: Batches that can be iterated again and again.
+        first: The first step.
+        last: The step after the last one.
+        seed: The run's seed.
+        rows: Numbers of the batches to use. Then each pass is the same one.
+
+    Yields:
+        Step and batch, for the steps first … last − 1.
+
+    Raises:
+        UserError: If there are no batches, or they cannot be iterated twice.
     """
     chosen = None if rows is None or not len(rows) else set(rows.tolist())
     length = length_of(batches) if chosen is None else len(chosen)

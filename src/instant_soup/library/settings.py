@@ -1,4 +1,4 @@
-"""What the three doors take: a method with its settings, and the settings of training, checked."""
+"""Checks of what `prune`, `Pruner` and the callback take: a method, its settings, training."""
 
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +20,21 @@ AMethod = str | Method | type[Method] | Criterion
 
 
 def method_of(method: AMethod, given: Mapping[str, Any]) -> Method:
-    """A method with its settings: what is given, and the library's defaults for the rest.
+    """Make a method with its settings; the library's defaults fill in the rest.
 
-    None stands for the default, but for `mask_finding`, where it means that rounds last as
-    `calibration` says; so does a calibration that comes alone. UserError for a name that is not
-    known, a method that needs another row, or a setting that it does not take or allow.
+    None means the default, except for `mask_finding`. There it means that `calibration` gives each
+    round's length, and so does a calibration that is given alone.
+
+    Args:
+        method: A name, a method's class or object, or a function that returns scores.
+        given: Settings by keyword.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: If the name is not known, the method needs another row, or a setting is not
+            allowed.
     """
     kind, own = _kind_of(method)
     if kind.needs:
@@ -70,7 +80,7 @@ def _kind_of(method: AMethod) -> tuple[type[Method], dict[str, Any]]:
 
 
 def as_list(value: Any) -> Any:
-    """A tuple as the list that files have."""
+    """A tuple as a list, as files have it; anything else as it is."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -79,17 +89,29 @@ def _may_be_none(kind: Any) -> bool:
 
 
 def check_sparsity(sparsity: Any) -> None:
-    """UserError unless some weights go and some stay."""
+    """Check that some weights go and some stay.
+
+    Raises:
+        UserError: If the sparsity is not between 0 and 1.
+    """
     check_value("sparsity", sparsity, number(0, 1, low_too=False, high_too=False))
 
 
 def check_steps(steps: Any) -> None:
-    """UserError unless it is a number of steps."""
+    """Check a number of steps.
+
+    Raises:
+        UserError: If it is not a whole number from 1.
+    """
     check_value("steps", steps, integer(1))
 
 
 def check_batches(batches: Any) -> None:
-    """UserError for what cannot be iterated again and again."""
+    """Check that batches can be iterated again and again.
+
+    Raises:
+        UserError: If they cannot.
+    """
     again = isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
     if not again or isinstance(batches, Iterator):
         kind = f"{type(batches).__name__} is not allowed"
@@ -101,13 +123,21 @@ def check_batches(batches: Any) -> None:
 
 
 def check_function(name: str, given: Any, signature: str, needed: bool = True) -> None:
-    """UserError unless it is a function, or none where none is needed."""
+    """Check a function that is given, or left out if it is not needed.
+
+    Raises:
+        UserError: If it cannot be called.
+    """
     if not callable(given) and (needed or given is not None):
         raise UserError(f"{name}: {given!r} is not allowed; allowed: a function {signature}")
 
 
 def store_of(folder: Any) -> Store | None:
-    """The store in a folder; UserError where it cannot be one."""
+    """The store in a folder; None for no folder.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
     if folder is None:
         return None
     try:
@@ -122,7 +152,11 @@ def store_of(folder: Any) -> Store | None:
 
 
 def check_carried(method: Method) -> None:
-    """UserError for a method that a foreign loop cannot carry: it trains once, by its own rate."""
+    """Refuse a method that your own loop cannot carry.
+
+    Raises:
+        UserError: If the method has no pruner, or more than one cycle.
+    """
     if type(method).pruner is Method.pruner:
         Method.pruner(method, typing.cast(Any, None), 0.0)  # which says so
     if (cycles := method.recipe(recipe_of(0)).cycles) > 1:
@@ -133,9 +167,17 @@ def check_carried(method: Method) -> None:
 
 
 def recipe_of(seed: int, **training: Any) -> Recipe:
-    """The settings of training that the engine looks at; UserError for one that cannot be.
+    """Make the settings of training that the engine looks at.
 
-    A `clip_norm` of None clips nothing.
+    Args:
+        seed: The run's seed.
+        **training: Settings of the section `training`. A `clip_norm` of None clips nothing.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UserError: If one is not allowed.
     """
     check_value("seed", seed, SEED)
     if training.get("clip_norm", 0) is None:
@@ -148,7 +190,7 @@ def recipe_of(seed: int, **training: Any) -> Recipe:
 
 @contextmanager
 def own_words(method: Method) -> Iterator[None]:
-    """Within this, an error names a setting as the library does, not as params.yaml does."""
+    """Let errors within this context name settings as the library does, not as params.yaml does."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,8 @@
-"""Pruning inside `transformers.Trainer`, for those who train with one.
+"""Prune inside a `transformers.Trainer`.
 
-soup = InstantSoupCallback(sparsity=0.8)
-Trainer(model=model, args=arguments, train_dataset=data, callbacks=[soup]).train()
+Example:
+    soup = InstantSoupCallback(sparsity=0.8)
+    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[soup]).train()
 """
 
 import inspect
@@ -51,15 +52,10 @@ REFUSED = {
 class InstantSoupCallback(TrainerCallback):
     """Prunes the Trainer's model within its run, by any method that trains once.
 
-    The arguments are those of `prune`; learning rate, clipping and precision are the Trainer's.
-    A look-ahead takes batches of the training data as the Trainer collates them, or `batches`, and
-    `loss(model, batch)`, the Trainer's own where none is given (a `compute_loss` of a subclass,
-    `compute_loss_func`, label smoothing). Pruned weights get no gradient, so
-    they stay exact zeros. A checkpoint of the Trainer's has its mask in them, or beside them what
-    the method needs more, and `resume_from_checkpoint` goes on. Afterwards `mask` and `cost` (of
-    the look-aheads) are here.
-
-    UserError for settings that cannot be: here, or when training begins.
+    Learning rate, clipping and precision are the Trainer's. Pruned weights get no gradient, so they
+    stay exact zeros. A checkpoint of the Trainer has the mask in its zeros. Methods that need more
+    put a file beside them. `resume_from_checkpoint` goes on with the same callback. After training,
+    `mask` has the mask and `cost` the cost of the look-aheads.
     """
 
     def __init__(
@@ -73,6 +69,21 @@ class InstantSoupCallback(TrainerCallback):
         seed: int = 0,
         **settings: Any,
     ) -> None:
+        """Check the settings that can be checked before training.
+
+        Args:
+            method: As in `instant_soup.prune`; the method must train only once.
+            sparsity: Share of the prunable weights to prune, between 0 and 1.
+            prunable: `prunable(name, parameter)` says whether to prune a parameter.
+            batches: Batches for look-aheads; by default the training data, collated by the Trainer.
+            loss: `loss(model, batch)` of look-aheads; by default the Trainer's own, with a
+                subclass's `compute_loss`, `compute_loss_func` and label smoothing.
+            seed: Seed of whatever the method chooses at random.
+            **settings: The method's own settings, such as `denoisers=3`.
+
+        Raises:
+            UserError: If a setting is not allowed; here, or when training begins.
+        """
         self.method = method_of(method, settings)
         check_carried(self.method)
         check_sparsity(sparsity)
@@ -88,16 +99,21 @@ class InstantSoupCallback(TrainerCallback):
 
     @property
     def mask(self) -> Mask:
-        """Name → boolean tensor of what is kept; empty before training."""
+        """Name → boolean tensor of the weight's shape; True: kept. Empty before training."""
         return self.pruner.mask if self.pruner else {}
 
     @property
     def cost(self) -> Cost:
-        """What training beside the run has cost."""
+        """The cost of training beside the run."""
         return self.pruner.run.cost if self.pruner else Cost()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Choose the matrices, begin to prune, and hold what a checkpoint has pruned."""
+        """Choose the matrices, begin to prune, and restore the pruning of a checkpoint.
+
+        Raises:
+            UserError: If the Trainer's arguments would undo the pruning, or the checkpoint is of
+                other settings.
+        """
         model, loader = unwrapped(trainer["model"]), trainer["train_dataloader"]
         for name, why in REFUSED.items():
             if getattr(args, name, None):
@@ -128,25 +144,25 @@ class InstantSoupCallback(TrainerCallback):
         self._hold(model)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """The gradients are there, clipped already: hooks have gathered them as they were."""
+        """Pass on the dense gradients, which hooks gathered before clipping."""
         assert self.pruner is not None
         self.pruner.after_backward(self.dense)
         self.dense = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Prune where it is time."""
+        """Prune if it is time."""
         assert self.pruner is not None
         self.pruner.after_step()
 
     def on_save(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Put beside the weights what their zeros do not tell."""
+        """Save beside the weights what their zeros do not tell."""
         assert self.pruner is not None
         if tensors := self.pruner.inner.tensors():
             own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(own, _checkpoint(args, state) / KEPT)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Leave the model without hooks; say so where training ended before the last prune."""
+        """Remove the hooks; warn if training ended before the last prune."""
         self._release()
         if self.pruner is not None and not self.pruner.done:
             reached = f"{self.pruner.sparsity:.0%} of {self.sparsity:.0%}"
@@ -210,9 +226,9 @@ class InstantSoupCallback(TrainerCallback):
 
 
 def trainers_loss() -> Loss | None:
-    """The loss as the calling Trainer computes it in its own steps; None where none is calling.
+    """The loss as the calling Trainer computes it; None if no Trainer is calling.
 
-    A callback is told all but the Trainer, so it is looked for among the callers.
+    A callback does not get the Trainer itself, so it is looked for among the callers.
     """
     from transformers import Trainer
 

@@ -1,1 +1,1 @@
-"""Masks as pure tensors: top-k, files of bits, compact files, the mask soup, weights' names."""
+"""Masks as pure tensors: top-k, files of bits, compact files, the mask soup, names of weights."""

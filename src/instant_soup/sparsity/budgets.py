@@ -1,8 +1,8 @@
-"""How many weights each matrix may keep, where one global ranking shall not decide it.
+"""How many weights each matrix keeps, where one global ranking is not to decide it.
 
-A budget is a number of weights by matrix; those of all matrices add up to what a sparsity leaves.
-Within its budget a matrix keeps what its scores say. LAMP is the exception: it changes the scores
-themselves so that one global ranking gives each matrix its share.
+A budget has a number of weights for each matrix. They add up to what a sparsity leaves. Within its
+budget a matrix keeps its largest scores. LAMP works differently: it changes the scores, so that one
+global ranking gives each matrix its share.
 """
 
 import math
@@ -19,10 +19,16 @@ UNITS = 10_000  # that all kept weights are counted in, where distortions are we
 
 
 def lamp(energies: Weights) -> Weights:
-    """Each entry's share of what is no smaller than it in its matrix (Lee et al. 2021); doubles.
+    """Divide each energy by the sum of the energies of its matrix that are no smaller (LAMP).
 
-    `energies` are squared magnitudes, or other scores from zero up. The largest entry of a matrix
-    has 1, so every matrix keeps something. Of equal ones the first counts as smaller.
+    Lee et al. 2021. The largest entry of a matrix gets 1, so every matrix keeps something.
+
+    Args:
+        energies: Name → squared magnitudes, or other scores from zero up. Of equal ones the first
+            counts as smaller.
+
+    Returns:
+        Name → scores of the same shape, in fp64.
     """
     found = {}
     for name, energy in energies.items():
@@ -38,10 +44,18 @@ def lamp(energies: Weights) -> Weights:
 
 
 def in_proportion(parts: Mapping[str, float], most: Mapping[str, float], total: float) -> dict:
-    """`total` shared out in proportion to some parts, none above its most.
+    """Share out a total in proportion to some parts, none above its limit.
 
-    What would go beyond a most goes to the others. Where all parts are zero, what may be taken at
-    most counts instead. `total` is at most the sum of `most`.
+    What would go beyond a limit goes to the others. If all parts are zero, the limits are the
+    parts.
+
+    Args:
+        parts: Name → part, at least zero.
+        most: Name → limit.
+        total: What is shared out, at most the sum of the limits.
+
+    Returns:
+        Name → share, not rounded.
     """
     found: dict[str, float] = {}
     while len(found) < len(parts):
@@ -61,7 +75,16 @@ def in_proportion(parts: Mapping[str, float], most: Mapping[str, float], total: 
 
 
 def allot(wanted: Mapping[str, float], most: Mapping[str, int], total: int) -> dict[str, int]:
-    """Whole numbers that add up to exactly `total`, near what is wanted, none above its most."""
+    """Round shares to whole numbers that add up to a total, none above its limit.
+
+    Args:
+        wanted: Name → share, not rounded.
+        most: Name → limit.
+        total: What the numbers add up to.
+
+    Returns:
+        Name → whole number.
+    """
     near = {name: min(max(value, 0.0), most[name]) for name, value in wanted.items()}
     if abs(sum(near.values()) - total) >= 1:
         near = in_proportion(near, most, total)
@@ -74,7 +97,7 @@ def allot(wanted: Mapping[str, float], most: Mapping[str, int], total: int) -> d
 
 
 def of_layers(names: Mapping[str, float]) -> dict[str, float]:
-    """A number by matrix, added up by layer."""
+    """Add up the numbers of matrices by layer."""
     found: dict[str, float] = {}
     for name, value in names.items():
         found[layer_of(name)] = found.get(layer_of(name), 0.0) + value
@@ -84,10 +107,18 @@ def of_layers(names: Mapping[str, float]) -> dict[str, float]:
 def by_importance(
     importances: Mapping[str, float], sizes: Mapping[str, int], sparsity: float, margin: float = 0.1
 ) -> dict[str, float]:
-    """Weights that each part keeps: few for all, the rest in proportion to importance (ECoFLaP).
+    """How many weights each part keeps by ECoFLaP: a few for all, the rest by importance.
 
-    All keep the share that would stay at a sparsity `margin` above; none more than all (Sung et
-    al. 2024, arXiv 2310.02998).
+    Sung et al. 2024, arXiv 2310.02998.
+
+    Args:
+        importances: Name → importance, at least zero.
+        sizes: Name → number of weights.
+        sparsity: Share of all weights to prune.
+        margin: Each part keeps at least the share that would stay at `sparsity + margin`.
+
+    Returns:
+        Name → number of weights, not rounded.
     """
     least = max(0.0, 1 - sparsity - margin)
     few = {name: least * size for name, size in sizes.items()}
@@ -98,7 +129,7 @@ def by_importance(
 
 
 def outlier_share(scores: list[torch.Tensor], times: float) -> float:
-    """The share of scores that are above so many times their mean."""
+    """The share of the scores that are above `times` their mean."""
     every = torch.cat([s.flatten() for s in scores]).double()
     if not len(every):
         return 0.0
@@ -108,10 +139,19 @@ def outlier_share(scores: list[torch.Tensor], times: float) -> float:
 def by_outliers(
     shares: Mapping[str, float], sizes: Mapping[str, int], sparsity: float, spread: float
 ) -> dict[str, float]:
-    """The density of each layer: higher by up to 2 · `spread` where there are more outliers (OWL).
+    """The density of each layer by OWL: more outliers, more weights.
 
-    Their mean over all weights is 1 − sparsity: in the paper over layers, which are of one size
-    there (Yin et al. 2024, arXiv 2310.05175).
+    Yin et al. 2024, arXiv 2310.05175. The mean density, over all weights, is 1 − sparsity. (The
+    paper takes the mean over layers, which all have the same size there.)
+
+    Args:
+        shares: Layer → share of outliers.
+        sizes: Layer → number of weights.
+        sparsity: Share of all weights to prune.
+        spread: The layer with most outliers gets 2 · `spread` more density than that with fewest.
+
+    Returns:
+        Layer → density.
     """
     low, high = min(shares.values()), max(shares.values())
     width = (high - low) or 1.0
@@ -123,11 +163,17 @@ def by_outliers(
 def least_distortion(
     kept: Mapping[str, list[int]], distortions: Mapping[str, list[float]], total: int
 ) -> dict[str, int]:
-    """Of some numbers of weights by matrix those whose distortions add up to least, in `total`.
+    """Choose the numbers of weights whose distortions add up to least.
 
-    `distortions[name][a]` is what keeping kept[name][a] of it costs; each matrix may keep none. By
-    dynamic programming over all weights, in `UNITS` units at most (Xu et al. 2023). The sum is at
-    most `total`.
+    Dynamic programming over all weights, in at most `UNITS` units (Xu et al. 2023).
+
+    Args:
+        kept: Name → numbers of weights to choose from; none is always possible.
+        distortions: Name → distortion at each of these numbers.
+        total: The most weights that may stay in all.
+
+    Returns:
+        Name → number of weights.
     """
     unit = max(1, math.ceil(total / UNITS))
     capacity = total // unit

@@ -1,8 +1,8 @@
-"""A pruned checkpoint without its zeros: a bit for every prunable weight, values for the kept ones.
+"""A pruned checkpoint without its zeros: one bit for each prunable weight, and the kept values.
 
-One safetensors file. A pruned matrix W is stored as `W:mask` (bits as in a mask file) and
-`W:values` (what it keeps, row by row); every other tensor is stored as it is. At density d a matrix
-takes 1/16 + d of its dense bf16 size, 1/32 + d of its dense fp32 size.
+This is one safetensors file. A pruned matrix W is stored as `W:mask` (bits as in a mask file) and
+`W:values` (the kept values, row by row). Every other tensor is stored as it is. At density d a
+matrix takes 1/16 + d of its dense bf16 size, or 1/32 + d of its dense fp32 size.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def cast(weights: Weights, dtype: str) -> Weights:
-    """The weights with all floats as `dtype` (a name of DTYPES); integers stay."""
+    """Convert all floats to `dtype`, a name of DTYPES; integers stay."""
     wanted = DTYPES[dtype]
     return {n: w.to(wanted) if w.is_floating_point() else w for n, w in weights.items()}
 
 
 def apart(weights: Weights) -> Weights:
-    """Weights that share no memory, as tied ones do: safetensors refuses these."""
+    """Copy tensors that share memory, as tied weights do: safetensors refuses them."""
     seen: set[int] = set()
     found = {}
     for name, w in weights.items():
@@ -45,9 +45,16 @@ def apart(weights: Weights) -> Weights:
 
 
 def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") -> None:
-    """Write a checkpoint whose pruned weights are zero, its floats as `dtype`.
+    """Write a checkpoint whose pruned weights are zero.
 
-    UserError when a weight that the mask prunes is not zero: nothing but zeros is left out.
+    Args:
+        path: The new file.
+        weights: Name → dense tensor of the whole checkpoint.
+        mask: Name → boolean tensor of the weight's shape; True: kept.
+        dtype: Type of its floats, a name of DTYPES.
+
+    Raises:
+        UserError: If a weight that the mask prunes is not zero. Only zeros are left out.
     """
     dense = cast(weights, dtype)
     tensors = apart({name: w.contiguous() for name, w in dense.items() if name not in mask})
@@ -66,9 +73,16 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") ->
 
 
 def load(path: str | Path) -> Weights:
-    """Name → dense tensor, zeros where pruned: the checkpoint that was saved, bit for bit.
+    """Read a checkpoint, bit for bit as it was saved.
 
-    UserError if the file is missing, damaged or no compact file.
+    Args:
+        path: A compact file.
+
+    Returns:
+        Name → dense tensor, with zeros where pruned.
+
+    Raises:
+        UserError: If the file is missing, damaged or no compact file.
     """
     with _opened(path) as file:
         packed = {f"{name}:{part}" for name in file.shapes for part in ("mask", "values")}
@@ -83,13 +97,23 @@ def load(path: str | Path) -> Weights:
 
 
 def load_mask(path: str | Path) -> Mask:
-    """The mask within a compact file; errors as of `load`."""
+    """Read the mask of a compact file.
+
+    Args:
+        path: A compact file.
+
+    Returns:
+        Name → boolean tensor of the weight's shape; True: kept.
+
+    Raises:
+        UserError: If the file is missing, damaged or no compact file.
+    """
     with _opened(path) as file:
         return {name: _kept(file, name) for name in file.shapes}
 
 
 class _File(NamedTuple):
-    """An open compact file: its tensors' names, how one is read, shapes of the pruned matrices."""
+    """An open compact file: names of its tensors, a reader, shapes of the pruned matrices."""
 
     names: list[str]
     get: Callable[[str], torch.Tensor]
@@ -102,9 +126,9 @@ def _kept(file: _File, name: str) -> torch.Tensor:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[_File]:
-    """A compact file whose tensors are checked as they are read; errors as of `load`.
+    """Open a compact file whose tensors are checked as they are read; errors as in `load`.
 
-    A file of before 0.2.0 has no digests, and is taken as it is.
+    A file written before 0.2.0 has no digests, and is read without this check.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -7,7 +7,7 @@ from instant_soup.sparsity.masks import Mask
 
 
 def votes(weak_masks: list[Mask]) -> dict[str, torch.Tensor]:
-    """How many of the weak masks keep each weight."""
+    """Count the weak masks that keep each weight; uint8, shaped like the weight."""
     return {
         name: torch.stack([m[name] for m in weak_masks]).sum(0, dtype=torch.uint8)
         for name in weak_masks[0]
@@ -15,10 +15,15 @@ def votes(weak_masks: list[Mask]) -> dict[str, torch.Tensor]:
 
 
 def combine(weak_masks: list[Mask], how: str) -> dict[str, torch.Tensor]:
-    """Each weight's standing in the soup, a small integer; a higher one is kept first.
+    """Give each weight its standing in the soup. A weight with a higher standing is kept first.
 
-    `union` (the paper): 1 where any weak mask keeps the weight; `intersection`: 1 where all do;
-    `vote`: the number of masks that do.
+    Args:
+        weak_masks: One mask for each denoiser.
+        how: `union` (the paper): 1 where any weak mask keeps the weight. `intersection`: 1 where
+            all keep it. `vote`: the number of masks that keep it.
+
+    Returns:
+        Name → uint8 tensor, shaped like the weight.
     """
     tally = votes(weak_masks)
     if how == "vote":
@@ -28,22 +33,35 @@ def combine(weak_masks: list[Mask], how: str) -> dict[str, torch.Tensor]:
 
 
 def adjust(standing: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], k: int) -> Mask:
-    """One-shot adjustment: exactly k weights stay, by standing first, then by magnitude.
+    """Keep exactly k weights, by standing first, then by magnitude (one-shot adjustment).
 
     For the union this is Algorithm 2's last line: the union keeps at least k weights, and the
-    smallest of them go. The intersection can keep fewer; the largest weights outside fill up.
+    smallest of them go. The intersection can keep fewer; then the largest weights outside fill up.
 
-    A law to know: where the network's own magnitude mask is among the weak masks, the adjusted
-    union (and intersection) *is* that mask, whatever the denoisers found. See docs/method.md.
+    A law to know: if the network's own magnitude mask is among the weak masks, the adjusted union
+    (and intersection) *is* that mask, whatever the denoisers found. See docs/method.md.
+
+    Args:
+        standing: Name → small whole numbers, shaped like the weight; see `combine`.
+        weights: Name → weight of the main network.
+        k: How many weights stay, of all matrices together.
+
+    Returns:
+        Name → boolean tensor of the weight's shape; True: kept.
     """
     return masks.keep_largest({n: weights[n].abs().float() for n in standing}, k, standing)
 
 
 def agreement(weak_masks: list[Mask]) -> dict[str, float]:
-    """How much the weak masks agree, as fractions.
+    """How much the weak masks agree.
 
-    `union_density` and `intersection_density` are of all weights; `agreement` is intersection
-    over union: 1 when the denoisers changed nothing, and then neither does the soup.
+    Args:
+        weak_masks: At least one mask, all of the same network.
+
+    Returns:
+        `union_density` and `intersection_density`, as shares of all weights, and `agreement`,
+        intersection over union. It is 1 if the denoisers changed nothing; then the soup does not
+        either.
     """
     tally = votes(weak_masks)
     total = sum(t.numel() for t in tally.values())

@@ -1,7 +1,7 @@
-"""Masks over the prunable weights: exact top-k, one bit per weight on disk.
+"""Masks over the prunable weights: exact top-k, and files with one bit a weight.
 
-A mask is a dict of boolean tensors, one per prunable weight, under the weight's name in the
-model's state dict and with its shape; True means kept.
+A mask is a dictionary of boolean tensors, one for each prunable weight. It has the weight's name in
+the model's state dict, and the weight's shape. True means kept.
 """
 
 import hashlib
@@ -32,25 +32,25 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 
 class Cut(NamedTuple):
-    """A mask, and what weights become with it: those that stay make up for those that go."""
+    """A mask, and new values of weights that stay, to make up for those that go."""
 
     mask: Mask
     weights: dict[str, torch.Tensor]
 
 
 def count(mask: Mask) -> tuple[int, int]:
-    """Number of kept weights, number of weights."""
+    """Count the kept weights, and all weights."""
     return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
 
 
 def sparsity(mask: Mask) -> float:
-    """Fraction of pruned weights."""
+    """The share of the weights that is pruned, from 0 to 1."""
     kept, total = count(mask)
     return 1 - kept / total
 
 
 def number_kept(total: int, target_sparsity: float) -> int:
-    """How many of `total` weights stay so that exactly round(S · total) are pruned."""
+    """How many of `total` weights stay if exactly round(S · total) are pruned."""
     return total - math.floor(target_sparsity * total + 0.5)
 
 
@@ -60,10 +60,15 @@ def keep_count(weights: dict[str, torch.Tensor], target_sparsity: float) -> int:
 
 
 def share_out(wanted: dict[Key, float], total: int) -> dict[Key, int]:
-    """Whole numbers that add up to `total`, each within one of what is wanted.
+    """Round numbers so that they add up to `total`.
 
-    `wanted` adds up to about `total`. The largest fractions are rounded up; of equal ones the
-    first.
+    Args:
+        wanted: Name → number; these add up to about `total`.
+        total: What the rounded numbers add up to.
+
+    Returns:
+        Name → whole number, within one of what is wanted. The largest fractions are rounded up; of
+        equal fractions the first.
     """
     shares = {name: math.floor(value) for name, value in wanted.items()}
     by_fraction = sorted(wanted, key=lambda name: shares[name] - wanted[name])
@@ -73,15 +78,25 @@ def share_out(wanted: dict[Key, float], total: int) -> dict[Key, int]:
 
 
 def full(weights: dict[str, torch.Tensor]) -> Mask:
-    """The dense network's mask: everything kept."""
+    """The dense network's mask, which keeps everything."""
     return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
 
 
 def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Boolean vector with True at exactly the k largest of a vector of scores.
+    """Mark exactly the k largest scores.
 
     Of equal scores the one with the lower index is kept, so the result never depends on the
-    machine. UserError for NaN, which has no place in an order.
+    machine.
+
+    Args:
+        scores: A vector.
+        k: How many to keep.
+
+    Returns:
+        A boolean vector of the same length; True: kept.
+
+    Raises:
+        UserError: If a score is NaN, which has no place in an order.
     """
     if scores.isnan().any():
         raise UserError(NAN)
@@ -97,10 +112,20 @@ def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
 def keep_largest(
     scores: dict[str, torch.Tensor], k: int, priority: dict[str, torch.Tensor] | None = None
 ) -> Mask:
-    """Mask of the k best weights of all tensors together: by priority first, then by score.
+    """Keep the k best weights of all tensors together: by priority first, then by score.
 
-    `scores` are floats of one type, `priority` small non-negative integers (or booleans), both
-    shaped like the weights. One global ranking, as in the paper: layers get the density they earn.
+    This is one global ranking, as in the paper. So layers get the density that they earn.
+
+    Args:
+        scores: Name → floats, shaped like the weight and all of one type.
+        k: How many weights stay.
+        priority: Name → small non-negative integers or booleans, shaped like the weight.
+
+    Returns:
+        Name → boolean tensor of the weight's shape; True: kept.
+
+    Raises:
+        UserError: If a score is NaN.
     """
     if priority is None:
         return _largest_of_all(scores, k)
@@ -120,15 +145,15 @@ def keep_largest(
 
 
 def keep_largest_each(scores: dict[str, torch.Tensor], kept: dict[str, int]) -> Mask:
-    """Mask of the best weights of each tensor by itself: kept[name] of them."""
+    """Keep the best weights of each tensor by itself: kept[name] of them."""
     return {name: _largest_of_all({name: s}, kept[name])[name] for name, s in scores.items()}
 
 
 def _largest_of_all(scores: dict[str, torch.Tensor], k: int) -> Mask:
-    """Mask of exactly the k largest of all tensors together, as if `largest` saw them joined.
+    """Keep exactly the k largest of all tensors together, as if `largest` saw them joined.
 
-    A sample brackets the k-th largest; only what lies in the bracket is ranked. So the scores are
-    read twice, and neither sorted nor copied.
+    A sample brackets the k-th largest; only scores in the bracket are ranked. So the scores are
+    read twice, but neither sorted nor copied.
     """
     for low, high in (_bracket(scores, k), (-math.inf, math.inf)):
         mask = {name: s > high for name, s in scores.items()}
@@ -182,12 +207,12 @@ def cosine_similarity(a: Mask, b: Mask) -> float:
 
 
 def distance(a: Mask, b: Mask) -> float:
-    """Share of all weights that one mask keeps and the other prunes (normalised Hamming)."""
+    """The share of the weights that one mask keeps and the other prunes (normalised Hamming)."""
     return sum(int((a[name] ^ b[name]).sum()) for name in a) / count(a)[1]
 
 
 def by_layer(mask: Mask) -> dict[str, Mask]:
-    """The parts of a mask by block, in the mask's order."""
+    """Split a mask by block, in the mask's order."""
     layers: dict[str, Mask] = {}
     for name, kept in mask.items():
         layers.setdefault(layer_of(name), {})[name] = kept
@@ -200,12 +225,24 @@ def sparsity_by_layer(mask: Mask) -> list[dict[str, Any]]:
 
 
 def pack(kept: torch.Tensor) -> np.ndarray:
-    """One tensor of a mask as bits, row by row; the last byte is filled up with zeros."""
+    """Pack one tensor of a mask into bits, row by row; zeros fill up the last byte."""
     return np.packbits(kept.cpu().numpy().reshape(-1))
 
 
 def unpack(bits: np.ndarray | None, name: str, shape: list[int]) -> torch.Tensor:
-    """One tensor of a mask out of its bits. ValueError, naming it, if these are not its bits."""
+    """Unpack one tensor of a mask from its bits.
+
+    Args:
+        bits: Bytes as `pack` makes them; None if the file has none.
+        name: The tensor's name, for the error.
+        shape: The tensor's shape.
+
+    Returns:
+        A boolean tensor of this shape; True: kept.
+
+    Raises:
+        ValueError: If these are not the bits of such a tensor; it names the tensor.
+    """
     size = math.prod(shape)
     if bits is None or bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
         raise ValueError(f"tensor {name}")
@@ -220,7 +257,13 @@ def sparsity_by_matrix(mask: Mask) -> list[dict[str, Any]]:
 
 
 def save(path: str | Path, mask: Mask, **description: object) -> None:
-    """Write a mask, bit-packed, with a JSON description (sparsity, method, round, seed, …)."""
+    """Write a mask, one bit for each weight.
+
+    Args:
+        path: The new file.
+        mask: Name → boolean tensor; True: kept.
+        **description: JSON values to keep beside it, such as method, round and seed.
+    """
     packed = {name: pack(kept) for name, kept in mask.items()}
     header = {
         "format": FORMAT,
@@ -234,9 +277,17 @@ def save(path: str | Path, mask: Mask, **description: object) -> None:
 
 
 def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
-    """Read a mask; with `shapes`, check that it fits that model (name → shape).
+    """Read a mask.
 
-    UserError if the file is missing, damaged, not a mask, or a mask of another model.
+    Args:
+        path: A mask file.
+        shapes: Name → shape of the weights of the model that the mask must fit.
+
+    Returns:
+        Name → boolean tensor of the weight's shape; True: kept.
+
+    Raises:
+        UserError: If the file is missing, damaged, not a mask, or a mask of another model.
     """
     header, packed = _read(path)
     stored = _parsed(path, header, "shapes")
@@ -256,15 +307,15 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """The JSON description that a mask was saved with; errors as of `load`."""
+    """Read the JSON description that a mask was saved with; errors as in `load`."""
     header, _ = _read(path)
     return _parsed(path, header, "description")
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """A mask file's header and its bits by name; UserError unless they are those that were saved.
+    """Read a mask file's header and its bits by name; check that they are what was saved.
 
-    A file of before 0.2.0 has no digest, and is taken as it is.
+    A file written before 0.2.0 has no digest, and is read without this check.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -289,7 +340,7 @@ def _digest(header: dict[str, str], packed: dict[str, np.ndarray]) -> str:
 
 
 def _parsed(path: str | Path, header: dict[str, str], key: str) -> dict[str, Any]:
-    """A part of a mask file's header, which is JSON; UserError if it is none."""
+    """Read a part of a mask file's header, which is JSON."""
     try:
         found = json.loads(header[key])
     except (KeyError, ValueError):

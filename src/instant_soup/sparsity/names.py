@@ -1,4 +1,4 @@
-"""What a weight's name says: the layer it belongs to, and what kind of matrix of it it is."""
+"""What a weight's name tells: its layer, and which kind of matrix it is."""
 
 NO_MAPS = ("bias", "embed", "position", "rel_pos", "a_log")
 
@@ -11,12 +11,12 @@ def layer_of(name: str) -> str:
 
 
 def stack_of(name: str) -> str:
-    """The stack of blocks that a weight belongs to: its name up to before the first number."""
+    """The stack of blocks that a weight belongs to: its name before the first number."""
     return layer_of(name).rpartition(".")[0]
 
 
 def type_of(name: str) -> str:
-    """What kind of matrix of its layer a weight is: the rest of its name ("output.dense")."""
+    """The kind of a matrix within its layer: the rest of its name ("output.dense")."""
     rest = name.removeprefix(f"{layer_of(name)}.")
     return rest.removesuffix(".weight").removesuffix("_weight")
 
@@ -28,9 +28,9 @@ def in_order(layer: str) -> tuple[str, int]:
 
 
 def is_map(name: str) -> bool:
-    """Whether a weight's name does not tell of a bias, a table, or a state space's decay.
+    """Whether a weight may be a linear map, by its name: no bias, no table, no state space's decay.
 
-    Its own name counts, and its module's where that is all it has ("position_bias.weight").
+    Its own name counts; if that is just "weight", so does its module's ("position_bias.weight").
     """
     own, module = [*reversed(name.lower().split(".")), ""][:2]
     return not any(word in (module if own == "weight" else own) for word in NO_MAPS)

@@ -1,11 +1,11 @@
 """What makes a weight worth keeping, and the masks of the weights that are worth most.
 
-Scores are tensors shaped like the weights; the largest stay.
+Scores are tensors shaped like the weights. The largest stay.
 
-Fisher scores (Theis et al. 2018): setting a weight to zero raises the loss by about w² F / 2, F the
-mean squared gradient. AdamW's second moment is a running mean of just that, so the score costs
-nothing. A factor that is the same for all weights (the 2, the correction of a young mean) does not
-change which of them are largest.
+Fisher scores (Theis et al. 2018): setting a weight to zero raises the loss by about w² F / 2, where
+F is the mean squared gradient. AdamW's second moment is a running mean of just that, so the score
+costs nothing. A factor that is the same for all weights (the 2, the correction of a young mean)
+does not change which of them are largest.
 """
 
 import torch
@@ -30,7 +30,19 @@ def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
 
 
 def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
-    """The scores of a kind in SCORES; UserError where a weight has no second moment."""
+    """Score all weights by magnitude or Fisher score.
+
+    Args:
+        kind: A name in SCORES.
+        weights: Name → weight.
+        second_moments: Name → AdamW's second moment, shaped like the weight; for `fisher`.
+
+    Returns:
+        Name → fp32 scores, shaped like the weight.
+
+    Raises:
+        UserError: If a weight has no second moment.
+    """
     if kind == "magnitude":
         return magnitude_scores(weights)
     for name in weights:
@@ -43,12 +55,12 @@ def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
 
 
 def best(scores: Weights, sparsity: float) -> Mask:
-    """The mask of exactly the best weights of all matrices together at a sparsity."""
+    """Keep exactly the best weights of all matrices together, at a sparsity."""
     return masks.keep_largest(scores, masks.keep_count(scores, sparsity))
 
 
 def best_each(scores: Weights, sparsity: float) -> Mask:
-    """The mask of the best weights of each matrix by itself, all of one density up to a weight."""
+    """Keep the best weights of each matrix; all matrices have one density, up to a weight."""
     kept = masks.share_out(
         {name: (1 - sparsity) * s.numel() for name, s in scores.items()},
         masks.keep_count(scores, sparsity),
@@ -57,7 +69,7 @@ def best_each(scores: Weights, sparsity: float) -> Mask:
 
 
 def best_of_rows(scores: Weights, sparsity: float) -> Mask:
-    """The mask of the best weights of each row by itself, all of one density up to a weight."""
+    """Keep the best weights of each row; all rows have one density, up to a weight."""
     rows = {
         (name, i): (1 - sparsity) * s.shape[1] for name, s in scores.items() for i in range(len(s))
     }
@@ -69,9 +81,17 @@ def best_of_rows(scores: Weights, sparsity: float) -> Mask:
 
 
 def best_of_each(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Rows × columns: True at the kept[i] largest of row i; of equal ones the first stays.
+    """Mark the kept[i] largest scores of each row i; of equal ones the first stays.
 
-    UserError for NaN, which has no place in an order.
+    Args:
+        scores: Rows × columns.
+        kept: One whole number for each row.
+
+    Returns:
+        Rows × columns, boolean; True: kept.
+
+    Raises:
+        UserError: If a score is NaN, which has no place in an order.
     """
     if scores.isnan().any():
         raise UserError(masks.NAN)
@@ -80,10 +100,10 @@ def best_of_each(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def magnitude(weights: Weights, sparsity: float) -> Mask:
-    """Global unstructured magnitude pruning: the largest |w| of all weights together stay."""
+    """Global magnitude pruning: the largest |w| of all matrices together stay."""
     return best(magnitude_scores(weights), sparsity)
 
 
 def fisher(weights: Weights, second_moments: Weights, sparsity: float) -> Mask:
-    """The weights whose loss would cost most stay, of all matrices together."""
+    """Global Fisher pruning: the weights whose removal would cost the loss most stay."""
     return best(fisher_scores(weights, second_moments), sparsity)

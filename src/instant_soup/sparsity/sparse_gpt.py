@@ -1,9 +1,9 @@
-"""SparseGPT's sweep over a matrix: columns go from left to right, those behind make up for them.
+"""SparseGPT's sweep over a matrix: columns are pruned from left to right, later ones make up.
 
-The loss is that of the matrix's own outputs, ½ Σ δᵢ H δᵢᵀ over its rows, H the second moments of
-its inputs. With U the upper Cholesky factor of H⁻¹, U_jj² is the j-th entry of the inverse that is
-left when the columns before j are settled: removing w costs w² / (2 U_jj²), and moves column k > j
-by −w U_jk / U_jj. (Frantar & Alistarh 2023)
+The loss is that of the matrix's own outputs, ½ Σ δᵢ H δᵢᵀ over its rows, where H are the second
+moments of its inputs. With U the upper Cholesky factor of H⁻¹, U_jj² is the j-th entry of the
+inverse that is left when the columns before j are settled. Removing w costs w² / (2 U_jj²), and
+moves column k > j by −w U_jk / U_jj (Frantar & Alistarh 2023).
 """
 
 from collections.abc import Callable
@@ -16,9 +16,16 @@ NOTHING = 1e-12  # of it, in place of an input that is always zero
 
 
 def factor(moments: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
-    """U (inputs × inputs, fp64) of the second moments of a matrix's inputs.
+    """Factor the second moments of a matrix's inputs.
 
-    What multiplies an input that is always zero costs next to nothing, and moves nothing.
+    A weight whose input is always zero costs next to nothing, and moves nothing.
+
+    Args:
+        moments: The mean of x xᵀ, inputs × inputs.
+        damping: Share of the diagonal's mean that is added to it.
+
+    Returns:
+        U, inputs × inputs, in fp64.
     """
     h = moments.double().clone()
     diagonal, dead = h.diagonal(), h.diagonal() == 0
@@ -35,10 +42,17 @@ def sweep(
     choose: Callable[[int, torch.Tensor], torch.Tensor],
     width: int = WIDTH,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix's mask, and its weights when those that stay have made up for the others.
+    """Prune a matrix column by column; weights that stay make up for those that go.
 
-    `choose(i, costs)` is the mask of the i-th block of `width` columns, of what its removals cost
-    (w² / U_jj², outputs × columns) on the weights as they are by then.
+    Args:
+        weight: Outputs × inputs.
+        upper: U of `factor`.
+        choose: `choose(i, costs)` is the mask of the i-th block of `width` columns. `costs`,
+            outputs × columns, has w² / U_jj² of the weights as they are by then.
+        width: Columns in a block.
+
+    Returns:
+        The mask (outputs × inputs; True: kept), and the new weights.
     """
     w = weight.double().clone()
     masks = []

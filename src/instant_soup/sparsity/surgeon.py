@@ -1,11 +1,11 @@
-"""The Optimal Brain Surgeon on blocks of a Fisher matrix: which weights go, what the rest become.
+"""The Optimal Brain Surgeon on blocks of a Fisher matrix: which weights go, how the rest change.
 
-A matrix is read row by row and cut into blocks of B consecutive weights, the last one filled up
-with zeros. Within a block the loss around the network is ½ δᵀ F δ with F = Σ g gᵀ + λ I, g the
-gradients of some batches: all else of the Fisher matrix is left out (oBERT, Kurtic et al. 2022).
+A matrix is read row by row and cut into blocks of B consecutive weights; zeros fill up the last
+one. Within a block the loss around the network is ½ δᵀ F δ with F = Σ g gᵀ + λ I, where g are the
+gradients of some batches. All else of the Fisher matrix is left out (oBERT, Kurtic et al. 2022).
 Blocks are held without λ, in fp32: B numbers for each weight. λ is `damping` times the mean squared
-gradient of the weights that are left, so that nothing depends on the loss's scale, nor on how many
-gradients there are. Inverses are taken in fp64, some blocks at a time.
+gradient of the weights that are left. So nothing depends on the loss's scale, nor on the number of
+gradients. Inverses are taken in fp64, some blocks at a time.
 """
 
 import math
@@ -26,13 +26,22 @@ ROUNDING = 1e-6
 
 
 def blocks_of(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    """A tensor's entries, row by row, as blocks × size; filled up with zeros."""
+    """Cut a tensor's entries, row by row, into blocks × size; zeros fill up the last block."""
     flat = tensor.flatten()
     return functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
 def add_gradients(fisher: Weights, gradients: Weights, size: int) -> Weights:
-    """Fisher blocks (blocks × size × size, by name) with one more gradient added, in place."""
+    """Add one more gradient to the Fisher blocks, in place.
+
+    Args:
+        fisher: Name → blocks × size × size; empty at first.
+        gradients: Name → gradient, shaped like the weight.
+        size: Weights in a block.
+
+    Returns:
+        The same dictionary.
+    """
     for name, gradient in gradients.items():
         g = blocks_of(gradient.detach().float(), size)
         held = fisher[name].to(g.device) if name in fisher else g.new_zeros(len(g), size, size)
@@ -41,9 +50,17 @@ def add_gradients(fisher: Weights, gradients: Weights, size: int) -> Weights:
 
 
 def scores(fisher: Weights, weights: Weights, mask: Mask, damping: float) -> Weights:
-    """What a weight's removal alone costs, the rest of its block made up: w² / (2 [F⁻¹]ₚₚ).
+    """What each weight's removal alone costs, when the rest of its block makes up for it (oBERT).
 
-    In units of the mean squared gradient. Of those pruned already −1: they stay behind all others.
+    Args:
+        fisher: Name → Fisher blocks, blocks × size × size.
+        weights: Name → weight.
+        mask: Name → which weights are left.
+        damping: λ in units of the mean squared gradient.
+
+    Returns:
+        Name → w² / (2 [F⁻¹]ₚₚ), shaped like the weight, in units of the mean squared gradient.
+        Weights that are pruned already have −1, so they stay behind all others.
     """
     found = {}
     for name, parts in _each(fisher, weights, mask, damping):
@@ -53,10 +70,11 @@ def scores(fisher: Weights, weights: Weights, mask: Mask, damping: float) -> Wei
 
 
 def sequence_scores(fisher: Weights, weights: Weights, mask: Mask, damping: float) -> Weights:
-    """What it costs to remove a block's weights up to each, one by one (CAP).
+    """What a block has cost by each weight's removal, when weights go one by one (CAP).
 
-    The next to go is that which costs least when those before it have gone and the rest has made
-    up for them (Kuznedelev et al. 2023). Units and pruned weights as in `scores`.
+    The next weight to go is the cheapest, given that those before it have gone and the rest has
+    made up for them (Kuznedelev et al. 2023). Arguments, units and pruned weights are as in
+    `scores`.
     """
     found = {}
     for name, parts in _each(fisher, weights, mask, damping):
@@ -68,10 +86,20 @@ def sequence_scores(fisher: Weights, weights: Weights, mask: Mask, damping: floa
 def corrected(
     fisher: Weights, weights: Weights, before: Mask, after: Mask, damping: float, together: bool
 ) -> Weights:
-    """The weights when those of `before` that `after` lacks have gone, and the rest made up.
+    """Change the weights that stay, to make up for those that go.
 
-    The sum of what each removal alone would ask for, as in oBERT; or, `together`, the least of the
-    loss: its exact solution, which differs where several weights of a block go.
+    Args:
+        fisher: Name → Fisher blocks, blocks × size × size.
+        weights: Name → weight.
+        before: Name → which weights were left.
+        after: Name → which weights stay.
+        damping: λ in units of the mean squared gradient.
+        together: Whether to minimise the block's loss exactly. Otherwise the corrections that each
+            removal alone would ask for are added up, as in oBERT. The two differ if several weights
+            of a block go.
+
+    Returns:
+        Name → new weight.
     """
     found = {}
     for name, parts in _each(fisher, weights, before, damping):
@@ -139,7 +167,7 @@ Part = tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]
 def _each(
     fisher: Weights, weights: Weights, mask: Mask, damping: float
 ) -> Iterator[tuple[str, Iterator[Part]]]:
-    """Each matrix's name, and its blocks, some at a time."""
+    """Each matrix's name and its blocks, some at a time."""
     mean = mean_square(fisher, mask) or 1.0  # no gradient anywhere: magnitude decides
     if not math.isfinite(mean):
         raise UserError(NAN)
@@ -174,6 +202,6 @@ def mean_square(fisher: Weights, mask: Mask) -> float:
 
 
 def _shaped(blocks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Blocks as a tensor of a shape, on the CPU and in fp32; what filled them up is left out."""
+    """Blocks as a tensor of a shape, on the CPU and in fp32, without the padding."""
     flat = torch.cat([block.float().cpu() for block in blocks]).flatten()
     return flat[: like.numel()].view(like.shape)

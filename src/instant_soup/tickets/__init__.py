@@ -1,1 +1,1 @@
-"""Finished networks to take away: exported, described, inspected, applied, evaluated."""
+"""Finished networks to take away: export, describe, inspect, apply, evaluate."""

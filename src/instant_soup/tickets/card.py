@@ -66,10 +66,17 @@ FILES = [
 
 
 def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dtype: str) -> str:
-    """The text of a model card.
+    """Write the text of a model card.
 
-    `result`: as the evaluate stage writes it; `data`, `base`: what it was trained on, and out of;
-    `dtype`: of the weights, fp32 | bf16.
+    Args:
+        result: The row's result, as the stage `evaluate` writes it.
+        data: What the network was trained on.
+        base: The model that it was made from.
+        mask: Name → boolean tensor; True: kept.
+        dtype: Type of the weights, fp32 or bf16.
+
+    Returns:
+        Markdown, with the front matter that the hub reads.
     """
     family = result["family"]
     model, dataset = in_markdown(result["model"]), in_markdown(result["dataset"])
@@ -97,7 +104,7 @@ def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dty
 
 
 def front_matter(result: dict[str, Any], data: Dataset, base: BaseModel) -> dict[str, Any]:
-    """What the hub reads of a card; base and dataset are named where they are on the hub."""
+    """What the hub reads of a card. Base and dataset are named if they are on the hub."""
     task, dataset = PIPELINE[result["family"]], result["dataset"]
     tested = {"type": dataset, "name": dataset}
     facts: dict[str, Any] = {}
@@ -121,7 +128,7 @@ def front_matter(result: dict[str, Any], data: Dataset, base: BaseModel) -> dict
 
 
 def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> str:
-    """The commands that make this ticket again, and what they cannot say."""
+    """The commands that make this ticket again, and notes on what they leave open."""
     commit = result["code_version"]
     known = [] if commit == "unknown" else [f"git checkout {commit.rstrip('+')}"]
     keys = changes(result, data, base, dtype)
@@ -142,7 +149,7 @@ def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: st
 
 
 def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> dict[str, Any]:
-    """The keys of params.yaml that make this ticket, with the texts of their values."""
+    """The keys of params.yaml that make this ticket, with their values as text."""
     method, model, dataset = result["method"], result["model"], result["dataset"]
     if base.source == "hub" and model not in MODELS:
         model = f"hub:{model}"

@@ -1,4 +1,4 @@
-"""An exported ticket on the test split of a dataset, with the pipeline's own data and metrics."""
+"""Evaluate an exported ticket on a dataset's test split, with the pipeline's data and metrics."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,11 +38,21 @@ def evaluate(
     precision: str = "auto",
     path: Path | None = None,
 ) -> dict[str, Any]:
-    """A ticket's metrics on a dataset of data/datasets.py or `local:FOLDER`.
+    """Score a ticket on the test split of a dataset.
 
-    `columns`, `label`: the text or image columns, and the label column, of a folder whose names
-    tell nothing. `path`: a local copy of a dataset of the hub, as `data.path` in params.yaml.
-    UserError when dataset and ticket do not go together.
+    Args:
+        folder: The exported folder.
+        dataset: A name of data/datasets.py, or `local:FOLDER`.
+        columns: The text columns or the image column, if their names cannot be guessed.
+        label: The label column, if its name cannot be guessed.
+        precision: "fp32", "bf16", or "auto": bf16 where the hardware multiplies it.
+        path: A local copy of a dataset of the hub, as `data.path` in params.yaml.
+
+    Returns:
+        Ticket, method, dataset, number of test rows, precision, and `metrics` as fractions.
+
+    Raises:
+        UserError: If dataset and ticket do not go together, or either cannot be read.
     """
     folder = Path(folder)
     ticket = read_ticket(folder)
@@ -64,7 +74,17 @@ def evaluate(
 
 
 def read_ticket(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of itself; UserError when it is none."""
+    """Read what an exported folder says of itself.
+
+    Args:
+        folder: The exported folder.
+
+    Returns:
+        The contents of ticket.json.
+
+    Raises:
+        UserError: If the folder is no exported ticket, or a damaged one.
+    """
     if not (folder / TICKET).exists():
         raise UserError(f"{folder}: not an exported ticket (no {TICKET} in it)")
     ticket = read_json(folder / TICKET)

@@ -1,8 +1,8 @@
 """A finished network as a folder to take away, which transformers or open_clip loads as it is.
 
-Weights under their usual names with exact zeros, configuration, tokenizer, label names and
-preprocessing; beside them the mask, a compact file, what a test needs to know (ticket.json) and a
-model card. Read from the workspace of a run.
+The folder has weights under their usual names with exact zeros, configuration, tokenizer, label
+names and preprocessing. Beside them lie the mask, a compact file, what a test needs to know
+(ticket.json) and a model card. All of it is read from the workspace of a run.
 """
 
 import shutil
@@ -35,10 +35,18 @@ PREPARED = {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 
 def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[str, Any]:
-    """Write a method's finished network into a folder; returns what ticket.json says of it.
+    """Write a method's finished network into a folder.
 
-    `dtype`, of the weights and the compact file: fp32 | bf16; None: the plan's. UserError when the
-    workspace has no finished run of the method.
+    Args:
+        method: A row of the tables.
+        folder: The new folder.
+        dtype: Type of the weights and the compact file, fp32 or bf16; None: the plan's.
+
+    Returns:
+        The contents of ticket.json.
+
+    Raises:
+        UserError: If the workspace has no finished run of the method.
     """
     result = finished(method)
     dtype = dtype or ExportStage.read(PLAN / "export.yaml").dtype
@@ -60,7 +68,11 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
 
 
 def finished(method: str) -> dict[str, Any]:
-    """The result of a method's run in this workspace; UserError when it is not finished."""
+    """The result of a method's run in this workspace.
+
+    Raises:
+        UserError: If the run is not finished, or the result is of another run.
+    """
     if not (RETRAINED / method / "run.json").exists():
         done = sorted(path.parent.name for path in RETRAINED.glob("*/run.json"))
         have = f"finished are {', '.join(done)}" if done else "nothing is finished in this folder"

@@ -1,7 +1,7 @@
 """What a mask or a pruned checkpoint looks like, and how two of them differ.
 
 A checkpoint's mask is where its weights are not zero. A matrix's *layer* is its name up to the
-first number, its *type* what follows ("attention.self.query").
+first number; its *type* is what follows ("attention.self.query").
 """
 
 import math
@@ -32,25 +32,40 @@ PATTERNS = ((1, 2), (2, 4), (4, 8), (1, 4))  # N non-zero weights of every M
 
 @dataclass
 class Inspected:
-    """A mask; how many kept weights are near zero, and their spread, where there are values."""
+    """A mask and, if there are weights, what their magnitudes look like.
+
+    Attributes:
+        mask: Name → boolean tensor of the weight's shape; True: kept.
+        near_zero: Name → how many kept weights are near zero.
+        spread: Name → Σ √|w| and Σ |w|.
+    """
 
     mask: Mask
     near_zero: dict[str, int] = field(default_factory=dict)
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # Σ √|w| and Σ |w|
 
     def add(self, name: str, weights: torch.Tensor, near_zero: float) -> None:
-        """Take in a matrix's values."""
+        """Take in the values of a matrix."""
         self.near_zero[name] = _count_near_zero(weights, near_zero)
         sizes = weights.abs().double()
         self.spread[name] = float(sizes.sqrt().sum()), float(sizes.sum())
 
 
 def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
-    """The mask of a mask file, a compact file, a checkpoint, or a folder with one of them.
+    """Read the mask of a mask file, a compact file, a checkpoint, or a folder with one of these.
 
-    Of a checkpoint count the matrices that a mask beside it names, else all within numbered blocks;
-    they are read one at a time. Near zero is a weight with 0 < |w| < `near_zero`. UserError when a
-    file is damaged, or there is nothing to count.
+    In a checkpoint the matrices count that a mask beside it names. Without such a mask, all
+    matrices within numbered blocks count. They are read one at a time.
+
+    Args:
+        path: The file or folder.
+        near_zero: Weights with 0 < |w| < `near_zero` count as near zero.
+
+    Returns:
+        The mask, with what the weights tell.
+
+    Raises:
+        UserError: If a file is damaged, or there is nothing to count.
     """
     files = files_of(path)
     kind = header(files[0]).get("format")
@@ -83,10 +98,14 @@ def _count_near_zero(weights: torch.Tensor, near_zero: float) -> int:
 
 
 def statistics(inspected: Inspected) -> dict[str, Any]:
-    """Sparsity and near-zero weights of all, of each layer, matrix type and matrix; N:M patterns.
+    """Count sparsity, near-zero weights and N:M patterns.
 
-    Entries have weights, kept, sparsity and, where there are values, near_zero, pq_index and
-    pq_least (see `pq`).
+    Args:
+        inspected: What `read` returned.
+
+    Returns:
+        Numbers of the whole, of each layer, matrix type and matrix: weights, kept, sparsity and, if
+        there are values, near_zero, pq_index and pq_least (see `pq`); and `patterns`.
     """
     layers, types = _groups(inspected.mask)
     whole = _entry("all", list(inspected.mask), inspected)
@@ -123,11 +142,18 @@ def _entry(name: str, members: list[str], inspected: Inspected) -> dict[str, Any
 
 
 def pq(spreads: list[tuple[float, float]], weights: int) -> dict[str, float | None]:
-    """The PQ index of so many weights at p = ½, q = 1, and the least that must stay by it.
+    """The PQ index at p = ½, q = 1, and how many weights must stay by it (Diao et al. 2023).
 
-    I = 1 − d^(1/q − 1/p) ‖w‖ₚ / ‖w‖_q; the least is d (1 − I)^(pq / (q − p)) (Diao et al. 2023). At
-    this p and q it is (Σ √|w|)² / Σ |w|, to which zeros add nothing, and I is the share of the
-    weights that are free by it. None where all are zero, or one is no number.
+    I = 1 − d^(1/q − 1/p) ‖w‖ₚ / ‖w‖_q, and at least d (1 − I)^(pq / (q − p)) weights must stay. At
+    this p and q that number is (Σ √|w|)² / Σ |w|, to which zeros add nothing. I is the share of the
+    weights that are free by it.
+
+    Args:
+        spreads: Σ √|w| and Σ |w| of each matrix.
+        weights: d, the number of weights in all.
+
+    Returns:
+        `pq_index` and `pq_least`; None if all weights are zero, or one is not finite.
     """
     roots, sizes = (sum(parts) for parts in zip(*spreads, strict=True))
     if not 0 < sizes < math.inf:
@@ -139,8 +165,8 @@ def pq(spreads: list[tuple[float, float]], weights: int) -> dict[str, float | No
 def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:
     """How far a mask keeps to N:M: at most N of every M consecutive inputs.
 
-    `share`: of all whole groups of M, those that do; `matrices`: how many do throughout, their rows
-    a multiple of M long.
+    `share`: of all whole groups of M, those that comply; `matrices`: how many comply throughout,
+    with rows a multiple of M long.
     """
     groups = good = matrices = 0
     for kept in mask.values():
@@ -156,10 +182,18 @@ def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:
 def compare(a: Mask, b: Mask) -> dict[str, Any]:
     """How two masks of one model agree, over all and by layer.
 
-    overlap: |a ∩ b| / min(|a|, |b|), 1 where one lies within the other; cosine: |a ∩ b| /
-    √(|a| · |b|) (paper, figure 3); jaccard: |a ∩ b| / |a ∪ b|; hamming: the share of all weights
-    that one keeps and the other prunes. The first three are None where a mask keeps nothing.
-    UserError when the masks are of different models.
+    Args:
+        a: Name → boolean tensor; True: kept.
+        b: The other mask.
+
+    Returns:
+        `overlap`, |a ∩ b| / min(|a|, |b|), which is 1 if one lies within the other; `cosine`,
+        |a ∩ b| / √(|a| · |b|) (paper, figure 3); `jaccard`, |a ∩ b| / |a ∪ b|; `hamming`, the share
+        of all weights that one keeps and the other prunes. The first three are None if a mask
+        keeps nothing.
+
+    Raises:
+        UserError: If the masks are of different models.
     """
     for name in [*a, *b]:
         if name not in a or name not in b or a[name].shape != b[name].shape:

@@ -1,10 +1,11 @@
 """A pruned model for inference on a CPU: its matrices in one of torch's sparse layouts.
 
-from instant_soup import masks, sparse_layouts
-
-fast = sparse_layouts.convert(model, masks.load("mask.safetensors"))  # CSR
-
 Whether that pays depends on sparsity and batch size: reports/benchmarks.md, Inference.
+
+Example:
+    from instant_soup import masks, sparse_layouts
+
+    fast = sparse_layouts.convert(model, masks.load("mask.safetensors"))  # CSR
 """
 
 import copy
@@ -21,10 +22,10 @@ BLOCK = 32  # rows and columns of a block of the BSR layout
 
 
 class SparseLinear(nn.Module):
-    """A linear layer, for inference only, whose weight matrix is in one of LAYOUTS.
+    """A linear layer for inference, whose weight matrix is in one of LAYOUTS.
 
-    The matrix is a plain attribute, as safetensors and `nn.Parameter` know dense layouts only: save
-    the dense model, or its compact file, and convert after loading.
+    The matrix is a plain attribute, because safetensors and `nn.Parameter` know dense layouts only.
+    So save the dense model or its compact file, and convert after loading.
     """
 
     def __init__(self, dense: nn.Linear, layout: str) -> None:
@@ -41,7 +42,7 @@ class SparseLinear(nn.Module):
         self.bias = dense.bias
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """As nn.Linear's, of inputs of any number of leading dimensions."""
+        """Multiply inputs of any number of leading dimensions, as nn.Linear does."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         outputs = (self.sparse @ flat.T).T
         if self.bias is not None:
@@ -50,11 +51,20 @@ class SparseLinear(nn.Module):
 
 
 def convert(model: nn.Module, names: Iterable[str], layout: str = "CSR") -> nn.Module:
-    """A copy of a model with these matrices (a mask's names) in a sparse layout, for inference.
+    """Copy a model with some of its matrices in a sparse layout, for inference.
 
-    CSR: any zeros. BSR: stores every block of BLOCK × BLOCK with a non-zero in it. 2:4: a GPU, at
-    most 2 non-zero of every 4. UserError for another layout, or for a name that is not the weight
-    of a linear layer (`nn.MultiheadAttention` multiplies its own matrices).
+    Args:
+        model: The dense model, its pruned weights zero.
+        names: Names of the matrices; a mask has them.
+        layout: CSR: any zeros. BSR: stores every block of BLOCK × BLOCK with a non-zero in it. 2:4:
+            a GPU, at most 2 non-zero of every 4.
+
+    Returns:
+        The copy.
+
+    Raises:
+        UserError: If the layout is not known, or a name is not the weight of a linear layer
+            (`nn.MultiheadAttention` multiplies its own matrices).
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout: {layout!r} is not allowed; allowed: {' | '.join(LAYOUTS)}")

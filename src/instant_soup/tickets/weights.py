@@ -1,4 +1,4 @@
-"""Checkpoints on disk, ours and others': where their weights lie, and a mask applied to them."""
+"""Checkpoints on disk, ours and others': where their weights lie, and how a mask is applied."""
 
 import os
 import shutil
@@ -35,9 +35,10 @@ OF_A_TICKET = (TICKET, MASK, COMPACT)  # which tell of the network as it was
 
 
 def files_of(path: str | Path) -> list[Path]:
-    """The safetensors file or, of a sharded checkpoint, files that a path means.
+    """Find the safetensors file, or the files of a sharded checkpoint.
 
-    UserError when a folder has none, or several among which nothing tells.
+    Raises:
+        UserError: If a folder has none, or several of which none is the obvious one.
     """
     path = Path(path)
     if not path.exists():
@@ -59,7 +60,11 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def header(file: Path) -> dict[str, str]:
-    """The description in a safetensors file; UserError if it is none."""
+    """Read the description in a safetensors file.
+
+    Raises:
+        UserError: If it is no safetensors file.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             return opened.metadata() or {}
@@ -68,7 +73,7 @@ def header(file: Path) -> dict[str, str]:
 
 
 def places_of(files: list[Path]) -> dict[str, tuple[Path, list[int]]]:
-    """Name → file and shape of all tensors of a checkpoint; none is read."""
+    """Name → file and shape of all tensors of a checkpoint; no tensor is read."""
     places: dict[str, tuple[Path, list[int]]] = {}
     for file in files:
         header(file)  # which says what is wrong with it
@@ -79,10 +84,13 @@ def places_of(files: list[Path]) -> dict[str, tuple[Path, list[int]]]:
 
 
 def shapes_of(files: list[Path]) -> dict[str, list[int]]:
-    """Name → shape of a checkpoint's tensors, as they are in the model; none is read.
+    """Name → shape of a checkpoint's tensors, as they are in the model; no tensor is read.
 
-    What lies there in the two halves of torch.nn.utils.prune has the name of the whole; scales of
-    weights in fp8 are left out. UserError where a block's weights are made of others in the file.
+    The two halves of torch.nn.utils.prune count as one tensor under the whole's name. Scales of fp8
+    weights are left out.
+
+    Raises:
+        UserError: If a block's weights are made of other tensors in the file.
     """
     raw = {name: shape for name, (_, shape) in places_of(files).items()}
     shapes = {}
@@ -113,9 +121,10 @@ def _is_part(name: str, names: dict[str, list[int]]) -> bool:
 
 
 def tensor(places: dict[str, tuple[Path, list[int]]], name: str) -> torch.Tensor:
-    """A checkpoint's tensor by its name in the model, as numbers that torch can compare.
+    """Read a checkpoint's tensor by its name in the model, as numbers that torch can compare.
 
-    UserError for a type that torch cannot turn into numbers.
+    Raises:
+        UserError: If torch cannot turn its type into numbers.
     """
     if name not in places:
         return tensor(places, f"{name}{ORIGINAL}") * tensor(places, f"{name}{KEPT}")
@@ -131,7 +140,7 @@ def tensor(places: dict[str, tuple[Path, list[int]]], name: str) -> torch.Tensor
 
 
 def whole(weights: Weights) -> Weights:
-    """A checkpoint's tensors as they are in the model, as torch.nn.utils.prune.remove does it."""
+    """A checkpoint's tensors as they are in the model, like torch.nn.utils.prune.remove."""
     found = {}
     for name, w in weights.items():
         if name.endswith(ORIGINAL) and (kept := f"{name.removesuffix(ORIGINAL)}{KEPT}") in weights:
@@ -142,10 +151,20 @@ def whole(weights: Weights) -> Weights:
 
 
 def renamed_to_fit(mask: Mask, shapes: dict[str, list[int]], where: str | Path) -> Mask:
-    """A mask under the names that a checkpoint has for its weights.
+    """Rename a mask to the names that a checkpoint has for its weights.
 
     A classifier's encoder is called `bert.…` in it, but not in a checkpoint of the encoder alone.
-    UserError, naming the first weight that is not there in its shape.
+
+    Args:
+        mask: Name → boolean tensor; True: kept.
+        shapes: Name → shape of the checkpoint's tensors.
+        where: The checkpoint, for the error.
+
+    Returns:
+        The mask under the checkpoint's names.
+
+    Raises:
+        UserError: If a weight is missing in its shape; it names the first.
     """
     for begin in (0, 1):
         renamed = {".".join(name.split(".")[begin:]): kept for name, kept in mask.items()}
@@ -157,7 +176,7 @@ def renamed_to_fit(mask: Mask, shapes: dict[str, list[int]], where: str | Path) 
 
 
 def read_mask(path: str | Path) -> Mask | None:
-    """The mask of a mask file, a compact file or a folder with `mask.safetensors`; else None."""
+    """Read the mask of a mask file, compact file or folder with `mask.safetensors`; else None."""
     own = Path(path) / MASK
     file = own if own.exists() else files_of(path)[0]
     kind = header(file).get("format")
@@ -168,9 +187,17 @@ def read_mask(path: str | Path) -> Mask | None:
 def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
     """Write a copy of a checkpoint with the weights that a mask prunes set to zero.
 
-    `mask_path`: what `read_mask` reads. `model`: a safetensors file, or a folder in the layout of
-    transformers or open_clip, all of which comes along but for what `left_out` names. Returns the
-    mask under the checkpoint's names, as it is written beside the weights.
+    Args:
+        mask_path: What `read_mask` reads.
+        model: A safetensors file, or a folder in the layout of transformers or open_clip. All of
+            the folder comes along, except the files that `left_out` names.
+        folder: The new folder.
+
+    Returns:
+        The mask under the checkpoint's names, as it is written beside the weights.
+
+    Raises:
+        UserError: If the mask does not fit, or a file cannot be read.
     """
     files, found = files_of(model), read_mask(mask_path)
     if found is None:
@@ -209,7 +236,7 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
 def left_out(model: str | Path) -> list[str]:
     """The files of a model's folder that do not go with its pruned copy.
 
-    They hold the same weights in other formats, which are dense, or tell of an earlier mask.
+    They hold the same weights in other formats, which are dense, or describe an earlier mask.
     """
     if not Path(model).is_dir():
         return []
@@ -226,7 +253,7 @@ def _is_left_out(file: Path) -> bool:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """All files of a folder and below, relative to it; a clone's and a download's records not."""
+    """All files of a folder and below, relative to it; no records of clones and downloads."""
     for here, folders, files in os.walk(folder, followlinks=True):
         above = {path.resolve() for path in (Path(here), *Path(here).absolute().parents)}
         folders[:] = sorted(
