@@ -1,4 +1,4 @@
-"""AC/DC's mask: compressed and dense by turns, compressed in the end (methods/ac_dc.py)."""
+"""AC/DC's mask: compressed and dense by turns, compressed at the end (methods/ac_dc.py)."""
 
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
@@ -6,7 +6,7 @@ from instant_soup.training.pruner import SECOND, MovingMask
 
 
 class AcDcPruner(MovingMask):
-    """A mask that is there, or not, from some steps on.
+    """A mask that is switched on and off at some steps.
 
     While the network is dense, `mask` keeps everything.
     """
@@ -14,15 +14,19 @@ class AcDcPruner(MovingMask):
     def __init__(
         self, mask: Mask, sparsity: float, switches: dict[int, bool], ranks_by: str
     ) -> None:
-        """`switches`: step → whether the network is compressed from then on; the last one stays.
+        """Begin dense.
 
-        `ranks_by`: `magnitude` or `fisher`.
+        Args:
+            mask: A mask that keeps everything.
+            sparsity: Share of the prunable weights to prune in compressed phases.
+            switches: Step → whether the network is compressed from then on; the last one stays.
+            ranks_by: `magnitude` or `fisher`.
         """
         super().__init__(mask, sparsity, max(switches))
         self.switches, self.ranks_by = switches, ranks_by
 
     def after_step(self, step: int) -> None:
-        """Compress or decompress, where it is time."""
+        """Compress or decompress, if it is time."""
         compressed = self.switches.get(step + 1)
         if compressed is None:
             return
@@ -48,10 +52,16 @@ class AcDcPruner(MovingMask):
 
 
 def switches(begin: int, phase: float, last_dense: int, end: int) -> dict[int, bool]:
-    """Step → whether the network is compressed from then on; it starts dense.
+    """At which steps the network is compressed and decompressed; it starts dense.
 
-    From `begin` phases of `phase` steps are compressed and dense by turns, as long as they begin
-    before `last_dense`. From there the network is dense, and from `end` on compressed.
+    Args:
+        begin: The step of the first compression.
+        phase: Steps in a phase, compressed and dense by turns.
+        last_dense: From this step on the network is dense; no compressed phase begins later.
+        end: From this step on the network is compressed.
+
+    Returns:
+        Step → whether the network is compressed from then on.
     """
     found: dict[int, bool] = {}
     while (at := round(begin + len(found) * phase)) < last_dense:

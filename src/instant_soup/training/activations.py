@@ -1,8 +1,8 @@
 """What the prunable matrices multiply: statistics of their inputs over some batches.
 
-One forward pass of the network as it is, counted in the run's cost. Inputs are caught where torch
-multiplies them, because `nn.MultiheadAttention` calls neither its fused in_proj nor its out_proj as
-a module. A token is a row; those that an attention mask leaves out are no rows.
+This takes one forward pass of the network as it is, which the run's cost counts. Inputs are caught
+where torch multiplies them, because `nn.MultiheadAttention` calls neither its fused in_proj nor its
+out_proj as a module. A token is a row. Tokens that an attention mask leaves out are no rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +23,28 @@ FORWARD = 1  # forward passes that a batch takes
 
 
 def mean_squares(run: "Run", batches: int) -> "Weights":
-    """The mean square of each input feature of each prunable matrix; on the CPU, in fp32."""
+    """The mean square of each input feature, over tokens.
+
+    Args:
+        run: The run whose network and batches are used.
+        batches: How many batches.
+
+    Returns:
+        Name of a prunable matrix → one number for each input; fp32, on the CPU.
+    """
     return _means(run, batches, lambda x: x.square().sum(0))
 
 
 def second_moments(run: "Run", batches: int) -> "Weights":
-    """The mean of x xᵀ (inputs × inputs) for each prunable matrix; on the CPU, in fp32."""
+    """The mean of x xᵀ over tokens x.
+
+    Args:
+        run: The run whose network and batches are used.
+        batches: How many batches.
+
+    Returns:
+        Name of a prunable matrix → inputs × inputs; fp32, on the CPU.
+    """
     return _means(run, batches, lambda x: x.T @ x)
 
 
@@ -65,7 +81,7 @@ def _means(run: "Run", batches: int, summed: Callable[[torch.Tensor], torch.Tens
 
 @contextmanager
 def _watched(see: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    """Within this, `see` is told of the inputs and weights of all linear maps."""
+    """Tell `see` of the inputs and weights of all linear maps within this context."""
     linear, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
 
     def watched(
@@ -100,7 +116,7 @@ def _attended(batch: Any) -> torch.Tensor | None:
 
 
 def _real(x: torch.Tensor, tokens: torch.Tensor | None, name: str, swapped: bool) -> torch.Tensor:
-    """The rows of an input that are real tokens, in fp32; UserError where they cannot be told."""
+    """The rows of an input that are real tokens, in fp32."""
     rows = x.reshape(-1, x.shape[-1]).float()
     if tokens is None or (x.ndim == 2 and len(x) == len(tokens)):  # one a row: pooled
         return rows

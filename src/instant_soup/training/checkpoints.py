@@ -1,8 +1,9 @@
-"""What a stopped run goes on from: a store of trainings by content, and the record of one.
+"""What a stopped run goes on from: a store of trainings, and the record of one training.
 
-A store holds a folder for each training (or search of a mask) that was begun, under a digest of
-all that it depends on. So an equal call goes on where one was interrupted, and takes what one has
-finished: the rounds of two sparsities, or a lottery ticket's dense network, are trained once.
+A store holds a folder for each training (or search for a mask) that was begun. Its name is a digest
+of all that the training depends on. So an equal call goes on where one was interrupted, and takes
+what one has finished. The rounds of two sparsities, or a lottery ticket's dense network, are
+trained once.
 """
 
 import fcntl
@@ -36,7 +37,7 @@ Found = TypeVar("Found")
 
 
 def digest(*parts: Any) -> str:
-    """Sixteen hex digits of some JSON values and dicts of tensors."""
+    """Sixteen hex digits of some JSON values and dictionaries of tensors."""
     whole = hashlib.sha256()
     for part in parts:
         if isinstance(part, dict) and any(isinstance(v, torch.Tensor) for v in part.values()):
@@ -50,7 +51,7 @@ def digest(*parts: Any) -> str:
 
 
 class Store:
-    """Folders of trainings, by digests of what they depend on; several processes may share it."""
+    """Folders of trainings, by digests of what they depend on. Several processes may share it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +59,7 @@ class Store:
 
     @contextmanager
     def entry(self, *parts: Any) -> Iterator[Path]:
-        """The folder of what these parts determine; no other process has it meanwhile."""
+        """Yield the folder that belongs to these parts; no other process has it meanwhile."""
         path = self.folder / digest(*parts)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
@@ -69,11 +70,11 @@ class Store:
             yield path
 
     def discard(self, entry: Path) -> None:
-        """Forget an entry: what was trained there is kept elsewhere."""
+        """Forget an entry, as what was trained there is kept elsewhere."""
         shutil.rmtree(entry, ignore_errors=True)
 
     def remove_used(self) -> None:
-        """Forget what this run has kept: it is finished, and its result is elsewhere."""
+        """Forget what this run has kept, as it is finished and its result is elsewhere."""
         for path in self.used:
             shutil.rmtree(path, ignore_errors=True)
             path.with_suffix(".lock").unlink(missing_ok=True)
@@ -81,7 +82,7 @@ class Store:
             self.folder.rmdir()
 
     def trim(self, limit: float) -> None:
-        """Remove the entries not used for the longest time, down to `limit` bytes in all."""
+        """Remove the entries not used for the longest time, until `limit` bytes are left."""
         entries = [e for e in self.folder.iterdir() if e.is_dir()] if self.folder.is_dir() else []
         entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
         total = 0
@@ -93,7 +94,7 @@ class Store:
 
 
 def _taken(lock: Any) -> bool:
-    """Whether a lock could be had at once: nobody works there."""
+    """Whether a lock is free: nobody works there."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -102,9 +103,15 @@ def _taken(lock: Any) -> bool:
 
 
 def found_in(entry: Path | None, read: Callable[[Path], Found]) -> Found | None:
-    """What `read` finds in an entry of a store; None where nothing is there.
+    """Read an entry of a store.
 
-    A damaged entry is forgotten, with a warning: what it held can be made again.
+    Args:
+        entry: The folder; None: no store.
+        read: Reads the folder.
+
+    Returns:
+        What `read` finds; None if nothing is there. A damaged entry is forgotten, with a warning,
+        as what it held can be made again.
     """
     if entry is None or not entry.exists():
         return None
@@ -117,7 +124,7 @@ def found_in(entry: Path | None, read: Callable[[Path], Found]) -> Found | None:
 
 
 def pipeline_store() -> Store:
-    """The store in the main repository, so that an experiment in a copy finds it again."""
+    """The store in the main repository, which experiments in copies use too."""
     return Store(project_root() / ".dvc/tmp/instant-soup/store")
 
 
@@ -128,7 +135,7 @@ def limit() -> float:
 
 @contextmanager
 def stop_between_steps() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and termination into an event, so that no step is left half done."""
+    """Turn Ctrl-C and termination into an event, so that no step is cut short."""
     stop_asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop_asked
@@ -145,10 +152,10 @@ def stop_between_steps() -> Iterator[threading.Event]:
 class Record:
     """A training's curve, and its checkpoints in a folder, from which an equal call goes on.
 
-    The curve has a row where something was measured: every `row_every` steps, at validations and
-    at the end. `row(step, mean loss since the row before, whether to validate)` makes one, and
-    `show(row)` tells somebody of it. A checkpoint is written every two minutes, when interrupted
-    or stopped by an error and, with `keep`, at the end. Without a folder there is only the curve.
+    The curve has a row where something was measured: every `row_every` steps, at validations and at
+    the end. `row(step, mean loss since the last row, whether to validate)` makes a row, and
+    `show(row)` reports it. A checkpoint is written every two minutes, on an interruption or an
+    error and, with `keep`, at the end. Without a folder there is only the curve.
     """
 
     def __init__(
@@ -173,7 +180,7 @@ class Record:
         self.snapshot: Callable[[], State]
 
     def resume(self, state: State, label: str) -> State:
-        """The state of an equal call that was interrupted or is finished; else the one given."""
+        """The state of an equal call that was interrupted or is finished; else the given state."""
         found = found_in(self.folder, _kept)
         if found is None:
             return state
@@ -187,16 +194,22 @@ class Record:
         return state
 
     def add(self, row: dict[str, Any]) -> None:
-        """A row of the curve."""
+        """Add a row to the curve."""
         self.curve.append(row)
         self.show(row)
 
     def going(self) -> Any:
-        """Within this, Ctrl-C waits for the end of a step, and a checkpoint."""
+        """Let Ctrl-C wait for the end of a step and a checkpoint, within this context."""
         return self._stoppable() if self.folder is not None else nullcontext()
 
     def after_step(self, step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
-        """To be called after each step, with the steps done."""
+        """Take note of a step. Call this after each one.
+
+        Args:
+            step: How many steps are done.
+            loss: The step's loss, a scalar.
+            snapshot: Returns the state at this point.
+        """
         self.losses.append(loss.detach())
         self.step, self.snapshot = step, snapshot
         validating = step % self.validate_every == 0 or step == self.last
@@ -235,7 +248,7 @@ class Record:
                 raise
 
     def _rescue(self) -> None:
-        """Keep what was trained before an error, if it came between two steps of the optimiser."""
+        """Keep what was trained before an error, if the error came between two steps."""
         if self.step > self.saved_step:
             with suppress(Exception):  # the first error is the one to be told
                 state = self.snapshot()
@@ -244,7 +257,7 @@ class Record:
 
 
 def _kept(entry: Path) -> tuple[State, dict[str, float], list[float], Curve]:
-    """A checkpoint's state, cost, losses and curve; UserError unless they are what was saved."""
+    """Read a checkpoint's state, cost, losses and curve."""
     check_seal(entry, *BESIDE)
     cost, losses, curve = (read_json(entry / name) for name in BESIDE)
     return load_state(entry), cost, losses, curve

@@ -22,11 +22,11 @@ class Cost:
     peak_memory: int = 0  # bytes: of the GPU where there is one, else the process's resident set
 
     def as_search(self) -> "Cost":
-        """The same cost, all of its steps search."""
+        """The same cost, with all of its steps as search steps."""
         return replace(self, steps=0, search_steps=self.steps + self.search_steps)
 
     def add(self, other: "Cost | dict") -> None:
-        """Add another cost to this one; of memory the larger."""
+        """Add another cost to this one; of the two peaks of memory the larger counts."""
         for name, value in (other if isinstance(other, dict) else asdict(other)).items():
             own = getattr(self, name)
             setattr(self, name, max(own, value) if name == "peak_memory" else own + value)
@@ -54,7 +54,7 @@ def processor() -> str:
 
 
 def free_memory(where: torch.device) -> int:
-    """The bytes that can still be had on a device."""
+    """How many bytes are free on a device."""
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[0]
     try:

@@ -1,8 +1,8 @@
-"""Data-parallel training: several processes, each with its share of every batch.
+"""Data-parallel training: several processes share every batch.
 
-A stage's process is the first of them; it starts the others for the time of one training. Gradients
-are averaged before anything is done with them, so all processes take the same steps, and whatever
-calls the engine knows nothing of the others (`training.processes` in params.yaml).
+A stage's own process is the first of them, and starts the others for the time of one training.
+Gradients are averaged before anything else is done with them. So all processes take the same steps,
+and whatever calls the engine knows nothing of the others (`training.processes` in params.yaml).
 """
 
 import contextlib
@@ -27,14 +27,14 @@ _group: dict[str, Any] = {"size": 1, "rank": 0, "device": torch.device("cpu")}
 
 
 class _Importable:
-    """Goes to a fresh process before the model does, whose package must then be importable."""
+    """Goes to a fresh process ahead of the model, and makes its package importable there."""
 
     def __reduce__(self) -> tuple:
         return declare_missing_operators, ()
 
 
 def size() -> int:
-    """How many processes are training together; 1 outside of `together`."""
+    """How many processes train together; 1 outside of `together`."""
     return _group["size"]
 
 
@@ -44,7 +44,7 @@ def rank() -> int:
 
 
 def own_device() -> torch.device:
-    """Where this one of several processes trains."""
+    """The device of this process, if several train together."""
     return _group["device"]
 
 
@@ -63,7 +63,17 @@ def average(tensors: list[torch.Tensor]) -> None:
 
 
 def check(processes: int, batch_size: int, rows: int, kind: str) -> None:
-    """UserError unless batches have equal shares, and each process a GPU of its own on `cuda`."""
+    """Check that the processes can share the batches.
+
+    Args:
+        processes: How many.
+        batch_size: Rows in a batch; each process must get equally many.
+        rows: Training rows.
+        kind: `cpu` or `cuda`. On `cuda` each process needs a GPU of its own.
+
+    Raises:
+        UserError: If they cannot.
+    """
     if batch_size % processes or rows < batch_size:
         raise UserError(
             f"training.processes: {processes} do not share batches of {min(rows, batch_size)} "
@@ -78,11 +88,17 @@ def check(processes: int, batch_size: int, rows: int, kind: str) -> None:
 def together(
     processes: int, kind: str, work: Callable[..., Any], *arguments: Any
 ) -> Iterator[None]:
-    """Inside, `processes` − 1 others run `work(*arguments)` and exchange gradients with this one.
+    """Let other processes train along within this context.
 
-    `kind` of device: cpu or cuda. `work` and its arguments go to fresh processes by pickle, their
-    tensors by shared memory. When this process leaves, by an error or Ctrl-C too, the others are
-    killed. Ctrl-C and SIGTERM are for the first one alone to answer: it stops between steps.
+    If this process leaves the context, by an error or Ctrl-C too, the others are killed. Only this
+    process answers Ctrl-C and SIGTERM: it stops between steps.
+
+    Args:
+        processes: How many, this one included.
+        kind: `cpu` or `cuda`.
+        work: What each of the others runs, `work(*arguments)`. It exchanges gradients with this
+            one.
+        *arguments: They go to the others by pickle, their tensors by shared memory.
     """
     with tempfile.TemporaryDirectory() as folder:
         meeting_point = str(Path(folder) / "meeting")
@@ -126,7 +142,7 @@ def _ignoring_ctrl_c() -> Iterator[None]:
 
 
 def _wait_until_loaded(others: list[Any], folder: Path) -> None:
-    """Wait until all are loaded; an error of theirs must not leave this one waiting for them."""
+    """Wait until all are loaded; an error in one of them ends the wait."""
     while len(list(folder.glob("loaded-*"))) < len(others):
         if any(not other.is_alive() for other in others):
             raise RuntimeError("a process that was to share the batches ended; see above")

@@ -15,12 +15,28 @@ HESSIAN_PRODUCT = 9
 
 
 def mean_gradient(run: "Run", batches: int) -> "Weights":
-    """The mean loss's gradient over some batches, for each prunable weight; on the CPU."""
+    """The gradient of the mean loss over some batches.
+
+    Args:
+        run: The run whose network and batches are used.
+        batches: How many batches.
+
+    Returns:
+        Name of a prunable weight → gradient of its shape; on the CPU.
+    """
     return _mean(run, batches, lambda gradients: gradients)
 
 
 def mean_squared_gradient(run: "Run", batches: int) -> "Weights":
-    """The mean of some batches' squared gradients, for each prunable weight; on the CPU."""
+    """The mean of the squared gradients of some batches.
+
+    Args:
+        run: The run whose network and batches are used.
+        batches: How many batches.
+
+    Returns:
+        Name of a prunable weight → mean of its shape; on the CPU.
+    """
     return _mean(run, batches, lambda gradients: torch._foreach_mul(gradients, gradients))
 
 
@@ -36,10 +52,18 @@ def _mean(run: "Run", batches: int, of: Callable[[Any], Any]) -> "Weights":
 
 
 def hessian_product(run: "Run", batches: int, vector: "Weights") -> "Weights":
-    """The mean loss's Hessian over the prunable weights, times a vector shaped like them.
+    """Multiply the Hessian of the mean loss over some batches by a vector.
 
-    The product is linear in the loss, so it is added up batch by batch: memory for one batch's
-    second-order graph is all it takes.
+    The product is linear in the loss, so it is added up batch by batch. It takes the memory of one
+    batch's second-order graph.
+
+    Args:
+        run: The run whose network and batches are used.
+        batches: How many batches.
+        vector: Name of a prunable weight → tensor of its shape.
+
+    Returns:
+        Name of a prunable weight → product of its shape; on the CPU.
     """
     with run.losses(batches, HESSIAN_PRODUCT) as (losses, parameters):
         every = list(parameters.values())

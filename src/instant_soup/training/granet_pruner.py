@@ -18,10 +18,10 @@ LEAST = 0.01  # of the share that is exchanged, at the end of training
 class GraNetPruner(MovingMask):
     """A mask that is updated every few steps, until it is settled.
 
-    At an update (a) the mask goes down to the cubic schedule's density, which is final from step
-    `end` on (0: from the start, where the first mask has it already); (b) a share of each matrix's
-    weights is exchanged: `exchanged(step, total, regrow, least)`. `ranks_by`: the scores by which
-    weights go, `magnitude` or `fisher`.
+    An update has two parts. (a) The mask goes down to the density of the cubic schedule, which is
+    final from step `end` on. (With `end` 0 the first mask has that density already.) (b) A share of
+    each matrix's weights is exchanged: `exchanged(step, total, regrow, least)`. `ranks_by` names
+    the scores by which weights go, `magnitude` or `fisher`.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class GraNetPruner(MovingMask):
         self.total, self.regrow, self.least = total, regrow, least
 
     def wants_gradients(self, step: int) -> bool:
-        """Those of a step that an update follows."""
+        """Whether an update follows this step."""
         return self._due(step + 1)
 
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Begin with the mask given, or go on with that of a checkpoint."""
+        """Begin with the given mask, or go on with that of a checkpoint."""
         super().attach(parameters, optimizer, tensors)
         if not tensors and self.factors:
             self.move_to(self.mask)
 
     def after_step(self, step: int) -> None:
-        """Prune, and regenerate, where an update is due."""
+        """Prune and regenerate, if an update is due."""
         done = step + 1
         if not self._due(done):
             return
@@ -80,9 +80,9 @@ class GraNetPruner(MovingMask):
             self._estimate({name: mask[name] & ~here[name] for name in gradients}, gradients)
 
     def _estimate(self, back: Mask, gradients: Tensors) -> None:
-        """Let v of the weights that come back be g², one batch's estimate of what it is a mean of.
+        """Set v of the weights that come back to g², one batch's estimate of the mean that v is.
 
-        From zero it would take long to grow, and w² · v would have them go first of all.
+        From zero it would take long to grow, and w² · v would remove them first of all.
         """
         for name, key, moment in self.moments():
             if key == SECOND and name in back:
@@ -95,17 +95,34 @@ class GraNetPruner(MovingMask):
 
 
 def exchanged(step: int, total: int, start: float, least: float = LEAST) -> float:
-    """The share that is exchanged at a step: from `start`, by a cosine, to `least` of it."""
+    """The share that is exchanged at a step.
+
+    Args:
+        step: The step.
+        total: Steps in all.
+        start: The share at step 0; from there it falls by a cosine.
+        least: What is left of it at the end, as a share of `start`.
+
+    Returns:
+        A share from 0 to 1.
+    """
     return start * (least + (1 - least) * (1 + math.cos(math.pi * step / total)) / 2)
 
 
 def regenerate(
     worth: torch.Tensor, kept: torch.Tensor, gradients: torch.Tensor, share: float
 ) -> torch.Tensor:
-    """A matrix's mask with a share of its weights exchanged; as many stay.
+    """Exchange a share of a matrix's weights; as many as before stay.
 
-    Those that are worth least go (a share of them, rounded up; `worth` is not negative); the
-    largest |gradient| of all that are out comes in, of those that have just gone too.
+    Args:
+        worth: Scores of the weights, not negative. Those that are worth least go.
+        kept: Boolean tensor of the same shape; True: kept.
+        gradients: Gradients of the same shape. Of all pruned weights, those just pruned included,
+            the largest |gradient| come back.
+        share: Share of the kept weights, rounded up.
+
+    Returns:
+        The new mask.
     """
     nonzero = int(kept.count_nonzero())
     number = min(math.ceil(share * nonzero), nonzero, kept.numel() - nonzero)

@@ -1,8 +1,8 @@
 """The training engine: one for every stage, from dense fine-tuning to a 10-step look-ahead.
 
-A state (weights, optimiser moments, step) is all that passes from stage to stage. Data order,
-dropout and learning rate are functions of seed and step, so a chain of stages takes the very
-same steps as one uninterrupted run.
+Only a state (weights, optimiser moments, step) passes from stage to stage. Data order, dropout and
+learning rate are functions of seed and step. So a chain of stages takes the very same steps as one
+uninterrupted run.
 """
 
 import contextlib
@@ -36,12 +36,20 @@ UNSEEN = {"cpu": 1, "cuda": 5}  # by device: steps after which their losses are 
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_precision(wanted: str, where: torch.device | None = None) -> str:
-    """`auto` is bf16 where the device (the engine's own, if none) multiplies it natively."""
+    """Resolve `auto`: bf16 if the device multiplies it natively, else fp32.
+
+    Args:
+        wanted: `auto`, `bf16` or `fp32`.
+        where: The device; None: the engine's own.
+
+    Returns:
+        `bf16` or `fp32`.
+    """
     if wanted != "auto":
         return wanted
     if (where or device()).type == "cuda":
@@ -51,16 +59,16 @@ def resolve_precision(wanted: str, where: torch.device | None = None) -> str:
 
 
 def autocast(precision: str, where: torch.device) -> contextlib.AbstractContextManager:
-    """Mixed precision for `bf16`; weights, moments and gradients stay fp32 either way."""
+    """Mixed precision for `bf16`. Weights, moments and gradients stay fp32 in any case."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(where.type, dtype=torch.bfloat16)
 
 
 def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, taking up the state's moments.
+    """Make AdamW over the trainable parameters, with the state's moments.
 
-    Weight decay spares biases and norms (vectors), as is usual for transformers.
+    Biases and norms (vectors) have no weight decay, as is usual for transformers.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [
@@ -79,7 +87,7 @@ def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch
 
 
 def _laid_out(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A moment where its parameter is, in the same order of memory: the fused step asks for it."""
+    """A moment on its parameter's device, in the order of memory that the fused step needs."""
     moment = moment.to(parameter.device)
     if moment.stride() == parameter.stride():
         return moment
@@ -92,7 +100,7 @@ def state_of(
     step: int,
     of_pruner: dict[str, torch.Tensor] | None = None,
 ) -> State:
-    """The state of a running training, on the CPU; the tensors are the live ones there."""
+    """The state of a running training, on the CPU. Tensors that are there already are shared."""
     cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
     # A parameter that no loss has reached yet has no moments.
     trained = {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
@@ -116,11 +124,21 @@ def distilled(
     temperature: float,
     hardness: float,
 ) -> torch.Tensor:
-    """The loss of a network that learns from labels and from a teacher's outputs `taught`.
+    """The loss of a network that learns from labels and from a teacher.
 
     (1 − h) · L(logits, labels) + h · T² · KL(softmax(taught / T) ‖ softmax(logits / T)), mean over
     rows (Hinton et al. 2015, arXiv 1503.02531). For regression the second term is h times the mean
     squared error against the teacher's output, without a temperature.
+
+    Args:
+        logits: The network's outputs, rows × classes.
+        taught: The teacher's outputs, of the same shape.
+        labels: Class numbers, or floats for regression.
+        temperature: T.
+        hardness: h, from 0 to 1.
+
+    Returns:
+        A scalar.
     """
     hard, logits, taught = loss_of(logits, labels), logits.float(), taught.float()
     if labels.is_floating_point():
@@ -133,7 +151,17 @@ def distilled(
 
 
 def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Kind of task, predictions and labels of a split, as `metrics.scores` takes them."""
+    """Run a network over a split.
+
+    Args:
+        model: The network.
+        split: The encoded split.
+        precision: `bf16` or `fp32`.
+
+    Returns:
+        Kind of task, predictions (rows × classes; regression: rows) and labels, for
+        `metrics.scores`.
+    """
     model.eval()
     order, outputs = [], []
     with torch.inference_mode(), autocast(precision, split.labels.device):
@@ -165,10 +193,10 @@ def train(
     teacher: nn.Module | None = None,
     after_step: AfterStep | None = None,
 ) -> State:
-    """`take_steps` of a classifier over an encoded split, in the split's one data order.
+    """Train a classifier over an encoded split by `take_steps`, in the split's one data order.
 
-    With a teacher the loss is `distilled`; it is passed each batch, too, as it is when evaluated.
-    Where `recipe.processes` are several, they share each batch (data_parallel.py).
+    With a teacher the loss is `distilled`. The teacher gets each batch too, without dropout. If
+    `recipe.processes` is more than one, the processes share each batch (data_parallel.py).
     """
     pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
     processes = recipe.processes
@@ -235,7 +263,7 @@ def _train_beside(
     total: int | None,
     teacher: nn.Module | None,
 ) -> None:
-    """The same training in another process of data_parallel.py, on a device of its own.
+    """Take part in the same training in another process, on a device of its own.
 
     Model and state come in memory that the first process trains in, so copies are trained.
     """
@@ -263,18 +291,31 @@ def take_steps(
     passes_beside: int = 0,
     after_step: AfterStep | None = None,
 ) -> State:
-    """Take the steps state.step … last − 1 of a run, adding to `cost`; return the new state.
+    """Take the steps `state.step` … `last` − 1 of a run.
 
-    `batches` yields (step, batch) for just these steps. Of `recipe` it takes learning_rate,
-    weight_decay, clip_norm, warmup (a share of `total`), seed, precision and the rate's cycles. The
-    rate decays to zero over `total` steps, or falls in cycles; with total=None it is constant (a
-    look-ahead). The model stays on its
-    device. `pruner` keeps it sparse (pruner.py); a mask stands for `FixedMask`. `flops_of_batch`
-    gives a forward pass's FLOPs in prunable matrices and elsewhere; `passes_beside` says how many
-    of a dense network, a teacher's, come with each step. `after_step(steps done, loss,
-    snapshot)` is called after each step; `snapshot()` is the state at that point.
-    UserError when a loss is not finite, at the latest UNSEEN steps later and before any state is
-    taken.
+    Args:
+        model: The network; it stays on its device.
+        state: The state to begin at.
+        pruner: Keeps the network sparse (pruner.py); a mask stands for `FixedMask`.
+        batches: Yields (step, batch) for just these steps.
+        loss_of_batch: Computes the loss of a batch, a scalar.
+        flops_of_batch: FLOPs of a forward pass: in prunable matrices, and elsewhere.
+        recipe: learning_rate, weight_decay, clip_norm, warmup (a share of `total`), seed, precision
+            and the rate's cycles are used.
+        cost: What these steps cost is added to it.
+        last: The step after the last one.
+        total: The rate falls to zero over so many steps, or in cycles. None: it is constant, as in
+            a look-ahead.
+        label: What the progress bar says.
+        passes_beside: Forward passes of a dense network, such as a teacher, in each step.
+        after_step: `after_step(steps done, loss, snapshot)` is called after each step. `snapshot()`
+            returns the state at that point.
+
+    Returns:
+        The new state.
+
+    Raises:
+        UserError: If a loss is not finite; at most UNSEEN steps later, before any state is taken.
     """
     pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
     where = next(model.parameters()).device

@@ -4,9 +4,18 @@ import numpy as np
 
 
 def score(metric: str, kind: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    """One of the task's metrics, for curves.
+    """Compute one of the task's metrics, for curves.
 
-    Accuracy is counted here: importing scikit-learn takes longer than many a stage's training.
+    Accuracy is counted here, as importing scikit-learn takes longer than many a stage's training.
+
+    Args:
+        metric: The metric's name.
+        kind: `classification` or `regression`.
+        predictions: Logits, rows × classes; regression: one number a row.
+        labels: Class numbers or numbers, one a row.
+
+    Returns:
+        The metric, as a fraction.
     """
     if metric == "accuracy":
         return float((predictions.argmax(axis=1) == labels).mean())
@@ -14,12 +23,17 @@ def score(metric: str, kind: str, predictions: np.ndarray, labels: np.ndarray) -
 
 
 def scores(kind: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """All metrics of a task, as fractions.
+    """Compute all metrics of a task, as fractions.
 
-    `classification`: predictions are logits (rows × classes), labels class numbers; accuracy,
-    F1 (of class 1, or macro over more than two classes) and Matthews correlation.
-    `regression`: predictions and labels are vectors; Pearson and Spearman correlation.
-    A correlation with constant predictions is undefined and counts as 0.
+    Args:
+        kind: `classification` or `regression`.
+        predictions: Logits, rows × classes; regression: one number a row.
+        labels: Class numbers or numbers, one a row.
+
+    Returns:
+        Classification: accuracy, F1 (of class 1; macro if there are more than two classes) and
+        Matthews correlation. Regression: Pearson and Spearman correlation. A correlation with
+        constant predictions is undefined and counts as 0.
     """
     if kind == "regression":
         from scipy.stats import pearsonr, spearmanr

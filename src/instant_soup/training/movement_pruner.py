@@ -1,7 +1,7 @@
-"""Masks of learnt scores: movement pruning's, and those that differ from it in a part.
+"""Masks of learnt scores: movement pruning and its variants.
 
-methods/movement.py says what movement pruning is. Each variant here has its own file there, too:
-soft movement, masks on frozen weights, bi-level pruning.
+methods/movement.py says what movement pruning is. Each variant has its own file there too: soft
+movement, masks on frozen weights, bi-level pruning.
 """
 
 import torch
@@ -17,10 +17,10 @@ FIRST_KEPT, FIRST_PRUNED = 1.0, 0.99  # Lottery Jackpots' scores at the start
 
 
 class MovementPruner(MovingMask):
-    """A mask of the best scores, which learn through it; the weights it prunes are kept here.
+    """A mask of the best scores, which learn through it. It keeps the pruned weights' values.
 
-    `scope`: `local` (all matrices of one density), `global`, or, where the weights are `frozen`
-    and do not train, `magnitude` (each matrix as dense as in the mask by magnitude).
+    `scope` is `local` (all matrices have one density), `global` or, if the weights are `frozen` and
+    do not train, `magnitude` (each matrix is as dense as in the mask by magnitude).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MovementPruner(MovingMask):
         self.of_scores: torch.optim.Optimizer  # while they learn
 
     def wants_gradients(self, step: int) -> bool:
-        """The scores learn at every step."""
+        """True: the scores learn at every step."""
         return not self.done
 
     def attach(
@@ -126,7 +126,7 @@ class MovementPruner(MovingMask):
         return torch.optim.AdamW(learnt, lr=0.0, weight_decay=0.0)
 
     def _slope(self, step: int, name: str, gradient: torch.Tensor) -> torch.Tensor:
-        """The loss's gradient with respect to a matrix's scores; `gradient`: dL/d(M ⊙ W)."""
+        """The loss's gradient with respect to a matrix's scores; `gradient` is dL/d(M ⊙ W)."""
         return gradient * self.stored[name]
 
     def _moving(self, steps_done: int) -> Mask:
@@ -170,8 +170,8 @@ class MovementPruner(MovingMask):
 class SoftMovementPruner(MovementPruner):
     """Before it settles, the mask of all scores whose sigmoid is above a rising threshold.
 
-    A penalty, `penalty` times the mean over matrices of their mean sigmoid, pulls scores down; it
-    rises with the threshold. How sparse that is, the scores decide; the last mask is exact.
+    A penalty, `penalty` times the mean over matrices of their mean sigmoid, pulls scores down. It
+    rises with the threshold. The scores decide how sparse that is; the last mask is exact.
     """
 
     def __init__(self, *given: object, threshold: float, penalty: float, **more: object) -> None:
@@ -224,7 +224,7 @@ class AtTargetPruner(MovementPruner):
 
 
 class JackpotPruner(AtTargetPruner):
-    """Lottery Jackpots: the mask by magnitude, and scores that are all but equal, at the start."""
+    """Lottery Jackpots: at the start the mask by magnitude, and scores that are nearly equal."""
 
     weight_decay = 5e-4
 
@@ -234,10 +234,10 @@ class JackpotPruner(AtTargetPruner):
 
 
 class BiPPruner(AtTargetPruner):
-    """Bi-level: the weights' own reaction to the mask is in the scores' gradient."""
+    """Bi-level: the scores' gradient includes the weights' own reaction to the mask."""
 
     def __init__(self, *given: object, implicit: float, **more: object) -> None:
-        """`implicit`: 1/γ, the weight of that reaction."""
+        """Take `implicit`, 1/γ, the weight of that reaction, beside what the base class takes."""
         super().__init__(*given, **more)  # type: ignore[arg-type]
         self.implicit = implicit
 

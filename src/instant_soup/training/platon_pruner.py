@@ -1,4 +1,4 @@
-"""PLATON's mask: weights whose loss is sensitive to them, or may be, stay (methods/platon.py)."""
+"""PLATON's mask: weights stay if the loss is sensitive to them, or may be (methods/platon.py)."""
 
 import torch
 
@@ -11,10 +11,10 @@ from instant_soup.training.schedule import cubic
 class PlatonPruner(MovingMask):
     """A mask of the largest sensitivity times uncertainty, both smoothed over windows of steps.
 
-    With leaky zeros the network is pruned right after a cut alone, and so it goes into the next
-    step. That step moves pruned weights again, all that have a gradient; until the next cut
-    `mask` keeps everything, as what is seen then is dense. From `settled` on, and with hard zeros
-    from the first cut on, pruned weights stay exact zeros.
+    With leaky zeros the network is pruned only right after a cut, and goes into the next step like
+    that. The step moves pruned weights again, all that have a gradient. Until the next cut the
+    network is dense, so `mask` keeps everything. From `settled` on, and with hard zeros from the
+    first cut on, pruned weights stay exact zeros.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PlatonPruner(MovingMask):
             self.gradients_now = self._own_gradients()
 
     def after_step(self, step: int) -> None:
-        """Add up |w · g|, of the new weights; end a window and cut where it is time."""
+        """Add up |w · g| of the new weights; end a window and cut, if it is time."""
         if self.done:
             return
         steps_done = step + 1

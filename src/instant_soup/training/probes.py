@@ -1,4 +1,4 @@
-"""What a matrix is worth to the network, by forward passes of some batches without gradients."""
+"""What a matrix is worth to the network, measured by forward passes without gradients."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -21,8 +21,15 @@ STEP = 1e-3  # that weights are moved by
 def slopes(run: "Run", batches: int) -> dict[str, float]:
     """How steep the loss is in each matrix: |L(θ + εz) − L(θ − εz)| / 2ε, z normal in it alone.
 
-    The mean over some batches, each with a z of its own, drawn from the run's seed and step (Sung
-    et al. 2024, arXiv 2310.02998). Two forward passes a matrix and batch.
+    This is the mean over some batches. Each has a z of its own, sampled by the run's seed and step
+    (Sung et al. 2024, arXiv 2310.02998). It takes two forward passes for each matrix and batch.
+
+    Args:
+        run: The run whose network and batches are used.
+        batches: How many batches.
+
+    Returns:
+        Name of a prunable matrix → slope.
     """
     draws = generator(run.seed, run.state.step)
     found = dict.fromkeys(run.mask, 0.0)
@@ -46,10 +53,19 @@ def slopes(run: "Run", batches: int) -> dict[str, float]:
 def distortions(
     run: "Run", scores: "Weights", kept: Mapping[str, list[int]], batches: int
 ) -> dict[str, list[float]]:
-    """What pruning each matrix alone does to the network's output: the mean squared change.
+    """What pruning each matrix alone does to the network's output (Xu et al. 2023).
 
-    Of matrix `name` the kept[name][a] largest scores stay, for each a. One forward pass a matrix,
-    number and batch, but for numbers that keep all, and one a batch (Xu et al. 2023).
+    It takes one forward pass for each matrix, number and batch, except for numbers that keep all,
+    and one more for each batch.
+
+    Args:
+        run: The run whose network and batches are used.
+        scores: Name → scores, shaped like the weight.
+        kept: Name → numbers of weights; so many of the largest scores stay.
+        batches: How many batches.
+
+    Returns:
+        Name → mean squared change of the output, for each of these numbers.
     """
     held = {name: int(kept.sum()) for name, kept in run.mask.items()}
     passes = 1 + sum(number < held[name] for name, numbers in kept.items() for number in numbers)
@@ -76,9 +92,13 @@ def distortions(
 
 
 def output_of(run: "Run", network: nn.Module, batch: Any) -> torch.Tensor:
-    """What the network returns for a batch, in fp32, in one row; UserError where it is not called.
+    """What the network returns for a batch, in fp32, as one row.
 
-    Of a transformer's outputs the logits; of others all floats but scalars, such as a loss.
+    From a transformer's outputs the logits are taken; from others all floats except scalars, such
+    as a loss.
+
+    Raises:
+        UserError: If the loss does not call the network.
     """
     seen: list[Any] = []
     hook = network.register_forward_hook(lambda module, given, output: seen.append(output))

@@ -1,4 +1,4 @@
-"""Denoisers' training protocols: cheap, varied, drawn from a key (Algorithm 2)."""
+"""Denoisers' training protocols: cheap, varied, chosen by a key (Algorithm 2)."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ class Protocol:
         return replace(recipe, **drawn)
 
     def described(self) -> dict[str, float | int]:
-        """What was drawn, but for the rows."""
+        """What was chosen, without the rows."""
         return {
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
@@ -40,12 +40,20 @@ def draw_protocol(
     rows: int,
     key: tuple[int, ...],
 ) -> Protocol:
-    """Draw one denoiser's training protocol P_n and data subset D_n.
+    """Choose one denoiser's training protocol P_n and data subset D_n at random.
 
-    The learning rate is the recipe's times a factor drawn log-uniformly from
-    `learning_rate_range`; the weight decay is drawn uniformly from `weight_decay_range` (its own
-    value, not a factor: BERT's base decay is zero). The subset is a random `subset` share of the
-    training rows, at least one batch; `seed` orders it and drives dropout.
+    Args:
+        recipe: The run's settings of training.
+        learning_rate_range: The denoiser's rate is the recipe's times a factor, sampled
+            log-uniformly from this range.
+        weight_decay_range: The decay is sampled uniformly from this range. It is a value of its
+            own, not a factor, as BERT's base decay is zero.
+        subset: Share of the training rows, at least one batch.
+        rows: How many training rows there are.
+        key: Numbers that seed the choice.
+
+    Returns:
+        The protocol; its `seed` orders the subset and drives dropout.
     """
     draws = generator(*key)
     low, high = torch.tensor(list(learning_rate_range), dtype=torch.float64).log()

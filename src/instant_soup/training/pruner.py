@@ -1,18 +1,18 @@
 """What keeps a network sparse while it trains: a mask that stays, or one that moves.
 
-A pruner is called by whoever trains, the engine (loop.py) or a loop of one's own:
+A pruner is called by whoever trains, the engine (loop.py) or your own loop:
 
     pruner.attach(parameters, optimizer, tensors)   once, before the first step
-    pruner.after_backward(step)                     gradients are there: before clipping
+    pruner.after_backward(step)                     the gradients are there; before clipping
     pruner.after_step(step)                         the optimiser has taken its step
     pruner.tensors()                                what a checkpoint must hold beside the state
-    pruner.wants_gradients(step)                    whether it looks at a step's dense gradients
-    pruner.finished                                 whether the mask is the last one
+    pruner.wants_gradients(step)                    whether it needs a step's dense gradients
+    pruner.finished                                 whether the mask is final
 
-Between two steps the pruned weights are exact zeros, so that whoever looks at the network, to
-validate or to save it, sees it pruned. A pruner that needs the dense weights (movement pruning
-keeps what it prunes) holds them itself and puts them back for the optimiser's step. One that lets
-pruned weights grow again at once (PLATON's leaky zeros) has a mask that says so.
+Between two steps the pruned weights are exact zeros. So whoever looks at the network, to validate
+or to save it, sees it pruned. A pruner that needs the dense weights, as movement pruning does,
+holds them itself and puts them back for the optimiser's step. One that lets pruned weights grow
+again at once (PLATON's leaky zeros) has a mask that says so.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -46,32 +46,55 @@ class Pruner(Protocol):
     factors: Tensors  # of gradients: the mask as floats, by name; nothing while nothing is pruned
 
     @property
-    def finished(self) -> bool: ...
+    def finished(self) -> bool:
+        """Whether the mask is final."""
 
-    def wants_gradients(self, step: int) -> bool: ...
+    def wants_gradients(self, step: int) -> bool:
+        """Whether it needs the dense gradients of a step."""
 
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
-    ) -> None: ...
+    ) -> None:
+        """Begin, or go on with the tensors of a checkpoint.
 
-    def after_backward(self, step: int, gradients: Tensors | None = None) -> None: ...
+        Args:
+            parameters: Name → parameter of the network.
+            optimizer: The optimiser that trains it.
+            tensors: What `tensors()` returned when the checkpoint was written; empty at the start.
+        """
 
-    def after_step(self, step: int) -> None: ...
+    def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
+        """Use and mask the gradients, before they are clipped.
 
-    def tensors(self) -> Tensors: ...
+        Args:
+            step: The step, counted from 0.
+            gradients: Name → dense gradient, if those in the parameters are masked already.
+        """
+
+    def after_step(self, step: int) -> None:
+        """Prune, if it is time, after the optimiser's step."""
+
+    def tensors(self) -> Tensors:
+        """What a checkpoint must hold beside the state."""
 
 
 class FixedMask:
     """One mask for a whole stretch of training.
 
-    The weights that it prunes must be zeros already, their moments too. They stay exact zeros,
-    because masked gradients leave AdamW's update of a zero at zero.
+    The weights that it prunes must be zero already, and so must their moments. They stay exact
+    zeros, because masked gradients leave AdamW's update of a zero at zero.
     """
 
     def __init__(
         self, mask: Mask, gradients_at: Iterable[int] = (), gather: Gather = latest
     ) -> None:
-        """`gradients_at`: steps whose dense gradients `gather` keeps, in `gradients`."""
+        """Take the mask.
+
+        Args:
+            mask: Name → boolean tensor of the weight's shape; True: kept.
+            gradients_at: Steps whose dense gradients are kept, in `gradients`.
+            gather: `gather(held, gradients)` says what is kept of them.
+        """
         self.mask = mask
         self.gradients_at, self.gather = frozenset(gradients_at), gather
         self.gradients: Tensors = {}
@@ -80,17 +103,17 @@ class FixedMask:
 
     @property
     def finished(self) -> bool:
-        """Whether the mask is the last one."""
+        """Whether the mask is final."""
         return True
 
     def wants_gradients(self, step: int) -> bool:
-        """Whether it looks at the dense gradients of a step."""
+        """Whether the dense gradients of a step are kept."""
         return step in self.gradients_at
 
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Take hold of the parameters of the mask's names, and of what a checkpoint had."""
+        """Take hold of the parameters that the mask names, and of a checkpoint's tensors."""
         if any(name.startswith("mask.") for name in tensors):
             self.mask = {name: tensors[f"mask.{name}"].bool().cpu() for name in self.mask}
             self._count()
@@ -101,10 +124,12 @@ class FixedMask:
         self._make_factors()
 
     def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
-        """Keep the gradients from the pruned weights.
+        """Mask the gradients of the pruned weights.
 
-        `gradients`: the dense ones, where those in the parameters are masked already (hooks of a
-        foreign loop do that). A matrix that the loss does not reach has no gradient.
+        Args:
+            step: The step, counted from 0.
+            gradients: Name → dense gradient, if those in the parameters are masked already, as the
+                hooks of another's loop do. A matrix that the loss does not reach has none.
         """
         if self.wants_gradients(step):
             self.gradients = self.gather(self.gradients, gradients or self._own_gradients())
@@ -112,7 +137,7 @@ class FixedMask:
             self._mask_gradients()
 
     def after_step(self, step: int) -> None:
-        """Nothing: the mask stays."""
+        """Do nothing: the mask stays."""
 
     def tensors(self) -> Tensors:
         """The gradients that are kept; the state's zeros are the mask."""
@@ -121,8 +146,11 @@ class FixedMask:
     def move_to(self, found: Mask | Cut, spared: Collection[str] = ()) -> None:
         """Take another mask: what it prunes becomes zero, in the weights and the moments.
 
-        Stale momentum would move pruned weights again at the next step. `spared`: keys of the
-        optimiser's moments that stay as they are.
+        Stale momentum would move pruned weights again at the next step.
+
+        Args:
+            found: The mask, or a cut, which changes weights that stay.
+            spared: Keys of the optimiser's moments that stay as they are.
         """
         self.mask = mask = found.mask if isinstance(found, Cut) else found
         self._count()
@@ -136,14 +164,14 @@ class FixedMask:
                     masks.apply({name: mask[name]}, {name: moment})
 
     def moments(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Weight's name, key in the optimiser's state, and tensor, of all shaped like a weight."""
+        """Iterate over the moments: weight's name, key in the optimiser's state, tensor."""
         for name, parameter in self.parameters.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
                     yield name, key, moment
 
     def second_moments(self) -> Tensors:
-        """Adam's running mean of squared gradients, by name, where the optimiser holds one."""
+        """Name → Adam's running mean of squared gradients, for weights that have one."""
         return {name: moment for name, key, moment in self.moments() if key == SECOND}
 
     def _count(self) -> None:
@@ -170,9 +198,9 @@ class FixedMask:
 
 
 class MovingMask(FixedMask):
-    """A mask that moves every few steps, until it is settled: exactly as sparse as is wanted.
+    """A mask that moves every few steps, until it settles at exactly the wanted sparsity.
 
-    A subclass moves it in `after_step`, and settles at step `settled`.
+    A subclass moves it in `after_step`, and settles it at step `settled`.
     """
 
     def __init__(self, mask: Mask, sparsity: float, settled: int) -> None:
@@ -188,30 +216,30 @@ class MovingMask(FixedMask):
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Begin with the mask given, or go on with that of a checkpoint."""
+        """Begin with the given mask, or go on with that of a checkpoint."""
         self.done = bool(tensors) and bool(tensors["settled"])
         super().attach(parameters, optimizer, tensors)
 
     def tensors(self) -> Tensors:
-        """The mask, whose weights may be zero as pruned ones are; whether it stays."""
+        """The mask, as a kept weight may be zero too; and whether it is final."""
         mask = {f"mask.{name}": kept.to(torch.uint8) for name, kept in self.mask.items()}
         return {**mask, "settled": torch.tensor(self.done)}
 
     def settle(self, mask: Mask) -> None:
-        """Take the last mask."""
+        """Take the final mask."""
         self.done = True
         self.move_to(mask)
 
 
 def own_copy(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A copy where another tensor is."""
+    """A copy on another tensor's device."""
     return tensor.detach().to(like.device).clone()
 
 
 class PrunesInRounds(FixedMask):
-    """A mask that changes at the ends of rounds, within one training: for a foreign loop.
+    """A mask that changes at the ends of rounds, within one training of another's loop.
 
-    `find(i)` is round i's mask, found on the network as it is then; or a cut, which changes weights
+    `find(i)` finds round i's mask on the network as it is then; or a cut, which changes weights
     that stay. It is called within `aside`, which brings the run to where the loop is.
     """
 
@@ -237,14 +265,14 @@ class PrunesInRounds(FixedMask):
     def attach(
         self, parameters: Parameters, optimizer: torch.optim.Optimizer, tensors: Tensors
     ) -> None:
-        """Begin, or go on with a checkpoint's mask and after the rounds that it had done."""
+        """Begin, or go on with a checkpoint's mask after the rounds that it had done."""
         if "done" in tensors:
             self.done = int(tensors["done"])
         super().attach(parameters, optimizer, tensors)
         self._prune_when_due(0)
 
     def after_step(self, step: int) -> None:
-        """Prune where a round ends with this step."""
+        """Prune, if a round ends with this step."""
         self._prune_when_due(step + 1)
 
     def tensors(self) -> Tensors:

@@ -1,9 +1,9 @@
-"""A run: one training of T steps, whoever's it is, as a pruning method sees it.
+"""A run: one training of T steps, as a pruning method sees it.
 
-A method trains, looks ahead, asks for gradients or a validation score, and prunes; it does not care
+A method trains, looks ahead, asks for gradients or a validation score, and prunes. It does not care
 whether the run is the pipeline's (pipeline/run.py) or one over a user's own model, batches and loss
-(library/run.py). Both say how a network is built, what its batches and its loss are; all else is
-here.
+(library/run.py). Both say how a network is built, and what its batches and its loss are. All else
+is here.
 """
 
 import time
@@ -45,12 +45,12 @@ class Moment:
 
 
 class Run(ABC):
-    """One training of `total` steps on the way: its state, its mask, and what it has cost.
+    """One training of `total` steps on the way: its state, its mask, and its cost.
 
-    `state.step` steps of the budget are done; `cost.steps` says the same, and `cost.search_steps`
-    has all others. `origin` is a digest of what the state depends on: with the number of steps it
-    names the state. `code` is a digest of the method's own sources: what it finds, or trains by a
-    pruner of its own, depends on them, too; training under a mask does not.
+    `state.step` steps of the budget are done, as `cost.steps` says; `cost.search_steps` counts all
+    other steps. `origin` is a digest of what the state depends on; with the number of steps it
+    names the state. `code` is a digest of the method's own sources. What the method finds, or
+    trains by a pruner of its own, depends on them too; training under a mask does not.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Run(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its network is."""
+        """The network's device."""
         return torch.device("cpu")
 
     # What the pipeline's run and the library's do each in their own way.
@@ -86,16 +86,20 @@ class Run(ABC):
     @property
     @abstractmethod
     def steps_per_epoch(self) -> int:
-        """Steps in one pass over the training data; UserError where that is not known."""
+        """Steps in one pass over the training data.
+
+        Raises:
+            UserError: If that is not known.
+        """
 
     @property
     @abstractmethod
     def rows(self) -> int:
-        """What a denoiser's subset is drawn of: the number of training rows (or batches)."""
+        """The number of training rows (or batches), of which a denoiser's subset is a share."""
 
     @abstractmethod
     def network(self, state: State, recipe: Recipe) -> nn.Module:
-        """The network with a state's weights, where it trains."""
+        """The network with a state's weights, on the device where it trains."""
 
     @abstractmethod
     def take(
@@ -112,7 +116,7 @@ class Run(ABC):
         rows: torch.Tensor | None = None,
         after_step: AfterStep | None = None,
     ) -> State:
-        """Train a network up to step `last`, on all rows or some: the engine's steps."""
+        """Train a network up to step `last` by the engine's steps, on all rows or some."""
 
     @abstractmethod
     def batches(self, first: int, last: int) -> Iterator[Any]:
@@ -128,25 +132,25 @@ class Run(ABC):
 
     @abstractmethod
     def score(self, weights: Weights) -> float:
-        """The validation score of a network with these weights, pruned as `mask`; its cost too."""
+        """The validation score of a network with these weights; its cost is counted."""
 
     def beside(self, state: State, recipe: Recipe) -> nn.Module:
-        """A network of its own with a state's weights, for look-aheads, gradients and scores."""
+        """A separate network with a state's weights, for look-aheads, gradients and scores."""
         return self.network(state, recipe)
 
     def aside(self, pruner: Pruner) -> AbstractContextManager[None]:
-        """Within this, a run whose steps a foreign loop takes is where that loop's pruner is."""
+        """Bring a run whose steps another's loop takes to where that loop's pruner is."""
         return nullcontext()
 
     def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
-        """The record of a training: without rows, unless a run has a curve to show."""
+        """The record of a training; without rows, unless a run has a curve to show."""
         return Record(
             folder, cost, last=last, keep=keep, row_every=last + 1, validate_every=last + 1,
             row=lambda step, mean, _: {"step": step, "train_loss": mean}, show=lambda row: None,
         )  # fmt: skip
 
     def ticket_of(self, row: str) -> tuple[Mask, Cost]:
-        """The mask that another row has found, and what that cost."""
+        """The mask that another row has found, and its cost."""
         raise UserError(f"method: only the pipeline has the ticket of {row}")
 
     def random_state(self) -> State:
@@ -157,7 +161,7 @@ class Run(ABC):
 
     @property
     def seed(self) -> int:
-        """The run's seed. A method that says it looks at no seed does not get it."""
+        """The run's seed. A method that declares no seed does not get it."""
         if "seed" not in self.looks_at:
             raise AttributeError("this method says that it does not look at the seed (`looks_at`)")
         return self.recipe.seed
@@ -181,11 +185,18 @@ class Run(ABC):
     ) -> None:
         """Train up to step `last` of the budget, under the run's mask or by a pruner.
 
-        The rate falls to zero at the budget's end, or at step `total`.
+        The training is recorded in the store: an equal call goes on from there.
 
-        `key` says what the pruner's doings depend on. The training is recorded in the store: an
-        equal call goes on from there; with `keep` it stays there when it is finished. With
-        `keep_gradients` the dense gradients of the last step are in `gradients` afterwards.
+        Args:
+            last: The step after the last one.
+            label: What the progress bar says.
+            pruner: What keeps the network sparse; None: the run's mask.
+            key: What the pruner's work depends on.
+            recipe: Settings of training; None: the run's.
+            keep_gradients: Whether the dense gradients of the last step are in `gradients`
+                afterwards.
+            keep: Whether the store keeps the training when it is finished.
+            total: The rate falls to zero at this step; None: at the budget's end.
         """
         self._check_data()
         own, cost, first = recipe or self.recipe, Cost(), self.state.step
@@ -237,7 +248,7 @@ class Run(ABC):
         return Moment(self.state.copy(), self.mask, self.origin, list(self.curve))
 
     def go_back(self, to: Moment, mask: Mask | None = None) -> None:
-        """Go back to a moment, with another mask if given; what was trained since is search."""
+        """Go back to a moment, maybe with another mask; the steps since become search steps."""
         back = max(0, self.cost.steps - to.state.step)
         self.cost.steps -= back
         self.cost.search_steps += back
@@ -247,22 +258,31 @@ class Run(ABC):
             self.prune(mask)
 
     def start_from(self, state: State, mask: Mask) -> None:
-        """Leave this run's state for another one, pruned by a mask."""
+        """Replace this run's state by another one, pruned by a mask."""
         self.origin = digest(self.origin, "start from", state.weights)
         self.state, self.own_state = state, True
         self.prune(mask)
 
     def moved(self, how: Any) -> None:
-        """Say that the weights were changed by other means than training, as `how` tells."""
+        """Record that the weights were changed by other means than training, as `how` tells."""
         self.origin, self.own_state = digest(self.origin, self.state.step, how), True
 
     def look_ahead(
         self, protocol: Protocol, steps: int, label: str, mask: Mask | None = None
     ) -> State:
-        """A copy of the network, trained for some steps beside the run, on some of the rows.
+        """Train a copy of the network for some steps beside the run, on some of the rows.
 
-        A fresh optimiser at a constant rate (paper, Algorithm 2, line 4); the steps are search
-        steps. With a mask, the copy is pruned by it first.
+        The copy has a fresh optimiser at a constant rate (paper, Algorithm 2, line 4). Its steps
+        are search steps.
+
+        Args:
+            protocol: Rate, weight decay, rows and seed.
+            steps: How many steps.
+            label: What the progress bar says.
+            mask: Prunes the copy first, if given.
+
+        Returns:
+            The copy's state.
         """
         self._check_data()
         state, cost = State({name: w.clone() for name, w in self.state.weights.items()}), Cost()
@@ -280,13 +300,21 @@ class Run(ABC):
     def draw_protocol(
         self, rates: list[float], decays: list[float], subset: float, *key: int
     ) -> Protocol:
-        """A training protocol that depends on the seed and the key."""
+        """Choose a training protocol that depends on the seed and the key."""
         return draw_protocol(self.recipe, rates, decays, subset, self.rows, (self.seed, *key))
 
     def search(self, key: Any, find: Callable[..., Found], *arguments: Any) -> Found:
-        """The mask or cut that `find(*arguments)` finds, or an equal call has found; with its cost.
+        """Find a mask or a cut, or take what an equal call has found; its cost is added.
 
-        The seconds of finding are counted here; what it trains counts itself.
+        The seconds of finding are counted here. What it trains counts itself.
+
+        Args:
+            key: What the result depends on.
+            find: Finds it, `find(*arguments)`.
+            *arguments: What `find` takes.
+
+        Returns:
+            What was found.
         """
         parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
         with self._entry(*parts) as folder:
@@ -313,10 +341,18 @@ class Run(ABC):
     def at_rest(
         self, batches: int, passes: int, first: int = 0
     ) -> Iterator[tuple[nn.Module, Iterator[Any]]]:
-        """The network as it is now, beside the run, and the run's batches from step `first` on.
+        """Yield the network as it is now, beside the run, and the run's batches from `first` on.
 
-        In fp32 and without dropout. `passes` is what is done with a batch, in forward passes: a
-        gradient is three. Attention runs unfused: torch's fused kernels have no second derivative.
+        The network is in fp32 and without dropout. Attention runs unfused: torch's fused kernels
+        have no second derivative.
+
+        Args:
+            batches: How many batches.
+            passes: What is done with a batch, in forward passes, for the cost; a gradient is three.
+            first: The step of the first batch.
+
+        Yields:
+            The network and its batches.
         """
         self._check_data()
         network = self.beside(self.state, self.recipe).eval()
@@ -337,7 +373,7 @@ class Run(ABC):
     def losses(
         self, batches: int, passes: int, first: int = 0
     ) -> Iterator[tuple[Iterator[torch.Tensor], Weights]]:
-        """The training losses of such batches, with their graphs; the parameters too."""
+        """Yield the training losses of such batches, with their graphs, and the parameters."""
         with self.at_rest(batches, passes, first) as (network, each):
             named = dict(network.named_parameters())
             parameters: Weights = {name: named[name].requires_grad_() for name in self.mask}
@@ -365,7 +401,7 @@ def _save(folder: Path, found: Mask | Cut) -> None:
 
 
 def _load(folder: Path) -> tuple[Any, dict[str, float]]:
-    """What a search has found, and its cost; UserError unless they are what was saved."""
+    """Read what a search has found, and its cost."""
     mask, cost = masks.load(folder / "mask.safetensors"), read_json(folder / "cost.json")
     check_seal(folder, "cost.json")
     weights = folder / "weights.safetensors"

@@ -16,8 +16,16 @@ def learning_rate(
 ) -> float:
     """Linear warm-up to `peak`, then linear decay to zero at `total` (paper, section 3).
 
-    `step` counts from 0; the first step after the warm-up has the full rate. In several `cycles`
-    it falls that often, see `cyclic`.
+    Args:
+        step: The step, counted from 0; the first step after the warm-up has the full rate.
+        total: Steps in all.
+        peak: The highest rate.
+        warmup_steps: Steps of the warm-up.
+        cycles: How often the rate falls, see `cyclic`.
+        lowest: The lowest rate of a cycle, as a share of `peak`.
+
+    Returns:
+        The rate at this step.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -27,10 +35,18 @@ def learning_rate(
 
 
 def cyclic(step: int, total: int, cycles: int, lowest: float) -> float:
-    """From 1 at a cycle's first step linearly to `lowest` at its last, then again.
+    """A factor that falls linearly from 1 to `lowest`, again and again.
 
-    `cycles` cycles of equal length, up to a step, fill the steps 0 … total − 1 (the cyclic linear
-    rate of Kurtic & Alistarh 2022, arXiv 2210.06384).
+    This is the cyclic linear rate of Kurtic & Alistarh 2022, arXiv 2210.06384.
+
+    Args:
+        step: The step, counted from 0.
+        total: Steps in all.
+        cycles: Cycles of equal length, up to a step, that fill the steps 0 … total − 1.
+        lowest: The factor at a cycle's last step.
+
+    Returns:
+        The factor at this step.
     """
     now = ((step + 1) * cycles - 1) // total
     first, following = total * now // cycles, total * (now + 1) // cycles
@@ -38,9 +54,19 @@ def cyclic(step: int, total: int, cycles: int, lowest: float) -> float:
 
 
 def cubic(step: float, first: float, last: float, start: float, end: float) -> float:
-    """From `start`, up to step `first`, to `end`, from step `last` on, fast and then slower.
+    """A value that goes from `start` to `end`, fast and then slower.
 
     end + (start − end)(1 − (step − first) / (last − first))³ (Zhu & Gupta 2017).
+
+    Args:
+        step: The step.
+        first: Up to this step the value is `start`.
+        last: From this step on the value is `end`.
+        start: The first value.
+        end: The last value.
+
+    Returns:
+        The value at this step.
     """
     if last <= first:
         return end if step >= last else start

@@ -18,9 +18,10 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class State:
-    """Everything a run is: weights, AdamW's two moments by weight name, steps done.
+    """Everything that a run is.
 
-    `of_pruner` is what a mask that moves keeps beside them (Pruner.tensors).
+    `weights` has all tensors by name, `first_moments` and `second_moments` AdamW's, `step` the
+    steps done, and `of_pruner` what a moving mask keeps beside them (`Pruner.tensors`).
     """
 
     weights: Weights
@@ -30,7 +31,7 @@ class State:
     of_pruner: Weights = field(default_factory=dict)
 
     def copy(self) -> "State":
-        """The same state in memory of its own: training goes on in place."""
+        """The same state in memory of its own, as training changes it in place."""
         parts = (self.weights, self.first_moments, self.second_moments, self.of_pruner)
         w, m, v, own = ({n: t.clone() for n, t in tensors.items()} for tensors in parts)
         return State(w, m, v, self.step, own)
@@ -64,7 +65,18 @@ def write_state(folder: Path, state: State) -> None:
 
 
 def load_state(folder: str | Path, moments: bool = True) -> State:
-    """Read a state; UserError if anything of it is missing or damaged."""
+    """Read a state.
+
+    Args:
+        folder: The state's folder.
+        moments: Whether to read AdamW's moments too.
+
+    Returns:
+        The state.
+
+    Raises:
+        UserError: If anything of it is missing or damaged.
+    """
     folder = Path(folder)
     progress = read_json(folder / "progress.json")
     try:
@@ -81,6 +93,6 @@ def load_state(folder: str | Path, moments: bool = True) -> State:
 
 
 def _tensors(folder: Path, name: str) -> Weights:
-    """One of a state's files of tensors, if it is what was saved."""
+    """Read one of a state's files of tensors, and check that it is what was saved."""
     check_seal(folder, f"{name}.safetensors")
     return load_file(folder / f"{name}.safetensors")
