@@ -16,6 +16,7 @@ from instant_soup.reports import (
     figures,
     head_to_head,
     ledger,
+    methods,
     page,
     paper,
 )
@@ -45,6 +46,7 @@ def main() -> None:
         written = write_tables(REPORTS / "tables", runs)
         written += paper.write_tables(REPORTS / "tables", runs)
         written += head_to_head.write_tables(REPORTS / "tables", runs)
+        written += methods.write_tables(REPORTS / "tables", runs)
         written += ablations.write_tables(REPORTS / "tables", runs)
         written += dense_soups.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)

@@ -1,0 +1,171 @@
+"""The field's methods side by side, each with the settings that validation chose for it.
+
+A view of the ledger. A *trial* is a run of a row with settings of its own: all rows have as many,
+at one place (…_OF_TRIALS), and what scores best on validation data there is the row's setting
+everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the comparison.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from instant_soup.methods.registry import DENSE, ISP
+from instant_soup.reports.ledger import KEY, SECTION
+from instant_soup.reports.paper import seeds_cell
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.reports.results import (
+    UNPRUNED,
+    heading,
+    label,
+    number,
+    percent,
+    row_order,
+    scale,
+    shared_settings,
+    unit,
+    write_texts,
+)
+
+REFERENCE = "isp_plus"
+# Where the trials are: with the first seed, at one sparsity, on the packaged texts.
+SECTION_OF_TRIALS = ("minilm", "reviews-sentiment", "quick", "accuracy")
+SPARSITY_OF_TRIALS, SEED_OF_TRIALS = 0.8, 0
+LEAST = 10  # methods that make a comparison
+
+TEXT_OF_TRIALS = (
+    "Validation score of each row with its default settings and with others, one run each. The "
+    "best one (bold) is the row's setting in the comparison; of equal ones the default."
+)
+TEXT = (
+    "Test metric, mean ± sample standard deviation over seeds, of each row with the settings that "
+    "validation chose. ▲ and ▼: better and worse than ISP+, p < 0.05 in a two-sided t-test paired "
+    "over common seeds, not corrected for the number of tests. Cost: training FLOPs, search "
+    "included, ÷ those of one dense fine-tuning. Overlap: cosine with one-shot magnitude's mask. "
+    "All rows of a column are from one kind of processor. –: not measured."
+)
+
+
+def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
+    """Write methods.md and methods.csv; their paths."""
+    found = comparison(ledger)
+    texts = {
+        "methods.md": markdown([_comparison_chapter(found), _trials_chapter(ledger)]),
+        "methods.csv": found.to_csv(index=False),
+    }
+    return write_texts(folder, texts)
+
+
+def trials(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The runs at the trials' place whose own row's settings alone differ from the preset."""
+    at_place = (ledger[SECTION] == list(SECTION_OF_TRIALS)).all(axis=1)
+    at_place &= ledger["target_sparsity"] == SPARSITY_OF_TRIALS
+    at_place &= ledger["seed"] == SEED_OF_TRIALS
+    own = ledger["variant"].map(shared_settings) == ""
+    scored = ledger["validation"].notna() & ~ledger["method"].isin([*UNPRUNED, ISP])
+    return ledger[at_place & own & scored]
+
+
+def chosen(ledger: pd.DataFrame) -> dict[str, str]:
+    """Method → the variant whose trial scored best on validation data."""
+    found = trials(ledger)
+    ranked = found.sort_values(["validation", "variant"], ascending=[False, True], kind="stable")
+    return dict(ranked.groupby("method", sort=False)[["method", "variant"]].first().to_numpy())
+
+
+def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the comparison: a row each, with `shared` settings and `cost` in fine-tunings.
+
+    Each method is there with its chosen settings, at every sparsity where LEAST methods or more
+    were run with the same shared settings on the kind of processor that ran ISP+ there.
+    """
+    settings = {ISP: "", **chosen(ledger)}
+    shared = ledger["variant"].map(shared_settings)
+    own = [
+        " ".join(part for part in variant.split(" ") if part not in common.split(" "))
+        for variant, common in zip(ledger["variant"], shared, strict=True)
+    ]
+    chosen_ones = [settings.get(m) == v for m, v in zip(ledger["method"], own, strict=True)]
+    wanted = pd.Series(chosen_ones, ledger.index, dtype=bool)
+    runs = ledger.assign(shared=shared)
+    dense = runs[(runs["method"] == DENSE) & (runs["variant"] == "")]
+    runs = runs[wanted]
+    same = [*SECTION, "base", "seed"]
+    of_dense = dense[[*same, "flops"]].drop_duplicates(same)
+    runs = runs.merge(of_dense, on=same, suffixes=("", "_of_dense"))
+    runs["cost"] = runs["flops"] / runs.pop("flops_of_dense")
+    kept = []
+    for _, column in runs.groupby([*SECTION, "shared", "target_sparsity"]):
+        ran = column.loc[column["method"] == REFERENCE].sort_values("finished")["processor"]
+        if len(ran):
+            column = column[column["processor"] == ran.iloc[-1]]
+            if column["method"].nunique() >= LEAST:
+                kept.append(column)
+    return pd.concat(kept).sort_values(KEY, ignore_index=True) if kept else runs[:0]
+
+
+def _comparison_chapter(found: pd.DataFrame) -> Chapter:
+    """A table for each section and its shared settings."""
+    tables = [
+        _comparison_table(section, runs)
+        for section, runs in found.groupby([*SECTION, "shared"], sort=True)
+    ]
+    return Chapter("The field's methods", TEXT, tables)
+
+
+def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
+    """Methods by sparsities, the best at the trials' sparsity first."""
+    metric, sparsities = section[3], sorted(set(runs["target_sparsity"]))
+    by_cell = {
+        key: own.set_index("seed") for key, own in runs.groupby(["method", "target_sparsity"])
+    }
+    at = SPARSITY_OF_TRIALS if SPARSITY_OF_TRIALS in sparsities else sparsities[-1]
+
+    def rank(method: str) -> tuple:
+        own = by_cell.get((method, at))
+        return (own is None, 0.0 if own is None else -own["value"].mean(), row_order(method))
+
+    rows = []
+    for method in sorted(set(runs["method"]), key=rank):
+        cells: list[Cell] = []
+        for sparsity in sparsities:
+            own, others = by_cell.get((method, sparsity)), by_cell.get((REFERENCE, sparsity))
+            if own is None:
+                cells += [Cell(MISSING)] * 4
+                continue
+            reference = None if others is None or method == REFERENCE else others["value"]
+            cells += [
+                seeds_cell(own["value"], reference, metric),
+                Cell(_difference(own["value"], reference, metric)),
+                Cell(number(own["cost"].mean(), ".2f")),
+                Cell(number(own["overlap_one_shot"].mean(), ".3f")),
+            ]
+        variants = set(runs.loc[runs["method"] == method, "variant"])
+        rows.append((label(method, variants.pop()), cells))
+    names = (f"{metric}{unit(metric)}", "− ISP+", "cost", "overlap")
+    columns = [(f"{percent(s)} sparse", name) for s in sparsities for name in names]
+    processors = "; ".join(sorted(set(runs["processor"]) - {""})) or "unknown"
+    return Table(heading(section[:4], section[4]), columns, rows, f"Processor: {processors}.")
+
+
+def _difference(own: pd.Series, others: pd.Series | None, metric: str) -> str:
+    """The mean difference over common seeds, in the metric's unit."""
+    if others is None:
+        return MISSING
+    gaps = (own - others).dropna()
+    return f"{scale(metric) * gaps.mean():+.2f}" if len(gaps) else MISSING
+
+
+def _trials_chapter(ledger: pd.DataFrame) -> Chapter:
+    """All trials, method by method."""
+    found, best = trials(ledger), chosen(ledger)
+    rows = []
+    for method in sorted(set(found["method"]), key=row_order):
+        own = found[found["method"] == method].sort_values("variant")
+        for variant, score in zip(own["variant"], own["validation"], strict=True):
+            name = f"{label(method)}: {variant or 'default'}"
+            rows.append((name, [Cell(f"{100 * score:.2f}", bold=best[method] == variant)]))
+    if not rows:
+        return Chapter("Trials", TEXT_OF_TRIALS, [])
+    title = f"{heading(SECTION_OF_TRIALS)}, {percent(SPARSITY_OF_TRIALS)} sparse"
+    columns = [("", "validation accuracy (%)")]
+    return Chapter("Trials", TEXT_OF_TRIALS, [Table(title, columns, rows, "")])

@@ -1,0 +1,75 @@
+"""The comparison of the field's methods: what validation chooses, and what stands beside what."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from instant_soup.reports import methods
+from instant_soup.reports.ledger import COLUMNS, NUMBERS
+
+DEFAULTS = {
+    **dict.fromkeys(COLUMNS, ""),
+    **dict.fromkeys(NUMBERS, float("nan")),
+    **{"model": "minilm", "dataset": "reviews-sentiment", "preset": "quick"},
+    **{"metric": "accuracy", "family": "bert", "processor": "A", "base": "b", "seed": 0},
+    **{"target_sparsity": 0.8, "value": 0.7, "validation": 0.7, "flops": 2.0},
+}
+
+
+def ledger_of(*rows: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame([{**DEFAULTS, **row} for row in rows], columns=COLUMNS)
+
+
+def test_validation_chooses_and_the_default_wins_ties():
+    ledger = ledger_of(
+        {"method": "gmp", "validation": 0.71},
+        {"method": "gmp", "variant": "gmp.cycles=2", "validation": 0.75, "value": 0.1},
+        {"method": "gmp", "variant": "gmp.cycles=1", "validation": 0.74, "value": 0.9},
+        {"method": "rigl", "variant": "rigl.regrow=0.1", "validation": 0.72},
+        {"method": "rigl", "validation": 0.72},
+        {"method": "lamp", "validation": 0.1},
+        # None of these is a trial.
+        {"method": "lamp", "variant": "lamp.score=snip", "seed": 1},
+        {"method": "lamp", "variant": "lamp.score=snip", "target_sparsity": 0.9},
+        {"method": "lamp", "variant": "lamp.score=snip training.teacher=dense"},
+        {"method": "lamp", "variant": "lamp.score=snip", "dataset": "reviews-rating"},
+        {"method": "lamp", "variant": "lamp.score=fisher", "validation": float("nan")},
+    )
+    assert methods.chosen(ledger) == {"gmp": "gmp.cycles=2", "rigl": "", "lamp": ""}
+
+
+@pytest.fixture
+def field() -> pd.DataFrame:
+    names = ["isp_plus", "gmp", "rigl", "lamp", "random", "wanda", "bip", "smp", "cap", "platon"]
+    rows: list[dict[str, Any]] = [{"method": name} for name in names]
+    rows += [
+        {"method": "dense", "target_sparsity": 0.0, "flops": 1.0},
+        {"method": "gmp", "variant": "gmp.cycles=2", "validation": 0.9, "value": 0.9},
+        {"method": "isp", "processor": "B"},
+        # Under a teacher nobody but ISP+ was measured.
+        {"method": "isp_plus", "variant": "training.teacher=dense"},
+        {"method": "isp_plus", "target_sparsity": 0.9},
+    ]
+    return ledger_of(*rows)
+
+
+def test_a_column_has_chosen_settings_of_one_processor(field):
+    found = methods.comparison(field)
+    assert set(found["target_sparsity"]) == {0.8} and set(found["shared"]) == {""}
+    assert len(found) == found["method"].nunique() == 10 and "isp" not in set(found["method"])
+    assert found.set_index("method")["variant"]["gmp"] == "gmp.cycles=2"
+    assert set(found["cost"]) == {2.0}
+
+
+def test_files(field, tmp_path):
+    markdown, csv = methods.write_tables(tmp_path, field)
+    text = markdown.read_text()
+    assert text.index("GMP\\* (magnitude) (gmp.cycles=2)") < text.index("| BiP")  # the best first
+    assert "+20.00" in text and "**90.00**" in text
+    assert len(pd.read_csv(csv)) == 10
+    before = [path.read_bytes() for path in (markdown, csv)]
+    methods.write_tables(tmp_path, field[::-1])
+    assert [path.read_bytes() for path in (markdown, csv)] == before
+    methods.write_tables(tmp_path, field[:0])
+    assert "No results yet." in markdown.read_text()
