@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from helpers import ROOT
+from instant_soup.methods.registry import methods
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [
@@ -338,3 +339,13 @@ def test_added_methods_keep_the_habits(with_methods: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, done.stdout
+
+
+def test_the_table_of_methods_is_complete() -> None:
+    text = (ROOT / "docs/methods.md").read_text()
+    rows = dict(re.findall(r"^\| (`.+?`) \| (.*)$", text, re.MULTILINE))
+    told = {name: rest for names, rest in rows.items() for name in re.findall(r"`(\w+)`", names)}
+    assert set(told) == set(methods())
+    for name, method in methods().items():
+        if paper := re.search(r"arXiv (\S+)", method.source):
+            assert f"https://arxiv.org/abs/{paper[1]}" in told[name] or "the same" in told[name]
