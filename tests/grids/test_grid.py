@@ -266,15 +266,15 @@ def test_a_cell_is_done_when_the_ledger_has_all_of_its_rows(tmp_path: Path, para
     # Of weights that another machine has pre-trained otherwise it is not done.
     last |= {"base": "89abcdef", "finished": "2026-11-21T09:30:00+00:00"}
     merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
-    assert known_results(tmp_path) == {identity(last): ""}
+    assert known_results(tmp_path) == {identity(last): {""}}
 
 
 def test_a_cell_beside_rows_of_another_processor_is_warned_of(tmp_path: Path, params):
     (cell,) = cells_of(tmp_path, params)
     row = cell.rows["isp"]
-    told = other_processors([cell], {row: "Babbage (cogs)"})
-    assert "another processor (Babbage (cogs))" in told and "--again" in told
-    assert not other_processors([cell], {row: processor()})
+    told = other_processors([cell], {row: {"Babbage (cogs)"}})
+    assert "another processor (Babbage (cogs))" in told and "--here" in told
+    assert not other_processors([cell], {row: {"Babbage (cogs)", processor()}})
 
 
 # Parts of the runner

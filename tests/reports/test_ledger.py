@@ -80,9 +80,14 @@ def test_tables_have_rows_of_the_newest_base_only(tmp_path):
     assert ledger.of_newest_base(runs[:0]).empty
 
 
-def test_another_base_takes_no_rows_place(tmp_path):
-    merged = ledger_of(tmp_path, result("isp", base="aaaa"), result("isp", base="bbbb"))
-    assert list(merged["base"]) == ["aaaa", "bbbb"]
+def test_another_base_or_processor_takes_no_rows_place(tmp_path):
+    merged = ledger_of(
+        tmp_path,
+        result("isp", base="aaaa"),
+        result("isp", base="bbbb", processor="A"),
+        result("isp", base="bbbb", processor="B"),
+    )
+    assert list(merged["base"] + merged["processor"]) == ["aaaa", "bbbbA", "bbbbB"]
 
 
 def test_ledger_order_does_not_depend_on_arrival(tmp_path):

@@ -129,15 +129,18 @@ def lanes_of(cells: list[Cell]) -> list[list[Cell]]:
     return [sorted(lanes[name], key=lambda cell: cell.changes["sparsity"]) for name in ordered]
 
 
-def known_results(root: Path) -> dict[Identity, str]:
-    """What experiments and ledger have results of, and tables show; each with its processor."""
+def known_results(root: Path) -> dict[Identity, set[str]]:
+    """What experiments and ledger have results of, and the processors that they come from."""
     found = results_of_experiments(root)
     ledger = root / "reports/results.csv"
     rows = read_ledger(ledger).to_dict("records") if ledger.exists() else []
     columns = [*KEY, "base", "finished", "processor"]
     every = [{name: result.get(name, "") for name in columns} for result in [*found, *rows]]
     shown = of_newest_base(pd.DataFrame(every, columns=columns))
-    return {identity(result): result["processor"] for result in shown.to_dict("records")}
+    known: dict[Identity, set[str]] = {}
+    for result in shown.to_dict("records"):
+        known.setdefault(identity(result), set()).add(result["processor"])
+    return known
 
 
 def entry_of(method: str) -> str:

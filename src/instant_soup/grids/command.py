@@ -17,6 +17,7 @@ from instant_soup.grids.cells import Cell, Identity, known_results, lanes_of, re
 from instant_soup.grids.commits import committed_values, uncommitted_values
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
 from instant_soup.pipeline.processes import run_stage
+from instant_soup.training.cost import processor
 
 
 def take_signals() -> None:
@@ -30,17 +31,16 @@ def take_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def other_processors(todo: list[Cell], known: dict[Identity, str]) -> str:
+def other_processors(todo: list[Cell], known: dict[Identity, set[str]]) -> str:
     """A warning where rows to run would stand beside ones from another processor, or nothing."""
-    from instant_soup.training.cost import processor
-
-    beside = {known[row] for cell in todo for row in cell.rows.values() if row in known}
-    others = sorted(name or "unknown" for name in beside - {processor()})
+    beside = [known[row] for cell in todo for row in cell.rows.values() if row in known]
+    others = set().union(*(ran_on for ran_on in beside if processor() not in ran_on))
     if not others:
         return ""
     return (
-        f"warning: these cells have rows from another processor ({'; '.join(others)}) than this "
-        f"one ({processor()}), and rows of one comparison should be of one: --again reruns them"
+        "warning: these cells have rows from another processor "
+        f"({'; '.join(sorted(name or 'unknown' for name in others))}) than this one "
+        f"({processor()}), and tables compare rows of one: --here runs them on this one, too"
     )
 
 
@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="lanes side by side (default 1; with --ray all)")
     parser.add_argument("--only", default="", help="only cells with this in their names")
     parser.add_argument("--again", action="store_true", help="also cells that have results")
+    parser.add_argument(
+        "--here", action="store_true", help="also rows that only another processor has results of"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only list the cells")
     ray = parser.add_argument_group("on many machines (docs/grids.md)")
     ray.add_argument("--ray", metavar="ADDRESS", help="run cells on this Ray cluster (auto, …)")
@@ -90,6 +93,8 @@ def main() -> None:
     if not chosen:
         raise UserError(f"--only: no cell has {options.only!r} in its name, as {cells[0].name} has")
     known = {} if options.again else known_results(root)
+    if options.here:
+        known = {row: {processor()} for row, ran_on in known.items() if processor() in ran_on}
     chosen = [cell.without(known) for cell in chosen]
     todo = [cell for cell in chosen if cell.to_run]
     if options.dry_run:

@@ -1,8 +1,8 @@
 """Results → ledger: one CSV row for each setting that was ever run.
 
 A *result* is the dict that the evaluate stage writes for one method. The *ledger* holds one row of
-it for each KEY and base; tables and figures are views of it. A *section* is one (model, dataset,
-preset, metric).
+it for each KEY, base and kind of processor; tables and figures are views of it. A *section* is one
+(model, dataset, preset, metric).
 """
 
 import csv
@@ -318,7 +318,7 @@ EXPECTED: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 def _key(row: Row) -> tuple:
     texts = tuple(row[c] for c in KEY[:5])
-    return (*texts, float(row["target_sparsity"]), int(row["seed"]), row["base"])
+    return (*texts, float(row["target_sparsity"]), int(row["seed"]), row["base"], row["processor"])
 
 
 def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:
