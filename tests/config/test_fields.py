@@ -17,6 +17,7 @@ from instant_soup.config.fields import (
     ByFamily,
     Rule,
     Stored,
+    again,
     as_number,
     as_text,
     check_names,
@@ -187,6 +188,22 @@ class Own(Base):
 def test_settings_are_the_fields_with_a_rule_those_of_bases_first() -> None:
     assert list(settings_of(Own)) == ["rounds", "rate", "shares", "crop", "steps"]
     assert settings_of(Own)["rounds"].metadata["doc"] == "how many"
+
+
+def test_a_setting_said_again_stays_what_it_was_but_for_what_is_said() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Other:
+        steps: int = again(Own, "steps", paper=16)
+        rounds: int = again(Base, "rounds", doc="how often", rule=integer(5))
+
+    assert defaults_of(Other, "bert", "paper") == {"steps": 16, "rounds": 10}
+    assert defaults_of(Other, "bert", "quick") == {"steps": 4, "rounds": 3}
+    assert default_of(settings_of(Other)["steps"], "bert", LIBRARY) == 2
+    with pytest.raises(
+        UserError, match=r"rounds: 4 is not allowed; allowed: a whole number from 5"
+    ):
+        make(Other, {"rounds": 4}, "bert", "quick")
+    assert settings_of(Other)["rounds"].metadata["doc"] == "how often"
 
 
 def test_a_default_is_that_of_the_preset_and_the_family() -> None:

@@ -40,10 +40,10 @@ def test_the_mean_of_two_vectors() -> None:
     assert uniform_soup(copies)["w"].tolist() == [2, 0, 2]
 
 
-@pytest.mark.parametrize("ranking", ["fisher", "magnitude"])
+@pytest.mark.parametrize("score", ["fisher", "magnitude"])
 @pytest.mark.parametrize(("last_phase", "steps"), [("whole", 6 + 3 * 18), ("shared", 6 + 3 * 6)])
 def test_the_ticket_is_the_mean_of_copies_under_one_mask(
-    ranking: str, last_phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
+    score: str, last_phase: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[dict[str, torch.Tensor]] = []
     train = Run.train
@@ -54,7 +54,7 @@ def test_the_ticket_is_the_mean_of_copies_under_one_mask(
             ends.append({name: w.clone() for name, w in self.state.weights.items()})
 
     monkeypatch.setattr(Run, "train", watched)
-    pruned = prune(ranking=ranking, last_phase=last_phase)
+    pruned = prune(score=score, last_phase=last_phase)
     assert len(ends) == 3 and not torch.equal(ends[0]["0.weight"], ends[1]["0.weight"])
     for name, weight in pruned.model.state_dict().items():
         assert torch.allclose(weight, sum(end[name] for end in ends) / 3, atol=1e-6)
@@ -67,8 +67,8 @@ def test_the_ticket_is_the_mean_of_copies_under_one_mask(
 
 
 def test_its_mask_is_the_row_s_that_it_stands_on() -> None:
-    for ranking, row in (("fisher", "isp_plus"), ("magnitude", "progressive")):
-        soup, alone = prune(ranking=ranking), prune(method=row)
+    for score, row in (("fisher", "isp_plus"), ("magnitude", "progressive")):
+        soup, alone = prune(score=score), prune(method=row)
         assert all(torch.equal(kept, soup.mask[name]) for name, kept in alone.mask.items())
 
 

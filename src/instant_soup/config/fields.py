@@ -163,11 +163,12 @@ def setting(
     return dataclasses.field(default=plain, metadata=own)
 
 
-def again(kind: type, name: str, **defaults: Any) -> Any:
-    """A setting of a base class, with other defaults."""
+def again(kind: type, name: str, **changes: Any) -> Any:
+    """A setting of another class, but for what is said anew: defaults, `doc`, `rule`, `section`."""
     known = settings_of(kind)[name].metadata
     own = {key: known[key] for key in ("doc", "rule", "families", "section")}
-    return setting(**own, **defaults)
+    defaults = {preset or "default": value for preset, value in known["defaults"].items()}
+    return setting(**{**own, **defaults, **changes})
 
 
 def settings_of(kind: type) -> dict[str, dataclasses.Field]:

@@ -10,12 +10,15 @@ from typing import Any, ClassVar
 
 from instant_soup.config.fields import (
     BOOLEAN,
+    FAMILIES,
     MOST_EPOCHS,
     MOST_ROWS,
+    PRESETS,
     TEXT,
     ByFamily,
     Rule,
     Stored,
+    default_of,
     integer,
     number,
     one_of,
@@ -184,4 +187,5 @@ class Recipe(Training):
     def untaught(self) -> "Recipe":
         """The same without a teacher."""
         fields = settings_of(Training)
-        return replace(self, **{name: fields[name].metadata["defaults"][""] for name in OF_TEACHER})
+        plain = {n: default_of(fields[n], FAMILIES[0], PRESETS[0]) for n in OF_TEACHER}  # as in all
+        return replace(self, **plain)

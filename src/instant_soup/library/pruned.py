@@ -17,8 +17,8 @@ from instant_soup.models import bert, clip
 from instant_soup.models.matrices import check_weights
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training.state import apart
 
 TEST_ROWS = 2000  # that `evaluate` cuts from a folder without a test split
 LONGEST = 512  # tokens, where neither tokenizer nor model sets a limit

@@ -9,9 +9,10 @@ published or by Fisher scores w² · v, and stays for its phase.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import number, one_of, setting
+from instant_soup.config.fields import setting
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Throughout, register
+from instant_soup.methods.base import check_before, register
+from instant_soup.methods.moving import LATEST, Scored, UntilEnd, score_setting, step_at
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class AcDc(Throughout):
+class AcDc(Scored, UntilEnd):
     """Alternate compressed and dense phases."""
 
     name: ClassVar[str] = "ac_dc"
@@ -29,50 +30,20 @@ class AcDc(Throughout):
     source: ClassVar[str] = "Peste et al. 2021, arXiv 2106.12379"
     style: ClassVar[tuple[str, str] | None] = ("#004488", r"$\pm$")
 
-    score: str = setting(
-        "magnitude | fisher (w² · v of AdamW), by which weights go",
-        one_of("magnitude", "fisher"),
-        default="magnitude",
-    )
+    score: str = score_setting()
     begin: float = setting(
-        "share of T after which the network is compressed first",
-        number(0, 0.8, low_too=False),
-        default=0.1,
+        "share of T after which the network is compressed first", LATEST, default=0.1
     )
-    phase: float = setting(
-        "share of T of a phase, compressed or dense", number(0, 0.8, low_too=False), default=0.05
-    )
+    phase: float = setting("share of T of a phase, compressed or dense", LATEST, default=0.05)
     last_dense: float = setting(
-        "share of T after which no compressed phase begins but the last",
-        number(0, 0.8, low_too=False),
-        default=0.7,
+        "share of T after which no compressed phase begins but the last", LATEST, default=0.7
     )
-    end: float = setting(
-        "share of T after which the network stays compressed",
-        number(0, 0.8, low_too=False),
-        default=0.8,
-    )
+    end: float = setting("share of T after which the network stays compressed", LATEST, default=0.8)
 
     def check(self, sparsity: float, epochs: float) -> None:
         """UserError where the phases do not follow each other."""
-        if self.last_dense >= self.end:
-            raise UserError(
-                f"ac_dc.last_dense: {self.last_dense} is not before ac_dc.end {self.end}; "
-                f"allowed: less than {self.end}"
-            )
-        if self.begin >= self.last_dense:
-            raise UserError(
-                f"ac_dc.begin: {self.begin} is not before ac_dc.last_dense {self.last_dense}; "
-                f"allowed: less than {self.last_dense}"
-            )
-
-    def ranks_by_gradients(self) -> bool:
-        """Fisher scores are of gradients."""
-        return self.score == "fisher"
-
-    def settled(self, total: int) -> int:
-        """The step from which the mask stays."""
-        return max(1, round(self.end * total))
+        check_before(self, "last_dense", "end")
+        check_before(self, "begin", "last_dense")
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that comes and goes."""
@@ -84,6 +55,6 @@ class AcDc(Throughout):
                 f"ac_dc.phase: {self.phase} of {run.total} steps is less than one; allowed: at "
                 f"least {1 / run.total:.3g}"
             )
-        first, last_dense = (max(1, round(s * run.total)) for s in (self.begin, self.last_dense))
+        first, last_dense = (step_at(s, run.total) for s in (self.begin, self.last_dense))
         found = switches(first, phase, last_dense, self.settled(run.total))
         return AcDcPruner(run.mask, sparsity, found, self.score)

@@ -122,6 +122,16 @@ def keys_of(method: type[Method]) -> dict[str, str]:
     return {name: key_of(method, name) for name in settings_of(method)}
 
 
+def check_before(method: Method, first: str, then: str) -> None:
+    """UserError unless one setting is less than another."""
+    early, late = (getattr(method, name) for name in (first, then))
+    keys = [key_of(type(method), name) for name in (first, then)]
+    if early >= late:
+        raise UserError(
+            f"{keys[0]}: {early} is not before {keys[1]} {late}; allowed: less than {late}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AtStart(Method):
     """The mask is found on the pre-trained network; then the whole budget is trained on it."""

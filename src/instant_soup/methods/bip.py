@@ -20,8 +20,9 @@ paper's.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, number, setting
-from instant_soup.methods.base import Throughout, register
+from instant_soup.config.fields import again, number, setting
+from instant_soup.methods.base import register
+from instant_soup.methods.moving import AtTarget, Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class BiP(Throughout):
+class BiP(AtTarget):
     """Bi-level pruning, at the target sparsity from the first step on."""
 
     name: ClassVar[str] = "bip"
@@ -39,37 +40,14 @@ class BiP(Throughout):
     source: ClassVar[str] = "Zhang et al. 2022, arXiv 2210.04092"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\ddagger$")
 
-    score_learning_rate: float = setting(
-        "of the scores, at the start", number(0, float("inf"), low_too=False), default=0.1
-    )
     implicit: float = setting(
         "1/γ, the weight of the weights' reaction", number(0, float("inf")), default=1e-4
     )
-    end: float = setting(
-        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.8
-    )
-    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
-
-    def ranks_by_gradients(self) -> bool:
-        """The scores learn from gradients."""
-        return True
-
-    def settled(self, total: int) -> int:
-        """The step from which the mask stays."""
-        return max(1, round(self.end * total))
+    end: float = again(Ramp, "end", default=0.8)
+    every: int = again(Ramp, "every")
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that moves by learnt scores."""
         from instant_soup.training.movement_pruner import BiPPruner
 
-        return BiPPruner(
-            run.mask,
-            sparsity,
-            begin=0,
-            settled=self.settled(run.total),
-            total=run.total,
-            learning_rate=self.score_learning_rate,
-            every=self.every,
-            scope="global",
-            implicit=self.implicit,
-        )
+        return self.learner(BiPPruner, run, sparsity, scope="global", implicit=self.implicit)

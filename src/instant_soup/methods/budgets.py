@@ -11,7 +11,6 @@ from instant_soup.config.fields import integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, key_of
 from instant_soup.methods.erdos_renyi import densities
-from instant_soup.methods.on_batches import OnBatches
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
@@ -154,35 +153,3 @@ def lamp_mask(run: "Run", scores: "Weights", sparsity: float, *, squared: bool) 
     held = {n: kept.to(energies[n].device) for n, kept in run.mask.items()}
     shares = budgets.lamp({n: s.where(held[n], 0.0) for n, s in energies.items()})
     return masks.keep_largest(shares, masks.keep_count(scores, sparsity), priority=held)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByScore(OnBatches):
-    """A mask on the pre-trained network, by one of several local scores."""
-
-    score: str = setting(
-        "magnitude | fisher (w² · mean g²) | snip (|w · g|), g of criteria.batches",
-        one_of("magnitude", "fisher", "snip"),
-        default="magnitude",
-    )
-
-    def wants_batches(self) -> bool:
-        """Where the score is of gradients."""
-        return self.score != "magnitude"
-
-    def idle(self) -> dict[str, str]:
-        """The batches, where there is no gradient."""
-        own = {} if self.wants_batches() else {"batches": "score: fisher | snip"}
-        return super().idle() | own
-
-    def scores(self, run: "Run") -> "Weights":
-        """A score for each weight, from zero up."""
-        from instant_soup.sparsity.scores import fisher_scores, magnitude_scores
-        from instant_soup.training.gradients import mean_gradient, mean_squared_gradient
-
-        if self.score == "magnitude":
-            return magnitude_scores(run.weights)
-        if self.score == "fisher":
-            return fisher_scores(run.weights, mean_squared_gradient(run, self.batches))
-        gradient = mean_gradient(run, self.batches)
-        return {name: (gradient[name] * w).abs().float() for name, w in run.weights.items()}

@@ -8,7 +8,7 @@ has cost by then. What is left becomes what makes the block's loss least, given 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, one_of, setting
+from instant_soup.config.fields import again, one_of, setting
 from instant_soup.methods.base import register
 from instant_soup.methods.obert import OBERT
 
@@ -28,14 +28,8 @@ class CAP(OBERT):
     source: ClassVar[str] = "Kuznedelev et al. 2023, arXiv 2210.09223"
     style: ClassVar[tuple[str, str] | None] = ("#AA3311", r"$\boxtimes$")
 
-    block: int = setting("weights of a Fisher block", integer(1), paper=192, quick=8, library=8)
-    gradient_batches: int = setting(
-        "batches, or steps, whose gradients a round looks at",
-        integer(1, MOST_STEPS),
-        paper=4096,
-        quick=8,
-        library=16,
-    )
+    block: int = again(OBERT, "block", paper=192)
+    gradient_batches: int = again(OBERT, "gradient_batches", paper=4096)
     update: str = setting(
         "joint (the exact one) | none: how the rest of a block moves",
         one_of("joint", "none"),

@@ -13,9 +13,18 @@ weight that comes back starts with v = g² of the batch that chose it, rather th
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
+from instant_soup.config.fields import again, setting
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Throughout, register
+from instant_soup.methods.base import register
+from instant_soup.methods.moving import (
+    LATEST,
+    Exchanging,
+    Ramp,
+    regrow_setting,
+    score_setting,
+    step_at,
+    update_setting,
+)
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GraNet(Throughout):
+class GraNet(Exchanging):
     """Prune by magnitude, regenerate by gradient."""
 
     name: ClassVar[str] = "granet"
@@ -33,25 +42,13 @@ class GraNet(Throughout):
     source: ClassVar[str] = "Liu et al. 2021, arXiv 2106.10404"
     style: ClassVar[tuple[str, str] | None] = ("#999933", r"$\odot$")
 
-    every: int = setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
-    score: str = setting(
-        "magnitude | fisher (w² · v of AdamW), by which weights go",
-        one_of("magnitude", "fisher"),
-        default="magnitude",
-    )
+    every: int = update_setting()
+    score: str = score_setting()
     end: float = setting(
-        "share of T after which the target sparsity is reached",
-        number(0, 0.8, low_too=False),
-        default=0.5,
+        "share of T after which the target sparsity is reached", LATEST, default=0.5
     )
-    regrow_until: float = setting(
-        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.75
-    )
-    regrow: float = setting(
-        "share of a matrix's weights that is exchanged, at the start; falls to a hundredth",
-        number(0, 1, high_too=False),
-        default=0.5,
-    )
+    regrow_until: float = again(Ramp, "end", default=0.75)
+    regrow: float = regrow_setting("a hundredth", 0.5)
 
     def check(self, sparsity: float, epochs: float) -> None:
         """UserError where the mask would stay before it is sparse."""
@@ -61,25 +58,7 @@ class GraNet(Throughout):
                 f"allowed: at least {self.end}"
             )
 
-    def ranks_by_gradients(self) -> bool:
-        """Fisher scores are of gradients."""
-        return self.score == "fisher"
-
-    def settled(self, total: int) -> int:
-        """The step from which the mask stays."""
-        return max(1, round(self.regrow_until * total))
-
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that loses and regains weights."""
-        from instant_soup.training.granet_pruner import GraNetPruner
-
-        return GraNetPruner(
-            run.mask,
-            sparsity,
-            every=self.every,
-            end=max(1, round(self.end * run.total)),
-            settled=self.settled(run.total),
-            total=run.total,
-            regrow=self.regrow,
-            ranks_by=self.score,
-        )
+        end = step_at(self.end, run.total)
+        return self.exchanger(run.mask, run, sparsity, end=end, total=run.total)

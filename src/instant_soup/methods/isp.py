@@ -17,9 +17,9 @@ from instant_soup.config.fields import (
     number,
     one_of,
     setting,
-    span,
 )
 from instant_soup.methods.base import register
+from instant_soup.methods.draws import decay_range, rate_range
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
@@ -56,15 +56,9 @@ class ISP(OnTheWay):
         default=0.1,
         library=1.0,
     )
-    learning_rate_range: list[float] = setting(
-        "a denoiser's factor on learning_rate, drawn log-uniformly",
-        span(0, low_too=False),
-        default=[0.5, 5.0],
-    )
-    weight_decay_range: list[float] = setting(
-        "a denoiser's weight decay, drawn uniformly",
-        span(0, low_too=True),
-        default=ByFamily([0.0, 0.1], [0.0, 0.2]),
+    learning_rate_range: list[float] = rate_range("a denoiser's", default=[0.5, 5.0])
+    weight_decay_range: list[float] = decay_range(
+        "a denoiser's", default=ByFamily([0.0, 0.1], [0.0, 0.2])
     )
     combine: str = setting(
         "union | intersection | vote", one_of("union", "intersection", "vote"), default="union"

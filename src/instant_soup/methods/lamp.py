@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
-from instant_soup.methods.budgets import ByScore, lamp_mask
+from instant_soup.methods.budgets import lamp_mask
+from instant_soup.methods.local_scores import ByScore
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import again
 from instant_soup.methods.base import register
-from instant_soup.methods.budgets import Budgeted, ByScore
+from instant_soup.methods.budgets import Budgeted
+from instant_soup.methods.local_scores import ByScore
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask

@@ -12,8 +12,9 @@ The paper bounds the number of exchanges a step; its code does not, and nor does
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, number, setting
-from instant_soup.methods.base import Throughout, register
+from instant_soup.config.fields import again
+from instant_soup.methods.base import register
+from instant_soup.methods.moving import AtTarget, Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class LotteryJackpots(Throughout):
+class LotteryJackpots(AtTarget):
     """A learnt mask of frozen weights, of magnitude's densities."""
 
     name: ClassVar[str] = "lottery_jackpots"
@@ -31,21 +32,8 @@ class LotteryJackpots(Throughout):
     source: ClassVar[str] = "Zhang et al. 2021, arXiv 2104.08700"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\spadesuit$")
 
-    score_learning_rate: float = setting(
-        "of the scores, at the start", number(0, float("inf"), low_too=False), default=0.1
-    )
-    end: float = setting(
-        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.8
-    )
-    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
-
-    def ranks_by_gradients(self) -> bool:
-        """The scores learn from gradients."""
-        return True
-
-    def settled(self, total: int) -> int:
-        """The step from which the mask stays."""
-        return max(1, round(self.end * total))
+    end: float = again(Ramp, "end", default=0.8)
+    every: int = again(Ramp, "every")
 
     def needed_until(self, total: int) -> int:
         """The end: the weights are frozen all the time."""
@@ -55,14 +43,4 @@ class LotteryJackpots(Throughout):
         """The mask that moves by learnt scores, on weights that do not."""
         from instant_soup.training.movement_pruner import JackpotPruner
 
-        return JackpotPruner(
-            run.mask,
-            sparsity,
-            begin=0,
-            settled=self.settled(run.total),
-            total=run.total,
-            learning_rate=self.score_learning_rate,
-            every=self.every,
-            scope="magnitude",
-            frozen=True,
-        )
+        return self.learner(JackpotPruner, run, sparsity, scope="magnitude", frozen=True)

@@ -13,9 +13,9 @@ gradients are clipped without A's, which AdamW makes independent of their size a
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import number, one_of, setting
+from instant_soup.config.fields import one_of, setting
 from instant_soup.methods.base import register
-from instant_soup.methods.ramp import Ramp
+from instant_soup.methods.moving import LearntScores, Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Movement(Ramp):
+class Movement(LearntScores, Ramp):
     """Hard movement pruning, ranked in each matrix as in the paper, or over all of them."""
 
     name: ClassVar[str] = "movement"
@@ -33,9 +33,6 @@ class Movement(Ramp):
     source: ClassVar[str] = "Sanh et al. 2020, arXiv 2005.07683"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\otimes$")
 
-    score_learning_rate: float = setting(
-        "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
-    )
     scope: str = setting(
         "local (each matrix has the same density, as in the paper) | global",
         one_of("local", "global"),
@@ -46,13 +43,4 @@ class Movement(Ramp):
         """The mask that moves by learnt scores."""
         from instant_soup.training.movement_pruner import MovementPruner
 
-        return MovementPruner(
-            run.mask,
-            sparsity,
-            begin=round(self.begin * run.total),
-            settled=self.settled(run.total),
-            total=run.total,
-            learning_rate=self.score_learning_rate,
-            every=self.every,
-            scope=self.scope,
-        )
+        return self.learner(MovementPruner, run, sparsity, scope=self.scope)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
-from instant_soup.methods.wanda import ByInputs
+from instant_soup.methods.on_batches import ByInputs
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import register
-from instant_soup.methods.ramp import Ramp
+from instant_soup.methods.moving import Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -67,7 +67,7 @@ class Platon(Ramp):
         return PlatonPruner(
             run.mask,
             sparsity,
-            begin=round(self.begin * run.total),
+            begin=self.begins(run.total),
             settled=settled,
             every=self.every,
             sensitivity_decay=self.sensitivity_decay,

@@ -13,7 +13,10 @@ from instant_soup.methods.base import REGISTRY, Method, keys_of
 DENSE, ISP = "dense", "isp"  # rows of every run
 FOLDER = Path(__file__).parent
 # Files of this folder that hold no method.
-SHARED = ("base", "registry", "rounds", "ramp", "custom", "budgets", "on_batches")
+SHARED = (
+    *("base", "registry", "rounds", "moving", "custom"),
+    *("budgets", "draws", "local_scores", "on_batches"),
+)
 
 
 @cache

@@ -13,9 +13,16 @@ matrices are the default.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
-from instant_soup.methods.base import Throughout, register
+from instant_soup.config.fields import again, one_of, setting
+from instant_soup.methods.base import register
 from instant_soup.methods.erdos_renyi import ErdosRenyi
+from instant_soup.methods.moving import (
+    Exchanging,
+    Ramp,
+    regrow_setting,
+    score_setting,
+    update_setting,
+)
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class RigL(Throughout):
+class RigL(Exchanging):
     """Drop by magnitude and grow by gradient, at one sparsity."""
 
     name: ClassVar[str] = "rigl"
@@ -39,28 +46,10 @@ class RigL(Throughout):
         one_of("magnitude", "erdos_renyi"),
         default="magnitude",
     )
-    score: str = setting(
-        "magnitude | fisher (w² · v of AdamW), by which weights go",
-        one_of("magnitude", "fisher"),
-        default="magnitude",
-    )
-    every: int = setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
-    regrow: float = setting(
-        "share of a matrix's weights that is exchanged, at the start; falls to nothing",
-        number(0, 1, high_too=False),
-        default=0.3,
-    )
-    regrow_until: float = setting(
-        "share of T after which the mask stays", number(0, 0.8, low_too=False), default=0.75
-    )
-
-    def ranks_by_gradients(self) -> bool:
-        """Fisher scores are of gradients."""
-        return self.score == "fisher"
-
-    def settled(self, total: int) -> int:
-        """The step from which the mask stays."""
-        return max(1, round(self.regrow_until * total))
+    score: str = score_setting()
+    every: int = update_setting()
+    regrow: float = regrow_setting("nothing", 0.3)
+    regrow_until: float = again(Ramp, "end", default=0.75)
 
     def first_mask(self, run: "Run", sparsity: float) -> "Mask":
         """The mask at the start."""
@@ -72,17 +61,6 @@ class RigL(Throughout):
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that exchanges weights."""
-        from instant_soup.training.granet_pruner import GraNetPruner
-
+        first = self.first_mask(run, sparsity)
         settled = self.settled(run.total)
-        return GraNetPruner(
-            self.first_mask(run, sparsity),
-            sparsity,
-            every=self.every,
-            end=0,
-            settled=settled,
-            total=settled,
-            regrow=self.regrow,
-            least=0.0,
-            ranks_by=self.score,
-        )
+        return self.exchanger(first, run, sparsity, end=0, total=settled, least=0.0)

@@ -20,7 +20,7 @@ from instant_soup.config.fields import (
     settings_of,
 )
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Method, key_of
+from instant_soup.methods.base import Method, check_before, key_of
 from instant_soup.training.schedule import cubic, steps_of
 
 if TYPE_CHECKING:
@@ -290,13 +290,9 @@ class OnTheWay(Method):
 
     def _check_ramp(self) -> None:
         """UserError where the ramp has no length, or its first cut is all of it."""
+        check_before(self, "begin", "end")
         kind = type(self)
-        begin, end, prunes = (key_of(kind, name) for name in ("begin", "end", "prunes"))
-        if self.begin >= self.end:
-            raise UserError(
-                f"{begin}: {self.begin} is not before {end} {self.end}; allowed: less than "
-                f"{self.end}"
-            )
+        begin, prunes = (key_of(kind, name) for name in ("begin", "prunes"))
         if self.prunes == 1 and self.first_cut:
             raise UserError(
                 f"{prunes}: 1 leaves nothing to prune after {key_of(kind, 'first_cut')} "

@@ -13,9 +13,9 @@ penalty on scores, its teacher and its head made of words.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import number, one_of, setting
+from instant_soup.config.fields import again, one_of, setting
 from instant_soup.methods.base import register
-from instant_soup.methods.ramp import Ramp
+from instant_soup.methods.moving import LearntScores, Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Smp(Ramp):
+class Smp(LearntScores, Ramp):
     """Movement pruning of frozen weights."""
 
     name: ClassVar[str] = "smp"
@@ -33,9 +33,7 @@ class Smp(Ramp):
     source: ClassVar[str] = "Jiang et al. 2022, arXiv 2210.06210"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\star$")
 
-    score_learning_rate: float = setting(
-        "of the scores, at the start", number(0, 10, low_too=False), default=2e-2
-    )
+    score_learning_rate: float = again(LearntScores, "score_learning_rate", default=2e-2)
     scope: str = setting(
         "magnitude (each matrix as dense as by magnitude) | local (all alike) | global",
         one_of("magnitude", "local", "global"),
@@ -50,14 +48,4 @@ class Smp(Ramp):
         """The mask that moves by learnt scores, on weights that do not."""
         from instant_soup.training.movement_pruner import MovementPruner
 
-        return MovementPruner(
-            run.mask,
-            sparsity,
-            begin=round(self.begin * run.total),
-            settled=self.settled(run.total),
-            total=run.total,
-            learning_rate=self.score_learning_rate,
-            every=self.every,
-            scope=self.scope,
-            frozen=True,
-        )
+        return self.learner(MovementPruner, run, sparsity, scope=self.scope, frozen=True)

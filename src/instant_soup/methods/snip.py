@@ -23,7 +23,7 @@ class SNIP(OnBatches):
 
     def scores(self, run: "Run") -> "Weights":
         """|g ⊙ θ|, g the mean gradient over the batches."""
+        from instant_soup.sparsity.scores import snip_scores
         from instant_soup.training.gradients import mean_gradient
 
-        gradient = mean_gradient(run, self.batches)
-        return {name: (gradient[name] * w).abs().float() for name, w in run.weights.items()}
+        return snip_scores(run.weights, mean_gradient(run, self.batches))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import number, setting
 from instant_soup.methods.base import register
-from instant_soup.methods.ramp import Ramp
+from instant_soup.methods.moving import LearntScores, Ramp
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class SoftMovement(Ramp):
+class SoftMovement(LearntScores, Ramp):
     """Movement pruning by a threshold; cut to the wanted sparsity in the end."""
 
     name: ClassVar[str] = "soft_movement"
@@ -32,9 +32,6 @@ class SoftMovement(Ramp):
     source: ClassVar[str] = "Sanh et al. 2020, arXiv 2005.07683"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\clubsuit$")
 
-    score_learning_rate: float = setting(
-        "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
-    )
     threshold: float = setting(
         "τ at the end; σ of a score is 0.5 at the start",
         number(0, 1, low_too=False, high_too=False),
@@ -46,14 +43,10 @@ class SoftMovement(Ramp):
         """The mask that moves by learnt scores and a threshold."""
         from instant_soup.training.movement_pruner import SoftMovementPruner
 
-        return SoftMovementPruner(
-            run.mask,
+        return self.learner(
+            SoftMovementPruner,
+            run,
             sparsity,
-            begin=round(self.begin * run.total),
-            settled=self.settled(run.total),
-            total=run.total,
-            learning_rate=self.score_learning_rate,
-            every=self.every,
             scope="global",
             threshold=self.threshold,
             penalty=self.penalty,

@@ -18,8 +18,10 @@ from instant_soup.config.fields import (
     span,
 )
 from instant_soup.methods.base import Method, register
+from instant_soup.methods.draws import decay_range, rate_range
 
 if TYPE_CHECKING:
+    from instant_soup.config.sections import Recipe
     from instant_soup.training.protocols import Protocol
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
@@ -40,17 +42,11 @@ class Soup(Method):
         key = (n, 1000 + len(self.kind))
         return run.draw_protocol(self.learning_rate_range, self.weight_decay_range, subset, *key)
 
-    learning_rate_range: list[float] = setting(
-        "a network's factor on learning_rate, drawn log-uniformly",
-        span(0, low_too=False),
-        section="model_soup",
-        default=[0.5, 2.0],
+    learning_rate_range: list[float] = rate_range(
+        "a network's", default=[0.5, 2.0], section="model_soup"
     )
-    weight_decay_range: list[float] = setting(
-        "a network's weight decay, drawn uniformly",
-        span(0, low_too=True),
-        section="model_soup",
-        default=[0.0, 0.1],
+    weight_decay_range: list[float] = decay_range(
+        "a network's", default=[0.0, 0.1], section="model_soup"
     )
 
 
@@ -74,13 +70,9 @@ class OfNetworks(Soup):
 
     def find(self, run: "Run", sparsity: float) -> None:
         """Fine-tune the networks, mix them. Nothing is left to train."""
-        start, trained = run.moment(), []
-        for n in range(self.networks):
-            recipe = self.protocol(run, n, 1.0).applied_to(run.recipe)
-            run.train(run.total, f"network {n}", recipe=recipe)
-            trained.append({name: w.clone() for name, w in run.state.weights.items()})
-            run.go_back(start)
-        run.state.weights = self.mix(run, trained)
+        protocols = [self.protocol(run, n, 1.0) for n in range(self.networks)]
+        recipes = [protocol.applied_to(run.recipe) for protocol in protocols]
+        run.state.weights = self.mix(run, trained_apart(run, recipes, "network", run.total))
         run.state.step = run.total
         run.found["validation"] = run.score(run.state.weights)
 
@@ -179,6 +171,19 @@ class InstantModelSoup(Soup):
             taken.append(chosen)
         run.found["coefficients"] = taken
         run.moved(taken)
+
+
+def trained_apart(run: "Run", recipes: list["Recipe"], label: str, last: int) -> list["Weights"]:
+    """The weights that training from here up to step `last` leads to, by each of some recipes.
+
+    The rate falls to zero there. The run is where it was, and has paid for all of them.
+    """
+    start, trained = run.moment(), []
+    for n, recipe in enumerate(recipes):
+        run.train(last, f"{label} {n}", recipe=recipe, total=last)
+        trained.append({name: w.clone() for name, w in run.state.weights.items()})
+        run.go_back(start)
+    return trained
 
 
 def interpolate(one: "Weights", other: "Weights", share: float) -> "Weights":

@@ -13,11 +13,12 @@ that share these steps out cost one, as any other row.
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, one_of, setting, span
+from instant_soup.config.fields import integer, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, register
+from instant_soup.methods.draws import decay_range, rate_range
 from instant_soup.methods.rounds import OnTheWay
-from instant_soup.methods.soups import uniform_soup
+from instant_soup.methods.soups import trained_apart, uniform_soup
 from instant_soup.training.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class SparseSoup(OnTheWay):
 
     name: ClassVar[str] = "sparse_soup"
     title: ClassVar[str] = "Sparse Model Soup"
-    order: ClassVar[float] = 85
+    order: ClassVar[float] = 86
     source: ClassVar[str] = "Zimmer et al. 2024, arXiv 2306.16788"
     style: ClassVar[tuple[str, str] | None] = ("#B8860B", r"$\Pi$")
 
-    ranking: str = setting(
+    score: str = setting(
         "fisher (ISP+'s masks) | magnitude (progressive pruning's)",
         one_of("fisher", "magnitude"),
         default="fisher",
@@ -50,25 +51,19 @@ class SparseSoup(OnTheWay):
         one_of("whole", "shared"),
         default="whole",
     )
-    learning_rate_range: list[float] = setting(
-        "a copy's factor on learning_rate, drawn log-uniformly",
-        span(0, low_too=False),
-        default=[0.5, 2.0],
-    )
-    weight_decay_range: list[float] = setting(
-        "a copy's weight decay, drawn uniformly", span(0, low_too=True), default=[0.0, 0.1]
-    )
+    learning_rate_range: list[float] = rate_range("a copy's", default=[0.5, 2.0])
+    weight_decay_range: list[float] = decay_range("a copy's", default=[0.0, 0.1])
 
     @property
     def ranks_by(self) -> str:
         """The kind of scores that its masks are of."""
-        return self.ranking
+        return self.score
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own mask: by w² · v, or by |w|."""
         from instant_soup.sparsity import scores
 
-        worth = scores.scores_of(self.ranking, run.weights, run.state.second_moments)
+        worth = scores.scores_of(self.score, run.weights, run.state.second_moments)
         return scores.best(worth, sparsity)
 
     def find(self, run: "Run", sparsity: float) -> None:
@@ -76,16 +71,13 @@ class SparseSoup(OnTheWay):
         rounds_end = self.ends(sparsity, run.total, self._epoch(run))[-1]
         last = self.last_step(rounds_end, run.total)  # what cannot be is refused before any work
         super().find(run, sparsity)
-        start, trained = run.moment(), []
-        for n in range(self.copies):
-            protocol = run.draw_protocol(
-                self.learning_rate_range, self.weight_decay_range, 1.0, n, COPIES
-            )
-            recipe = going_on(protocol.applied_to(run.recipe), start.state.step, run.total, last)
-            run.train(last, f"copy {n}", recipe=recipe, total=last)
-            trained.append({name: w.clone() for name, w in run.state.weights.items()})
-            run.go_back(start)
-        run.state.weights = uniform_soup(trained)
+        ranges = self.learning_rate_range, self.weight_decay_range
+        protocols = [run.draw_protocol(*ranges, 1.0, n, COPIES) for n in range(self.copies)]
+        recipes = [
+            going_on(protocol.applied_to(run.recipe), run.state.step, run.total, last)
+            for protocol in protocols
+        ]
+        run.state.weights = uniform_soup(trained_apart(run, recipes, "copy", last))
         run.state.step = run.total
         run.moved("the mean of copies")
 

@@ -4,7 +4,7 @@ Second moments of the inputs of every matrix, over the tokens of some batches of
 network, make its loss; the sweep of sparsity/sparse_gpt.py chooses what goes and moves the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from instant_soup.config.fields import BOOLEAN, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import register
-from instant_soup.methods.wanda import ByInputs
+from instant_soup.methods.on_batches import ByInputs
 
 if TYPE_CHECKING:
     import torch
@@ -49,14 +49,19 @@ class SparseGPT(ByInputs):
         from instant_soup.sparsity.sparse_gpt import factor, sweep
         from instant_soup.training.activations import second_moments
 
-        check_memory(run)
+        check_memory(run, at_once=self.scope == "global")
         moments = second_moments(run, self.calibration_batches)
-        find = of_all if self.scope == "global" else of_blocks
-        choose, mask, weights = find(run.weights, moments, sparsity), {}, {}
-        for name, w in run.weights.items():
-            here = partial(choose, name)
-            mask[name], moved = sweep(w, factor(moments.pop(name)), here)
-            weights[name] = moved.to(w.dtype)
+        factors: Iterable = ((name, factor(moments.pop(name))) for name in run.weights)
+        if self.scope == "global":
+            all_of_them = dict(factors)
+            choose = of_all(run.weights, all_of_them, sparsity)
+            factors = all_of_them.items()
+        else:
+            choose = of_blocks(run.weights, sparsity)
+        mask, weights = {}, {}
+        for name, upper in factors:  # of blocks, one matrix's at a time
+            mask[name], moved = sweep(run.weights[name], upper, partial(choose, name))
+            weights[name] = moved.to(run.weights[name].dtype)
         return Cut(mask, weights) if self.update else mask
 
 
@@ -64,7 +69,7 @@ class SparseGPT(ByInputs):
 Choice = Callable[[str, int, "torch.Tensor"], "torch.Tensor"]
 
 
-def of_blocks(weights: "Weights", moments: "Weights", sparsity: float) -> Choice:
+def of_blocks(weights: "Weights", sparsity: float) -> Choice:
     """In each block of columns the same share stays: what costs most on the weights by then."""
     from instant_soup.sparsity import masks
     from instant_soup.sparsity.sparse_gpt import WIDTH
@@ -82,13 +87,13 @@ def of_blocks(weights: "Weights", moments: "Weights", sparsity: float) -> Choice
     return choose
 
 
-def of_all(weights: "Weights", moments: "Weights", sparsity: float) -> Choice:
+def of_all(weights: "Weights", factors: "Weights", sparsity: float) -> Choice:
     """Of all matrices together that stays which costs most on the weights as they came."""
     from instant_soup.sparsity import scores
-    from instant_soup.sparsity.sparse_gpt import WIDTH, factor
+    from instant_soup.sparsity.sparse_gpt import WIDTH
 
     costs = {
-        name: (w.double() / factor(moments[name]).diagonal()).square().float()
+        name: (w.double() / factors[name].diagonal()).square().float()
         for name, w in weights.items()
     }
     mask = scores.best(costs, sparsity)
@@ -99,12 +104,13 @@ def of_all(weights: "Weights", moments: "Weights", sparsity: float) -> Choice:
     return choose
 
 
-def check_memory(run: "Run") -> None:
-    """UserError where the second moments of all inputs do not fit."""
+def check_memory(run: "Run", at_once: bool) -> None:
+    """UserError where the second moments of all inputs, or their factors at once, do not fit."""
     from instant_soup.training.cost import free_memory
 
     widths = [w.shape[-1] for w in run.weights.values()]
-    wanted = 4 * sum(n**2 for n in widths) + 32 * max(widths) ** 2  # and a matrix's factors
+    each = 8 if at_once else 4
+    wanted = each * sum(n**2 for n in widths) + 32 * max(widths) ** 2  # and while one is factored
     if wanted > (free := free_memory(run.device)):
         raise UserError(
             f"method: sparsegpt takes {wanted:,} bytes for the second moments of the inputs of "

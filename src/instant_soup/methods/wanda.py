@@ -7,31 +7,14 @@ some batches of the pre-trained network. No labels, no gradients.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import MOST_STEPS, integer, one_of, setting
-from instant_soup.methods.base import AtStart, register
+from instant_soup.config.fields import one_of, setting
+from instant_soup.methods.base import register
+from instant_soup.methods.on_batches import ByInputs
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Cut, Mask
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByInputs(AtStart):
-    """A criterion that looks at what matrices multiply, in a forward pass of some batches."""
-
-    calibration_batches: int = setting(
-        "wanda, sparsegpt, multiflow: batches whose activations are looked at",
-        integer(1, MOST_STEPS),
-        section="criteria",
-        paper=128,
-        quick=8,
-        library=16,
-    )
-
-    def wants_batches(self) -> bool:
-        """To look at their activations."""
-        return True
 
 
 @register

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from instant_soup.sparsity import masks
 from instant_soup.sparsity.names import layer_of
 
 Weights = dict[str, torch.Tensor]
@@ -88,12 +89,7 @@ def allot(wanted: Mapping[str, float], most: Mapping[str, int], total: int) -> d
     near = {name: min(max(value, 0.0), most[name]) for name, value in wanted.items()}
     if abs(sum(near.values()) - total) >= 1:
         near = in_proportion(near, most, total)
-    found = {name: math.floor(value) for name, value in near.items()}
-    # The largest fractions go up, as in `masks.share_out`.
-    order = sorted(near, key=lambda name: (found[name] >= most[name], found[name] - near[name]))
-    for name in order[: total - sum(found.values())]:
-        found[name] += 1
-    return found
+    return masks.share_out(near, total, most)
 
 
 def of_layers(names: Mapping[str, float]) -> dict[str, float]:

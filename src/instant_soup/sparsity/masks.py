@@ -7,6 +7,7 @@ the model's state dict, and the weight's shape. True means kept.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,19 +60,23 @@ def keep_count(weights: dict[str, torch.Tensor], target_sparsity: float) -> int:
     return number_kept(sum(w.numel() for w in weights.values()), target_sparsity)
 
 
-def share_out(wanted: dict[Key, float], total: int) -> dict[Key, int]:
+def share_out(
+    wanted: Mapping[Key, float], total: int, most: Mapping[Key, int] | None = None
+) -> dict[Key, int]:
     """Round numbers so that they add up to `total`.
 
     Args:
         wanted: Name → number; these add up to about `total`.
         total: What the rounded numbers add up to.
+        most: Name → the largest number that it may get, no less than what is wanted.
 
     Returns:
         Name → whole number, within one of what is wanted. The largest fractions are rounded up; of
         equal fractions the first.
     """
     shares = {name: math.floor(value) for name, value in wanted.items()}
-    by_fraction = sorted(wanted, key=lambda name: shares[name] - wanted[name])
+    full = {name: most is not None and shares[name] >= most[name] for name in wanted}
+    by_fraction = sorted(wanted, key=lambda name: (full[name], shares[name] - wanted[name]))
     for name in by_fraction[: total - sum(shares.values())]:
         shares[name] += 1
     return shares

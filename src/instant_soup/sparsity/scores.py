@@ -29,6 +29,11 @@ def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
     return {n: w.float().square() * second_moments[n].float() for n, w in weights.items()}
 
 
+def snip_scores(weights: Weights, gradients: Weights) -> Weights:
+    """|g · w| in fp32: how much the loss changes without a weight, to first order."""
+    return {name: (gradients[name] * w).abs().float() for name, w in weights.items()}
+
+
 def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
     """Score all weights by magnitude or Fisher score.
 

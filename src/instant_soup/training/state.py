@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from instant_soup.errors import UserError
 from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, write_json
 from instant_soup.sparsity import masks
-from instant_soup.sparsity.compact import apart as apart
+from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
 
 Weights = dict[str, torch.Tensor]

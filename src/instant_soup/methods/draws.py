@@ -1,0 +1,25 @@
+"""Settings of what a network's training protocol is drawn from (training/protocols.py)."""
+
+from typing import Any
+
+from instant_soup.config.fields import setting, span
+
+
+def rate_range(whose: str, *, default: Any, section: str = "") -> Any:
+    """Of factors on the learning rate."""
+    return setting(
+        f"{whose} factor on learning_rate, drawn log-uniformly",
+        span(0, low_too=False),
+        default=default,
+        section=section,
+    )
+
+
+def decay_range(whose: str, *, default: Any, section: str = "") -> Any:
+    """Of weight decays."""
+    return setting(
+        f"{whose} weight decay, drawn uniformly",
+        span(0, low_too=True),
+        default=default,
+        section=section,
+    )

@@ -1,0 +1,163 @@
+"""What rows whose mask moves have in common: settings, and what follows from them.
+
+Where a class only names a setting, each row says it itself, at a place of its own.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from instant_soup.config.fields import MOST_STEPS, again, integer, number, one_of, setting
+from instant_soup.methods.base import Throughout, check_before
+
+if TYPE_CHECKING:
+    from instant_soup.sparsity.masks import Mask
+    from instant_soup.training.granet_pruner import GraNetPruner
+    from instant_soup.training.movement_pruner import MovementPruner
+    from instant_soup.training.run import Run
+
+Learner = TypeVar("Learner", bound="MovementPruner")
+
+LATEST = number(0, 0.8, low_too=False)  # share of T: at least a fifth is left for the last mask
+
+
+def step_at(share: float, total: int) -> int:
+    """The step at a share of `total`, the first one at the earliest."""
+    return max(1, round(share * total))
+
+
+class UntilEnd(Throughout):
+    """The mask moves up to a share `end` of the budget."""
+
+    end: float
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return step_at(self.end, total)
+
+
+class ByGradients(UntilEnd):
+    """Up to there a new mask every few steps, of what gradients say that weights are worth."""
+
+    every: int
+
+    def begins(self, total: int) -> int:
+        """The step from which the density falls; the first one, where it does so at once."""
+        return 0
+
+    def ranks_by_gradients(self) -> bool:
+        """It does."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp(ByGradients):
+    """The density falls from 1 at `begin` to its last value at `end` (Zhu & Gupta 2017).
+
+    density(t) = d + (1 − d)(1 − (t − begin) / (end − begin))³, d = 1 − sparsity. From `end` on the
+    mask stays.
+    """
+
+    begin: float = setting("share of T after which the density falls", number(0, 1), default=0.1)
+    end: float = setting("share of T after which the mask stays", LATEST, default=0.7)
+    every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """UserError where the density has no time to fall."""
+        check_before(self, "begin", "end")
+
+    def begins(self, total: int) -> int:
+        """The step from which the density falls."""
+        return round(self.begin * total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntScores(ByGradients):
+    """The mask is of scores that learn through it (training/movement_pruner.py)."""
+
+    score_learning_rate: float = setting(
+        "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
+    )
+
+    def learner(self, kind: type[Learner], run: "Run", sparsity: float, **own: Any) -> Learner:
+        """A pruner of this kind; `own` is what it is told beside the settings above."""
+        return kind(
+            run.mask,
+            sparsity,
+            begin=self.begins(run.total),
+            settled=self.settled(run.total),
+            total=run.total,
+            learning_rate=self.score_learning_rate,
+            every=self.every,
+            **own,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtTarget(LearntScores):
+    """At the target sparsity from the first step on; scores learn by SGD with momentum."""
+
+    score_learning_rate: float = again(
+        LearntScores,
+        "score_learning_rate",
+        rule=number(0, float("inf"), low_too=False),
+        default=0.1,
+    )
+
+
+def score_setting() -> Any:
+    """By which scores weights go."""
+    return setting(
+        "magnitude | fisher (w² · v of AdamW), by which weights go",
+        one_of("magnitude", "fisher"),
+        default="magnitude",
+    )
+
+
+class Scored(Throughout):
+    """Weights go by `score`."""
+
+    score: str
+
+    def ranks_by_gradients(self) -> bool:
+        """Fisher scores are of gradients."""
+        return self.score == "fisher"
+
+
+def update_setting() -> Any:
+    """How often weights are exchanged."""
+    return setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
+
+
+def regrow_setting(falls_to: str, default: float) -> Any:
+    """How many weights are exchanged."""
+    return setting(
+        f"share of a matrix's weights that is exchanged, at the start; falls to {falls_to}",
+        number(0, 1, high_too=False),
+        default=default,
+    )
+
+
+class Exchanging(Scored):
+    """Every few steps weights go and others come back (training/granet_pruner.py)."""
+
+    every: int
+    regrow: float
+    regrow_until: float
+
+    def settled(self, total: int) -> int:
+        """The step from which the mask stays."""
+        return step_at(self.regrow_until, total)
+
+    def exchanger(self, mask: "Mask", run: "Run", sparsity: float, **own: Any) -> "GraNetPruner":
+        """The pruner that begins with a mask; `own` is what it is told beside these settings."""
+        from instant_soup.training.granet_pruner import GraNetPruner
+
+        return GraNetPruner(
+            mask,
+            sparsity,
+            every=self.every,
+            settled=self.settled(run.total),
+            regrow=self.regrow,
+            ranks_by=self.score,
+            **own,
+        )
