@@ -19,6 +19,8 @@ from instant_soup.reports import (
     methods,
     page,
     paper,
+    verdict,
+    verdict_figures,
 )
 from instant_soup.reports.results import terminal_table, write_tables
 
@@ -50,7 +52,9 @@ def main() -> None:
         written += ablations.write_tables(REPORTS / "tables", runs)
         written += dense_soups.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)
+        written += verdict.write_tables(REPORTS / "tables", runs)
         written += draw_figures(results, runs)
+        written += verdict_figures.draw(runs, REPORTS / "figures")
         for path in written:
             run.artifact(path, folder=path.parent.name)
         run.artifact(page.write_page(REPORTS / "index.html", runs, results, REPORTS / "figures"))

@@ -1,0 +1,384 @@
+"""The verdict: which row is best at a sparsity and a budget, over tasks and seeds together.
+
+A view of the ledger. A *task* is a model on a dataset with its metric; rows enter with the preset's
+own settings (what the task itself changes in training or data is the same for all of its rows),
+without a teacher, begun at one checkpoint and computed in one precision. Distances are in points
+from the dense network of the same task and seed; a network that came out as NaN counts as 0.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from instant_soup.methods.registry import DENSE
+from instant_soup.reports.ledger import SECTION, of_newest_base
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
+from instant_soup.reports.results import (
+    UNPRUNED,
+    ZERO_SHOT,
+    label,
+    number,
+    percent,
+    ranks_nothing,
+    row_order,
+    shared_settings,
+    teacher_of,
+    write_texts,
+)
+from instant_soup.reports.statistics import (
+    SIGNIFICANT,
+    bootstrap_interval,
+    critical_difference,
+    friedman_p,
+    holm,
+    mean_ranks,
+    nemenyi,
+    paired_p,
+)
+
+BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
+REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
+TASK = ["model", "dataset", "metric"]
+
+
+# Numbers
+
+
+def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The runs that the verdict is about, one a line.
+
+    Columns: preset, task, sparsity, method, seed, distance (points from dense) and cost (training
+    FLOPs, search included, in fine-tunings of the dense network). Tasks on which the dense network
+    is no better than guessing are left out.
+    """
+    runs = _one_setting_each(of_newest_base(ledger))
+    runs = runs.assign(task=[" ".join(names) for names in zip(*map(runs.get, TASK), strict=True)])
+    runs["points"] = 100 * runs["value"].fillna(0.0)
+    same = ["preset", "task", "seed"]
+    is_dense = runs["method"] == DENSE
+    dense = runs.loc[is_dense, [*same, "points", "flops"]]
+    unranked = [
+        task
+        for task, own in runs[is_dense].groupby(["preset", "task"])
+        if ranks_nothing(own["dataset"].iloc[0], own["metric"].iloc[0], own["value"])
+    ]
+    runs = runs[~runs["method"].isin(UNPRUNED)].merge(dense, on=same, suffixes=("", "_of_dense"))
+    pairs = pd.MultiIndex.from_frame(runs[["preset", "task"]])
+    found = runs[~pairs.isin(unranked)].assign(
+        distance=runs["points"] - runs["points_of_dense"],
+        cost=runs["flops"] / runs["flops_of_dense"],
+        sparsity=runs["target_sparsity"],
+    )
+    columns = ["preset", "task", "sparsity", "method", "seed"]
+    return found[[*columns, "distance", "cost"]].sort_values(columns, ignore_index=True)
+
+
+def _one_setting_each(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the preset's own settings: of a section, those of one variant and one precision.
+
+    A section without rows of the empty variant has the one that most methods were run with.
+    """
+    own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
+    own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(teacher_of) == "")]
+    chosen = []
+    for _, rows in own.groupby(SECTION):
+        settings = [
+            (variant != "", -of_one["method"].nunique(), -len(of_one), variant, precision)
+            for (variant, precision), of_one in rows.groupby(["variant", "precision"])
+        ]
+        *_, variant, precision = min(settings)
+        chosen.append(rows[(rows["variant"] == variant) & (rows["precision"] == precision)])
+    return pd.concat(chosen) if chosen else own
+
+
+def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    """Every row's mean distance from dense, or its difference from a reference row.
+
+    `runs`: of `comparable`, one preset; what is of several sparsities is averaged over them first.
+    By method: the mean over tasks of means over seeds, `low` and `high` of its interval, `p` and
+    `p_holm` (corrected for the number of rows), and how many tasks and runs it is of. Only what
+    both rows have, task by task and seed by seed, counts. `differs`: beyond noise, which is
+    p_holm under SIGNIFICANT and an interval that leaves zero out.
+    """
+    keys = ["method", "task", "sparsity", "seed"]
+    codes, names = zip(*(pd.factorize(runs[key], sort=True) for key in keys), strict=True)
+    distances = np.full([len(own) for own in names], np.nan)  # NaN: not run
+    distances[codes] = runs["distance"]
+    methods = list(names[0])
+    base = distances[methods.index(reference)] if reference in methods else 0.0
+    lines = {
+        method: _summary(gaps)
+        for method, gaps in zip(methods, distances - base, strict=True)
+        if method != reference and not np.isnan(gaps).all()
+    }
+    if reference is not None and reference not in methods:
+        lines = {}
+    columns = ["tasks", "runs", "mean", "low", "high", "p"]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=columns)
+    return _beyond_noise(table)
+
+
+def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `p_holm` and `differs`."""
+    corrected = holm(table["p"])
+    off_zero = table["low"] * table["high"] > 0
+    return table.assign(p_holm=corrected, differs=(corrected < SIGNIFICANT) & off_zero)
+
+
+def _summary(gaps: np.ndarray) -> dict[str, float]:
+    """Differences [task, sparsity, seed], NaN where not run, over tasks and seeds.
+
+    Those of a task and seed are averaged over sparsities first.
+    """
+    by_task = []
+    for task in gaps:
+        common = ~np.isnan(task)
+        counts = common.sum(axis=0)
+        sums = np.where(common, task, 0.0).sum(axis=0)
+        if counts.any():
+            by_task.append(sums[counts > 0] / counts[counts > 0])
+    low, high = bootstrap_interval(by_task)
+    mean = float(np.mean([own.mean() for own in by_task]))
+    counted = {"tasks": len(by_task), "runs": int((~np.isnan(gaps)).sum())}
+    return {**counted, "mean": mean, "low": low, "high": high, "p": paired_p(by_task)}
+
+
+def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The best row of each preset, sparsity and budget, and how sure that is.
+
+    Columns: preset, sparsity, budget (fine-tunings; inf: any), method; cost, its mean over tasks;
+    distance, low and high (points from dense, with the interval); within, the rows that differ from
+    it by no more than noise (see `against`); ahead, rows that were not run on all of
+    these tasks but are above it beyond noise on those they share; rows, how many competed; tasks
+    and runs, how many the best row's numbers are of. Only rows that were run on every task of that
+    preset and sparsity compete. A row fits a budget if its cost, to one decimal, does.
+    """
+    return best_rows(comparable(ledger))
+
+
+def best_rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """`verdict`, of runs of `comparable`."""
+    lines = [
+        {"preset": preset, "sparsity": sparsity, **line}
+        for (preset, sparsity), own in runs.groupby(["preset", "sparsity"])
+        for line in _best_by_budget(own)
+    ]
+    columns = ["preset", "sparsity", "budget", "method", "cost", "distance", "low", "high"]
+    return pd.DataFrame(lines, columns=[*columns, "within", "ahead", "rows", "tasks", "runs"])
+
+
+def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The verdict's lines of one preset and sparsity."""
+    tasks = runs["task"].nunique()
+    cost = costs_of(runs)
+    distances = against(runs, None)
+    full = distances[distances["tasks"] == tasks]
+    others: dict[str, pd.DataFrame] = {}  # by the row that they are compared with
+    for budget in BUDGETS:
+        affordable = cost[cost.round(1) <= budget].index
+        competing = full[full.index.isin(affordable)]
+        if len(competing) < 2:
+            continue
+        best = max(competing.index, key=lambda m: (round(competing["mean"][m], 9), m))
+        if best not in others:
+            others[best] = against(runs, best)
+        rivals = _beyond_noise(others[best].loc[affordable.drop(best)])
+        differs = rivals["differs"]
+        complete = rivals.index.isin(competing.index)
+        yield {
+            "budget": budget,
+            "method": best,
+            "cost": cost[best],
+            "distance": full["mean"][best],
+            "low": full["low"][best],
+            "high": full["high"][best],
+            "within": _in_order(rivals.index[~differs & complete]),
+            "ahead": _in_order(rivals.index[differs & ~complete & (rivals["mean"] > 0)]),
+            "rows": len(competing),
+            "tasks": tasks,
+            "runs": full["runs"][best],
+        }
+
+
+def costs_of(runs: pd.DataFrame) -> pd.Series:
+    """By method, the mean over tasks of what its runs cost, in fine-tunings."""
+    return runs.groupby(["method", "task"])["cost"].mean().groupby("method").mean()
+
+
+def _in_order(methods: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(methods, key=row_order))
+
+
+def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Complete tables to rank rows in: (preset, distances of task and sparsity × methods).
+
+    `runs`: of `comparable`. Means over seeds. Of each preset the table with the most entries, and
+    the one with the most rows that were run on the same columns; each has three or more of both.
+    """
+    found = []
+    for preset, own in runs.groupby("preset"):
+        keys = ["task", "sparsity", "method"]
+        cells = own.groupby(keys)["distance"].mean().unstack()
+        measured = {frozenset(cell.dropna().index) for _, cell in cells.iterrows()}
+        tables = [cells[sorted(rows, key=row_order)].dropna() for rows in measured]
+        tables = [table for table in tables if min(table.shape) > 2]
+        largest = [_first(tables, lambda t: t.size), _first(tables, lambda t: t.shape[1])]
+        unique = {tuple(table.columns): table for table in largest if table is not None}
+        found += [(preset, table) for table in unique.values()]
+    return found
+
+
+def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> pd.DataFrame | None:
+    """The largest of some tables; of equally large ones the one with more columns to rank over."""
+    return max(tables, key=lambda t: (size(t), len(t), tuple(t.columns)), default=None)
+
+
+# Tables
+
+VERDICT_TEXT = (
+    "Over tasks and seeds together: at each sparsity, the best row that fits a budget. Points from "
+    "dense: test metric minus the dense network's of the same task and seed, the mean over tasks "
+    "of means over seeds; in brackets the 95 % bootstrap interval (tasks drawn, then their seeds). "
+    "Cost: training FLOPs in fine-tunings, search included; to one decimal it must fit the budget, "
+    "and a budget that admits no further row is left out. Only rows that were run on all of the "
+    "tasks compete. Beyond noise is a difference with p under 0.05 (two-sided t-test paired by "
+    "seed within tasks, Welch's, corrected for the number of rows by Holm's procedure: would other "
+    "seeds say so on these tasks?) and an interval that leaves zero out (would other tasks?). "
+    "Within noise: rows that differ from the best by less than that. Ahead on fewer tasks: rows "
+    "that were not run on all of them, but are above the best beyond noise where they were run. Of "
+    "two tasks an interval says little. Tasks on which the dense network is no better than "
+    "guessing are left out."
+)
+AGAINST_TEXT = (
+    "Every row at every sparsity, and its difference from ISP+ and from ISP over the tasks and "
+    "seeds that both were run on, with 95 % bootstrap intervals. p: the verdict's, corrected for "
+    "all rows of that sparsity. ▲ and ▼: above and below, beyond noise. Over all sparsities: of "
+    "each task and seed the mean over the sparsities that both have; points from dense are there "
+    "of the sparsities that a row was run at, so only differences compare."
+)
+RANKS_TEXT = (
+    "Mean ranks (1 is best) over columns, each a task at a sparsity, means over seeds; only rows "
+    "that were run on all of these columns. p: Nemenyi's test against the row with the best rank, "
+    "which corrects for all pairs. Sparsities of one task are not independent, so it is a guide."
+)
+
+
+def chapters(ledger: pd.DataFrame) -> list[Chapter]:
+    """The verdict, the differences behind it, and the ranks."""
+    runs = comparable(ledger)
+    best = [_verdict_table(*one) for one in best_rows(runs).groupby("preset")]
+    compared = [
+        table for preset, own in runs.groupby("preset") for table in _against_tables(preset, own)
+    ]
+    ranked = [_ranks_table(*one) for one in rank_tables(runs)]
+    return [
+        Chapter("The verdict", VERDICT_TEXT, best),
+        Chapter("Every row against ISP+ and ISP", AGAINST_TEXT, compared),
+        Chapter("Ranks", RANKS_TEXT, ranked),
+    ]
+
+
+def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
+    """Write verdict.md, verdict.tex and verdict.csv (full precision); their paths."""
+    found = chapters(ledger)
+    numbers = verdict(ledger)
+    for column in ("within", "ahead"):
+        numbers[column] = numbers[column].map(" ".join)
+    texts = {
+        "verdict.md": markdown(found),
+        "verdict.tex": tex(found),
+        "verdict.csv": numbers.to_csv(index=False, lineterminator="\n"),
+    }
+    return write_texts(folder, texts)
+
+
+def short(method: str) -> str:
+    """A method's display name without what it says in parentheses."""
+    return label(method).partition(" (")[0]
+
+
+def budget_words(budget: float) -> str:
+    """1.0 → "≤ 1 fine-tuning"."""
+    if np.isinf(budget):
+        return "any cost"
+    return f"≤ {budget:g} fine-tuning{'' if budget == 1 else 's'}"
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    """A mean in points with its interval, "+1.20 [+0.40, +2.00]"."""
+    ends = [f"{round(value, 2) + 0.0:+.2f}".replace("-", "−") for value in (mean, low, high)]
+    return ends[0] if np.isnan(low) else f"{ends[0]} [{ends[1]}, {ends[2]}]"
+
+
+def _verdict_table(preset: str, lines: pd.DataFrame) -> Table:
+    names = ["best row", "points from dense", "cost", "within noise", "ahead on fewer tasks"]
+    rows = []
+    admits_more = lines["rows"] > lines.groupby("sparsity")["rows"].shift(fill_value=0)
+    for line in lines[admits_more].to_dict("records"):
+        texts = [
+            short(line["method"]),
+            with_interval(line["distance"], line["low"], line["high"]),
+            number(line["cost"], ".2f"),
+            ", ".join(map(short, line["within"])) or MISSING,
+            ", ".join(map(short, line["ahead"])) or MISSING,
+            *(str(line[name]) for name in ("rows", "tasks", "runs")),
+        ]
+        name = f"{percent(line['sparsity'])} sparse, {budget_words(line['budget'])}"
+        rows.append((name, [Cell(text, bold=not i) for i, text in enumerate(texts)]))
+    caption = "Rows: how many competed. Runs: of the best row; as many of the dense network."
+    header = [("", name) for name in [*names, "rows", "tasks", "runs"]]
+    return Table(f"Preset {preset}", header, rows, caption, corner="sparsity and budget")
+
+
+def _against_tables(preset: str, runs: pd.DataFrame) -> list[Table]:
+    """A table over all sparsities, and one for each."""
+    by_sparsity = [(f"{percent(s)} sparse", own) for s, own in runs.groupby("sparsity")]
+    if len(by_sparsity) > 1:
+        by_sparsity.insert(0, ("over all sparsities", runs))
+    return [_against_table(f"Preset {preset}, {place}", own) for place, own in by_sparsity]
+
+
+def _against_table(title: str, runs: pd.DataFrame) -> Table:
+    cost, distances = costs_of(runs), against(runs, None)
+    differences = [against(runs, name) for name in REFERENCES]
+    rows = []
+    for method, line in distances.sort_values("mean", ascending=False, kind="stable").iterrows():
+        texts = [number(cost[method], ".2f"), f"{line['tasks']:.0f}", f"{line['runs']:.0f}"]
+        texts.append(with_interval(line["mean"], line["low"], line["high"]))
+        cells = [Cell(text) for text in texts]
+        for others in differences:
+            cells += _difference_cells(others, method)
+        rows.append((label(method), cells))
+    header = [("", name) for name in ("cost", "tasks", "runs", "points from dense")]
+    header += [
+        (f"minus {short(name)}", column) for name in REFERENCES for column in ("points", "p")
+    ]
+    return Table(title, header, rows, f"Tasks: {', '.join(sorted(set(runs['task'])))}.")
+
+
+def _difference_cells(differences: pd.DataFrame, method: str) -> list[Cell]:
+    """A row's difference from a reference, marked beyond noise, and its corrected p."""
+    if method not in differences.index:
+        return [Cell(MISSING), Cell(MISSING)]
+    line = differences.loc[method]
+    mark = ("better" if line["mean"] > 0 else "worse") if line["differs"] else ""
+    text = with_interval(line["mean"], line["low"], line["high"])
+    return [Cell(text, mark=mark), Cell(number(line["p_holm"], ".2g"))]
+
+
+def _ranks_table(preset: str, scores: pd.DataFrame) -> Table:
+    ranks = mean_ranks(scores).sort_values(kind="stable")
+    p = nemenyi(scores, ranks.index[0])
+    rows = [
+        (label(method), [Cell(f"{rank:.2f}"), Cell(number(p[method], ".2g"))])
+        for method, rank in ranks.items()
+    ]
+    caption = (
+        f"Friedman's test that all rows rank alike: p = {friedman_p(scores):.2g}. Critical "
+        f"difference of mean ranks: {critical_difference(scores):.2f}."
+    )
+    title = f"Preset {preset}, {len(scores)} columns, {len(rows)} rows"
+    return Table(title, [("", "mean rank"), ("", "p against the first")], rows, caption)

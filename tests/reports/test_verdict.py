@@ -1,0 +1,157 @@
+"""The verdict: what may be compared, hand-computed best rows, and nothing that depends on order."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import cells_of, ledger_of, of_seeds, result
+from instant_soup.reports import verdict, verdict_figures
+from instant_soup.reports.render import markdown
+
+DENSE = {"target_sparsity": 0.0}
+
+
+def runs_of(method: str, points: list[list[float]], cost: float = 1.0, **changes) -> list[dict]:
+    """Results on two tasks, these points from dense networks that have 80 and 60 %, and up."""
+    found = []
+    for dataset, dense, own in zip(("reviews", "news"), (0.8, 0.6), points, strict=False):
+        values = [dense + 0.01 * seed + point / 100 for seed, point in enumerate(own)]
+        changes = {"cost": {"flops": 10.0 * cost}, **changes}
+        found += of_seeds(method, *values, dataset=dataset, **changes)
+    return found
+
+
+RUNS = [
+    *runs_of("dense", [[0, 0, 0], [0, 0, 0]], **DENSE),
+    *runs_of("one_shot", [[-5, -6, -5], [-3, -3, -4]]),
+    *runs_of("isp_plus", [[-1, -2, 0], [-2, -1, 0]]),
+    *runs_of("isp", [[-2, -3, -1], [-3, -2, -1]], cost=1.6),
+    *runs_of("lth", [[1, 0, 0.5], [1, 1.5, 2]], cost=4.0),
+    *runs_of("snip", [[9, 9.5, 9.2]]),
+]
+RUNS = [{"finished": "2026-01-01T00:00:00+00:00", **one} for one in RUNS]
+
+
+def test_the_best_row_of_each_budget_by_hand(tmp_path):
+    lines = verdict.verdict(ledger_of(tmp_path, *RUNS)).set_index("budget")
+    assert list(lines["method"]) == ["isp_plus", "isp_plus", "lth", "lth"]
+    assert lines["distance"].to_numpy() == pytest.approx([-1.0, -1.0, 1.0, 1.0])
+    assert list(lines["rows"]) == [2, 3, 4, 4]  # SNIP was not run on all tasks
+    assert list(lines["ahead"]) == [("snip",)] * 4
+    assert list(lines["tasks"]) == [2] * 4 and list(lines["runs"]) == [6] * 4
+    assert lines["cost"][5.0] == 4.0
+
+
+def test_a_row_is_within_noise_by_its_corrected_p(tmp_path):
+    near = runs_of("progressive", [[-2, 0, -1], [-1, -2, -1]])
+    lines = verdict.verdict(ledger_of(tmp_path, *RUNS, *near)).set_index("budget")
+    assert lines["within"][1.0] == ("progressive",)  # one-shot is beyond it
+
+
+def test_differences_are_paired_by_task_and_seed(tmp_path):
+    table = verdict.against(verdict.comparable(ledger_of(tmp_path, *RUNS)), "isp_plus")
+    assert table.loc["isp", "mean"] == pytest.approx(-1.0)
+    assert table.loc["isp", ["low", "high"]].to_numpy() == pytest.approx([-1.0, -1.0])
+    assert list(table.loc["snip", ["tasks", "runs"]]) == [1, 3]
+    assert table.loc["snip", "mean"] == pytest.approx((10 + 11.5 + 9.2) / 3)
+    assert (table["p_holm"] >= table["p"]).all()
+
+
+def test_sparsities_of_a_seed_are_averaged_first(tmp_path):
+    """Three runs of seed 0 weigh as much as one of seed 1."""
+    sparsities = [
+        result("isp", value, target_sparsity=s, seed=seed)
+        for s, seed, value in [(0.5, 0, 0.7), (0.6, 0, 0.5), (0.7, 0, 0.6), (0.7, 1, 0.8)]
+    ]
+    runs = verdict.comparable(ledger_of(tmp_path, *sparsities, *of_seeds("dense", 0.9, 0.9)))
+    assert verdict.against(runs, None).loc["isp", "mean"] == pytest.approx(-20)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_changes_nothing(tmp_path, seed):
+    ledger = ledger_of(tmp_path, *RUNS)
+    shuffled = ledger.sample(frac=1, random_state=seed)
+    pd.testing.assert_frame_equal(verdict.verdict(shuffled), verdict.verdict(ledger))
+    assert markdown(verdict.chapters(shuffled)) == markdown(verdict.chapters(ledger))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"variant": "isp.denoisers=6"},
+        {"variant": "training.teacher=dense"},
+        {"variant": "training.epochs=4"},
+        {"precision": "fp32"},
+        {"base": "other", "finished": "2020-01-01T00:00:00+00:00"},
+    ],
+)
+def test_other_settings_teachers_precisions_and_bases_stay_out(tmp_path, odd):
+    plain = verdict.verdict(ledger_of(tmp_path / "a", *RUNS))
+    others = runs_of("isp", [[20, 20, 20], [20, 20, 20]], **odd)
+    others = [{**one, "seed": 10 + number} for number, one in enumerate(others)]
+    mixed = verdict.verdict(ledger_of(tmp_path / "b", *RUNS, *others))
+    pd.testing.assert_frame_equal(mixed, plain)
+
+
+def test_a_tasks_own_settings_are_those_of_most_of_its_methods(tmp_path):
+    own = {"variant": "training.epochs=2"}
+    rows = [*runs_of("dense", [[0, 0]], **DENSE, **own), *runs_of("isp", [[-1, -1]], **own)]
+    longer = runs_of("dense", [[5, 5, 5, 5, 5]], **DENSE, variant="training.epochs=10")
+    runs = verdict.comparable(ledger_of(tmp_path, *rows, *longer))
+    assert list(runs["distance"]) == pytest.approx([-1, -1])
+
+
+def test_presets_have_verdicts_of_their_own(tmp_path):
+    paper = [{**one, "preset": "paper"} for one in RUNS]
+    lines = verdict.verdict(ledger_of(tmp_path, *RUNS, *paper))
+    one, other = (own.drop(columns="preset") for _, own in lines.groupby("preset"))
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
+
+
+def test_a_dense_network_that_guesses_ranks_nothing(tmp_path):
+    guess = {"dataset": "wnli", "target_sparsity": 0.0}
+    rows = [*of_seeds("dense", 0.4, 0.5, **guess), *of_seeds("isp", 0.9, 0.9, dataset="wnli")]
+    assert verdict.comparable(ledger_of(tmp_path, *RUNS, *rows))["task"].nunique() == 2
+
+
+def test_a_network_that_came_out_as_nan_counts_as_nothing(tmp_path):
+    broken = of_seeds("random", float("nan"), 0.81, 0.82)
+    runs = verdict.comparable(ledger_of(tmp_path, *RUNS, *broken))
+    own = runs[runs["method"] == "random"]
+    assert list(own["distance"]) == pytest.approx([-80, 0, 0])
+
+
+def test_ranks_are_of_complete_tables(tmp_path):
+    more = [
+        {**one, "target_sparsity": s}
+        for one in RUNS
+        for s in (0.5, 0.6)
+        if one["method"] != "dense"
+    ]
+    rows = [one for one in (*RUNS, *more) if one["method"] != "snip"]
+    (_, scores), *others = verdict.rank_tables(verdict.comparable(ledger_of(tmp_path, *rows)))
+    assert scores.shape == (6, 4) and not others
+    ranks = verdict.mean_ranks(scores)
+    assert dict(ranks) == {"lth": 1, "isp_plus": 2, "isp": 3, "one_shot": 4}
+
+
+def test_tables_say_it_in_words(tmp_path):
+    verdict.write_tables(tmp_path, ledger_of(tmp_path, *RUNS))
+    text = (tmp_path / "verdict.md").read_text()
+    best = cells_of(text, "70 % sparse, ≤ 5 fine-tunings")
+    assert best[:3] == ["**LTH**", "+1.00 [+0.25, +1.67]", "4.00"]
+    assert "70 % sparse, any cost" not in text  # admits no further row
+    assert "\\toprule" in (tmp_path / "verdict.tex").read_text()
+    assert len(pd.read_csv(tmp_path / "verdict.csv")) == 4
+
+
+def test_without_results_there_are_empty_tables_and_figures(tmp_path):
+    ledger = ledger_of(tmp_path)
+    assert len(verdict.verdict(ledger)) == 0
+    assert "No results yet" in markdown(verdict.chapters(ledger))
+    assert all(path.exists() for path in verdict_figures.draw(ledger, tmp_path))
+
+
+def test_cliques_are_the_longest_runs_within_the_difference():
+    ranks = np.array([1.0, 1.5, 2.4, 4.0, 4.2])
+    assert verdict_figures.cliques(ranks, 1.0) == [(0, 1), (1, 2), (3, 4)]
