@@ -52,9 +52,9 @@ def main() -> None:
         written += ablations.write_tables(REPORTS / "tables", runs)
         written += dense_soups.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)
-        written += verdict.write_tables(REPORTS / "tables", runs)
+        written += verdict.write_tables(REPORTS / "tables", every)
         written += draw_figures(results, runs)
-        written += verdict_figures.draw(runs, REPORTS / "figures")
+        written += verdict_figures.draw(every, REPORTS / "figures")
         for path in written:
             run.artifact(path, folder=path.parent.name)
         run.artifact(page.write_page(REPORTS / "index.html", runs, results, REPORTS / "figures"))

@@ -2,7 +2,8 @@
 
 A view of the ledger. A *task* is a model on a dataset with its metric; rows enter with the preset's
 own settings (what the task itself changes in training or data is the same for all of its rows),
-without a teacher, begun at one checkpoint and computed in one precision. Distances are in points
+without a teacher, begun at one checkpoint and computed in one precision on one kind of processor.
+Distances are in points
 from the dense network of the same task and seed; a network that came out as NaN counts as 0.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE
-from instant_soup.reports.ledger import SECTION, of_newest_base
+from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
 from instant_soup.reports.results import (
     UNPRUNED,
@@ -42,6 +43,7 @@ from instant_soup.reports.statistics import (
 BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
 REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
+ORIGIN = ["variant", "precision", "base", "processor"]  # only what has one of these compares
 
 
 # Numbers
@@ -54,21 +56,22 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     FLOPs, search included, in fine-tunings of the dense network). Tasks on which the dense network
     is no better than guessing are left out.
     """
-    runs = _one_setting_each(of_newest_base(ledger))
-    runs = runs.assign(task=[" ".join(names) for names in zip(*map(runs.get, TASK), strict=True)])
-    runs["points"] = 100 * runs["value"].fillna(0.0)
-    same = ["preset", "task", "seed"]
-    is_dense = runs["method"] == DENSE
-    dense = runs.loc[is_dense, [*same, "points", "flops"]]
+    own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
+    own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(teacher_of) == "")]
+    is_dense = own["method"] == DENSE
+    dense = own.loc[is_dense, [*SECTION, *ORIGIN, "seed", "value", "flops"]]
+    runs = _one_origin_each(own[~own["method"].isin(UNPRUNED)])
+    runs = runs.merge(dense, on=[*SECTION, *ORIGIN, "seed"], suffixes=("", "_of_dense"))
     unranked = [
-        task
-        for task, own in runs[is_dense].groupby(["preset", "task"])
-        if ranks_nothing(own["dataset"].iloc[0], own["metric"].iloc[0], own["value"])
+        section
+        for section, of_one in runs.groupby(SECTION)
+        if ranks_nothing(section[1], section[3], of_one["value_of_dense"])
     ]
-    runs = runs[~runs["method"].isin(UNPRUNED)].merge(dense, on=same, suffixes=("", "_of_dense"))
-    pairs = pd.MultiIndex.from_frame(runs[["preset", "task"]])
-    found = runs[~pairs.isin(unranked)].assign(
-        distance=runs["points"] - runs["points_of_dense"],
+    runs = runs[~pd.MultiIndex.from_frame(runs[SECTION]).isin(unranked)]
+    points = 100 * runs[["value", "value_of_dense"]].fillna(0.0)
+    found = runs.assign(
+        task=[" ".join(names) for names in zip(*map(runs.get, TASK), strict=True)],
+        distance=points["value"] - points["value_of_dense"],
         cost=runs["flops"] / runs["flops_of_dense"],
         sparsity=runs["target_sparsity"],
     )
@@ -76,22 +79,27 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     return found[[*columns, "distance", "cost"]].sort_values(columns, ignore_index=True)
 
 
-def _one_setting_each(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the preset's own settings: of a section, those of one variant and one precision.
+def _one_origin_each(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of each task and sparsity the runs of one ORIGIN: the empty variant's, if there are some.
 
-    A section without rows of the empty variant has the one that most methods were run with.
+    Then those of the origin with the most methods, the most runs, and the last of these.
     """
-    own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
-    own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(teacher_of) == "")]
-    chosen = []
-    for _, rows in own.groupby(SECTION):
-        settings = [
-            (variant != "", -of_one["method"].nunique(), -len(of_one), variant, precision)
-            for (variant, precision), of_one in rows.groupby(["variant", "precision"])
-        ]
-        *_, variant, precision = min(settings)
-        chosen.append(rows[(rows["variant"] == variant) & (rows["precision"] == precision)])
-    return pd.concat(chosen) if chosen else own
+    chosen = [runs[:0]]
+    for _, column in runs.groupby([*SECTION, "target_sparsity"]):
+        groups = [own for _, own in column.groupby(ORIGIN)]
+        chosen.append(
+            max(
+                groups,
+                key=lambda own: (
+                    own["variant"].iloc[0] == "",
+                    own["method"].nunique(),
+                    len(own),
+                    own["finished"].max(),
+                    tuple(own[ORIGIN].iloc[0]),
+                ),
+            )
+        )
+    return pd.concat(chosen)
 
 
 def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
