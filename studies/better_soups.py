@@ -316,6 +316,7 @@ BESIDE_OF_FAMILY: dict[str, dict[str, Any]] = {
 # Settings that came later count where they are not the default.
 LATER = (
     *("teacher", "temperature", "hardness"),
+    *("retrain", "retrain_rate", "lora_rank", "lora_alpha"),
     *("schedule", "prunes", "first_cut", "begin", "end", "cycles", "lowest_rate"),
 )
 

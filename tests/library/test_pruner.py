@@ -317,3 +317,37 @@ def test_a_state_of_another_run_is_refused() -> None:
         Loop("movement", sparsity=0.5, resume=state)
     with pytest.raises(UserError, match="resume: it is of other matrices"):
         Loop("movement", prunable=lambda name, p: name == "5.weight", resume=state)
+
+
+@pytest.mark.parametrize("name", ["one_shot", "gmp", "movement", "smp", "platon"])
+def test_from_the_last_mask_on_only_biases_and_the_head_train(name: str) -> None:
+    if name == "smp":
+        with pytest.raises(UserError, match="retrain: norms_and_biases: smp trains nothing after"):
+            Loop(**of(name), retrain="norms_and_biases")
+        return
+    loop, trains = Loop(**of(name), retrain="norms_and_biases"), {"5.weight"}
+    trains |= {name for name, p in loop.model.named_parameters() if p.ndim == 1}
+    step = 0
+    while not loop.pruner.done:
+        assert all(p.requires_grad for p in loop.model.parameters())
+        loop.run(step, step + 1)
+        step += 1
+    assert (step == 0) == (name == "one_shot")
+    before = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
+    loop.run(step, step + 2)
+    for n, p in loop.model.named_parameters():
+        assert p.requires_grad == (n in trains) != torch.equal(p, before[n]), n
+        assert (p in loop.optimizer.state) == (n in trains), n
+    kept = loop.states()
+    loop.run(step + 2)
+    assert all(p.requires_grad for p in loop.model.parameters())  # the loop is over
+    again = Loop(**of(name), retrain="norms_and_biases")
+    for part, state in zip((again.model, again.optimizer, again.schedule), kept, strict=False):
+        part.load_state_dict(state)
+    again.pruner.load_state_dict(kept[3])
+    assert_same(loop, again.run(step + 2))
+
+
+def test_adapters_are_not_for_a_foreign_loop() -> None:
+    with pytest.raises(UserError, match=r"^retrain: mask_lora trains matrices .*prune$"):
+        Loop("one_shot", retrain="mask_lora")

@@ -361,3 +361,21 @@ def test_bad_settings_are_refused_at_once(changes: dict, words: str) -> None:
         own = {} if "method" in changes else CALLBACK_SETTINGS
         instant_soup.InstantSoupCallback(**{**own, **changes})
     assert words in str(caught.value)
+
+
+def test_from_the_last_mask_on_only_biases_norms_and_head_train(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    callback = instant_soup.InstantSoupCallback(
+        "one_shot", sparsity=0.6, retrain="norms_and_biases"
+    )
+    trainer(tmp_path, model, callback).train()
+    for name, parameter in model.named_parameters():
+        was = before[name] * callback.mask.get(name, torch.tensor(1))
+        head = name in ("bert.pooler.dense.weight", "classifier.weight")
+        assert torch.equal(parameter, was) == (parameter.ndim > 1 and not head), name
+        assert parameter.requires_grad
+    with pytest.raises(UserError, match="retrain: mask_lora trains matrices"):
+        instant_soup.InstantSoupCallback("one_shot", retrain="mask_lora")

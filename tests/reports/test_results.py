@@ -285,3 +285,24 @@ def test_rows_with_a_teacher_are_in_tables_of_their_own(tmp_path):
     ]
     assert best == [{"ISP"}, {"One-shot magnitude"}]
     figures.accuracy_vs_sparsity(runs, tmp_path / "figure.png")
+
+
+def test_rows_retrained_in_part_are_in_tables_of_their_own(tmp_path):
+    runs = ledger_of(
+        tmp_path,
+        result("dense", 0.9),
+        result("isp", 0.80),
+        result("dense", 0.9, variant="training.retrain=mask_lora"),
+        result("isp", 0.85, variant="training.retrain=mask_lora"),
+        result("isp", 0.86, variant="training.retrain=mask_lora training.lora_rank=4"),
+        result("dense", 0.9, variant="training.teacher=dense training.retrain=mask_lora"),
+        result("isp", 0.87, variant="training.teacher=dense training.retrain=mask_lora"),
+    )
+    whole, part, both = results_chapter(runs).tables
+    assert [name for name, _ in whole.rows] == ["Full (dense)", "ISP"]
+    assert "after the last mask" not in whole.caption and "after the last mask" in part.caption
+    assert part.heading == f"{whole.heading} · training.retrain=mask_lora"
+    rows = ["Full (dense)", "ISP", "ISP (training.lora_rank=4)"]
+    assert [name for name, _ in part.rows] == rows
+    assert both.heading.endswith("training.teacher=dense training.retrain=mask_lora")
+    assert "learnt from" in both.caption and "after the last mask" in both.caption

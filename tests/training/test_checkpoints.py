@@ -307,6 +307,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{"precision": "bf16", "processes": 2, "evaluations": 7, "seed": 4},
     **{"metric": "matthews", "flip": True, "cycles": 3, "lowest_rate": 0.1},
     **{"teacher": "dense", "temperature": 4.0, "hardness": 0.5},
+    **{"retrain": "mask_lora", "retrain_rate": 2.0, "lora_rank": 4, "lora_alpha": 8.0},
 }
 
 

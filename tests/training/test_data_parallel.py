@@ -14,7 +14,7 @@ from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
 from instant_soup.models import bert, matrices
 from instant_soup.sparsity import masks, scores
-from instant_soup.training import data_parallel, loop
+from instant_soup.training import data_parallel, loop, retraining
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
 
@@ -48,10 +48,12 @@ def train(base: Path, data: Texts, processes: int, after_step: Any = None, **cha
     if recipe.taught:
         weights = new_classifier(base, 2, 9).state_dict()
         teacher = bert.classifier(base, weights, **bert_settings(2, 0.0))
-    state = loop.train(
-        model, state, mask, data, recipe, cost,
-        last=12, total=12, label="test", teacher=teacher, after_step=note,
-    )  # fmt: skip
+    pruner = retraining.pruner_of(recipe, mask, state.weights)
+    with retraining.only_some(model, state, pruner, recipe):
+        state = loop.train(
+            model, state, pruner, data, recipe, cost,
+            last=12, total=12, label="test", teacher=teacher, after_step=note,
+        )  # fmt: skip
     return losses, state, mask, cost
 
 
@@ -64,6 +66,12 @@ def test_each_process_has_the_teacher(tiny_bert: Path, data: Texts, alone: Any) 
     one, two = (train(tiny_bert, data, n, teacher="dense", temperature=1.0) for n in (1, 2))
     assert two[0] == pytest.approx(one[0], abs=1e-4) and abs(one[0][-1] - alone[0][-1]) > 1e-3
     assert two[3].flops == pytest.approx(4 / 3 * alone[3].flops)
+
+
+def test_each_process_has_the_adapters(tiny_bert: Path, data: Texts, alone: Any) -> None:
+    one, two = (train(tiny_bert, data, n, retrain="mask_lora", lora_rank=2) for n in (1, 2))
+    assert two[0] == pytest.approx(one[0], abs=1e-4) and abs(one[0][-1] - alone[0][-1]) > 1e-3
+    assert not any(two[1].weights[name][~kept].any() for name, kept in two[2].items())
 
 
 def test_two_processes_have_the_losses_and_weights_of_one(

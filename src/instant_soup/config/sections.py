@@ -30,6 +30,8 @@ from instant_soup.config.fields import (
 TEXTS, IMAGES = ("bert",), ("clip",)
 NO_TEACHER = "none"
 OF_TEACHER = ("teacher", "temperature", "hardness")  # settings of training
+ALL, NORMS_AND_BIASES, MASK_LORA = "all", "norms_and_biases", "mask_lora"
+OF_RETRAINING = ("retrain", "retrain_rate", "lora_rank", "lora_alpha")
 SEED = integer(0, 2**31 - 1)
 PRECISION = one_of("auto", "fp32", "bf16")
 
@@ -135,6 +137,23 @@ class Training:
     hardness: float = setting(
         "teacher: its share in the loss; the labels have the rest", number(0, 1), default=1.0
     )
+    retrain: str = setting(
+        "all | norms_and_biases (and the head) | mask_lora (these, and low-rank changes of what is "
+        "kept): what trains once the last mask is found",
+        one_of(ALL, NORMS_AND_BIASES, MASK_LORA),
+        default=ALL,
+    )
+    retrain_rate: float = setting(
+        "retrain, not all: factor on learning_rate",
+        number(0, 1e4, low_too=False),
+        default=10.0,
+    )
+    lora_rank: int = setting("mask_lora: rank of a change", integer(1, 4096), default=16)
+    lora_alpha: float = setting(
+        "mask_lora: a change is multiplied by lora_alpha / lora_rank",
+        number(0, 1e6, low_too=False),
+        default=32.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +203,20 @@ class Recipe(Training):
         """Whether the network learns from a teacher."""
         return self.teacher != NO_TEACHER
 
+    @property
+    def partial(self) -> bool:
+        """Whether only some of the network trains."""
+        return self.retrain != ALL
+
     def untaught(self) -> "Recipe":
         """The same without a teacher."""
+        return self._without(OF_TEACHER)
+
+    def whole(self) -> "Recipe":
+        """The same for a training of all of the network."""
+        return self._without(OF_RETRAINING)
+
+    def _without(self, names: tuple[str, ...]) -> "Recipe":
         fields = settings_of(Training)
-        plain = {n: default_of(fields[n], FAMILIES[0], PRESETS[0]) for n in OF_TEACHER}  # as in all
+        plain = {n: default_of(fields[n], FAMILIES[0], PRESETS[0]) for n in names}  # as in all
         return replace(self, **plain)

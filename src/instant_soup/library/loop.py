@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from instant_soup.config.fields import check_value, integer
+from instant_soup.config.sections import ALL
 from instant_soup.errors import UserError
 from instant_soup.library.model import (
     Wanted,
@@ -33,6 +34,7 @@ from instant_soup.library.settings import (
     check_batches,
     check_carried,
     check_function,
+    check_retraining_carried,
     check_sparsity,
     check_steps,
     method_of,
@@ -44,6 +46,7 @@ from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import pruner as pruners
 from instant_soup.training.pruner import FixedMask, Tensors
+from instant_soup.training.retraining import freeze, small_parameters
 
 
 class Pruner:
@@ -75,6 +78,7 @@ class Pruner:
         clip_norm: float | None = 1.0,
         precision: str = "fp32",
         epoch: int | None = None,
+        retrain: str = "all",
         resume: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -96,6 +100,8 @@ class Pruner:
             clip_norm: Largest norm of their gradients; None: no clipping.
             precision: Their precision, "fp32", "bf16" or "auto".
             epoch: Steps in a pass over the data, if that is not the number of batches.
+            retrain: What trains once the last mask is found: "all" or "norms_and_biases" (and the
+                head). Everything else is then frozen until the last step.
             resume: A `state_dict()` to go on from. Load the model's and the optimiser's states
                 first.
             **settings: The method's own settings, such as `denoisers=3`.
@@ -105,6 +111,8 @@ class Pruner:
         """
         self.method, self.target, self.total = method_of(method, settings), sparsity, steps
         check_carried(self.method)
+        check_retraining_carried(self.method, retrain)
+        self.retrain, self.frozen = retrain, []  # type: tuple[str, list[nn.Parameter]]
         check_steps(steps)
         check_sparsity(sparsity)
         check_single_process()
@@ -140,6 +148,8 @@ class Pruner:
         )  # fmt: skip
         with own_words(self.method):
             self.method.check(sparsity, self.run.epochs)
+            if retrain != ALL:
+                small_parameters(bare, chosen)  # some there must be
         self._due = "after_backward"  # the call that comes next
         self._checked = True  # whether the model's zeros are known to be the mask's
         if resume is None:
@@ -172,6 +182,23 @@ class Pruner:
         self._due = "after_backward"
         self.run.step += 1
         self.inner.after_step(self.run.step - 1)
+        self._freeze_when_settled()
+
+    def _freeze_when_settled(self) -> None:
+        """From the last mask to the last step, let only what `retrain` names train."""
+        if self.step >= self.total:
+            return self.thaw()
+        if self.retrain == ALL or self.frozen or not self.inner.finished:
+            return
+        model = self.run.model
+        self.frozen = freeze(model, but=small_parameters(model, self.mask))
+        for parameter in self.frozen:  # momentum alone would move it
+            self.run.optimizer.state.pop(parameter, None)
+
+    def thaw(self) -> None:
+        """Let all train that may."""
+        while self.frozen:
+            self.frozen.pop().requires_grad_(True)
 
     def _check_order(self, call: str) -> None:
         """Raise UserError if a loop leaves one of the two calls out."""
@@ -258,6 +285,8 @@ class Pruner:
             if not tensors:
                 run.take_to_model(inner.mask)
             inner.attach(dict(run.model.named_parameters()), run.optimizer, tensors)
+        self.thaw()
+        self._freeze_when_settled()
 
     def _identity(self) -> dict[str, Any]:
         return {"method": self.method.name, "sparsity": self.target, "steps": self.total}

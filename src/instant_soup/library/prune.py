@@ -33,9 +33,11 @@ from instant_soup.library.settings import (
     method_of,
     own_words,
     recipe_of,
+    retraining_of,
     store_of,
 )
 from instant_soup.sparsity import masks
+from instant_soup.training.retraining import small_parameters
 
 
 def prune(
@@ -54,6 +56,10 @@ def prune(
     prunable: Wanted | None = None,
     checkpoint: str | Path | None = None,
     validate: Validate | None = None,
+    retrain: str = "all",
+    retrain_rate: float | None = None,
+    lora_rank: int | None = None,
+    lora_alpha: float | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> Pruned:
@@ -87,6 +93,11 @@ def prune(
             and loss. So give each run a folder of its own.
         validate: `validate(model)` returns a score, the higher the better. Methods that choose
             among networks need it.
+        retrain: What trains once the last mask is found: "all", "norms_and_biases" (and the head)
+            or "mask_lora" (these, and low-rank changes of what is kept).
+        retrain_rate: Factor on the learning rate then, unless all trains.
+        lora_rank: The rank of mask_lora's changes.
+        lora_alpha: mask_lora's changes are multiplied by lora_alpha / lora_rank.
         seed: Seed of all that is chosen at random.
         **settings: The method's own settings, for ISP such as `compression_rate`, `look_ahead` and
             `denoisers`. ISP's rounds take a share `mask_finding` of the steps together. With
@@ -112,7 +123,10 @@ def prune(
         )
     recipe = recipe_of(
         seed, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
-        clip_norm=clip_norm, precision=precision,
+        clip_norm=clip_norm, precision=precision, **retraining_of(
+            chosen, retrain,
+            retrain_rate=retrain_rate, lora_rank=lora_rank, lora_alpha=lora_alpha,
+        ),
     )  # fmt: skip
     check_single_process()
     bare = unwrapped(model)
@@ -127,6 +141,8 @@ def prune(
             validate=validate, store=store, looks_at=chosen.looks_at, full=narrow,
         )  # fmt: skip
         chosen.check(sparsity, run.epochs)
+        if recipe.partial:
+            small_parameters(bare, run.mask)  # some there must be
         chosen.run(run, sparsity)
         run.network(run.state, run.recipe)
     model.eval()

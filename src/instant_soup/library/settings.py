@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instant_soup.config.fields import LIBRARY, check_value, integer, make, number, settings_of
-from instant_soup.config.sections import SEED, Recipe
+from instant_soup.config.sections import ALL, MASK_LORA, NORMS_AND_BIASES, SEED, Recipe
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, keys_of
 from instant_soup.methods.custom import Criterion, Custom
@@ -166,6 +166,16 @@ def check_carried(method: Method) -> None:
         )
 
 
+def check_retraining_carried(method: Method, retrain: str) -> None:
+    """UserError for a way of retraining that a foreign loop cannot carry."""
+    retraining_of(method, retrain)
+    if retrain == MASK_LORA:
+        raise UserError(
+            f"retrain: {MASK_LORA} trains matrices that the loop's optimizer and clipping do not "
+            f"know; allowed: {ALL} | {NORMS_AND_BIASES}, or instant_soup.prune"
+        )
+
+
 def recipe_of(seed: int, **training: Any) -> Recipe:
     """Make the settings of training that the engine looks at.
 
@@ -186,6 +196,24 @@ def recipe_of(seed: int, **training: Any) -> Recipe:
         check_value(name, None, settings_of(Recipe)[name].metadata["rule"])
     made = make(Recipe, {"batch_size": 1, **training}, "bert", LIBRARY)
     return replace(made, seed=seed, dropout=None, freeze_embeddings=None)
+
+
+def retraining_of(method: Method, retrain: str, **given: Any) -> dict[str, Any]:
+    """What trains after a method's last mask, and how: those settings that are given.
+
+    UserError for one that is not read, or a method that trains nothing then.
+    """
+    check_value("retrain", retrain, settings_of(Recipe)["retrain"].metadata["rule"])
+    if retrain != ALL and (method.finishes or method.dense):
+        raise UserError(
+            f"retrain: {retrain}: {method.name} trains nothing after its last mask; allowed: {ALL}"
+        )
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in chosen.items():
+        if retrain == ALL or (retrain != MASK_LORA and name != "retrain_rate"):
+            use = MASK_LORA if name != "retrain_rate" else f"{NORMS_AND_BIASES} | {MASK_LORA}"
+            raise UserError(f"{name}: {value} is for retrain: {use}; allowed without it: None")
+    return {"retrain": retrain, **chosen}
 
 
 @contextmanager

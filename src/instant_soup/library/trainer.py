@@ -25,6 +25,7 @@ from instant_soup.library.settings import (
     check_batches,
     check_carried,
     check_function,
+    check_retraining_carried,
     check_sparsity,
     method_of,
 )
@@ -66,6 +67,7 @@ class InstantSoupCallback(TrainerCallback):
         prunable: Wanted | None = None,
         batches: Iterable[Any] | None = None,
         loss: Loss | None = None,
+        retrain: str = "all",
         seed: int = 0,
         **settings: Any,
     ) -> None:
@@ -86,6 +88,8 @@ class InstantSoupCallback(TrainerCallback):
         """
         self.method = method_of(method, settings)
         check_carried(self.method)
+        check_retraining_carried(self.method, retrain)
+        self.retrain = retrain
         check_sparsity(sparsity)
         self.sparsity, self.prunable, self.batches, self.seed = sparsity, prunable, batches, seed
         if batches is not None:
@@ -136,7 +140,7 @@ class InstantSoupCallback(TrainerCallback):
             sparsity=self.sparsity, batches=batches, loss=loss, prunable=self.prunable,
             seed=self.seed, learning_rate=args.learning_rate,
             clip_norm=args.max_grad_norm or None, precision="bf16" if args.bf16 else "fp32",
-            epoch=_epoch(args, loader),
+            epoch=_epoch(args, loader), retrain=self.retrain,
             resume=self._found(args, state, model) if state.global_step else None,
         )  # fmt: skip
         if state.global_step:
@@ -164,6 +168,8 @@ class InstantSoupCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Remove the hooks; warn if training ended before the last prune."""
         self._release()
+        if self.pruner is not None:
+            self.pruner.thaw()
         if self.pruner is not None and not self.pruner.done:
             reached = f"{self.pruner.sparsity:.0%} of {self.sparsity:.0%}"
             warnings.warn(f"training ended early: pruned to {reached}", stacklevel=2)

@@ -65,6 +65,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()  # rows that it is made of
     dense: ClassVar[bool] = False  # whether nothing is pruned in the end
     validates: ClassVar[bool] = False  # whether it asks a run for validation scores
+    finishes: ClassVar[bool] = False  # whether nothing is left to train on its ticket
 
     def check(self, sparsity: float, epochs: float) -> None:
         """UserError where this sparsity or budget cannot be had; before any work."""
@@ -99,7 +100,9 @@ class Method:
 
     def run(self, run: "Run", sparsity: float) -> None:
         """The whole method: find the ticket, then train it for the rest of the budget."""
+        asked, run.recipe = run.recipe, run.recipe.whole()
         self.find(run, sparsity)
+        run.recipe = asked
         run.looks_at = frozenset(Method.looks_at)  # training looks at all; only finding is guarded
         run.train(run.total, "the rest", keep=False)
 

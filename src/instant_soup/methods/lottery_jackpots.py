@@ -31,6 +31,7 @@ class LotteryJackpots(AtTarget):
     order: ClassVar[float] = 60.5
     source: ClassVar[str] = "Zhang et al. 2021, arXiv 2104.08700"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\spadesuit$")
+    finishes: ClassVar[bool] = True
 
     end: float = again(Ramp, "end", default=0.8)
     every: int = again(Ramp, "every")

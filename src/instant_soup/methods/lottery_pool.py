@@ -22,6 +22,7 @@ class LotteryPool(Lottery):
     title: ClassVar[str] = "Lottery Pool"
     order: ClassVar[float] = 72
     style: ClassVar[tuple[str, str] | None] = ("#117733", "8")
+    finishes: ClassVar[bool] = True
     validates: ClassVar[bool] = True
 
     coefficients: list[float] = setting(

@@ -32,6 +32,7 @@ class Smp(LearntScores, Ramp):
     order: ClassVar[float] = 60.4
     source: ClassVar[str] = "Jiang et al. 2022, arXiv 2210.06210"
     style: ClassVar[tuple[str, str] | None] = ("#AA4499", r"$\star$")
+    finishes: ClassVar[bool] = True
 
     score_learning_rate: float = again(LearntScores, "score_learning_rate", default=2e-2)
     scope: str = setting(

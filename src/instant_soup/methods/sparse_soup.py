@@ -39,6 +39,7 @@ class SparseSoup(OnTheWay):
     order: ClassVar[float] = 86
     source: ClassVar[str] = "Zimmer et al. 2024, arXiv 2306.16788"
     style: ClassVar[tuple[str, str] | None] = ("#B8860B", r"$\Pi$")
+    finishes: ClassVar[bool] = True
 
     score: str = setting(
         "fisher (ISP+'s masks) | magnitude (progressive pruning's)",

@@ -132,6 +132,20 @@ def matrices(model: nn.Module) -> Weights:
     return found
 
 
+def head(model: nn.Module, pruned: Iterable[str]) -> Weights:
+    """Name → weight of the linear maps behind the last block and the last pruned matrix.
+
+    Of a text classifier of transformers that is its pooler, where it has one, and its classifier. A
+    map that is a look-up table as well (tied) is none of them.
+    """
+    every = matrices(model)
+    inside = {*pruned, *prunable(model)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    last = max((number for number, name in enumerate(every) if name in inside), default=-1)
+    behind = list(every)[last + 1 :]
+    return {name: every[name] for name in behind if id(every[name]) not in tables}
+
+
 def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:
     """UserError unless `weights` are exactly the model's, by name and shape."""
     expected = {name: w.shape for name, w in model.state_dict().items()}

@@ -27,7 +27,10 @@ from instant_soup.config.fields import (
     some_of,
 )
 from instant_soup.config.sections import (
+    ALL,
+    MASK_LORA,
     NO_TEACHER,
+    OF_RETRAINING,
     OF_TEACHER,
     SEED,
     Data,
@@ -204,6 +207,7 @@ def check_rows(params: Params) -> list[float]:
                 f"{' | '.join(params.rows)}"
             )
     _check_teacher(params)
+    _check_retraining(params)
     size, processes = params.training.batch_size, params.training.processes
     if size % processes:
         raise UserError(
@@ -215,13 +219,32 @@ def check_rows(params: Params) -> list[float]:
 
 def _check_teacher(params: Params) -> None:
     """UserError for a setting of a teacher where there is none."""
-    for key in OF_TEACHER[1:]:
-        if params.training.teacher == NO_TEACHER and getattr(params.training, key) != default_of(
-            settings_of(Training)[key], params.family, params.top.preset
-        ):
+    if params.training.teacher == NO_TEACHER:
+        _check_idle(params, OF_TEACHER[1:], "training.teacher: dense")
+
+
+def _check_retraining(params: Params) -> None:
+    """UserError for a setting that its way of retraining does not read, or a row without any."""
+    asked = params.training.retrain
+    if asked == ALL:
+        _check_idle(params, OF_RETRAINING[1:2], "training.retrain: norms_and_biases | mask_lora")
+    if asked != MASK_LORA:
+        _check_idle(params, OF_RETRAINING[2:], f"training.retrain: {MASK_LORA}")
+    for row in params.rows if asked != ALL else ():
+        if registry.method_named(row).finishes:
             raise UserError(
-                f"params.yaml: training.{key}: {getattr(params.training, key)} is for "
-                "training.teacher: dense; allowed without it: null"
+                f"params.yaml: training.retrain: {asked}: {row} trains nothing after its last "
+                f"mask; allowed with it: {ALL}"
+            )
+
+
+def _check_idle(params: Params, keys: tuple[str, ...], use: str) -> None:
+    """UserError for settings of training that are not the default, where nothing reads them."""
+    for key in keys:
+        value, field = getattr(params.training, key), settings_of(Training)[key]
+        if value != default_of(field, params.family, params.top.preset):
+            raise UserError(
+                f"params.yaml: training.{key}: {value} is for {use}; allowed without it: null"
             )
 
 
@@ -276,6 +299,7 @@ def planned(raw: Any) -> dict[str, Planned]:
     recipe = Recipe(
         **vars(params.training), seed=top.seed, metric=data.metric, flip=images and data.flip
     )
+    retrained, recipe = recipe, recipe.whole()
     dense = recipe.untaught()
     teacher = dense if recipe.taught else None
     # Of images no seed: the head is the text tower's, so all seeds start from the same network.
@@ -296,7 +320,7 @@ def planned(raw: Any) -> dict[str, Planned]:
     files["retrain_isp"] = Planned(
         "sparse_retrain",
         RetrainStage(
-            recipe=of_isps, start=last, teacher=teacher,
+            recipe=isp.recipe(retrained), start=last, teacher=teacher,
             isp_rounds=of_isp[0], isp_denoisers=of_isp[1],
         ),
     )  # fmt: skip
@@ -308,8 +332,9 @@ def planned(raw: Any) -> dict[str, Planned]:
         ticket = _ticket(method, top, method.recipe(recipe), teacher, head, of_isp)
         files[f"ticket_{name}"] = Planned("find_ticket", ticket, (name, *method.needs))
         folder = f"models/tickets/{name}/{'of_isp' if method.needs else 'found'}"
+        last_phase = recipe if method.dense else retrained
         retrain = RetrainStage(
-            recipe=method.recipe(recipe), start="models/start", teacher=teacher, ticket=folder
+            recipe=method.recipe(last_phase), start="models/start", teacher=teacher, ticket=folder
         )
         files[f"retrain_{name}"] = Planned("sparse_retrain", retrain)
     for name in params.rows:

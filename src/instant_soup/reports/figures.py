@@ -308,15 +308,15 @@ Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]
 def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     """Save a figure with `draw`'s panel for each section of a summary, and one legend for all.
 
-    Rows that had a teacher are in panels of their own.
+    Rows that had a teacher, or were retrained in part, are in panels of their own.
 
     Sections with several sparsities come first; those with a single one get smaller panels below.
     """
     cells = cells[cells["method"] != ZERO_SHOT]  # far below, it would flatten all others
     sections = [
-        (section, teacher, own)
-        for teacher, block in blocks(cells)
-        for section, own in block.groupby(SECTION)
+        (section, block, own)
+        for block, rows in blocks(cells)
+        for section, own in rows.groupby(SECTION)
     ]
     sections.sort(key=lambda one: _is_a_point(one[2]))
     curves = sum(not _is_a_point(own) for *_, own in sections) or max(1, len(sections))
@@ -333,10 +333,10 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     for place, width in places:
         line, left = divmod(place, 6)
         panels.append(figure.add_subplot(grid[line, left : left + width]))
-    for axes, (section, teacher, own) in zip(panels, sections, strict=False):
+    for axes, (section, block, own) in zip(panels, sections, strict=False):
         variant, own = common_variant(own)
         draw(axes, own, section[3], list(cells["method"]))
-        title = filter(None, (heading(section), teacher, variant))
+        title = filter(None, (heading(section), block, variant))
         axes.set_title("\n".join(title), fontsize=9)
     handles: dict[str, Any] = {}
     for axes in panels:

@@ -96,21 +96,22 @@ def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 
 def blocks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Rows that had no teacher, and those that had one: never in one table.
+    """Rows with and without a teacher, and by what of them is retrained: never in one table.
 
-    Each with what their variants say of it, "" or training.teacher=…, and leave out from here on.
+    Each with what their variants say of these, as "training.teacher=dense", and leave out from here
+    on.
     """
-    found, taught = [], rows["variant"].map(teacher_of)
-    for teacher in sorted(set(taught)):
-        own = rows[taught == teacher]
-        left = [" ".join(part for part in v.split() if part != teacher) for v in own["variant"]]
-        found.append((teacher, own.assign(variant=left)))
+    found, how = [], rows["variant"].map(block_of)
+    for block in sorted(set(how)):
+        own = rows[how == block]
+        left = [" ".join(p for p in v.split() if p not in block.split()) for v in own["variant"]]
+        found.append((block, own.assign(variant=left)))
     return found
 
 
-def teacher_of(variant: str) -> str:
-    """What a variant says of a teacher: training.teacher=…, or nothing."""
-    return next((part for part in variant.split() if part.startswith("training.teacher=")), "")
+def block_of(variant: str) -> str:
+    """What a variant says of a teacher and of what is retrained: "" where it says nothing."""
+    return " ".join(part for part in variant.split() if part.startswith(tuple(APART)))
 
 
 def summary(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -158,8 +159,8 @@ def shared_settings(variant: str) -> str:
 def results_chapter(ledger: pd.DataFrame) -> Chapter:
     """Per section, methods by sparsities: mean ± std over seeds, variants beneath their method."""
     tables = [
-        _results_table(section, teacher, cells, own)
-        for teacher, own in blocks(ledger)
+        _results_table(section, block, cells, own)
+        for block, own in blocks(ledger)
         for section, cells in summary(own).groupby(SECTION, sort=True)
     ]
     return Chapter("Results", "", tables)
@@ -168,8 +169,8 @@ def results_chapter(ledger: pd.DataFrame) -> Chapter:
 def cost_chapter(ledger: pd.DataFrame) -> Chapter:
     """Per section, what each method cost at each sparsity, means over seeds."""
     tables = [
-        _cost_table(section, teacher, cells, own)
-        for teacher, own in blocks(ledger)
+        _cost_table(section, block, cells, own)
+        for block, own in blocks(ledger)
         for section, cells in costs(own).groupby(SECTION, sort=True)
     ]
     return Chapter("Cost", COST_TEXT, tables)
@@ -281,9 +282,7 @@ def _value(cell: dict[Hashable, Any], plain: bool) -> str:
     return text if plain else f"{text} (n = {cell['n']})"
 
 
-def _results_table(
-    section: tuple, teacher: str, cells: pd.DataFrame, ledger: pd.DataFrame
-) -> Table:
+def _results_table(section: tuple, block: str, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
     model, dataset, preset, metric = section
     variant, cells = common_variant(in_units(cells))
     methods, count = methods_of(cells), one_count(cells)
@@ -297,10 +296,10 @@ def _results_table(
         f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
         f"Model {model} (weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
         f"precision {precision or 'not recorded'}."
-        f"{_unsettled_words(_drawn_in(ledger, section, variant))}{TAUGHT if teacher else ''}"
+        f"{_unsettled_words(_drawn_in(ledger, section, variant))}{_apart_words(block)}"
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
-    return Table(heading(section, teacher, variant), header, rows_of(methods, columns), caption)
+    return Table(heading(section, block, variant), header, rows_of(methods, columns), caption)
 
 
 def spread_words(cells: pd.DataFrame) -> str:
@@ -312,10 +311,22 @@ def spread_words(cells: pd.DataFrame) -> str:
     return f"mean ± sample standard deviation over seeds{counts}.{single}"
 
 
-TAUGHT = (
-    f" Every row but {METHOD_NAMES[registry.DENSE]} learnt from that row's network, whose "
-    "fine-tuning is in their cost."
-)
+APART = {  # what sets rows apart, and what to say of those that have it
+    "training.teacher=": (
+        f" Every row but {METHOD_NAMES[registry.DENSE]} learnt from that row's network, whose "
+        "fine-tuning is in their cost."
+    ),
+    "training.retrain=": (
+        " Of every row but dense ones only what the heading says was trained after the last mask."
+    ),
+}
+
+
+def _apart_words(block: str) -> str:
+    """What a block's rows have in common, for a caption."""
+    return "".join(words for sign, words in APART.items() if sign in block)
+
+
 UNRANKED = " The dense network is no better than guessing here, so no row is called best or better."
 
 
@@ -337,7 +348,7 @@ COST_TEXT = (
 )
 
 
-def _cost_table(section: tuple, teacher: str, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
+def _cost_table(section: tuple, block: str, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
     per_unit, flop = _flop_unit(cells[["flops", "sparse_flops"]].max(axis=None))
     columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
     columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
@@ -361,9 +372,9 @@ def _cost_table(section: tuple, teacher: str, cells: pd.DataFrame, ledger: pd.Da
         ]
         rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
     drawn = _drawn_in(ledger, section, variant)
-    caption = _drawing_words(drawn) + _unsettled_words(drawn) + (TAUGHT if teacher else "")
+    caption = _drawing_words(drawn) + _unsettled_words(drawn) + _apart_words(block)
     header = [("", name) for name in columns]
-    return Table(heading(section, teacher, variant), header, rows, caption.strip())
+    return Table(heading(section, block, variant), header, rows, caption.strip())
 
 
 def _drawn_in(ledger: pd.DataFrame, section: tuple, variant: str) -> pd.DataFrame:

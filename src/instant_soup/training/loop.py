@@ -28,6 +28,7 @@ from instant_soup.sparsity.masks import Mask
 from instant_soup.training import data_parallel
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.pruner import FixedMask, Pruner
+from instant_soup.training.retraining import step_flops
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
 
@@ -294,14 +295,14 @@ def take_steps(
     """Take the steps `state.step` … `last` − 1 of a run.
 
     Args:
-        model: The network; it stays on its device.
+        model: The network; it stays on its device. What requires no gradient stays as it is.
         state: The state to begin at.
         pruner: Keeps the network sparse (pruner.py); a mask stands for `FixedMask`.
         batches: Yields (step, batch) for just these steps.
         loss_of_batch: Computes the loss of a batch, a scalar.
         flops_of_batch: FLOPs of a forward pass: in prunable matrices, and elsewhere.
         recipe: learning_rate, weight_decay, clip_norm, warmup (a share of `total`), seed, precision
-            and the rate's cycles are used.
+            and the rate's cycles are used; `retrain` and its rank to count FLOPs.
         cost: What these steps cost is added to it.
         last: The step after the last one.
         total: The rate falls to zero over so many steps, or in cycles. None: it is constant, as in
@@ -325,7 +326,9 @@ def take_steps(
     optimizer = make_optimizer(model, state, recipe.weight_decay)
     optimizer.zero_grad()  # what a caller's own code may have left
     trainable = [p for p in parameters.values() if p.requires_grad]
+    own = len(optimizer.param_groups)
     pruner.attach(parameters, optimizer, state.of_pruner)
+    trainable += [p for group in optimizer.param_groups[own:] for p in group["params"]]
     first = state.step
     if last <= first:
         return state
@@ -379,8 +382,9 @@ def take_steps(
         if flops_of_batch is not None:
             in_prunable, others = flops_of_batch(batch)
             beside = passes_beside * (in_prunable + others)
-            cost.flops += 3 * (in_prunable + others) + beside
-            cost.sparse_flops += 3 * (in_prunable * kept / prunable + others) + beside
+            whole, sparse = step_flops(recipe, in_prunable, others, kept, prunable)
+            cost.flops += whole + beside
+            cost.sparse_flops += sparse + beside
         cost.steps += 1
         cost.seconds += time.perf_counter() - mark
         if after_step is not None:

@@ -2,7 +2,8 @@
 
 A pruner is called by whoever trains, the engine (loop.py) or your own loop:
 
-    pruner.attach(parameters, optimizer, tensors)   once, before the first step
+    pruner.attach(parameters, optimizer, tensors)   once, before the first step; what it trains
+                                                    itself, it adds to the optimiser in a group
     pruner.after_backward(step)                     the gradients are there; before clipping
     pruner.after_step(step)                         the optimiser has taken its step
     pruner.tensors()                                what a checkpoint must hold beside the state
@@ -185,7 +186,12 @@ class FixedMask:
             self.factors = {
                 name: kept.to(self.parameters[name].device, torch.float32)
                 for name, kept in self.mask.items()
+                if self._may_have_gradient(name)
             }
+
+    def _may_have_gradient(self, name: str) -> bool:
+        parameter = self.parameters[name]
+        return parameter.requires_grad or parameter.grad is not None
 
     def _own_gradients(self) -> Tensors:
         return {n: p.grad for n, p in self.parameters.items() if p.grad is not None}

@@ -24,6 +24,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, write_json
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
+from instant_soup.training import retraining
 from instant_soup.training.checkpoints import Curve, Record, Store, digest, found_in
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
@@ -185,7 +186,8 @@ class Run(ABC):
     ) -> None:
         """Train up to step `last` of the budget, under the run's mask or by a pruner.
 
-        The training is recorded in the store: an equal call goes on from there.
+        The training is recorded in the store: an equal call goes on from there. If the recipe says
+        so, only some parameters train (retraining.py), under the run's mask.
 
         Args:
             last: The step after the last one.
@@ -200,7 +202,9 @@ class Run(ABC):
         """
         self._check_data()
         own, cost, first = recipe or self.recipe, Cost(), self.state.step
-        if pruner is None:
+        if own.partial:
+            pruner = retraining.pruner_of(own, self.mask, self.state.weights)
+        elif pruner is None:
             pruner = FixedMask(self.mask, gradients_at={last - 1} if keep_gradients else ())
         by = None if key is None else [key, self.code]
         until = self.total if total is None else total
@@ -214,14 +218,16 @@ class Run(ABC):
             self.at_work = network, pruner
             if not record.curve and first > 0 and (row := self.first_row(network)):
                 record.add(row)
-            with record.going():
+            with record.going(), retraining.only_some(network, state, pruner, own):
                 self.state = self.take(
-                    network, state, pruner, own, cost,
+                    network, state, pruner, retraining.at_its_rate(own), cost,
                     last=last, total=until, label=label, after_step=record.after_step,
                 )  # fmt: skip
             if keep_gradients and last > first:
                 self.gradients = {n: g.cpu() for n, g in getattr(pruner, "gradients", {}).items()}
                 self.state.of_pruner = {}
+            if own.partial:
+                self.state.of_pruner = {}  # merged by now
             self.mask = pruner.mask
             if self.store is not None and not (keep or keep_gradients):
                 self.store.discard(folder)
