@@ -15,6 +15,7 @@ from instant_soup.pipeline.run import classifier
 from instant_soup.pipeline.stage_files import EvaluateStage
 from instant_soup.pipeline.tracking import stage_run
 from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.pq import free_share
 from instant_soup.training import loop, metrics
 from instant_soup.training.state import load_state
 
@@ -52,6 +53,7 @@ def main() -> None:
                 **stage.identity(),
                 "precision": precision,
                 "base": models.digest(pretrained),
+                "pq_index": free_share(pretrained),
                 "code_version": code_version(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "test": found,

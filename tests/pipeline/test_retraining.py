@@ -18,10 +18,13 @@ from helpers import (
 )
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml
+from instant_soup.models.base import pretrained_prunable
 from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import build
 from instant_soup.pipeline.stage_files import RetrainStage
+from instant_soup.pipeline.workspace import BASE
 from instant_soup.sparsity import masks
+from instant_soup.sparsity.pq import free_share
 from instant_soup.training.retraining import small_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
@@ -94,7 +97,9 @@ def test_tickets_are_those_of_ever_and_the_last_phase_trains_in_part(
             products = steps * 6 * 2 * masks.count(mask)[1]
             assert cost["flops"] - dearer["flops"] == pytest.approx(products)
     run_script("evaluate", "--method", "one_shot")
-    told = read_json("reports/results/one_shot.json")["variant"].split()
+    result = read_json("reports/results/one_shot.json")
+    assert result["pq_index"] == free_share(pretrained_prunable(BASE))
+    told = result["variant"].split()
     assert told[-len(how) :] == [f"training.{key}={value}" for key, value in how.items()]
 
 

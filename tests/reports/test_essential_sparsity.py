@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,10 @@ from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import essential_sparsity, figures
 from instant_soup.reports.essential_sparsity import curves_of, knee, knee_over_seeds
 from instant_soup.reports.render import markdown
+from instant_soup.sparsity.pq import free_share
 
+# (√4 + √1)² / (4 + 1) = 1.8 of four must stay by the PQ index, the two parts together.
+FOUR_ONE = {"a": torch.tensor([[4.0, 0.0]]), "b": torch.tensor([[-1.0], [0.0]])}
 SPARSITIES = [round(0.1 * i, 1) for i in range(1, 10)]
 
 
@@ -69,12 +73,23 @@ def test_curves_are_taken_of_seeds_that_have_them_whole(tmp_path):
     ((sparsities, values, dense),) = curves_of(ledger).values()
     assert (sparsities, values.shape, list(dense)) == (SPARSITIES, (2, 9), [0.90, 0.92])
     table = markdown([essential_sparsity.chapter(ledger)])
-    assert cells_of(table, "One-shot magnitude") == ["91.00", "51", "51 … 51", "2"]
+    assert cells_of(table, "One-shot magnitude") == ["91.00", "51", "51 … 51", "–", "2"]
     similar = table.partition("one-shot and LTH")[2]
     assert cells_of(similar, "cosine of the masks (%)")[:2] == ["99.00", "98.00"]
     assert cells_of(similar, "LTH (IMP)")[:2] == ["90.00", "90.00"]
     figures.essential_sparsity(ledger, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 3000
+
+
+def test_beside_the_knee_is_what_the_pq_index_of_the_same_weights_predicts(tmp_path):
+    runs = [result("dense", 0.9, base="aaaa")]
+    runs += [result("one_shot", 0.9, target_sparsity=s, base="aaaa") for s in SPARSITIES]
+    told = [result("dense", dataset="sst2", base="aaaa", pq_index=free_share(FOUR_ONE))]
+    told += [result("dense", dataset="mrpc", base="bbbb", pq_index=0.2)]
+    for more, cell in ((told, "55"), (told[1:], "–")):
+        (tmp_path / "results.csv").unlink(missing_ok=True)
+        table = markdown([essential_sparsity.chapter(ledger_of(tmp_path, *runs, *more))])
+        assert cells_of(table, "One-shot magnitude") == ["90.00", "90", "–", cell, "1"]
 
 
 def test_without_curves_the_figure_says_so(tmp_path):

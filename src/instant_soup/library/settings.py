@@ -167,7 +167,7 @@ def check_carried(method: Method) -> None:
 
 
 def check_retraining_carried(method: Method, retrain: str) -> None:
-    """UserError for a way of retraining that a foreign loop cannot carry."""
+    """Raise UserError if a foreign loop cannot retrain in this way."""
     retraining_of(method, retrain)
     if retrain == MASK_LORA:
         raise UserError(
@@ -199,9 +199,10 @@ def recipe_of(seed: int, **training: Any) -> Recipe:
 
 
 def retraining_of(method: Method, retrain: str, **given: Any) -> dict[str, Any]:
-    """What trains after a method's last mask, and how: those settings that are given.
+    """What trains after a method's last mask, and how: the settings that are given.
 
-    UserError for one that is not read, or a method that trains nothing then.
+    Raises:
+        UserError: If a setting would not be read, or the method trains nothing then.
     """
     check_value("retrain", retrain, settings_of(Recipe)["retrain"].metadata["rule"])
     if retrain != ALL and (method.finishes or method.dense):

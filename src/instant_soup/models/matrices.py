@@ -135,8 +135,8 @@ def matrices(model: nn.Module) -> Weights:
 def head(model: nn.Module, pruned: Iterable[str]) -> Weights:
     """Name → weight of the linear maps behind the last block and the last pruned matrix.
 
-    Of a text classifier of transformers that is its pooler, where it has one, and its classifier. A
-    map that is a look-up table as well (tied) is none of them.
+    For a text classifier of transformers these are its pooler, if it has one, and its classifier. A
+    map that is also a look-up table (tied) is left out.
     """
     every = matrices(model)
     inside = {*pruned, *prunable(model)}

@@ -224,7 +224,7 @@ def _check_teacher(params: Params) -> None:
 
 
 def _check_retraining(params: Params) -> None:
-    """UserError for a setting that its way of retraining does not read, or a row without any."""
+    """Raise UserError for a setting that is not read, or a row that cannot be retrained."""
     asked = params.training.retrain
     if asked == ALL:
         _check_idle(params, OF_RETRAINING[1:2], "training.retrain: norms_and_biases | mask_lora")
@@ -239,7 +239,7 @@ def _check_retraining(params: Params) -> None:
 
 
 def _check_idle(params: Params, keys: tuple[str, ...], use: str) -> None:
-    """UserError for settings of training that are not the default, where nothing reads them."""
+    """Raise UserError if a setting of training is not the default, but nothing reads it."""
     for key in keys:
         value, field = getattr(params.training, key), settings_of(Training)[key]
         if value != default_of(field, params.family, params.top.preset):

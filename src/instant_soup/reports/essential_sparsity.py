@@ -20,7 +20,9 @@ TEXT = (
     "up to which the mean over seeds stays within one point (ε = 0.01) of dense, interpolated "
     "between the measured sparsities; beside it, the least and the most of the single seeds' own. "
     "A test split of 1,000 rows measures an accuracy to about half a point (one standard error), "
-    "which is not in that range. grids/essential.yaml measures the curves."
+    "which is not in that range. Beside these, what the PQ index of the pre-trained matrices "
+    "predicts to be free (Diao et al. 2023; p = 1/2, q = 1, η = 0), whatever the task: –, where no "
+    "result says it yet. grids/essential.yaml measures the curves."
 )
 SIMILARITY_TEXT = (
     "One-shot pruning against lottery tickets, test metric (mean over seeds), and the cosine "
@@ -86,6 +88,16 @@ def curves_of(ledger: pd.DataFrame) -> dict[tuple, tuple[list[float], np.ndarray
     return found
 
 
+def predicted(section: tuple, ledger: pd.DataFrame) -> float:
+    """The free sparsity by the PQ index of the weights that a section's rows began at.
+
+    It depends on these weights alone, so a row of another section may know it. NaN if none does.
+    """
+    bases = ledger.loc[(ledger[SECTION] == list(section)).all(axis=1), "base"]
+    known = ledger.loc[ledger["base"].isin(set(bases) - {""}), "pq_index"].dropna()
+    return float(known.iloc[-1]) if len(known) else np.nan
+
+
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """The knee of each task's one-shot curve, and how like lottery tickets the masks are."""
     tables: list[Table | None] = []
@@ -96,10 +108,11 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
             Cell(f"{scale(section[3]) * dense.mean():.2f}"),
             Cell(f"{100 * middle:.0f}"),
             Cell(interval),
+            Cell(number(100 * predicted(section, ledger), ".0f")),
             Cell(str(len(dense))),
         ]
         names = [f"dense {section[3]}{unit(section[3])}", "essential sparsity (%)"]
-        names += ["single seeds (%)", "n"]
+        names += ["single seeds (%)", "free by the PQ index (%)", "n"]
         row = [("One-shot magnitude", cells)]
         tables.append(Table(heading(section), [("", name) for name in names], row, ""))
         tables.append(_similarity_table(section, ledger))

@@ -26,9 +26,11 @@ from instant_soup.files import new_file, read_json
 
 KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
 COST = ["steps", "search_steps", "flops", "sparse_flops", "seconds", "peak_memory"]
+OF_BASE = ["pq_index"]  # numbers of the pre-trained weights
 NUMBERS = ["target_sparsity", "seed", "value", "validation", "sparsity", *COST, "overlap_one_shot"]
+NUMBERS += OF_BASE
 RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "precision", "base"]
-ORIGIN = ["family", "code_version", "finished", "processor", "validation"]
+ORIGIN = ["family", "code_version", "finished", "processor", "validation", *OF_BASE]
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
 NOT_SETTLED = " (not settled)"  # behind the epoch that a search drew its ticket after

@@ -18,6 +18,7 @@ from instant_soup.reports.render import terminal
 from instant_soup.sparsity import compact, mask_soup, masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.names import in_block, in_order, layer_of, type_of
+from instant_soup.sparsity.pq import Spread, pq, spread
 from instant_soup.tickets.weights import (
     files_of,
     header,
@@ -42,13 +43,12 @@ class Inspected:
 
     mask: Mask
     near_zero: dict[str, int] = field(default_factory=dict)
-    spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # Σ √|w| and Σ |w|
+    spread: dict[str, Spread] = field(default_factory=dict)
 
     def add(self, name: str, weights: torch.Tensor, near_zero: float) -> None:
         """Take in the values of a matrix."""
         self.near_zero[name] = _count_near_zero(weights, near_zero)
-        sizes = weights.abs().double()
-        self.spread[name] = float(sizes.sqrt().sum()), float(sizes.sum())
+        self.spread[name] = spread(weights)
 
 
 def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
@@ -105,7 +105,7 @@ def statistics(inspected: Inspected) -> dict[str, Any]:
 
     Returns:
         Numbers of the whole, of each layer, matrix type and matrix: weights, kept, sparsity and, if
-        there are values, near_zero, pq_index and pq_least (see `pq`); and `patterns`.
+        there are values, near_zero, pq_index and pq_least (sparsity/pq.py); and `patterns`.
     """
     layers, types = _groups(inspected.mask)
     whole = _entry("all", list(inspected.mask), inspected)
@@ -139,27 +139,6 @@ def _entry(name: str, members: list[str], inspected: Inspected) -> dict[str, Any
     if inspected.spread:
         entry |= pq([inspected.spread[member] for member in members], weights)
     return entry
-
-
-def pq(spreads: list[tuple[float, float]], weights: int) -> dict[str, float | None]:
-    """The PQ index at p = ½, q = 1, and how many weights must stay by it (Diao et al. 2023).
-
-    I = 1 − d^(1/q − 1/p) ‖w‖ₚ / ‖w‖_q, and at least d (1 − I)^(pq / (q − p)) weights must stay. At
-    this p and q that number is (Σ √|w|)² / Σ |w|, to which zeros add nothing. I is the share of the
-    weights that are free by it.
-
-    Args:
-        spreads: Σ √|w| and Σ |w| of each matrix.
-        weights: d, the number of weights in all.
-
-    Returns:
-        `pq_index` and `pq_least`; None if all weights are zero, or one is not finite.
-    """
-    roots, sizes = (sum(parts) for parts in zip(*spreads, strict=True))
-    if not 0 < sizes < math.inf:
-        return {"pq_index": None, "pq_least": None}
-    least = roots**2 / sizes
-    return {"pq_index": 1 - least / weights, "pq_least": least}
 
 
 def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:

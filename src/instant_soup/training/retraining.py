@@ -1,8 +1,8 @@
-"""What trains once the last mask is found: all, or biases, norms and head, or these and adapters.
+"""What trains once the last mask is found: everything, or few parameters, or these and adapters.
 
-PERP (Zimmer et al. 2023, arXiv 2312.15230): a pruned network needs few parameters to recover. An
-adapter changes a matrix W within its mask, W + (α / r) · M ⊙ (BA) with B of r columns and A of r
-rows, so what is pruned stays zero when it is merged. M is the mask, not W ≠ 0: a kept weight may
+PERP (Zimmer et al. 2023, arXiv 2312.15230): few parameters suffice for a pruned network to recover.
+An adapter turns a matrix W into W + (α / r) · M ⊙ (BA), where B has r columns and A has r rows. So
+what is pruned stays zero when the adapter is merged. M is the mask, not W ≠ 0: a kept weight may
 happen to be zero.
 """
 
@@ -26,9 +26,10 @@ ADAPTERS = 4000  # keeps their draws apart from those of denoisers and of soups'
 
 
 def small_parameters(network: nn.Module, prunable: Collection[str]) -> set[str]:
-    """Names of what always trains: vectors (biases, norms) and the head, as far as they may.
+    """Names of what trains in any case: vectors (norms, biases) and the head, unless frozen.
 
-    UserError where there is none.
+    Raises:
+        UserError: If there is none.
     """
     head = {id(weight) for weight in matrices.head(network, prunable).values()}
     found = {
@@ -45,14 +46,14 @@ def small_parameters(network: nn.Module, prunable: Collection[str]) -> set[str]:
 
 
 def pruner_of(recipe: Recipe, mask: Mask, weights: Weights) -> FixedMask:
-    """What keeps a network sparse in its last phase, which begins with these weights."""
+    """The pruner of a last phase that begins with these weights."""
     if recipe.retrain != MASK_LORA:
         return FixedMask(mask)
     return MaskLora(mask, weights, recipe.lora_rank, recipe.lora_alpha, recipe.seed)
 
 
 def at_its_rate(recipe: Recipe) -> Recipe:
-    """The recipe with the learning rate of what it trains."""
+    """The recipe with the learning rate of its last phase."""
     if not recipe.partial:
         return recipe
     return replace(recipe, learning_rate=recipe.learning_rate * recipe.retrain_rate)
@@ -60,7 +61,7 @@ def at_its_rate(recipe: Recipe) -> Recipe:
 
 @contextmanager
 def only_some(network: nn.Module, state: State, pruner: Pruner, recipe: Recipe) -> Iterator[None]:
-    """Within this, only what `recipe.retrain` names trains; the others' moments leave the state."""
+    """Within this, only what `recipe.retrain` names trains; other moments are dropped."""
     if not recipe.partial:
         yield
         return
@@ -80,7 +81,7 @@ def only_some(network: nn.Module, state: State, pruner: Pruner, recipe: Recipe) 
 
 
 def freeze(network: nn.Module, but: Collection[str]) -> list[nn.Parameter]:
-    """Keep all parameters from training but some, by name; those that it kept."""
+    """Freeze all parameters but some, by name; return those that it froze."""
     frozen = [p for n, p in network.named_parameters() if p.requires_grad and n not in but]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -91,11 +92,20 @@ def freeze(network: nn.Module, but: Collection[str]) -> list[nn.Parameter]:
 def step_flops(
     recipe: Recipe, in_prunable: float, others: float, kept: int, prunable: int
 ) -> tuple[float, float]:
-    """FLOPs of a training step: dense ones, and without the pruned weights' multiply-adds.
+    """FLOPs of a training step.
 
-    `in_prunable` and `others` are those of a forward pass. Frozen matrices need no gradient, a
-    third of their part. An adapter's gradient is made of its matrix's, so nothing falls away there,
-    and the product BA with its two gradients comes on top.
+    Frozen matrices need no gradient, a third of their part. An adapter's gradient is made of its
+    matrix's, so it saves nothing; the product BA and its two gradients are added.
+
+    Args:
+        recipe: Says what trains.
+        in_prunable: FLOPs of a forward pass in prunable matrices.
+        others: FLOPs of a forward pass elsewhere.
+        kept: Number of weights that are kept.
+        prunable: Number of prunable weights.
+
+    Returns:
+        Dense FLOPs, and those without the pruned weights' multiply-adds.
     """
     multiplied = in_prunable * kept / prunable
     dense, sparse = 3 * (in_prunable + others), 3 * (multiplied + others)
@@ -109,9 +119,17 @@ def step_flops(
 def merged(
     weight: torch.Tensor, kept: torch.Tensor | None, b: torch.Tensor, a: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """W + scale · M ⊙ (BA), shaped like W; its first dimension is B's, all others together A's.
+    """W + scale · M ⊙ (BA).
 
-    `kept`: the mask as numbers; None where nothing is pruned.
+    Args:
+        weight: W, with two dimensions or more; those behind the first are taken as one.
+        kept: M in numbers, shaped like W; None if nothing is pruned.
+        b: First dimension of W × rank.
+        a: Rank × the other dimensions of W.
+        scale: Factor on the change.
+
+    Returns:
+        A new tensor shaped like W.
     """
     change = (b @ a).mul_(scale).view_as(weight)
     return weight + (change if kept is None else change.mul_(kept))
@@ -120,13 +138,13 @@ def merged(
 class MaskLora(FixedMask):
     """A fixed mask under which each matrix changes by an adapter; AdamW trains these, undecayed.
 
-    The parameters hold the merged matrices all the time, so whoever looks at the network sees it
-    pruned and as it is. Their gradients live only until the adapter's are made of them, one matrix
-    after the other. A starts as uniform noise of variance 1 / (3 · inputs), B at zero.
+    The parameters always hold the merged matrices, so whoever looks at the network sees it as it
+    is. A matrix's gradient is dropped as soon as its adapter's are made of it. B starts at zero, A
+    uniformly in ±1/√inputs.
     """
 
     def __init__(self, mask: Mask, weights: Weights, rank: int, alpha: float, seed: int) -> None:
-        """`weights`: those that the phase begins with, which the adapters change."""
+        """Take a copy of the weights that the phase begins with: the adapters change these."""
         super().__init__(mask)
         self.base = {name: weights[name].clone() for name in mask}
         self.rank, self.scale, self.seed = rank, alpha / rank, seed
@@ -177,7 +195,7 @@ class MaskLora(FixedMask):
         return held
 
     def release(self) -> None:
-        """Leave the network to itself."""
+        """Remove the hooks from the network."""
         while self.hooks:
             self.hooks.pop().remove()
 
@@ -195,7 +213,7 @@ class MaskLora(FixedMask):
         return torch.zeros(len(like), self.rank), (2 * draws - 1) / inputs**0.5
 
     def _to_adapter(self, name: str, parameter: torch.Tensor) -> None:
-        """Make an adapter's gradients of its matrix's, which goes."""
+        """Make an adapter's gradients of its matrix's, and drop that."""
         assert parameter.grad is not None
         b, a = self.adapters[name]
         gradient, parameter.grad = parameter.grad, None
