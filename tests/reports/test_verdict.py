@@ -79,6 +79,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path, seed):
     [
         {"variant": "isp.denoisers=6"},
         {"variant": "training.teacher=dense"},
+        {"variant": "training.retrain=mask_lora"},
         {"variant": "training.epochs=4"},
         {"precision": "fp32"},
         {"base": "other"},

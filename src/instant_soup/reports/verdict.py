@@ -2,9 +2,9 @@
 
 A view of the ledger. A *task* is a model on a dataset with its metric; rows enter with the preset's
 own settings (what the task itself changes in training or data is the same for all of its rows),
-without a teacher, begun at one checkpoint and computed in one precision on one kind of processor.
-Distances are in points
-from the dense network of the same task and seed; a network that came out as NaN counts as 0.
+without a teacher, trained in full, begun at one checkpoint and computed in one precision on one
+kind of processor. Distances are in points from the dense network of the same task and seed; a
+network that came out as NaN counts as 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,13 +20,13 @@ from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown,
 from instant_soup.reports.results import (
     UNPRUNED,
     ZERO_SHOT,
+    block_of,
     label,
     number,
     percent,
     ranks_nothing,
     row_order,
     shared_settings,
-    teacher_of,
     write_texts,
 )
 from instant_soup.reports.statistics import (
@@ -57,7 +57,7 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     is no better than guessing are left out.
     """
     own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
-    own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(teacher_of) == "")]
+    own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(block_of) == "")]
     is_dense = own["method"] == DENSE
     dense = own.loc[is_dense, [*SECTION, *ORIGIN, "seed", "value", "flops"]]
     runs = _one_origin_each(own[~own["method"].isin(UNPRUNED)])
