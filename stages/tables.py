@@ -12,6 +12,7 @@ from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports import (
     ablations,
     dense_soups,
+    equal_cost,
     essential_sparsity,
     figures,
     head_to_head,
@@ -19,6 +20,7 @@ from instant_soup.reports import (
     methods,
     page,
     paper,
+    pareto,
     verdict,
     verdict_figures,
 )
@@ -53,8 +55,10 @@ def main() -> None:
         written += dense_soups.write_tables(REPORTS / "tables", runs)
         written += essential_sparsity.write_tables(REPORTS / "tables", runs)
         written += verdict.write_tables(REPORTS / "tables", every)
+        written += equal_cost.write_tables(REPORTS / "tables", every)
         written += draw_figures(results, runs)
         written += verdict_figures.draw(every, REPORTS / "figures")
+        written += pareto.draw(every, REPORTS / "figures")
         for path in written:
             run.artifact(path, folder=path.parent.name)
         run.artifact(page.write_page(REPORTS / "index.html", runs, results, REPORTS / "figures"))

@@ -80,26 +80,25 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def _one_origin_each(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each task and sparsity the runs of one ORIGIN: the empty variant's, if there are some.
-
-    Then those of the origin with the most methods, the most runs, and the last of these.
-    """
+    """Of each task and sparsity the runs of its own setting."""
     chosen = [runs[:0]]
     for _, column in runs.groupby([*SECTION, "target_sparsity"]):
-        groups = [own for _, own in column.groupby(ORIGIN)]
-        chosen.append(
-            max(
-                groups,
-                key=lambda own: (
-                    own["variant"].iloc[0] == "",
-                    own["method"].nunique(),
-                    len(own),
-                    own["finished"].max(),
-                    tuple(own[ORIGIN].iloc[0]),
-                ),
-            )
-        )
+        setting = own_setting(column)
+        chosen.append(column[(column[ORIGIN] == list(setting or ())).all(axis=1)])
     return pd.concat(chosen)
+
+
+def own_setting(column: pd.DataFrame) -> tuple[str, ...] | None:
+    """What ORIGIN is in the setting of a task that its rows are compared in; None without rows.
+
+    `column`: the ledger's rows of one task and sparsity with no setting of their own. The empty
+    variant is it where there is one; then what most methods, and most runs, have, and the last.
+    """
+    settings = [
+        (not variant, own["method"].nunique(), len(own), own["finished"].max(), variant, *others)
+        for (variant, *others), own in column.groupby(ORIGIN)
+    ]
+    return max(settings)[4:] if settings else None
 
 
 def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:

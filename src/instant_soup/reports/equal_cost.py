@@ -1,0 +1,141 @@
+"""Equal cost: every row with as long a training as a budget allows, search included.
+
+A view of the ledger. A row may be trained for longer or shorter than in its task's own setting:
+with other `training.epochs`, and rounds stretched with them (`isp.calibration`). Cost is in
+fine-tunings of the dense network in the own setting. grids/equal_cost.yaml runs such rows.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from instant_soup.methods.registry import DENSE
+from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.reports.results import (
+    UNPRUNED,
+    ZERO_SHOT,
+    heading,
+    label,
+    number,
+    percent,
+    row_order,
+    scale,
+    shared_settings,
+    teacher_of,
+    unit,
+    write_texts,
+)
+from instant_soup.reports.verdict import ORIGIN, own_setting
+
+BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
+OF_LENGTH = ("training.epochs=", "isp.calibration=")
+SLACK = 1.05  # what a run may exceed its budget by: rounds end on whole steps
+
+TEXT = (
+    "Every row with as long a training as fits a budget, search included: of the lengths that it "
+    "was run with, the longest that costs at most that many fine-tunings of the dense network "
+    "(training FLOPs; 5 % over counts as fitting). Shorter and longer trainings have the whole "
+    "schedule shrunk or stretched, rounds included. So a lottery ticket that takes five "
+    "fine-tunings stands beside rows that train five times as long, and one at a budget of one "
+    "has a fifth of the steps in each of its rounds. Test metric, mean ± sample standard deviation "
+    "over seeds, and what it cost. Bold: the best sparse row of a budget. –: no such run."
+)
+
+
+def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Each task's runs in its own setting and in those that differ in length alone.
+
+    The ledger's columns, with `cost`, in fine-tunings of the dense network in the task's own
+    setting with the same seed, and `shared`, what the own setting changes in the preset. Dense rows
+    have each sparsity that was measured.
+    """
+    plain = ledger[ledger["method"] != ZERO_SHOT]
+    plain = plain[plain["variant"].map(teacher_of) == ""]
+    found = [plain.assign(cost=0.0, shared="")[:0]]
+    for _, section in plain.groupby(SECTION):
+        is_dense = section["method"] == DENSE
+        sparse = section[~section["method"].isin(UNPRUNED)]
+        for sparsity, column in sparse.groupby("target_sparsity"):
+            own = own_setting(column[column["variant"] == column["variant"].map(shared_settings)])
+            if own is None:
+                continue
+            place = dict(zip(ORIGIN, own, strict=True))
+            dense = section[is_dense].assign(target_sparsity=sparsity)
+            rows = pd.concat([dense, column])
+            for name in ("precision", "base", "processor"):
+                rows = rows[rows[name] == place[name]]
+            rows = rows[rows["variant"].map(_without_length) == _without_length(place["variant"])]
+            own_length = rows["variant"].map(epochs_of) == epochs_of(place["variant"])
+            rows = rows[~own_length | (rows["variant"] == place["variant"])]
+            unit_cost = rows[(rows["method"] == DENSE) & (rows["variant"] == place["variant"])]
+            of_seed = unit_cost.set_index("seed")["flops"]
+            cost = rows["flops"] / rows["seed"].map(of_seed)
+            found.append(rows.assign(cost=cost, shared=place["variant"])[cost.notna()])
+    return pd.concat(found, ignore_index=True)
+
+
+def _without_length(variant: str) -> str:
+    """A variant without what it says of a training's length."""
+    return " ".join(part for part in variant.split() if not part.startswith(OF_LENGTH))
+
+
+def at_budget(runs: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """Of one task and sparsity each method's longest training that fits a budget.
+
+    By method: variant, cost, n, mean and std of `value`.
+    """
+    groups = runs.groupby(["method", "variant"])
+    cells = groups.agg(
+        cost=("cost", "mean"), n=("value", "size"), mean=("value", "mean"), std=("value", "std")
+    )
+    fitting = cells[cells["cost"] <= SLACK * budget].reset_index()
+    fitting = fitting.sort_values(["cost", "variant"]).groupby("method").tail(1)
+    return fitting.set_index("method")
+
+
+def chapter(ledger: pd.DataFrame) -> Chapter:
+    """A table for each task and sparsity that was run with trainings of several lengths."""
+    runs = runs_of_any_length(ledger)
+    tables = [
+        _table(section, sparsity, own)
+        for (*section, sparsity), own in runs.groupby([*SECTION, "target_sparsity"])
+        if own.loc[~own["method"].isin(UNPRUNED), "variant"].map(epochs_of).nunique() > 1
+    ]
+    return Chapter("Equal cost", TEXT, tables)
+
+
+def epochs_of(variant: str) -> str:
+    """What a variant says of a training's length: training.epochs=…, or nothing."""
+    return next((part for part in variant.split() if part.startswith(OF_LENGTH[0])), "")
+
+
+def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
+    """Write equal_cost.md; its path."""
+    return write_texts(folder, {"equal_cost.md": markdown([chapter(ledger)])})
+
+
+def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:
+    factor = scale(section[3])
+    methods = sorted(set(runs["method"]), key=row_order)
+    rows: dict[str, list[Cell]] = {method: [] for method in methods}
+    for budget in BUDGETS:
+        cells = at_budget(runs, budget)
+        best = cells.drop(DENSE, errors="ignore")["mean"].round(4).max()
+        for method in methods:
+            if method not in cells.index:
+                rows[method] += [Cell(MISSING), Cell(MISSING)]
+                continue
+            cell = cells.loc[method]
+            spread = f" ± {factor * cell['std']:.2f}" if cell["n"] > 1 else ""
+            text = f"{factor * cell['mean']:.2f}{spread} (n = {cell['n']})"
+            bold = method != DENSE and round(cell["mean"], 4) == best
+            rows[method] += [Cell(text, bold=bold), Cell(number(cell["cost"], ".2f"))]
+    metric = f"{section[3]}{unit(section[3])}"
+    header = [
+        (f"{budget:g} fine-tuning{'' if budget == 1 else 's'}", name)
+        for budget in BUDGETS
+        for name in (metric, "cost")
+    ]
+    title = heading((*section[:3],), runs["shared"].iloc[0], f"{percent(sparsity)} sparse")
+    return Table(title, header, [(label(method), cells) for method, cells in rows.items()], "")

@@ -1,0 +1,131 @@
+"""Accuracy against total training FLOPs, with the Pareto front: what each fine-tuning more buys."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from instant_soup.methods.registry import DENSE
+from instant_soup.reports.equal_cost import epochs_of, runs_of_any_length
+from instant_soup.reports.figures import (
+    BELOW,
+    _colour_and_marker,
+    _label_axes,
+    _leave_out_far_below,
+    _save,
+)
+from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.results import heading, percent, ranks_nothing, row_order, scale, unit
+from instant_soup.reports.verdict import short
+
+NAME = "pareto.png"
+CAPTION = (
+    "Test metric over total training FLOPs, search included, in fine-tunings of the dense network: "
+    "means over seeds of every row, one panel for each task and sparsity with six sparse rows or "
+    "more. Rows of about equal cost stand side by side between grey lines. Hollow: trained for "
+    "longer or shorter than the task's own setting. Line: the Pareto front of the sparse rows, "
+    "which are named; dashed: the dense network in the own setting. What is far below leaves the "
+    "panel."
+)
+FEWEST = 6  # sparse rows of a panel
+ALIKE = 1.12  # ratio of costs up to which points form one group
+TICKS = (0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30)
+
+
+def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
+    """Draw the figure into a folder; its path."""
+    runs = runs_of_any_length(ledger)
+    panels = []
+    for (*section, sparsity), own in runs.groupby([*SECTION, "target_sparsity"]):
+        cells = own.groupby(["method", "variant"]).agg(
+            cost=("cost", "mean"), value=("value", "mean"), shared=("shared", "first")
+        )
+        dense = own.loc[own["method"] == DENSE, "value"]
+        if own["method"].nunique() > FEWEST and not ranks_nothing(section[1], section[3], dense):
+            panels.append((section, sparsity, cells.reset_index()))
+    columns = 3
+    lines = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(15, 3.9 * lines + 0.8), layout="constrained")
+    every = figure.subplots(lines, columns, squeeze=False).ravel()
+    drawn: dict[str, Any] = {}
+    for axes, (section, sparsity, cells) in zip(every, panels, strict=False):
+        drawn |= _panel(axes, cells, section[3])
+        axes.set_title(heading((*section[:3],), f"{percent(sparsity)} sparse"), fontsize=9)
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    names = sorted(drawn, key=row_order)
+    figure.legend([drawn[name] for name in names], list(map(short, names)), **BELOW, ncols=10)
+    path = Path(folder) / NAME
+    _save(figure, path)
+    return [path]
+
+
+def front(costs: np.ndarray, values: np.ndarray) -> list[int]:
+    """Which points nothing is better than at their cost or less, by rising cost."""
+    found: list[int] = []
+    for point in np.lexsort((-values, costs)):
+        if not found or values[point] > values[found[-1]]:
+            found.append(int(point))
+    return found
+
+
+def side_by_side(costs: np.ndarray) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """Places of points on a logarithmic axis, those of a group apart; (left, right) of each group.
+
+    Points whose costs are within a ratio ALIKE of the group's cheapest form a group.
+    """
+    places = costs.astype(float)
+    groups = []
+    order = np.argsort(costs, kind="stable")
+    while len(order):
+        alike = order[costs[order] <= ALIKE * costs[order[0]]]
+        middle = np.exp(np.log(costs[alike]).mean())
+        apart = 1.035 ** (np.arange(len(alike)) - (len(alike) - 1) / 2)
+        places[alike] = middle * apart
+        if len(alike) > 1:
+            groups.append((middle * apart[0] / 1.03, middle * apart[-1] * 1.03))
+        order = order[len(alike) :]
+    return places, groups
+
+
+def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Draw a panel; the markers of its rows, by method, for a legend."""
+    is_dense = cells["method"] == DENSE
+    own = cells["variant"].map(epochs_of) == cells["shared"].map(epochs_of)
+    for value in cells.loc[is_dense & own, "value"]:
+        axes.axhline(scale(metric) * value, color="#333333", lw=1, ls="--")
+    sparse = cells[~(is_dense & own)].sort_values(["cost", "method", "variant"])
+    costs, values = sparse["cost"].to_numpy(), scale(metric) * sparse["value"].to_numpy()
+    places, groups = side_by_side(costs)
+    for left, right in groups:
+        for side in (left, right):
+            axes.axvline(side, color="#CCCCCC", lw=0.8)
+    drawn: dict[str, Any] = {}
+    lengths = own[sparse.index].to_numpy()
+    methods = sparse["method"].to_numpy()
+    for x, y, method, whole in zip(places, values, methods, lengths, strict=True):
+        colour, marker = _colour_and_marker(method, methods)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "ls": ""}
+        axes.plot(x, y, ms=7, **look | ({} if whole else {"mfc": "white"}))
+        drawn[method] = Line2D([], [], ms=6, **look)
+    candidates = np.flatnonzero(methods != DENSE)
+    on_front = candidates[front(costs[candidates], values[candidates])]
+    axes.step(places[on_front], values[on_front], where="post", color="#555555", lw=1, zorder=0)
+    for number, point in enumerate(on_front):
+        axes.annotate(
+            short(methods[point]), (places[point], values[point]), fontsize=7,
+            xytext=(0, 7 if number % 2 == 0 else 14), textcoords="offset points", ha="center",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(min([0.6, *(places / 1.2)]), max([2.0, *(places * 1.25)]))
+    shown = [tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axes.set_xticks([], minor=True)
+    _leave_out_far_below(axes, pd.Series(values, index=methods))
+    axes.margins(y=0.12)
+    _label_axes(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
+    return drawn
