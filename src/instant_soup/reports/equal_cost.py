@@ -15,6 +15,7 @@ from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.reports.results import (
     UNPRUNED,
     ZERO_SHOT,
+    block_of,
     heading,
     label,
     number,
@@ -22,7 +23,6 @@ from instant_soup.reports.results import (
     row_order,
     scale,
     shared_settings,
-    teacher_of,
     unit,
     write_texts,
 )
@@ -51,7 +51,7 @@ def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
     have each sparsity that was measured.
     """
     plain = ledger[ledger["method"] != ZERO_SHOT]
-    plain = plain[plain["variant"].map(teacher_of) == ""]
+    plain = plain[plain["variant"].map(block_of) == ""]
     found = [plain.assign(cost=0.0, shared="")[:0]]
     for _, section in plain.groupby(SECTION):
         is_dense = section["method"] == DENSE
