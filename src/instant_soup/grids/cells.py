@@ -88,10 +88,17 @@ class Cell:
 
 
 def read_cells(path: Path, params: Params) -> list[Cell]:
-    """The cells of a grid file: all tasks of the first seed, then of the next.
+    """Read the cells of a grid file: all tasks of the first seed, then of the next.
 
-    params.yaml holds for all that the grid leaves open. What is wrong with any cell is a UserError
-    in one line, before any work.
+    Args:
+        path: The grid file.
+        params: params.yaml, for what the grid leaves open.
+
+    Returns:
+        The cells.
+
+    Raises:
+        UserError: If anything is wrong with a cell; in one line, before any work.
     """
     check(params)
     grid = _read_grid(path)
@@ -113,9 +120,10 @@ def read_cells(path: Path, params: Params) -> list[Cell]:
 
 
 def lanes_of(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells in their lanes, each from low to high sparsity: later cells reuse its rounds.
+    """Group the cells by lane, each from low to high sparsity, as later cells reuse earlier rounds.
 
-    First come lanes of different dense runs: those that start together do not wait for each other.
+    Lanes of different dense runs come first, as those that start together do not wait for each
+    other.
     """
     lanes: dict[str, list[Cell]] = {}
     for cell in cells:

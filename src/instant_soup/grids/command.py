@@ -2,8 +2,8 @@
 
     python -m instant_soup.grids.command grids/quick.yaml --jobs 2
 
-Cells of a lane come one after another, lanes side by side, here or on a Ray cluster; then come the
-tables. docs/grids.md has the reasons and the numbers.
+The cells of a lane run one after another, lanes side by side, here or on a Ray cluster. Then the
+tables are made. docs/grids.md has the reasons and the numbers.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from instant_soup.training.cost import processor
 
 
 def take_signals() -> None:
-    """Let what ends us do so in good order.
+    """Let signals that end this process do so in good order.
 
-    A handler of ours also undoes what a shell's background job inherits: that it and all it starts
-    ignore Ctrl-C. Under nohup SIGHUP stays ignored.
+    A handler of our own also undoes what a shell's background job inherits, namely that it and all
+    it starts ignore Ctrl-C. Under nohup SIGHUP stays ignored.
     """
     hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
@@ -58,6 +58,7 @@ def runner_of(root: Path, options: argparse.Namespace, lanes: int) -> tuple[Runn
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m instant_soup.grids.command", description=__doc__
     )

@@ -1,7 +1,7 @@
-"""States of the repository as commits, made beside its index and its files, which stay as they are.
+"""States of the repository as commits, made without touching its index and its files.
 
-A grid takes code as it is in tracked files, and params.yaml as it is committed: what `-S` has left
-there is nobody's wish for a table.
+A grid takes code as it is in tracked files, and params.yaml as it is committed. What `-S` has left
+in params.yaml is not meant for a table.
 """
 
 import shutil
@@ -20,7 +20,11 @@ PARAMS = "params.yaml"
 
 
 def check_identity(root: Path) -> None:
-    """UserError where Git would refuse a commit for want of a name or an address."""
+    """Check that Git knows a name and an address, without which it refuses a commit.
+
+    Raises:
+        UserError: If it does not.
+    """
     for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
         try:
             git(root, "var", who)

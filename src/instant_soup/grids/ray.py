@@ -1,10 +1,10 @@
 """A grid's cells as Ray tasks on many machines: `--ray ADDRESS --remote REMOTE` of the command.
 
-Each cell runs in a clone of its own, wherever Ray has room for it. What cells share, and what a
-cell has made, passes through a DVC remote (a folder that all nodes see, or S3-compatible), with
-DVC's run cache. A cell's results and its experiment come back as the task's value, so a lost node
-costs the cells that ran on it, and Ray runs those elsewhere. Needs the optional package ray, here
-and on every node; docs/grids.md.
+Each cell runs in its own clone, wherever Ray has room for it. What cells share, and what a cell has
+made, passes through a DVC remote (a folder that all nodes see, or S3-compatible), with DVC's run
+cache. A cell's results and its experiment come back as the task's value. So a lost node costs only
+the cells that ran on it, and Ray runs those elsewhere. This needs the optional package ray, here
+and on every node; see docs/grids.md.
 """
 
 import json
@@ -97,7 +97,11 @@ class RayRunner(Runner):
             merge_ledger(self.root / "reports/results.csv", found["results"], self.head[:12])
 
     def on_a_node(self, cell: Cell, target: str) -> dict[str, Any]:
-        """What `run_cell` returns of a cell; UserError with its log's error if it fails."""
+        """Run a cell on a node, and return what `run_cell` returns.
+
+        Raises:
+            UserError: If it fails; with the error of its log.
+        """
         with self.starting:
             if self.stopped:
                 raise Stopped
@@ -115,7 +119,19 @@ class RayRunner(Runner):
 
 
 def connect(address: str, cpus: float, gpus: float) -> Any:
-    """The package ray, connected; UserError where it is missing, or no node can take a cell."""
+    """Connect to Ray.
+
+    Args:
+        address: The cluster's address.
+        cpus: CPUs that a cell takes.
+        gpus: GPUs that a cell takes.
+
+    Returns:
+        The package ray.
+
+    Raises:
+        UserError: If ray is missing, or no node can take a cell.
+    """
     try:
         import ray
     except ImportError:
@@ -138,7 +154,11 @@ def connect(address: str, cpus: float, gpus: float) -> Any:
 
 
 def check_reachable(address: str) -> None:
-    """UserError where nobody listens at a host:port: Ray itself would try for many minutes."""
+    """Check that somebody listens at a host:port, as Ray itself would try for many minutes.
+
+    Raises:
+        UserError: If nobody does.
+    """
     host, colon, port = address.partition(":")
     if not colon or not port.isdigit():
         return  # auto, ray://…
@@ -160,9 +180,16 @@ def checked_remote(root: Path, remote: str) -> str:
 
 
 def run_cell(state: State, cell: Cell, target: str) -> dict[str, Any]:
-    """A Ray task: a cell, or its stages up to `target`, in a clone of this task's own.
+    """Run a cell, or its stages up to `target`, in a clone of its own; this is a Ray task.
 
-    Returns log, error (or ""), and of a whole cell its results and its experiment as a Git bundle.
+    Args:
+        state: The commit to run.
+        cell: The cell.
+        target: The last stage to run; empty: all.
+
+    Returns:
+        log and error (or ""); for a whole cell also its results, and its experiment as a Git
+        bundle.
     """
     folder = Path(tempfile.mkdtemp(prefix="instant-soup-"))
     clone, log = folder / "soup", folder / "log"

@@ -1,7 +1,8 @@
-"""Lanes of cells: each in a copy of the repository of its own, one cell after another.
+"""Lanes of cells: each in its own copy of the repository, one cell after another.
 
-The copy is as DVC's own queue makes it, but ours: the workspace is never touched, cells that share
-work come one after another, and nothing is left running. Copies and logs lie in .dvc/tmp/grid.
+The copy is like that of DVC's own queue, but ours. So the workspace is never touched, cells that
+share work come one after another, and nothing is left running. Copies and logs lie in
+.dvc/tmp/grid.
 """
 
 import fcntl
@@ -121,7 +122,7 @@ class Runner:
     def save_experiment(self, copy: Path, cell: Cell) -> None:
         """Make a copy's state an experiment, in place of one with its name and commit.
 
-        As `dvc exp save` does, which also commits a temporary file of its own (DVC 3.67).
+        This is what `dvc exp save` does, which also commits a temporary file of its own (DVC 3.67).
         """
         commit = commit_of(self.root, copy, self.head, f"grid: {cell.name}")
         ref = f"refs/exps/{self.head[:2]}/{self.head[2:]}/{cell.name}"
@@ -144,7 +145,11 @@ class Runner:
         unfinished.replace(copy)
 
     def dvc(self, copy: Path, cell: Cell, log: TextIO, *arguments: str) -> None:
-        """Run DVC in a copy, its output to the log; UserError with the log's error if it fails."""
+        """Run DVC in a copy, with its output to the log.
+
+        Raises:
+            UserError: If it fails; with the error of its log.
+        """
         # DVC_ROOT: where stages keep checkpoints, find relative paths and leave records for MLflow.
         # Its own caches go with the copy.
         own = {"DVC_ROOT": str(self.root), "DVC_EXP_NAME": cell.name}

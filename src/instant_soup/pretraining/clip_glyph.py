@@ -1,6 +1,6 @@
 """Pre-training of a small CLIP model on rendered characters and their captions.
 
-A stand-in for the checkpoints that no package ships: open_clip's own model, tokenizer and loss on
+It stands in for the checkpoints that no package ships: open_clip's own model, tokenizer and loss on
 the data of glyphs.py. Every batch is a function of seed and step, as in training/loop.py.
 """
 
@@ -71,9 +71,18 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 def zero_shot_accuracy(
     model: Any, atlas: glyphs.Atlas, key: tuple[int, ...], where: torch.device
 ) -> float:
-    """Share of freshly drawn images that the text tower's class vectors put into their class.
+    """How many new images the text tower's class vectors put into their class.
 
     All glyph classes compete; the prompt is "a photo of the …".
+
+    Args:
+        model: The CLIP model.
+        atlas: The glyphs.
+        key: Numbers that seed the images.
+        where: The device.
+
+    Returns:
+        A share from 0 to 1.
     """
     images, _, classes = glyphs.draw(atlas, VALIDATION_ROWS, key, where)
     model.eval()
@@ -89,7 +98,7 @@ def zero_shot_accuracy(
 def warm_up_text_tower(model: Any, atlas: glyphs.Atlas, seed: int) -> None:
     """Teach the text tower which captions name the same character: some seconds, text alone.
 
-    Contrastive learning begins slowly when neither tower tells anything apart; with class vectors
+    Contrastive learning begins slowly if neither tower tells anything apart. With class vectors
     that are apart already, the image tower learns as if from labels.
     """
     package = open_clip()
@@ -138,14 +147,24 @@ def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any
 def pretrain(
     model_config: dict[str, Any], settings: Pretraining, run: StageRun
 ) -> tuple[State, Curve]:
-    """Train a CLIP model from random weights; return its state and the curve.
+    """Train a CLIP model from random weights.
 
-    `contrastive`: images against the batch's captions; `supervised`: images against all classes,
-    whose vectors stay as the text tower's warm-up left them. The curve's rows: step, train_loss
-    (mean since the row before), retrieval (share of the last batch's images whose nearest caption
-    is of their class), near_zero (of the image tower) and at times validation
-    (`zero_shot_accuracy`). An equal call goes on from an interrupted one's checkpoint to the same
-    result. UserError when the loss is no longer finite.
+    An equal call goes on from an interrupted one's checkpoint, to the same result.
+
+    Args:
+        model_config: Its configuration, as in open_clip_config.json.
+        settings: The section `pretraining`. `contrastive`: images against the batch's captions.
+            `supervised`: images against all classes, whose vectors stay as the text tower's warm-up
+            left them.
+        run: The stage's record.
+
+    Returns:
+        The state and the curve. A row of the curve has step, train_loss (mean since the last row),
+        retrieval (share of the last batch's images whose nearest caption is of their class),
+        near_zero (of the image tower) and at times validation (`zero_shot_accuracy`).
+
+    Raises:
+        UserError: If the loss is no longer finite.
     """
     where, total, seed = loop.device(), settings.steps, settings.seed
     atlas = glyphs.make_atlas()

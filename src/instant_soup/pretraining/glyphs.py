@@ -1,7 +1,7 @@
 """Rendered characters with captions: data for a small CLIP model, made of nothing but fonts.
 
 The fonts are those inside the matplotlib wheel. Each (character, font) is rendered once, as a map
-of distances to the outline; batches are then drawn from these maps by tensor operations alone:
+of distances to the outline. Batches are then made from these maps by tensor operations alone:
 distorted as if written by hand, bold or thin, coloured, blurred and noisy.
 """
 
@@ -94,11 +94,14 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 @dataclass
 class Atlas:
-    """All glyphs, grouped by class, and where each class's cells are.
+    """All glyphs, grouped by class.
 
-    `cells`: uint8, cells × CELL × CELL; 128 on a glyph's outline, more inside, less outside, by
-    STEPS_PER_PIXEL. `first` and `count`: of each class's cells, on the CPU. `names`: what a class
-    is called in captions; the first name is the one that validation asks for.
+    Attributes:
+        cells: uint8, cells × CELL × CELL; 128 on a glyph's outline, more inside, less outside, by
+            STEPS_PER_PIXEL.
+        first: Number of each class's first cell, on the CPU.
+        count: How many cells each class has, on the CPU.
+        names: What a class is called in captions; validation asks for the first name.
     """
 
     cells: torch.Tensor
@@ -116,9 +119,9 @@ def font_files() -> dict[str, Path]:
 
 
 def has_glyph(font: Path, character: str) -> bool:
-    """Whether a font draws the character at its code, by the name that it gives the glyph.
+    """Whether a font has the character at its code, by the name that it gives the glyph.
 
-    TeX's fonts have other things than ASCII at ASCII's codes: the code alone proves nothing.
+    TeX's fonts have other things than ASCII at ASCII's codes, so the code alone proves nothing.
     """
     from fontTools.agl import UV2AGL
     from matplotlib.ft2font import FT2Font
@@ -190,10 +193,16 @@ def colour_pairs() -> list[tuple[str, str]]:
 def draw(
     atlas: Atlas, rows: int, key: tuple[int, ...], where: torch.device
 ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """A batch: images (uint8, rows × 3 × SIDE × SIDE, on `where`), captions, class numbers.
+    """Make a batch of images with captions.
 
-    `rows` is a multiple of GROUP. A function of `key` and the kind of device alone; `atlas.cells`
-    must be on `where`.
+    Args:
+        atlas: The glyphs, with `cells` on `where`.
+        rows: Images in the batch, a multiple of GROUP.
+        key: Numbers that seed the batch; it depends on nothing else but the kind of device.
+        where: The device.
+
+    Returns:
+        Images (uint8, rows × 3 × SIDE × SIDE, on `where`), captions, class numbers.
     """
     draws = generator(*key)
     classes = draw_classes(rows, draws)
