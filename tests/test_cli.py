@@ -210,7 +210,7 @@ def test_apply_prunes_the_base_model(run: Path, call: Any, tmp_path: Path):
     assert found["weights"] == masks.count(mask)[1] and found["sparsity"] == masks.sparsity(mask)
     assert found["left_out"] == []
     ticket = ("models/retrained/one_shot", tmp_path / "pruned", "--to", tmp_path / "third")
-    assert "left out, as they are of the dense network: mask.safetensors" in call("apply", *ticket)
+    assert "left out, as their weights are dense: mask.safetensors" in call("apply", *ticket)
     weights = load_file(tmp_path / "pruned/model.safetensors")
     assert all(not weights[name][~kept].any() for name, kept in mask.items())
     numbers = json.loads(call("inspect", tmp_path / "pruned", "--json"))

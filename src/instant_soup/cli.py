@@ -1,6 +1,6 @@
-"""`instant-soup`: look at masks and pruned models, compare, export, apply and evaluate them.
+"""`instant-soup`: inspect masks and pruned models; compare, export, apply and evaluate them.
 
-What is heavy is imported by the command that needs it, so that --help answers at once.
+A command imports its heavy libraries itself, so that --help answers at once.
 """
 
 import argparse
@@ -22,31 +22,34 @@ examples:
   instant-soup inspect models/exported/isp/compact.safetensors --near-zero 1e-4
   instant-soup inspect bert/model.safetensors --json | jq .sparsity
 
-Of a checkpoint count the matrices that a mask.safetensors beside it names, else the weight matrices
-of numbered blocks. Near zero is a weight with 0 < |w| < the threshold."""
+In a checkpoint, inspect counts the matrices that a mask.safetensors beside it names. Without such a
+file it counts the weight matrices in numbered blocks. A weight w is near zero if 0 < |w| < the
+threshold."""
 COMPARE = """\
 examples:
   instant-soup compare models/retrained/isp models/retrained/one_shot
   instant-soup compare a/mask.safetensors b/mask.safetensors --json | jq .jaccard
 
-A mask file, a compact file, or a checkpoint, whose mask is where its weights are not zero.
-overlap: kept by both / kept by the one that keeps fewer; cosine: kept by both / √(kept by one · by
-the other); jaccard: kept by both / kept by either; Hamming: share of weights that one keeps and the
-other prunes."""
+A MASK is a mask file, a compact file, or a checkpoint (its weights that are not zero).
+
+  overlap   kept by both / kept by the one that keeps fewer
+  cosine    kept by both / √(kept by one · kept by the other)
+  jaccard   kept by both / kept by either
+  hamming   share of all weights that one keeps and the other prunes"""
 EXPORT = """\
 examples:
   instant-soup export isp
   instant-soup export isp --dtype bf16 --to ../isp-sst2
 
-Run it in the repository, after `dvc repro`. The folder loads with transformers, or open_clip's
-local-dir:, as it is. Without --dtype it is params.yaml's export_dtype."""
+Run it in the repository, after `dvc repro`. transformers, or open_clip's local-dir:, loads the
+folder as it is. The default of --dtype is export_dtype in params.yaml."""
 APPLY = """\
 examples:
   instant-soup apply models/exported/isp ../bert-base-uncased --to ../bert-base-pruned
   instant-soup apply mask.safetensors model.safetensors --to pruned
 
-What the mask prunes becomes zero in the copy. All other files of the model's folder come along, but
-for its weights in other formats, which are dense; it says which."""
+The weights that the mask prunes become zero in the copy. All other files of the model's folder come
+along, except its weights in other formats, which are dense. The command lists these."""
 EVALUATE = """\
 examples:
   instant-soup evaluate models/exported/isp reviews-sentiment
@@ -54,13 +57,13 @@ examples:
   instant-soup evaluate ../isp-sst2 sst2 --path ../glue/sst2
   instant-soup evaluate ../isp-mnist svhn --json | jq .metrics.accuracy
 
-The dataset's test split, as the pipeline has it; without one, a part cut from the training rows. A
-folder is laid out like one to train on. An image model takes on the classes and prompts of another
-known dataset; a text model's classes must be the dataset's."""
+The score is on the dataset's test split. If there is none, a part of the training rows is cut off,
+as in the pipeline. A local folder has the layout of one to train on. An image model can take the
+classes and prompts of another known dataset. A text model's classes must be the dataset's."""
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Sparsity by layer and matrix type, near-zero weights, N:M patterns."""
+    """Show sparsity by layer and matrix type, near-zero weights and N:M patterns."""
     from instant_soup.tickets import inspect
 
     threshold = inspect.NEAR_ZERO if options.near_zero is None else options.near_zero
@@ -77,7 +80,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """How two masks of one model agree, over all and by layer."""
+    """Show how two masks of one model agree, over all and by layer."""
     from instant_soup.tickets import inspect
 
     a, b = (inspect.read(path).mask for path in (options.one, options.other))
@@ -88,7 +91,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """A finished method of this repository as a folder to take away."""
+    """Write a finished method of this repository into a folder to take away."""
     from instant_soup.tickets import export
 
     if options.to:
@@ -103,7 +106,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def apply(options: argparse.Namespace) -> None:
-    """A checkpoint with the weights that a mask prunes set to zero."""
+    """Copy a checkpoint, with the weights that a mask prunes set to zero."""
     from instant_soup.sparsity import masks
     from instant_soup.tickets import weights
 
@@ -116,11 +119,11 @@ def apply(options: argparse.Namespace) -> None:
         return write({**told, "left_out": left_out})
     print(f"{options.to}: {100 * sparsity:.2f} % of {total:,} prunable weights are zero")
     if left_out:
-        print(f"left out, as they are of the dense network: {', '.join(left_out)}")
+        print(f"left out, as their weights are dense: {', '.join(left_out)}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """An exported folder on the test split of a dataset."""
+    """Score an exported folder on the test split of a dataset."""
     from instant_soup.tickets import evaluate
 
     found = evaluate.evaluate(
@@ -143,8 +146,8 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     top = argparse.ArgumentParser(
         prog="instant-soup",
-        description="Look at masks and pruned models; compare, export, apply and evaluate them.",
-        epilog="instant-soup COMMAND --help has examples. Exit status: 0, 1 for an error, 2 for "
+        description="Inspect masks and pruned models; compare, export, apply and evaluate them.",
+        epilog="instant-soup COMMAND --help has examples. Exit status: 0; 1 for an error; 2 for "
         "wrong usage.",
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
@@ -162,50 +165,62 @@ def parser() -> argparse.ArgumentParser:
         return own
 
     own = add(inspect, INSPECT)
-    own.add_argument("path", type=Path, help="a mask, checkpoint or compact file, or its folder")
-    own.add_argument("--near-zero", type=float, metavar="W", help="threshold (default 0.01)")
+    own.add_argument("path", type=Path, help="mask, checkpoint or compact file, or its folder")
     own.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw sparsity by layer and type"
+        "--near-zero", type=float, metavar="W", help="threshold of near-zero weights (default 0.01)"
+    )
+    own.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="write a figure of sparsity by layer and type"
     )
     add_json(own)
     own = add(compare, COMPARE)
-    own.add_argument("one", type=Path, metavar="MASK")
-    own.add_argument("other", type=Path, metavar="MASK")
+    own.add_argument("one", type=Path, metavar="MASK", help="one mask")
+    own.add_argument("other", type=Path, metavar="MASK", help="the other mask")
     add_json(own)
     own = add(export, EXPORT)
     own.add_argument("method", metavar="METHOD", help="dense, isp or another row of the tables")
-    own.add_argument("--dtype", choices=["fp32", "bf16"], help="(default: export_dtype)")
-    own.add_argument("--to", type=Path, metavar="FOLDER", help="(default models/exported/METHOD)")
+    own.add_argument("--dtype", choices=["fp32", "bf16"], help="type of the weights")
+    own.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="new folder (default models/exported/METHOD)"
+    )
     add_json(own)
     own = add(apply, APPLY)
-    own.add_argument(
-        "mask", type=Path, metavar="MASK", help="a mask or compact file, or its folder"
-    )
-    own.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint file, or its folder")
-    own.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="a new folder")
+    own.add_argument("mask", type=Path, metavar="MASK", help="mask or compact file, or its folder")
+    own.add_argument("model", type=Path, metavar="MODEL", help="checkpoint file, or its folder")
+    own.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="new folder")
     add_json(own)
     own = add(evaluate, EVALUATE)
-    own.add_argument("ticket", type=Path, metavar="TICKET", help="an exported folder")
-    own.add_argument("dataset", metavar="DATASET", help="as in params.yaml, or local:FOLDER")
+    own.add_argument("ticket", type=Path, metavar="TICKET", help="exported folder")
+    own.add_argument("dataset", metavar="DATASET", help="name as in params.yaml, or local:FOLDER")
     own.add_argument(
-        "--columns", nargs="+", metavar="COLUMN", help="one or two texts, or the image"
+        "--columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="one or two text columns, or the image column",
     )
-    own.add_argument("--label", metavar="COLUMN", help="of local:FOLDER (default label)")
     own.add_argument(
-        "--path", type=Path, metavar="FOLDER", help="a copy of DATASET, instead of the hub"
+        "--label", metavar="COLUMN", help="label column of local:FOLDER (default label)"
     )
-    own.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    own.add_argument(
+        "--path", type=Path, metavar="FOLDER", help="local copy of DATASET, instead of the hub"
+    )
+    own.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="auto: bf16 if the hardware multiplies it",
+    )
     add_json(own)
     return top
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
-    """The option --json."""
+    """Add the option --json."""
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; its exit status. What a user can mend is one line on stderr."""
+    """Run a command, and return its exit status. A user's mistake is one line on stderr."""
     options = parser().parse_args(arguments)
     try:
         for name, value in vars(options).items():

@@ -152,7 +152,7 @@ def diverged() -> nn.Module:
     ("model", "words"),
     [
         (lambda: perceptron().to("meta"), "model: 0.weight is on the meta device"),
-        (lazy, "model: 0.weight is not made yet (lazy)"),
+        (lazy, "model: 0.weight has no shape yet (lazy)"),
         (quantised, "model: 0.weight is of torch.int8, which cannot be pruned weight by weight"),
         (diverged, "model: 3.weight holds NaN or infinite numbers"),
         (lambda: nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 2)), "nothing to prune in this"),
@@ -200,7 +200,7 @@ def test_beside_adapters_nothing_is_pruned_unasked(tmp_path: Path, tiny_bert: Pa
     for said in refusals(adapted(tiny_bert)):
         assert "base_layer" in said and "merge_and_unload()" in said and "`prunable`" in said
     soup = instant_soup.InstantSoupCallback("progressive", sparsity=0.8)
-    with pytest.raises(UserError, match="is of an adapter"):
+    with pytest.raises(UserError, match="belongs to an adapter"):
         trainer_of(tmp_path, adapted(tiny_bert), soup).train()
 
 

@@ -653,7 +653,7 @@ def test_what_counts_in_epochs_needs_batches_with_a_length() -> None:
 
 
 def test_batches_that_run_out_are_refused() -> None:
-    with pytest.raises(UserError, match="cannot be iterated twice"):
+    with pytest.raises(UserError, match="can be iterated only once"):
         instant_soup.prune(perceptron(), iter(loader()), loss, **PRUNE_SETTINGS)
     with pytest.raises(UserError, match="allowed: at least one batch"):
         instant_soup.prune(perceptron(), [], loss, **PRUNE_SETTINGS)

@@ -145,7 +145,7 @@ def test_what_evaluate_cannot_build_is_one_line(tmp_path: Path, capsys: Any) -> 
     pruned(perceptron()).save(tmp_path / "own")
     assert main(["evaluate", str(tmp_path / "own"), "reviews-sentiment"]) == 1
     error = capsys.readouterr().err
-    assert "a Sequential, which it cannot build" in error and error.count("\n") == 1
+    assert "a Sequential, which cannot be built" in error and error.count("\n") == 1
 
 
 def test_any_module_is_saved_with_its_tied_weights(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_a_state_of_another_run_is_refused() -> None:
         Loop("granet", resume=state)
     with pytest.raises(UserError, match=r"resume: its sparsity is 0\.75; allowed: 0\.5"):
         Loop("movement", sparsity=0.5, resume=state)
-    with pytest.raises(UserError, match="resume: it is of other matrices"):
+    with pytest.raises(UserError, match="resume: a state of other matrices"):
         Loop("movement", prunable=lambda name, p: name == "5.weight", resume=state)
 
 

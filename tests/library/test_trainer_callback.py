@@ -182,7 +182,7 @@ def test_a_checkpoint_pruned_otherwise_is_refused(tmp_path: Path, tiny_bert: Pat
     trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, Stop(20)).train()
     other = instant_soup.InstantSoupCallback(**{**CALLBACK_SETTINGS, "sparsity": 0.5})
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), other)
-    with pytest.raises(UserError, match="at step 20; by these settings"):
+    with pytest.raises(UserError, match="at step 20; with these settings"):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
 
 
@@ -330,7 +330,7 @@ def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert
         ({"fp16": True}, "fp16: not allowed beside pruning, as it scales the gradients"),
         (
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
-            "the best checkpoint may be one of before the last prune; allowed: false",
+            "the best checkpoint may be older than the last prune; allowed: false",
         ),
     ],
 )

@@ -40,7 +40,7 @@ def test_lamp_of_zeros_is_zero_and_every_matrix_has_its_one() -> None:
 
 def test_what_has_diverged_is_not_ranked() -> None:
     found = budgets.lamp({"a": torch.tensor([1.0, float("nan"), 2.0])})
-    with pytest.raises(UserError, match=r"^scores: NaN is among them"):
+    with pytest.raises(UserError, match=r"^scores: some are NaN"):
         masks.keep_largest(found, 1)
 
 

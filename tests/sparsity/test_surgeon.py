@@ -232,7 +232,7 @@ def test_few_large_gradients_beside_little_damping_leave_all_finite(scale: float
         moved = surgeon.corrected(fisher, weights, full, after, 1e-9, together)["w"]
         assert moved.isfinite().all()
     fisher["w"][0, 0, 0] = math.nan
-    with pytest.raises(UserError, match=r"^scores: NaN is among them"):
+    with pytest.raises(UserError, match=r"^scores: some are NaN"):
         surgeon.scores(fisher, weights, full, 0.1)
 
 

@@ -60,21 +60,23 @@ def runner_of(root: Path, options: argparse.Namespace, lanes: int) -> tuple[Runn
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m instant_soup.grids.command", description=__doc__
+        prog="python -m instant_soup.grids.command",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("grid", type=Path, help="a YAML file, as grids/quick.yaml")
+    parser.add_argument("grid", type=Path, help="YAML file, such as grids/quick.yaml")
     parser.add_argument("--jobs", type=int, help="lanes side by side (default 1; with --ray all)")
-    parser.add_argument("--only", default="", help="only cells with this in their names")
-    parser.add_argument("--again", action="store_true", help="also cells that have results")
+    parser.add_argument("--only", default="", help="run only cells with this text in their names")
+    parser.add_argument("--again", action="store_true", help="also run cells that have results")
     parser.add_argument(
-        "--here", action="store_true", help="also rows that only another processor has results of"
+        "--here", action="store_true", help="also run rows that only another processor has run"
     )
     parser.add_argument("--dry-run", action="store_true", help="only list the cells")
     ray = parser.add_argument_group("on many machines (docs/grids.md)")
     ray.add_argument("--ray", metavar="ADDRESS", help="run cells on this Ray cluster (auto, …)")
     ray.add_argument("--remote", help="a folder that all nodes see, or a DVC remote's URL or name")
-    ray.add_argument("--cpus", type=float, help="that a cell takes of a node (default 1)")
-    ray.add_argument("--gpus", type=float, help="that a cell takes of a node (default 0)")
+    ray.add_argument("--cpus", type=float, help="CPUs of a node that a cell takes (default 1)")
+    ray.add_argument("--gpus", type=float, help="GPUs of a node that a cell takes (default 0)")
     options = parser.parse_args()
     if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs: {options.jobs} is not allowed; allowed: a whole number from 1")

@@ -120,8 +120,8 @@ class Pruner:
             for name, given in (("batches", batches), ("loss", loss)):
                 if given is None:
                     raise UserError(
-                        f"{name}: {self.method.name} trains beside the loop or takes gradients "
-                        f"before it, and none is given; allowed: {name} as of instant_soup.prune"
+                        f"{name}: missing, and {self.method.name} trains beside the loop or takes "
+                        f"gradients before it; allowed: {name} as in instant_soup.prune"
                     )
         if batches is not None:
             check_batches(batches)
@@ -204,8 +204,8 @@ class Pruner:
         """Raise UserError if a loop leaves one of the two calls out."""
         if call != self._due:
             raise UserError(
-                f"{call}: called at step {self.step} where {self._due} is due; allowed: each once "
-                "a step of the optimizer, after_backward before it and after_step behind it"
+                f"{call}: called at step {self.step} where {self._due} is due; allowed: both once "
+                "a step, after_backward before optimizer.step() and after_step after it"
             )
 
     def _check_zeros(self) -> None:
@@ -216,8 +216,8 @@ class Pruner:
             weight = parameters[name].detach()
             if weight[~kept.to(weight.device)].any():
                 raise UserError(
-                    f"resume: {name} is not zero where the state's mask is; allowed: the model "
-                    "with the weights that it had then"
+                    f"resume: {name} is not zero where the state's mask prunes it; allowed: the "
+                    "model with the weights that it had then"
                 )
 
     @property
@@ -262,14 +262,16 @@ class Pruner:
         parts = state if isinstance(state, Mapping) else {}
         step, tensors = parts.get("step"), parts.get("tensors")
         if not (isinstance(tensors, Mapping) and isinstance(step, int) and step >= 0):
-            raise UserError("resume: no state of a Pruner; allowed: what its state_dict() gave")
+            raise UserError(
+                "resume: not the state of a Pruner; allowed: what state_dict() returned"
+            )
         for name, own in self._identity().items():
             if parts.get(name) != own:
                 raise UserError(f"resume: its {name} is {parts.get(name)}; allowed: {own}")
         named = {name: p for name, p in self.run.model.named_parameters() if name in self.run.mask}
         found = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("mask.")}
         if found != {f"mask.{name}": tuple(p.shape) for name, p in named.items()}:
-            raise UserError("resume: it is of other matrices; allowed: a state of this model's")
+            raise UserError("resume: a state of other matrices; allowed: a state of this model")
         self._begin(step, dict(tensors))
 
     def _begin(self, step: int = 0, tensors: Tensors | None = None) -> None:

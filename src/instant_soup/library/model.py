@@ -61,7 +61,7 @@ def choose(model: nn.Module, wanted: Wanted | None = None) -> Weights:
     else:
         found = {name: p for name, p in model.named_parameters() if wanted(name, p)}
     if not found:
-        raise UserError("prunable: nothing to prune in this model: name matrices by `prunable`")
+        raise UserError("prunable: nothing to prune in this model; choose matrices by `prunable`")
     for name, weight in found.items():
         check_weight(name, weight)
     return found
@@ -103,7 +103,7 @@ def _made_by(model: nn.Module, name: str) -> str:
         how = "a parametrization"
         undo = f"torch.nn.utils.parametrize.remove_parametrizations(module, {short!r})"
     return (
-        f"is computed anew by {how} at every forward pass, which would undo its zeros; allowed: "
+        f"is computed by {how} at every forward pass, which would undo its zeros; allowed: "
         f"parameters ({undo} makes it one)"
     )
 
@@ -117,9 +117,9 @@ def check_adapters(model: nn.Module) -> None:
     for name, _ in model.named_parameters():
         if any(part in ADAPTERS or part.startswith("lora_") for part in name.split(".")):
             raise UserError(
-                f"model: {name} is of an adapter, which is added to a pruned matrix when it is "
-                "merged, and fills its zeros; allowed: merge first (merge_and_unload() of peft), "
-                "or say by `prunable` what is to be zero while the adapter stays apart"
+                f"model: {name} belongs to an adapter, and merging it would fill a pruned "
+                "matrix's zeros; allowed: merge first (merge_and_unload() of peft), or choose by "
+                "`prunable` what is pruned while the adapter stays apart"
             )
 
 
@@ -132,7 +132,7 @@ def check_made(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise UserError(
-                f"model: {name} is not made yet (lazy); allowed: a model that has seen a batch"
+                f"model: {name} has no shape yet (lazy); allowed: a model that has seen a batch"
             )
 
 

@@ -155,7 +155,7 @@ def _write_open_clip(
     if base is None or not (Path(base) / clip.CONFIG).exists():
         raise UserError(
             f"base: {base!r} is no folder with an {clip.CONFIG}; allowed: the folder that this "
-            "open_clip model is from, as it does not know its own configuration"
+            "open_clip model is from, as the model does not know its own configuration"
         )
     if (own := Path(base) / clip.WEIGHTS).exists():  # a tower alone would be no such model
         check_weights(own, model, load_file(own))

@@ -116,9 +116,9 @@ def check_batches(batches: Any) -> None:
     if not again or isinstance(batches, Iterator):
         kind = f"{type(batches).__name__} is not allowed"
         if again:
-            kind += ", as an iterator cannot be iterated twice"
+            kind += ", as an iterator can be iterated only once"
         raise UserError(
-            f"batches: {kind}; allowed: what gives them again and again, as a DataLoader or a list"
+            f"batches: {kind}; allowed: what can be iterated again, as a DataLoader or a list"
         )
 
 
@@ -161,8 +161,8 @@ def check_carried(method: Method) -> None:
         Method.pruner(method, typing.cast(Any, None), 0.0)  # which says so
     if (cycles := method.recipe(recipe_of(0)).cycles) > 1:
         raise UserError(
-            f"cycles: {cycles}, but the learning rate is the loop's own, which may restart by "
-            "itself; allowed: 1, or instant_soup.prune"
+            f"cycles: {cycles}, but the learning rate is the loop's own; allowed: 1 (the loop's "
+            "schedule may restart), or instant_soup.prune"
         )
 
 

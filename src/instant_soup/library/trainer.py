@@ -43,7 +43,7 @@ from transformers import TrainerCallback  # noqa: E402
 KEPT = "instant_soup.safetensors"  # in a checkpoint of the Trainer's
 # What the Trainer may be told that would undo the pruning, and why.
 REFUSED = {
-    "load_best_model_at_end": "the best checkpoint may be one of before the last prune",
+    "load_best_model_at_end": "the best checkpoint may be older than the last prune",
     "fp16": "it scales the gradients, and leaves out steps at which they overflow",
     "fsdp": "it cuts the matrices into pieces without their names",
     "deepspeed": "it cuts the matrices into pieces and steps by an optimizer of its own",
@@ -205,7 +205,7 @@ class InstantSoupCallback(TrainerCallback):
         if (found := masks.count(pruner.mask)[0]) != kept:
             raise UserError(
                 f"resume_from_checkpoint: {found} of the prunable weights are not zero at step "
-                f"{step}; by these settings it is {kept}"
+                f"{step}; with these settings it would be {kept}"
             )
 
     def _hold(self, model: nn.Module) -> None:

@@ -25,7 +25,7 @@ Key = TypeVar("Key")
 
 FORMAT = "instant-soup-mask-1"
 NAN = (
-    "scores: NaN is among them, as weights or gradients are not finite; allowed: a training that "
+    "scores: some are NaN, as weights or gradients are not finite; allowed: a training that "
     "does not diverge (a smaller learning rate)"
 )
 SAMPLE = 2**17  # scores that a threshold is estimated from

@@ -96,7 +96,7 @@ def read_ticket(folder: Path) -> dict[str, Any]:
             raise UserError(f"{folder / TICKET}: damaged ({key}: {ticket.get(key)!r})")
     if ticket["family"] not in models.FAMILIES:
         raise UserError(
-            f"{folder}: a {ticket.get('model')}, which it cannot build to evaluate it; allowed: a "
+            f"{folder}: a {ticket.get('model')}, which cannot be built for evaluation; allowed: a "
             "text classifier saved with its tokenizer, or a model of open_clip"
         )
     header(folder / models.family(folder).WEIGHTS)  # which says what is wrong with it

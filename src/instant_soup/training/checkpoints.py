@@ -118,7 +118,7 @@ def found_in(entry: Path | None, read: Callable[[Path], Found]) -> Found | None:
     try:
         return read(entry)
     except UserError as error:
-        print(f"warning: {error}: it is made again", file=sys.stderr)
+        print(f"warning: {error}; it is made again", file=sys.stderr)
         shutil.rmtree(entry, ignore_errors=True)
         return None
 

@@ -156,7 +156,7 @@ class Run(ABC):
 
     def random_state(self) -> State:
         """A state at step 0 with random weights in place of the pre-trained ones."""
-        raise UserError("method: only the pipeline draws random weights")
+        raise UserError("method: only the pipeline makes random weights")
 
     # What methods ask for.
 
