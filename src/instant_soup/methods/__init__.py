@@ -1,1 +1,1 @@
-"""Pruning methods: each a file of its own with its settings, and one registration."""
+"""Pruning methods: one file each, with its settings and one registration."""

@@ -1,9 +1,9 @@
 """AC/DC (Peste et al. 2021): compressed and dense by turns.
 
-After some dense steps the network is pruned to the target sparsity and trained so for a phase; then
-it is dense for a phase, where what was pruned grows again from zero; and so on. The last dense
-phase is longer, and the last mask stays. Each mask is of all matrices together, by magnitude as
-published or by Fisher scores w² · v, and stays for its phase.
+After some dense steps the network is pruned to the target sparsity, and trains like that for a
+phase. Then it is dense for a phase, in which pruned weights grow again from zero; and so on. The
+last dense phase is longer, and the last mask stays. Each mask is of all matrices together, by
+magnitude as published or by Fisher scores w² · v, and stays for its phase.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,11 @@ class AcDc(Scored, UntilEnd):
     end: float = setting("share of T after which the network stays compressed", LATEST, default=0.8)
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where the phases do not follow each other."""
+        """Check that the phases follow each other.
+
+        Raises:
+            UserError: If they do not.
+        """
         check_before(self, "last_dense", "end")
         check_before(self, "begin", "last_dense")
 

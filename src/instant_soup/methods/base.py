@@ -1,16 +1,16 @@
 """What a pruning method is: a name, its settings, and how it finds its ticket in a run.
 
-A method is a frozen dataclass in a file of this folder, whose fields are its settings, under the
-decorator `@register`. Everything else is derived from it: its plan, its section of params.yaml, the
+A method is a frozen dataclass in a file of this folder, under the decorator `@register`. Its fields
+are its settings. Everything else is derived from it: its plan, its section of params.yaml, the
 table of settings, the ledger's `variant`, names and colours in tables and figures, DVC's lists.
 docs/add_a_method.md walks through one.
 
-The kinds differ in when the mask changes. A subclass says one thing, in the class of its kind:
+The kinds differ in when the mask changes. A subclass has one function, of its kind:
 
-    AtStart      scores(run)             once, on the pre-trained network
-    OnTheWay     find_mask(run, i, s)    at the ends of rounds (rounds.py); training goes on
-    Throughout   pruner(run, sparsity)   every few steps, by a pruner
-    Method       find(run, sparsity)     all else: after a search, with resets, of another row
+    AtStart      scores(run)             once, on the pre-trained network OnTheWay
+    find_mask(run, i, s)    at the ends of rounds (rounds.py); training goes on Throughout
+    pruner(run, sparsity)   every few steps, by a pruner Method       find(run, sparsity)     all
+    else: after a search, with resets, from another row
 
 Nothing in this folder imports torch before a method runs, so that planning stays quick.
 """
@@ -68,10 +68,22 @@ class Method:
     finishes: ClassVar[bool] = False  # whether nothing is left to train on its ticket
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where this sparsity or budget cannot be had; before any work."""
+        """Check that this sparsity and budget are possible; before any work.
+
+        Args:
+            sparsity: Share of the prunable weights to prune.
+            epochs: The budget.
+
+        Raises:
+            UserError: If they are not.
+        """
 
     def check_size(self, weights: int) -> None:
-        """UserError where so many prunable weights are too many for it; before any work."""
+        """Check that so many prunable weights are not too many for the method; before any work.
+
+        Raises:
+            UserError: If they are.
+        """
 
     @property
     def remembers(self) -> bool:
@@ -150,9 +162,11 @@ class AtStart(Method):
         return scores.best(self.scores(run), sparsity)
 
     def find(self, run: "Run", sparsity: float) -> None:
+        """Find the mask on the pre-trained network, and prune."""
         run.prune(run.search(self._key(sparsity), self.mask, run, sparsity))
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """A fixed mask, found before the first step."""
         from instant_soup.training.pruner import FixedMask
 
         self.find(run, sparsity)
@@ -166,7 +180,8 @@ class AtStart(Method):
 class Throughout(Method):
     """The mask moves every few steps, and stays for the last part of the budget.
 
-    A subclass has `pruner(run, sparsity)` and `settled(total)`, the step from which its mask stays.
+    A subclass has `pruner(run, sparsity)`, and `settled(total)`, the step from which its mask
+    stays.
     """
 
     @property
@@ -183,6 +198,7 @@ class Throughout(Method):
         return self.settled(total)
 
     def find(self, run: "Run", sparsity: float) -> None:
+        """Train by the pruner until its mask stays."""
         pruner = self.pruner(run, sparsity)
         key = [self.name, vars(self), sparsity]
         run.train(self.needed_until(run.total), self.title, pruner=pruner, key=key)

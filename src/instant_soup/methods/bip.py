@@ -1,20 +1,20 @@
 """BiP (Zhang et al. 2022): which mask is best, given that the weights then adapt to it.
 
 The network is pruned to the target sparsity before it trains. Each weight θ has a score, |θ| at the
-start; the largest of all matrices are the mask m. With z = m ⊙ θ and the lower problem's Hessian
-taken as γ I, the loss's gradient with respect to m is
+start. The largest scores of all matrices make the mask m. With z = m ⊙ θ, and the lower problem's
+Hessian taken as γ I, the loss's gradient with respect to m is
 
     θ ⊙ ∇z − (1/γ) · m ⊙ ∇z ⊙ ∇z
 
-the second term being how θ would react to m. Scores take a step of SGD with momentum along it,
-and m is their exact top-k. θ trains under m; a pruned weight keeps its value, with which it may
+where the second term is how θ would react to m. Scores take a step of SGD with momentum along it,
+and m is their exact top-k. θ trains under m. A pruned weight keeps its value, with which it may
 return.
 
-The paper steps on m and on θ by turns, each with a batch of its own, at two or three passes an
-iteration. Here a step does both with one pass: m's gradient is of a batch that θ has not been
-trained on, as it is taken before θ's step; θ's step is under the mask that the batch was run with.
-The reference code squares the gradient with respect to scores in the second term; this is the
-paper's.
+The paper steps on m and on θ by turns, each with its own batch, in two or three passes an
+iteration. Here a step does both with one pass. m's gradient is of a batch that θ has not been
+trained on, as it is taken before θ's step. θ's step is under the mask that the batch was run with.
+The reference code squares the gradient with respect to scores in the second term; ours is the
+paper's term.
 """
 
 from dataclasses import dataclass

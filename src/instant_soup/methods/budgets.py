@@ -1,7 +1,7 @@
-"""Layer budgets: how many weights each matrix keeps, where not one global ranking decides.
+"""Layer budgets: how many weights each matrix keeps, instead of one global ranking.
 
-An option of rows that rank weights by a score of each: `budget` of their section. Within its
-budget a matrix keeps what has the largest scores.
+This is an option of rows that score each weight: `budget` of their section. Within its budget a
+matrix keeps its largest scores.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,11 @@ class Budgeted(Method):
         return self.budget in READS["probe_batches"] or super().wants_batches()
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where a layer could be left with nothing by the letter of OWL."""
+        """Check that OWL leaves every layer something.
+
+        Raises:
+            UserError: If a layer could be left with nothing.
+        """
         super().check(sparsity, epochs)
         if self.budget == "owl" and 2 * self.spread > 1 - sparsity + 1e-9:
             raise UserError(
@@ -78,9 +82,16 @@ class Budgeted(Method):
     def best(
         self, run: "Run", scores: "Weights", sparsity: float, *, squared: bool = True
     ) -> "Mask":
-        """The mask of exactly the sparsity, of the largest scores within each matrix's budget.
+        """Keep the largest scores within each matrix's budget; what is pruned already stays so.
 
-        What is pruned already stays so. `squared` is of LAMP, see `lamp_mask`.
+        Args:
+            run: The run, whose mask says what is pruned already.
+            scores: Name → scores, shaped like the weight.
+            sparsity: Share of all prunable weights to prune, exactly.
+            squared: For LAMP, see `lamp_mask`.
+
+        Returns:
+            Name → boolean tensor of the weight's shape; True: kept.
         """
         from instant_soup.sparsity import budgets, masks
         from instant_soup.sparsity.scores import best
@@ -140,10 +151,16 @@ class Budgeted(Method):
 
 
 def lamp_mask(run: "Run", scores: "Weights", sparsity: float, *, squared: bool) -> "Mask":
-    """The mask of exactly the sparsity, of the largest shares that LAMP makes of scores.
+    """Keep the weights whose LAMP shares are largest; what is pruned already stays so.
 
-    `squared`: the scores are of the size of w², as its are; else they are squared for it. Those
-    below zero count as zero. What is pruned already stays so.
+    Args:
+        run: The run, whose mask says what is pruned already.
+        scores: Name → scores, shaped like the weight; those below zero count as zero.
+        sparsity: Share of all prunable weights to prune, exactly.
+        squared: Whether the scores are of the size of w². If not, LAMP squares them.
+
+    Returns:
+        Name → boolean tensor of the weight's shape; True: kept.
     """
     from instant_soup.sparsity import budgets, masks
 

@@ -1,8 +1,8 @@
 """CAP (Kuznedelev et al. 2023): oBERT's blocks, pruned exactly, one weight after the other.
 
 oBERT scores a weight as if it went alone. Here the weights of a block go one by one, cheapest
-first, and after each the rest makes up for all that have gone; a weight's score is what the block
-has cost by then. What is left becomes what makes the block's loss least, given what goes.
+first, and after each the rest makes up for all that have gone. A weight's score is what the block
+has cost by then. The weights that stay become those that make the block's loss least.
 """
 
 from dataclasses import dataclass

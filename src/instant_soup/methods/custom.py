@@ -1,4 +1,4 @@
-"""A criterion of one's own: a function of weights, gradients and state (docs/add_a_method.md)."""
+"""Your own criterion: a function of weights, gradients and state (docs/add_a_method.md)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ Criterion = Callable[["Weights", "Weights", "State"], "Weights"]
 class Custom(Budgeted, OnTheWay):
     """Rounds by the scores of a function: of what is left, the largest stay.
 
-    `criterion(weights, gradients, state)`: the prunable weights, their gradients in the round's
+    `criterion(weights, gradients, state)` gets the prunable weights, their gradients in the round's
     last step (dense, summed as the optimiser had them), and the state with AdamW's moments. It
-    returns a score for each weight, tensors of the same names and shapes.
+    returns a score for each weight, in tensors of the same names and shapes.
     """
 
     name: ClassVar[str] = "custom"
@@ -46,7 +46,7 @@ class Custom(Budgeted, OnTheWay):
 
 
 class Gradients(dict[str, "torch.Tensor"]):
-    """Name → gradient; UserError, not KeyError, for a matrix that has none."""
+    """Name → gradient. A matrix that has none raises UserError, not KeyError."""
 
     def __missing__(self, name: str) -> "torch.Tensor":
         raise UserError(
@@ -56,7 +56,18 @@ class Gradients(dict[str, "torch.Tensor"]):
 
 
 def checked(scores: Any, weights: "Weights") -> "Weights":
-    """A criterion's scores in fp32 on the CPU; UserError where a weight has none that can rank."""
+    """Check a criterion's scores.
+
+    Args:
+        scores: What the criterion returned.
+        weights: Name → weight.
+
+    Returns:
+        Name → scores in fp32, on the CPU.
+
+    Raises:
+        UserError: If a weight has no score that can be ranked.
+    """
     import torch
 
     if not isinstance(scores, Mapping):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class EarlyBird(Method):
     """Train densely until the magnitude mask at the target sparsity stays put; train that mask.
 
-    The search's steps are extra: the ticket is then trained from the start. Where the mask never
-    settles within the budget, the last one is drawn, and `drawn` says so.
+    The search's steps are extra: the ticket is then trained from the start. If the mask never
+    settles within the budget, the last one is taken, and `drawn` says so.
     """
 
     name: ClassVar[str] = "early_bird"
@@ -42,7 +42,11 @@ class EarlyBird(Method):
     )
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where the budget has no room for two masks."""
+        """Check that the budget has room for two masks.
+
+        Raises:
+            UserError: If it does not.
+        """
         if self.every * 2 > epochs:
             raise UserError(
                 f"early_bird.every: {self.every} epochs between two masks, of a budget of "

@@ -38,8 +38,15 @@ class ErdosRenyi(AtStart):
 def densities(weights: "Weights", sparsity: float) -> dict[str, float]:
     """Density of each matrix: proportional to (inputs + outputs) / (inputs · outputs), at most 1.
 
-    Small matrices are denser. Where the common factor would take one above 1 it stays dense, and
-    the factor is solved again for the rest.
+    Small matrices are denser. If the common factor would take one above 1, it stays dense, and the
+    factor is solved again for the rest.
+
+    Args:
+        weights: Name → weight.
+        sparsity: Share of all weights to prune.
+
+    Returns:
+        Name → density.
     """
     from instant_soup.sparsity import masks
 

@@ -12,9 +12,9 @@ from instant_soup.methods.rounds import OnTheWay
 @register
 @dataclass(frozen=True, kw_only=True)
 class GMP(Progressive):
-    """Progressive magnitude pruning, tuned: so every late prune has a high rate to recover by.
+    """Progressive magnitude pruning, tuned so that every late prune has a high rate to recover by.
 
-    The paper trains it under a teacher, too: `training.teacher: dense`.
+    The paper also trains it under a teacher: `training.teacher: dense`.
     """
 
     name: ClassVar[str] = "gmp"

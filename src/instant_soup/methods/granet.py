@@ -1,13 +1,13 @@
 """GraNet (Liu et al. 2021): gradual magnitude pruning with regeneration.
 
 Every few steps (a) the smallest weights of all matrices go, down to a density that falls by a cubic
-schedule, and (b) in each matrix a share of the weights that are left is dropped, the smallest, and
-as many pruned ones come back, those whose loss gradient is largest: they start at zero. The share
-decays by a cosine. Regeneration goes on after (a) has ended, and stops for the last part of the
-budget. A weight that is dropped and chosen again at once never left: it keeps its value.
+schedule, and (b) in each matrix a share of the weights is exchanged: the smallest go, and as many
+pruned ones come back at zero, those whose loss gradient is largest. The share falls by a cosine.
+Regeneration goes on after (a) has ended, and stops for the last part of the budget. A weight that
+is dropped and chosen again at once never left: it keeps its value.
 
 "Smallest" is by magnitude, as published, or by Fisher scores w² · v (`score: fisher`). Then a
-weight that comes back starts with v = g² of the batch that chose it, rather than with zero.
+weight that comes back starts with v = g² of the batch that chose it, not with zero.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,11 @@ class GraNet(Exchanging):
     regrow: float = regrow_setting("a hundredth", 0.5)
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where the mask would stay before it is sparse."""
+        """Check that the mask is sparse before it stays.
+
+        Raises:
+            UserError: If it is not.
+        """
         if self.regrow_until < self.end:
             raise UserError(
                 f"granet.regrow_until: {self.regrow_until} is before granet.end {self.end}; "

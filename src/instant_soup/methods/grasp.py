@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class GraSP(OnBatches):
     """Score −θ ⊙ Hg, the change of the squared gradient norm on removal; the lowest stay.
 
-    H is the loss's Hessian over the prunable weights, g its gradient, both means over some
+    H is the loss's Hessian over the prunable weights and g its gradient. Both are means over some
     batches of the pre-trained network.
     """
 

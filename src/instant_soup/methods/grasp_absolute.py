@@ -1,4 +1,4 @@
-"""GraSP by absolute value: the gradient's flow, however the removal of a weight changes it."""
+"""GraSP by absolute value: how much a weight's removal changes the gradient's flow."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class GraSPAbsolute(GraSP):
     """Score |θ ⊙ Hg|; the largest stay.
 
-    The signed score ranks half of all weights below a zero one, large ones among them, and on a
-    pre-trained network that takes what matters most.
+    The signed score ranks half of all weights below a zero one, large ones among them. On a
+    pre-trained network that prunes what matters most.
     """
 
     name: ClassVar[str] = "grasp_absolute"

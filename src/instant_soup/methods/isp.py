@@ -1,6 +1,6 @@
 """Instant Soup Pruning (Jaiswal et al., ICML 2023): rounds whose masks are soups of weak masks.
 
-Algorithm 1 is `OnTheWay.find` (rounds.py); Algorithm 2, denoised pruning, is here: a weak mask of
+Algorithm 1 is `OnTheWay.find` (rounds.py). Algorithm 2, denoised pruning, is here: a weak mask of
 each denoiser, their soup, its adjustment. The pipeline has a stage for each of them; the library
 calls `find_mask`.
 """
@@ -134,10 +134,10 @@ class ISP(OnTheWay):
         sparsity: float,
         adjust: bool = True,
     ) -> "Mask":
-        """The masks combined, then pruned to exactly the sparsity (Algorithm 2's last lines).
+        """Combine masks, then prune to exactly the sparsity (Algorithm 2's last lines).
 
-        The union keeps a weight that any denoiser wants to keep; it keeps too many, so the network
-        is pruned within it by what it holds worth most itself.
+        The union keeps a weight that any denoiser wants to keep. These are too many, so the network
+        is pruned within the union by its own magnitudes.
         """
         from instant_soup.sparsity import mask_soup, masks
 

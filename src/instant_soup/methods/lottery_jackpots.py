@@ -1,12 +1,12 @@
 """Lottery Jackpots (Zhang et al. 2021): the mask of frozen weights is exchanged bit by bit.
 
-The network is pruned by magnitude before it trains, and the prunable matrices stay as they are, to
-the last step. Each weight has a score: 1 where it is kept, 0.99 where it is pruned. Scores learn by
-SGD with momentum (0.9) and decay (5e-4) through the mask as if it were not there, as in movement
-pruning; in each matrix as many weights stay as at the start, those with the largest scores. What is
-not prunable trains as in every row.
+The network is pruned by magnitude before it trains, and the prunable matrices never change. Each
+weight has a score: 1 if it is kept, 0.99 if it is pruned. Scores learn by SGD with momentum (0.9)
+and decay (5e-4) through the mask as if it were not there, as in movement pruning. In each matrix as
+many weights stay as at the start, those with the largest scores. What is not prunable trains as in
+every row.
 
-The paper bounds the number of exchanges a step; its code does not, and nor does this.
+The paper bounds the number of exchanges in a step. Its code does not, and neither does this.
 """
 
 from dataclasses import dataclass

@@ -58,12 +58,21 @@ def pool(
     coefficients: list[float],
     score: Callable[["Weights"], float],
 ) -> tuple["Weights", list[float]]:
-    """Mix the tickets of other rounds into the last round's where validation gains by it.
+    """Mix the tickets of other rounds into the last round's, if validation gains by it.
 
-    The others come nearest round first. Each is tried at every coefficient (the share it gets),
-    and the mixture pruned back by magnitude to exactly `sparsity`; it is kept where `score` of
-    what remains is better than before, so the result never scores below the ticket. Returns
-    weights and the coefficients taken, 0 for a ticket left out.
+    Each ticket is tried at every coefficient, and the mixture pruned back by magnitude. It is kept
+    if its score is better than before. So the result never scores below the last round's ticket.
+
+    Args:
+        ticket: Name → tensor of the last round's ticket.
+        others: Tickets of other rounds, nearest round first.
+        prunable: Names of the prunable weights.
+        sparsity: Share of the prunable weights that is zero in the result, exactly.
+        coefficients: Shares that another ticket may get.
+        score: Validation score of weights, the higher the better.
+
+    Returns:
+        Weights, and the coefficient of each other ticket; 0 for one that is left out.
     """
     from instant_soup.methods.soups import interpolate
 

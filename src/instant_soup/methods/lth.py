@@ -31,11 +31,11 @@ class Lottery(Method):
         return run.moment()
 
     def rounds(self, run: "Run", sparsity: float) -> "Iterator[Weights]":
-        """Yield each round's trained weights but the last's: of it, the ticket is left to train.
+        """Yield each round's trained weights except the last's, whose ticket is left to train.
 
-        The first network is the dense row's: it depends on the same things, so the pipeline's
-        store has it once. The steps up to a later reset point are its own first ones, and are
-        counted once, with the ticket.
+        The first network is the dense row's. It depends on the same things, so the pipeline's store
+        has it once. The steps up to a later reset point are its own first ones, and are counted
+        once, with the ticket.
         """
         from instant_soup.sparsity import scores
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class MinDensity(AtStart):
     """Each matrix keeps its largest weights up to the minimum; a global ranking fills the rest.
 
-    One global ranking can leave a matrix almost empty, and nothing passes through it any more.
+    One global ranking alone can leave a matrix almost empty, and then nothing passes through it.
     """
 
     name: ClassVar[str] = "min_density"
@@ -35,7 +35,11 @@ class MinDensity(AtStart):
     )
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError when the minimum of all matrices is more than what may stay."""
+        """Check that the minimum of all matrices is not more than what may stay.
+
+        Raises:
+            UserError: If it is.
+        """
         if self.min_density >= 1 - sparsity - 1e-9:
             raise UserError(
                 f"criteria.min_density: {self.min_density} leaves no room at sparsity {sparsity}; "
@@ -43,7 +47,11 @@ class MinDensity(AtStart):
             )
 
     def mask(self, run: "Run", sparsity: float) -> "Mask":
-        """The mask; UserError when the minimum of all matrices is more than what may stay."""
+        """The mask of exactly this sparsity.
+
+        Raises:
+            UserError: If the minimum of all matrices is more than what may stay.
+        """
         from instant_soup.sparsity import masks
         from instant_soup.sparsity.scores import magnitude_scores
 

@@ -2,12 +2,13 @@
 
 Every prunable matrix W has scores A of its shape, which start at zero. The network multiplies with
 W' = M ⊙ W, where M keeps the largest scores. A learns through the mask as if it were not there
-(straight-through): dL/dA = dL/dW' ⊙ W, for pruned weights too; so a weight that grows gains score,
-one that shrinks loses, and a pruned one may return with the value that it had. W's own gradient is
-M ⊙ dL/dW'. The density falls by a cubic schedule; then the mask stays for the rest of the budget.
+(straight-through): dL/dA = dL/dW' ⊙ W, for pruned weights too. So a weight that grows gains score,
+and one that shrinks loses. A pruned weight may return with the value that it had. W's own gradient
+is M ⊙ dL/dW'. The density falls by a cubic schedule; then the mask stays for the rest of the
+budget.
 
-A is trained by AdamW with a rate of its own that decays as W's does. Unlike in the reference code,
-gradients are clipped without A's, which AdamW makes independent of their size anyway.
+A is trained by AdamW with its own rate, which decays as W's does. Unlike in the reference code, A's
+gradients have no part in clipping, as AdamW makes its steps independent of their size anyway.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """What rows whose mask moves have in common: settings, and what follows from them.
 
-Where a class only names a setting, each row says it itself, at a place of its own.
+If a class only names a setting, each row says it itself, at its own place.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,11 @@ class Ramp(ByGradients):
     every: int = setting("steps between two masks", integer(1, MOST_STEPS), paper=1, quick=5)
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError where the density has no time to fall."""
+        """Check that the density has time to fall.
+
+        Raises:
+            UserError: If it has not.
+        """
         check_before(self, "begin", "end")
 
     def begins(self, total: int) -> int:

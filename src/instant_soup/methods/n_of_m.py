@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class NOfM(AtStart):
     """The N largest |w| of each group of M consecutive inputs stay: N non-zero of every M.
 
-    M is a setting; N = (1 − S) · M. (2:4 is what GPUs multiply faster.) Of equal magnitudes the
-    first stays.
+    M is a setting; N = (1 − S) · M. (GPUs multiply 2:4 faster.) Of equal magnitudes the first
+    stays.
     """
 
     name: ClassVar[str] = "n_of_m"
@@ -36,16 +36,36 @@ class NOfM(AtStart):
     )
 
     def check(self, sparsity: float, epochs: float) -> None:
-        """UserError when N is no whole number."""
+        """Check that N is a whole number.
+
+        Raises:
+            UserError: If it is not.
+        """
         pattern(sparsity, self.m)
 
     def mask(self, run: "Run", sparsity: float) -> "Mask":
-        """The mask; UserError when N is no whole number, or a row no multiple of M."""
+        """The mask of exactly this sparsity.
+
+        Raises:
+            UserError: If N is no whole number, or a row no multiple of M.
+        """
         return largest_of_groups(run.weights, pattern(sparsity, self.m), self.m)
 
 
 def largest_of_groups(weights: "Weights", n: int, m: int) -> "Mask":
-    """The n largest |w| of each group of m; UserError when a row is no multiple of m."""
+    """Keep the n largest |w| of each group of m consecutive inputs.
+
+    Args:
+        weights: Name → weight, outputs × inputs.
+        n: How many stay in a group.
+        m: Weights in a group.
+
+    Returns:
+        Name → boolean tensor of the weight's shape; True: kept.
+
+    Raises:
+        UserError: If a row is no multiple of m.
+    """
     mask = {}
     for name, weight in weights.items():
         if weight.shape[-1] % m:
@@ -60,7 +80,8 @@ def largest_of_groups(weights: "Weights", n: int, m: int) -> "Mask":
 def pattern(sparsity: float, m: int) -> int:
     """N of the N:M pattern with this sparsity: N non-zero weights of every M.
 
-    UserError when (1 − S) · M is no whole number.
+    Raises:
+        UserError: If (1 − S) · M is no whole number.
     """
     n = round((1 - sparsity) * m)
     if abs(n - (1 - sparsity) * m) > 1e-9 or not 0 < n < m:

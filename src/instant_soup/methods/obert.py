@@ -1,10 +1,10 @@
 """oBERT (Kurtic et al. 2022): the Optimal Brain Surgeon on blocks of the Fisher matrix, on the way.
 
 At the end of each round the gradients of some batches make the Fisher matrix F of every `block`
-consecutive weights of a matrix (sparsity/surgeon.py). The weights go whose removal costs least,
-w² / (2 [F⁻¹]ₚₚ), and the others of their block move to make up for them. With blocks of one weight
-and the training's own gradients it is ISP+'s ranking with another mean of the squared gradient,
-damped.
+consecutive weights of a matrix (sparsity/surgeon.py). The weights go whose removal costs least, w²
+/ (2 [F⁻¹]ₚₚ), and the others of their block move to make up for them. With blocks of one weight and
+the training's own gradients this is ISP+'s ranking, with damping and another mean of the squared
+gradient.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,11 @@ class OBERT(OnTheWay):
         return 4 * weights * (self.block + 2)
 
     def check_size(self, weights: int) -> None:
-        """UserError where the Fisher blocks of so many weights take more than they may."""
+        """Check that the Fisher blocks of so many weights fit into `memory`.
+
+        Raises:
+            UserError: If they do not.
+        """
         self._check_bytes(weights, round(1e9 * self.memory), f"of {self._key('memory')}")
 
     def find(self, run: "Run", sparsity: float) -> None:
@@ -97,7 +101,11 @@ class OBERT(OnTheWay):
         return super().pruner(run, sparsity)
 
     def check_ends(self, ends: list[int], total: int) -> None:
-        """UserError also where a round has no step, and so no gradient of training."""
+        """Check the ends of rounds, and that each round has a step, and so gradients of training.
+
+        Raises:
+            UserError: If one does not.
+        """
         super().check_ends(ends, total)
         if self.gradients == TRAINING and len(set(ends)) < len(ends):
             raise UserError(

@@ -1,16 +1,16 @@
-"""PLATON (Zhang et al. 2022): keep the weights that the loss is sensitive to, or that it may be.
+"""PLATON (Zhang et al. 2022): keep the weights that the loss is sensitive to, or may be.
 
 The sensitivity of a weight is I = |w · g|: how much the loss would change, to first order, without
-it. One batch's is noise, so means Î over windows of `every` steps are smoothed, and so is how far
-they are from what is smooth:
+it. One batch's sensitivity is noise. So means Î over windows of `every` steps are smoothed, and so
+is their distance from the smoothed value:
 
     Ī ← β₁ Ī + (1 − β₁) Î        U ← β₂ U + (1 − β₂) |Î − Ī|        score = Ī · U
 
-At the end of each window the weights with the largest scores of all matrices stay; the density
+At the end of each window the weights with the largest scores of all matrices stay. The density
 falls by a cubic schedule. With `zeros: leaky`, as published, the others are set to zero at that
-moment, but gradients and moments go on: they grow again, and may survive the next cut. So the
-network is sparse in the one step after each cut, and dense in the others (and counted so). With
-`zeros: hard` a pruned weight never returns; that tells the score from the regrowth.
+moment, but gradients and moments go on. They grow again, and may survive the next cut. So the
+network is sparse in the one step after each cut, and dense in the others (and is counted so). With
+`zeros: hard` a pruned weight never returns; that tells the score's effect from the regrowth's.
 """
 
 from dataclasses import dataclass

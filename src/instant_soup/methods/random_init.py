@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True, kw_only=True)
 class RandomInit(Method):
-    """ISP's mask; T steps from random weights, the head as ever.
+    """ISP's mask, trained for T steps from random weights; the head is the same as in every row.
 
-    Embeddings drawn at random train even where the preset freezes them. It costs what ISP's ticket
-    has cost, and a run.
+    Random embeddings train even if the preset freezes them. The row costs what ISP's ticket has
+    cost, and a run.
     """
 
     name: ClassVar[str] = "random_init"

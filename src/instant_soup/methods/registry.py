@@ -1,4 +1,4 @@
-"""All methods, by name: every file of this folder is read, and what it registers is known."""
+"""All methods by name: every file of this folder is read, and what it registers is known."""
 
 import importlib
 import pkgutil
@@ -33,7 +33,11 @@ def methods() -> dict[str, type[Method]]:
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of a name; UserError, naming those that there are."""
+    """The method of a name.
+
+    Raises:
+        UserError: If there is none; it lists those that there are.
+    """
     found = methods()
     if name not in found:
         try:

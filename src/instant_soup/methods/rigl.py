@@ -1,13 +1,13 @@
 """RigL (Evci et al. 2020): sparse from the first step on, with a mask that moves.
 
 The network is pruned to the target sparsity before it trains. Then, every few steps, a share of
-each matrix's weights is dropped, the smallest, and as many pruned ones come in, those whose loss
-gradient is largest: they start at zero. The share falls by a cosine to nothing; then the mask
-stays. It is GraNet's exchange without its gradual pruning.
+each matrix's weights is exchanged: the smallest go, and as many pruned ones come in at zero, those
+whose loss gradient is largest. The share falls to nothing by a cosine; then the mask stays. This is
+GraNet's exchange without its gradual pruning.
 
-Published is a random mask at the start, with Erdős–Rényi densities (`start: erdos_renyi`), of
-random weights. Of a pre-trained network that keeps little, so here the largest weights of all
-matrices are the default.
+Published is a random mask at the start, with Erdős–Rényi densities (`start: erdos_renyi`), on
+random weights. Such a mask keeps little of a pre-trained network, so here the largest weights of
+all matrices are the default.
 """
 
 from dataclasses import dataclass

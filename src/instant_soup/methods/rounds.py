@@ -1,7 +1,7 @@
 """Rounds: train a little, prune a little, go on (Algorithm 1); how long and how far each goes.
 
-Two schedules: ISP's rounds, which grow, and a cubic ramp of evenly spaced prunes. Either may have
-a learning rate that starts again several times.
+There are two schedules: ISP's rounds, which grow, and a cubic ramp of evenly spaced prunes. With
+either, the learning rate may start again several times.
 """
 
 import math
@@ -39,11 +39,16 @@ OF_CUBIC = ("prunes", "first_cut", "begin", "end")
 
 
 def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
-    """Sparsity after each round, up to exactly `target` (Algorithm 1, line 4).
+    """Sparsity after each round, up to exactly the target (Algorithm 1, line 4).
 
-    `rate` is the compression rate s: points of the total per round (`rate_of="total"`, the
-    paper: 10 % reaches 70 % in 7 rounds) or a share of what is left (`"remaining"`, the
-    released research code). All numbers are fractions between 0 and 1.
+    Args:
+        target: The last sparsity, from 0 to 1.
+        rate: The compression rate s, from 0 to 1.
+        rate_of: `total`: the rate is a share of all weights, as in the paper (10 % reaches 70 % in
+            7 rounds). `remaining`: it is a share of what is left, as in the released research code.
+
+    Returns:
+        One number for each round.
     """
     sparsities: list[float] = []
     while not sparsities or sparsities[-1] < target:
@@ -55,9 +60,9 @@ def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
 
 
 def calibration_steps(round_index: int, seed_steps: int, growing: bool = True) -> int:
-    """Training steps before round i = 0, 1, …'s pruning: t · (i + 1) (Algorithm 1, line 3).
+    """Training steps before the pruning of round i = 0, 1, …: t · (i + 1) (Algorithm 1, line 3).
 
-    Not `growing`: t before every round, as in the released research code.
+    If not `growing`, t before every round, as in the released research code.
     """
     return seed_steps * (round_index + 1 if growing else 1)
 
@@ -80,9 +85,9 @@ def round_ends(rounds: int, share: float, total: int, growing: bool = True) -> l
 class Ramp:
     """Evenly spaced prunes whose sparsities rise by a cubic curve (Zhu & Gupta 2017).
 
-    They are from `begin` to `end`, shares of the budget. The first one, at `begin`, takes a share
+    They go from `begin` to `end`, shares of the budget. The first prune, at `begin`, takes a share
     `first_cut` of the target, and the curve goes on from there. Without a first cut the curve
-    begins at `begin` with nothing, so the first prune is a distance later.
+    begins at `begin` with nothing, so the first prune comes one interval later.
     """
 
     prunes: int
@@ -199,9 +204,15 @@ class OnTheWay(Method):
         return self.ranks_by == "fisher"
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask | Cut":
-        """Round i's mask of exactly this sparsity, found on the run as it is now.
+        """Find round i's mask of exactly this sparsity, on the run as it is now.
 
-        No round follows where it is `run.target`. A cut changes weights that stay.
+        Args:
+            run: The run.
+            i: The round's number, from 0.
+            sparsity: Share of the prunable weights to prune. In the last round it is `run.target`.
+
+        Returns:
+            A mask, or a cut, which also changes weights that stay.
         """
         raise TypeError(f"{type(self).__name__} does not say how it finds a round's mask")
 
@@ -268,6 +279,11 @@ class OnTheWay(Method):
         return mask_finding_share(rounds, self.calibration, epochs, self.growing)
 
     def check(self, sparsity: float, epochs: float) -> None:
+        """Check that the rounds fit into the budget.
+
+        Raises:
+            UserError: If they do not.
+        """
         self._check_idle()
         if self.ramp is not None:
             return self._check_ramp()
@@ -324,9 +340,16 @@ class OnTheWay(Method):
         run.prune(run.search(key, self.find_mask, run, i, target))
 
     def check_ends(self, ends: list[int], total: int) -> None:
-        """UserError where the rounds leave nothing of a budget of `total` steps, or come too soon.
+        """Check that the rounds leave something of the budget, and do not come too soon.
 
-        Fisher scores are of gradients, of which there are none before the first step.
+        Fisher scores are of gradients, and there are none before the first step.
+
+        Args:
+            ends: The step at which each round ends.
+            total: Steps of the budget.
+
+        Raises:
+            UserError: If they leave nothing, or come too soon.
         """
         if self.cycles > total:
             key = key_of(type(self), "cycles")
@@ -372,6 +395,7 @@ class OnTheWay(Method):
         return None if self.mask_finding is not None else run.steps_per_epoch
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
+        """The same rounds as a pruner, for a training in another's loop."""
         from instant_soup.training.pruner import PrunesInRounds
 
         run.target = sparsity

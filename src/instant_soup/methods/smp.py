@@ -1,13 +1,12 @@
 """SMP, static model pruning (Jiang et al. 2022): a mask is learnt, the weights stay pre-trained.
 
-As movement pruning (movement.py), but the prunable matrices never change, to the last step of the
-budget: only scores learn, and what is not pruned anyway (biases, norms, the head, embeddings where
-they are not frozen). So a task is one bit a weight, and those few. The optimiser holds no moments
-of the matrices.
+This is movement pruning (movement.py) of prunable matrices that never change. Only scores learn,
+and what is not prunable anyway (biases, norms, the head, embeddings if they are not frozen). So a
+task is one bit a weight, and those few parameters. The optimiser holds no moments of the matrices.
 
-Each matrix is as dense as in the mask by magnitude (`scope: magnitude`), or all alike (`local`), or
-the scores of all matrices are ranked together (`global`). Left out of the paper's recipe are its
-penalty on scores, its teacher and its head made of words.
+Each matrix is as dense as in the mask by magnitude (`scope: magnitude`), or all are alike
+(`local`), or the scores of all matrices are ranked together (`global`). The paper's penalty on
+scores, its teacher and its head made of words are left out.
 """
 
 from dataclasses import dataclass

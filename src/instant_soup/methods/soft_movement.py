@@ -1,12 +1,12 @@
 """Soft movement pruning (Sanh, Wolf & Rush 2020): scores above a threshold, and a penalty on them.
 
-As movement pruning (movement.py), but M = [σ(A) > τ], in each matrix at least 0.5 % of the weights.
-τ rises from 0 by the cubic schedule, and with it λ, the weight of a penalty on the loss: the mean
-over matrices of the mean σ(A). So the scores decide how sparse each matrix is, and λ, τ and the
-number of steps how sparse the network is: no setting gives a wanted sparsity.
+This is movement pruning (movement.py), but M = [σ(A) > τ], with at least 0.5 % of the weights in
+each matrix. τ rises from 0 by the cubic schedule. So does λ, the weight of a penalty on the loss:
+the mean over matrices of the mean σ(A). The scores decide how sparse each matrix is, and λ, τ and
+the number of steps how sparse the network is. No setting gives a wanted sparsity.
 
-So the mask is cut exactly in the end: at `end` the largest σ(A) of all matrices stay. Where λ had
-pruned more than is wanted by then, weights come back with the values that they had.
+So the mask is cut exactly at `end`: the largest σ(A) of all matrices stay. If λ has pruned more
+than is wanted by then, weights come back with the values that they had.
 """
 
 from dataclasses import dataclass

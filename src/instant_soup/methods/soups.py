@@ -1,7 +1,7 @@
 """Dense soups: weights of several networks mixed into one (paper, section 7 and Algorithm 3).
 
-All networks start from the same pre-trained weights, so that lines between them stay in good
-ground. Scores are of validation data, higher is better.
+All networks start from the same pre-trained weights, so mixtures of them work. Scores are of
+validation data; higher is better.
 """
 
 from collections.abc import Callable
@@ -111,9 +111,9 @@ class GreedySoup(OfNetworks):
 @register
 @dataclass(frozen=True, kw_only=True)
 class InstantModelSoup(Soup):
-    """The pre-trained network, moved towards sparse networks where validation gains (Algorithm 3).
+    """The pre-trained network, moved towards sparse networks if validation gains (Algorithm 3).
 
-    Then it is fine-tuned as any other.
+    Then it is fine-tuned like any other.
     """
 
     name: ClassVar[str] = "instant_model_soup"
@@ -209,10 +209,17 @@ def uniform_soup(networks: list["Weights"]) -> "Weights":
 
 
 def greedy_soup(networks: list["Weights"], score: "Score") -> tuple["Weights", list[int]]:
-    """The mean of those that help (Wortsman et al. 2022); also their numbers, best first.
+    """Average the networks that help (Wortsman et al. 2022).
 
-    Networks are tried from the best down, and one stays in the soup if the soup's score does not
-    fall by it. So the soup never scores below its best network.
+    Networks are tried from the best down. One stays in the soup if the soup's score does not fall
+    by it. So the soup never scores below its best network.
+
+    Args:
+        networks: Weights of each network.
+        score: Validation score of weights, the higher the better.
+
+    Returns:
+        The mean, and the numbers of its networks, best first.
     """
     scores = [score(weights) for weights in networks]
     order = sorted(range(len(networks)), key=lambda i: -scores[i])
@@ -227,10 +234,18 @@ def greedy_soup(networks: list["Weights"], score: "Score") -> tuple["Weights", l
 def merge(
     network: "Weights", other: "Weights", coefficients: list[float], score: "Score", best: float
 ) -> tuple["Weights", float, float]:
-    """`network` moved towards `other` by the coefficient that scores best (Algorithm 3).
+    """Move a network towards another one by the coefficient that scores best (Algorithm 3).
 
-    `best` is the network's own score: unless a coefficient beats it the network stays as it is, at
-    coefficient 0, so scores never fall. Returns weights, coefficient and score.
+    Args:
+        network: Name → tensor.
+        other: Name → tensor.
+        coefficients: Shares that the other network may get.
+        score: Validation score of weights, the higher the better.
+        best: The network's own score. If no coefficient beats it, the network stays as it is, at
+            coefficient 0. So scores never fall.
+
+    Returns:
+        Weights, coefficient and score.
     """
     chosen, weights = 0.0, network
     for coefficient in coefficients:

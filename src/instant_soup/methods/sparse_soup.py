@@ -1,13 +1,12 @@
 """Sparse Model Soups (Zimmer, Spiegel & Pokutta 2024): the last phase trained several times, mixed.
 
 After the last prune several copies of the network train on, from the same weights and under the
-same mask, each with a rate, weight decay and data order of its own. The ticket is the mean of their
-weights: what the mask prunes is zero in all of them, and stays zero. The paper does so after every
-prune; here it is done once, after the last one, on top of the masks of ISP+ or of progressive
-pruning.
+same mask, each with its own rate, weight decay and data order. The ticket is the mean of their
+weights. What the mask prunes is zero in all of them, and stays zero. The paper does so after every
+prune. Here it is done once, after the last one, on top of the masks of ISP+ or progressive pruning.
 
-Copies that take all the steps that are left cost several last phases, to be set beside LTH; copies
-that share these steps out cost one, as any other row.
+If each copy takes all the steps that are left, the row costs several last phases, and is to be
+compared with LTH. If the copies share these steps, it costs one, as any other row.
 """
 
 from dataclasses import dataclass, replace
@@ -83,9 +82,10 @@ class SparseSoup(OnTheWay):
         run.moved("the mean of copies")
 
     def last_step(self, step: int, total: int) -> int:
-        """The step at which a copy is trained, where the rounds end at `step`.
+        """The step up to which a copy is trained, if the rounds end at `step`.
 
-        UserError where the copies have not a step each.
+        Raises:
+            UserError: If there is not a step for each copy.
         """
         left = (total - step) // (self.copies if self.last_phase == "shared" else 1)
         if left < 1:

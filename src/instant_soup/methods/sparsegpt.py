@@ -1,7 +1,7 @@
 """SparseGPT (Frantar & Alistarh 2023): each matrix pruned so that its outputs change least.
 
-Second moments of the inputs of every matrix, over the tokens of some batches of the pre-trained
-network, make its loss; the sweep of sparsity/sparse_gpt.py chooses what goes and moves the rest.
+A matrix's loss is made of the second moments of its inputs, over the tokens of some batches of the
+pre-trained network. The sweep of sparsity/sparse_gpt.py chooses what goes, and moves the rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(ByInputs):
-    """Columns from left to right, those behind making up; the mask by blocks of columns, or global.
+    """Columns go from left to right, and later ones make up; by blocks of columns, or globally.
 
     Without the update the mask is the same, and the weights that stay are as they were.
     """
@@ -105,7 +105,11 @@ def of_all(weights: "Weights", factors: "Weights", sparsity: float) -> Choice:
 
 
 def check_memory(run: "Run", at_once: bool) -> None:
-    """UserError where the second moments of all inputs, or their factors at once, do not fit."""
+    """Check that the second moments of all inputs, and their factors at once, fit into memory.
+
+    Raises:
+        UserError: If they do not.
+    """
     from instant_soup.training.cost import free_memory
 
     widths = [w.shape[-1] for w in run.weights.values()]

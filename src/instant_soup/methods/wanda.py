@@ -1,7 +1,7 @@
-"""Wanda (Sun et al. 2024): the size of a weight times that of what it multiplies.
+"""Wanda (Sun et al. 2024): a weight's magnitude times that of what it multiplies.
 
-The score of a weight is |w| ‖x‖, ‖x‖ the root mean square of its input feature over the tokens of
-some batches of the pre-trained network. No labels, no gradients.
+The score of a weight is |w| ‖x‖, where ‖x‖ is the root mean square of its input feature over the
+tokens of some batches of the pre-trained network. It needs no labels and no gradients.
 """
 
 from dataclasses import dataclass
