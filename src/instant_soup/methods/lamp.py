@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True, kw_only=True)
 class LAMP(ByScore):
-    """A weight's square over the sum of the squares of its matrix that are no smaller; the largest
-    stay.
+    """A weight's square over the sum of its matrix's squares that are no smaller; the largest stay.
 
     The largest weight of a matrix has 1, so every matrix keeps something. Fisher scores can replace
     the squares, as both tell what a weight is worth.

@@ -23,11 +23,11 @@ FROM_HUB = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.saf
 
 
 def transformers_auto() -> Any:
-    """transformers' module of auto classes, without network chatter.
+    """The module of auto classes of transformers, without network messages.
 
-    Without scikit-learn, scipy and torchvision, too: transformers imports them (over two seconds)
-    for assisted generation, object detection and images, which no text classifier needs; every
-    stage process would pay for it.
+    It is imported without scikit-learn, scipy and torchvision. transformers imports them (over two
+    seconds) for assisted generation, object detection and images, which no text classifier needs,
+    and every stage process would pay for it.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     declare_missing_operators()

@@ -1,1 +1,1 @@
-"""The run over DVC's folders: its plan, main network, MLflow records and processes."""
+"""The run over DVC's folders: its plan, training, MLflow records and processes."""

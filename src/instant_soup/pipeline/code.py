@@ -1,8 +1,8 @@
 """Which sources a stage runs, and their digest: a changed file reruns the stages that run it.
 
 The plan writes the digest into a stage's settings file, on which the stage depends. So dvc.yaml
-lists no sources, and none can be missing or too many there: they are what the script imports, and
-what that imports in turn, late imports included.
+lists no sources, and none can be missing or superfluous. They are what the script imports, and what
+that imports in turn, late imports included.
 """
 
 import ast
@@ -16,10 +16,10 @@ NAME = PACKAGE.name
 
 
 def sources(roots: Iterable[Path]) -> set[Path]:
-    """The files that some scripts run: themselves, and all of this package that they import.
+    """Find the files that some scripts run: themselves, and all of this package that they import.
 
-    Of what a module reads beside itself, files that it names and that lie beside it count, too.
-    Methods are imported by their folder, so a stage names those that it runs among its roots.
+    A file that a module names and that lies beside it counts too. Methods are imported by their
+    folder, so a stage names those that it runs among its roots.
     """
     found: set[Path] = set()
     waiting = [root.resolve() for root in roots]

@@ -1,8 +1,10 @@
-"""`dvc repro` with several stages at once: python -m instant_soup.pipeline.jobs --jobs 2
+"""`dvc repro` with several stages at once.
 
-DVC takes one stage after another. Here every stage that something changed for is a `dvc repro` of
-its own, started as soon as the stages that it depends on are done: rows side by side, and beside
-ISP's rounds. Logs lie in .dvc/tmp/jobs.
+    python -m instant_soup.pipeline.jobs --jobs 2
+
+DVC runs one stage after another. Here every changed stage is its own `dvc repro`, started as soon
+as the stages that it depends on are done. So rows run side by side, and beside ISP's rounds. Logs
+lie in .dvc/tmp/jobs.
 """
 
 import argparse
@@ -105,6 +107,7 @@ def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, lo
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m instant_soup.pipeline.jobs", description=__doc__
     )

@@ -1,10 +1,10 @@
-"""Clear away what a killed DVC has left and no later one gets past; `make repro` begins with it.
+"""Clear away what a killed DVC has left and what stops the next one; `make repro` begins with it.
 
     python -m instant_soup.pipeline.mend
 
-DVC writes two files in place: the list of what its processes read and write, and dvc.lock. Killed
-in the middle it leaves half of one, or nothing. Both can be spared: the list is of living processes
-only, and what dvc.lock says DVC's run cache says too.
+DVC writes two files in place: dvc.lock, and the list of what its processes read and write. Killed
+in the middle, it leaves half of one, or nothing. Neither is needed: the list is of living processes
+only, and DVC's run cache knows what dvc.lock says.
 """
 
 import json
@@ -24,9 +24,15 @@ DAMAGED = Path(".dvc/tmp/dvc.lock.damaged")
 
 
 def mend(root: Path) -> list[str]:
-    """Remove the list where it is damaged or of dead processes, put a damaged dvc.lock aside.
+    """Remove the list if it is damaged or of dead processes, and put a damaged dvc.lock aside.
 
-    Returns a line for each of them. What a DVC is writing at this moment stays.
+    What a DVC is writing at this moment stays.
+
+    Args:
+        root: The repository.
+
+    Returns:
+        A line for each thing that was done.
     """
     said = []
     (root / BUSY.parent).mkdir(parents=True, exist_ok=True)
@@ -77,6 +83,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def main() -> None:
+    """Run the command."""
     for line in mend(project_root()):
         print(line)
 

@@ -179,6 +179,7 @@ def _capital(text: str) -> str:
 
 
 def main() -> None:
+    """Write both files."""
     values = read_yaml(PARAMS)
     for path, text in ((PARAMS, params_yaml(values)), (PAGE, settings_page())):
         with new_file(path) as unfinished:

@@ -39,9 +39,9 @@ def graphics_cards() -> list[str]:
 
 
 def slots_of(jobs: int) -> queue.Queue[str]:
-    """What each of `jobs` at a time may use: its share of the GPUs; "" where there are none.
+    """What each of `jobs` processes may use: its share of the GPUs; "" if there are none.
 
-    With more jobs than GPUs several take the same one.
+    If there are more jobs than GPUs, several use the same one.
     """
     cards, slots = graphics_cards(), queue.Queue[str]()
     for job in range(jobs):
@@ -51,12 +51,20 @@ def slots_of(jobs: int) -> queue.Queue[str]:
 
 
 def git(folder: Path, *arguments: str, **variables: str) -> str:
-    """A Git command's output; UserError with its message if it fails."""
+    """Run a Git command, and return its output.
+
+    Raises:
+        UserError: If it fails; with its message.
+    """
     return _output(["git", *arguments], folder, variables)
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """The output of a DVC command that runs no stage; UserError with its message if it fails."""
+    """Run a DVC command that runs no stage, and return its output.
+
+    Raises:
+        UserError: If it fails; with its message.
+    """
     return _output([sys.executable, "-m", "dvc", *arguments], folder, {})
 
 
@@ -143,9 +151,9 @@ def want_of(error: Exception) -> str:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage script's `main`: errors a user can mend come as one line, Ctrl-C as a hint.
+    """Run a stage script's `main`: a user's mistake is one line, and Ctrl-C a hint.
 
-    Standard input is closed: no library that a stage uses may take an answer from it.
+    Standard input is closed, so that no library that a stage uses waits for an answer.
     """
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)

@@ -87,20 +87,25 @@ class PipelineRun(Run):
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps in one pass over the training split."""
         return budget(self.recipe)[0]
 
     @property
     def device(self) -> torch.device:
+        """The network's device."""
         return self.where
 
     @property
     def rows(self) -> int:
+        """The number of training rows."""
         return workspace.training_rows()
 
     def network(self, state: State, recipe: Recipe) -> nn.Module:
+        """The classifier with a state's weights."""
         return build(state, recipe).to(self.where)
 
     def train(self, last: int, label: str, **how: Any) -> None:
+        """Train, and take the measured rows into the curve."""
         if last > self.total:
             raise UserError(
                 f"isp.calibration: mask finding takes the whole budget of {self.total} steps: "
@@ -124,6 +129,7 @@ class PipelineRun(Run):
         rows: torch.Tensor | None = None,
         after_step: AfterStep | None = None,
     ) -> State:
+        """Take the engine's steps over the training split, or over some of its rows."""
         data = self._split("train")
         teacher = None
         if recipe.taught and total is not None and state.step < last:  # no look-ahead
@@ -134,16 +140,20 @@ class PipelineRun(Run):
         )  # fmt: skip
 
     def batches(self, first: int, last: int) -> Iterator[Any]:
+        """The training batches of the steps first … last − 1."""
         for _, batch in training_batches(self._split("train"), self.recipe, first, last):
             yield batch
 
     def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        """The training loss of a batch."""
         return loop.loss_of(loop.logits_of(network, batch), batch["labels"])
 
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
+        """FLOPs of a forward pass of a batch: in prunable matrices, and elsewhere."""
         return models.forward_flops(network, self.mask, batch)
 
     def score(self, weights: Weights) -> float:
+        """The validation score of a network with these weights; its cost is counted."""
         started = time.perf_counter()
         network = self.network(State(weights), self.recipe)
         validation = self._split("validation")
@@ -163,6 +173,8 @@ class PipelineRun(Run):
         return metrics.score(self.recipe.metric, *predictions)
 
     def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
+        """The record of a training, with a row for each measurement."""
+
         def row(step: int, mean: float | None, validating: bool) -> dict[str, Any]:
             assert self.at_work is not None
             network, pruner = self.at_work
@@ -187,6 +199,7 @@ class PipelineRun(Run):
         )
 
     def first_row(self, network: nn.Module) -> dict[str, Any] | None:
+        """The curve's row of a network that was just pruned, before it trains on."""
         score, sparsity = self.validate(network), round(masks.sparsity(self.mask), 6)
         return {
             **{"step": self.state.step, "train_loss": None},
@@ -194,9 +207,11 @@ class PipelineRun(Run):
         }
 
     def ticket_of(self, row: str) -> tuple[Mask, Cost]:
+        """The mask that another row has found, and its cost."""
         return self.tickets[row]
 
     def random_state(self) -> State:
+        """A state at step 0 with random weights in place of the pre-trained ones."""
         return State(models.family(BASE).random_weights(BASE, self.head))
 
     def _split(self, name: str) -> Split:

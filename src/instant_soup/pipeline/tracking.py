@@ -401,9 +401,11 @@ def _connect() -> tuple[Any, str]:
 
 
 def _mirror(client: Any, experiment: str, folder: Path) -> None:
-    """Bring MLflow up to the record. Every step may be repeated, so a crash anywhere is harmless:
-    runs are found again by tag, params are only added, and MLflow stores a metric with the same
-    key, step, time and value once."""
+    """Bring MLflow up to the record.
+
+    Every step may be repeated, so a crash anywhere is harmless: runs are found again by tag, params
+    are only added, and MLflow stores a metric with the same key, step, time and value once.
+    """
     if not (folder / "record.json").exists():
         shutil.rmtree(folder)  # a flush was stopped while it removed a mirrored record
         return

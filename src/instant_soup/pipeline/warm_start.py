@@ -1,20 +1,21 @@
-"""Run a script in a process that has imported torch and transformers already.
+"""Run a script in a process that has already imported torch and transformers.
 
     python -m instant_soup.pipeline.warm_start stages/calibrate.py --round 0
 
-A run is dozens of stage processes, and each would spend four seconds on imports alone. Here the
-first of them leaves a server behind that imports the libraries (none of our own code); for each
-later one it forks, and the fork runs the script with the arguments, environment, folder, input
-and outputs of the command, which passes signals on and ends as the script does.
+A run has dozens of stage processes, and each would spend four seconds on imports alone. So the
+first of them leaves a server behind, which imports the libraries (none of our own code). For each
+later stage the server forks. The fork runs the script with the arguments, environment, folder,
+input and outputs of the command; the command passes signals on, and ends as the script does.
 
-A server serves the commands of one terminal job only (of one `dvc repro`, say), in one
-environment, and ends when none has run for IDLE seconds. Where none is ready, the script runs
-in the command's own process; so it does on anything but Linux, and beside a GPU, whose runs are
-long and whose driver does not survive a fork. INSTANT_SOUP_WARM_START=0 has it so everywhere.
+A server serves the commands of one terminal job only (of one `dvc repro`, say), in one environment,
+and ends when none has run for IDLE seconds. If none is ready, the script runs in the command's own
+process. So it does on anything but Linux, and beside a GPU, whose runs are long and whose driver
+does not survive a fork. INSTANT_SOUP_WARM_START=0 turns the server off everywhere.
 
-A fork has its server's rights, limits and umask. So its socket lies in a folder of the user's own,
-and either side asks the kernel who is at the other end: only processes that stand alike in all of
-it (`standing`) serve each other. A command that is confined in any way has no server, or its own.
+A fork has its server's rights, limits and umask. So the server's socket lies in a folder of the
+user's own, and each side asks the kernel who is at the other end. Only processes that are alike in
+all of it (`standing`) serve each other. A command that is confined in any way has no server, or its
+own.
 """
 
 import atexit
@@ -56,6 +57,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signa
 
 
 def main() -> None:
+    """Run the command."""
     script, *arguments = sys.argv[1:]
     # As `python SCRIPT ARGUMENTS` has them.
     sys.argv = [script, *arguments]
@@ -82,8 +84,8 @@ def is_wanted() -> bool:
 def address() -> str:
     """The folder with the socket of the server for commands like this one.
 
-    It names what a fork has from its server, not from the command: the interpreter, what was read
-    from the environment at imports, the job, and how the process stands.
+    Its name depends on what a fork has from its server, not from the command: the interpreter, what
+    was read from the environment at imports, the job, and the process's `standing`.
     """
     own = {
         name: value
@@ -97,9 +99,10 @@ def address() -> str:
 
 
 def standing(number: int) -> list[str]:
-    """A process's rights, namespaces, limits, priority and umask, to be compared.
+    """A process's rights, namespaces, limits, priority and umask, for comparison.
 
-    OSError where it has ended, or may not be looked at by this one.
+    Raises:
+        OSError: If it has ended, or this process may not look at it.
     """
     folder = Path(f"/proc/{number}")
     lines = (line.partition(":") for line in (folder / "status").read_text().splitlines())
@@ -158,10 +161,13 @@ def socket_in(folder: int) -> str:
 
 
 def ask_server() -> tuple[int, IO[bytes]] | None:
-    """Have this process's script run by the server: the fork's process number, and its answers.
+    """Ask the server to run this process's script.
 
-    None where no server that stands alike is ready, or where it ends or says nothing. The fork
-    begins at this process's last word, so no script is run twice.
+    The fork begins at this process's last word, so no script is run twice.
+
+    Returns:
+        The fork's process number, and its answers; None if no server that stands alike is ready, or
+        it ends or says nothing.
     """
     here = {
         "argv": sys.argv,
@@ -216,9 +222,17 @@ def start_server() -> None:
 
 
 def status_of(number: int, answers: IO[bytes], received: list[int]) -> int:
-    """Wait for the fork, passing signals on to it, first those `received` before: its exit status.
+    """Wait for the fork, and pass signals on to it.
 
-    Where it was killed, by what was passed on or by the system, this process dies the same way.
+    If the fork was killed, by a signal passed on or by the system, this process dies the same way.
+
+    Args:
+        number: The fork's process number.
+        answers: What the fork says.
+        received: Signals that came before.
+
+    Returns:
+        The fork's exit status.
     """
     passed_on = []
 
@@ -251,7 +265,7 @@ def status_of(number: int, answers: IO[bytes], received: list[int]) -> int:
 def serve() -> None:
     """Import what stages need, then fork for each command until none has come for a while.
 
-    `sys.argv`: the server's address, and the process number of the command that started it.
+    `sys.argv` has the server's address, and the process number of the command that started it.
     """
     address, starter = sys.argv[1], int(sys.argv[2])
     with contextlib.suppress(FileExistsError):
@@ -297,7 +311,7 @@ def answer_commands(listening: socket.socket, folder: int, starter: int) -> None
 def import_libraries() -> None:
     """Import what the stages import, by our own code, which is then forgotten.
 
-    A fork imports that anew, from where its command has it.
+    A fork imports our code again, from where its command has it.
     """
     import scipy.stats  # noqa: F401 - by the metrics, and so is scikit-learn
     import sklearn.metrics  # noqa: F401

@@ -56,8 +56,10 @@ def load_start(folder: str | Path) -> tuple[State, Mask]:
 
 
 def save_ticket(folder: str | Path, run: Run, **description: object) -> None:
-    """Write the ticket that a run has found: its mask, its curve, and its state where training
-    does not begin at the start again."""
+    """Write the ticket that a run has found: its mask and curve.
+
+    If training does not begin at the start again, its state is written too.
+    """
     finished = run.state.step >= run.total
     told = {"cost": asdict(run.cost), "found": run.found, "finished": finished}
     with new_folder(folder) as unfinished:
@@ -71,10 +73,15 @@ def save_ticket(folder: str | Path, run: Run, **description: object) -> None:
 def load_ticket(
     folder: str | Path, start: str | Path
 ) -> tuple[State, Mask, Cost, Curve, dict[str, Any]]:
-    """A saved ticket: the state that its training begins with, pruned; its mask, cost, curve so
-    far, and what the result shall tell of its search.
+    """Read a saved ticket.
 
-    The state is the ticket's own, or else the one in the folder `start`.
+    Args:
+        folder: The ticket's folder.
+        start: The folder with the state that training begins with, if the ticket has none.
+
+    Returns:
+        The state, pruned; the mask, the cost, the curve so far, and what the result says of the
+        search.
     """
     folder = Path(folder)
     mask = masks.load(folder / "mask.safetensors", prunable_shapes())
@@ -109,8 +116,8 @@ def load_curve(path: str | Path) -> Curve:
 def mask_finding(rounds: int, denoisers: int) -> tuple[Cost, Curve, list[dict[str, Any]]]:
     """What ISP's rounds cost together, their curve, and a record of each.
 
-    A record: round, sparsity, steps, the masks' agreement, and `before`, the validation score at
-    the end of the round's training (`after`, just after pruning, is in the next stage's curve).
+    A record has round, sparsity, steps, the masks' agreement, and `before`, the validation score at
+    the end of the round's training. (`after`, just after pruning, is in the next stage's curve.)
     """
     cost, curve, records = Cost(), [], []  # type: tuple[Cost, Curve, list[dict[str, Any]]]
     for i in range(rounds):

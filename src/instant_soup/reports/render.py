@@ -92,7 +92,7 @@ def in_markdown(text: str) -> str:
 
 
 def tex(chapters: list[Chapter]) -> str:
-    """LaTeX to \\input, a floating table for each table; it wants \\usepackage{booktabs}."""
+    r"""LaTeX to \input, a floating table for each table; it needs \usepackage{booktabs}."""
     parts = ["% Wants \\usepackage{booktabs}."]
     for chapter in chapters:
         text = chapter.text if chapter.tables else f"{chapter.text} {NOTHING}"

@@ -275,7 +275,7 @@ def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
 
 
 def _value(cell: dict[Hashable, Any], plain: bool) -> str:
-    """ "81.00 ± 0.35", without ± for a single run, with n unless `plain`."""
+    """Write 81.00 ± 0.35, without ± for a single run, with n unless `plain`."""
     text = f"{cell['mean']:.2f}"
     if cell["n"] > 1:
         text += f" ± {cell['std']:.2f}"
