@@ -1,4 +1,4 @@
-"""Class names and prompts of images: those known of a dataset, or of a file of one's own."""
+"""Class names and prompts of images: those known of a dataset, or from your own file."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,11 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(path: Path, key: str) -> Prompts:
-    """Class names and prompt templates of a YAML file; UserError naming what is wrong in it."""
+    """Read class names and prompt templates from a YAML file.
+
+    Raises:
+        UserError: If something in it is wrong.
+    """
     prompts = read_yaml(path)
     if not isinstance(prompts, dict) or set(prompts) != {*Prompts._fields}:
         raise UserError(f"params.yaml: {key}: {path} must have the keys classes and templates")

@@ -1,4 +1,4 @@
-"""What a local folder holds: the files, or the class folders, of its splits, and what is left out.
+"""What a local folder holds: files or class folders of its splits, and what is left out.
 
 A split is a file (train.parquet, train.csv, train.tsv), the files that the hub makes of one, or a
 folder of images, train/CLASS/IMAGE.
@@ -97,7 +97,8 @@ def class_folders(folder: Path) -> dict[str, Files]:
 def has_classes(folder: Path) -> bool:
     """Whether a training split's folder has folders of images.
 
-    UserError where these are a level too deep, so that one folder would be the only class.
+    Raises:
+        UserError: If these are a level too deep, so that one folder would be the only class.
     """
     classes = class_folders(folder)
     for name, images in classes.items():
@@ -120,11 +121,18 @@ def left_out(folder: Path) -> Files:
 
 
 def split_paths(folder: Path, test: str) -> tuple[Files, Files | None]:
-    """The files, or the one folder of class folders, of the training and of the test split.
+    """Find the files, or the folder of class folders, of the training and the test split.
 
-    The test split is the one called `test` here (GLUE: validation), or as GLUE calls that one
-    itself (dev), else test, validation, val or dev; None when there is none of these. UserError
-    when a split is not one file, nor all the files that the hub makes of one.
+    Args:
+        folder: The local folder.
+        test: Name of the test split (for GLUE: validation).
+
+    Returns:
+        Paths of the training split, and of the test split: the one called `test`, or as GLUE itself
+        calls that one (dev), else test, validation, val or dev; None if there is none of these.
+
+    Raises:
+        UserError: If a split is not one file, nor all the files that the hub makes of one.
     """
     tables = table_files(folder)
     found: dict[str, Files] = {p.name: [p] for p in visible(folder) if p.is_dir()}

@@ -1,7 +1,7 @@
 """Image datasets: where their images are, one layout for all of them, and decoding.
 
-A prepared image is an encoded file (PNG, JPEG, …) as bytes: as it came, small, and exact. Every
-image is decoded once for all training stages, at the size of the model.
+A prepared image is an encoded file (PNG, JPEG, …) as bytes: unchanged, small and exact. Every image
+is decoded once for all training stages, at the size of the model.
 """
 
 import io
@@ -34,7 +34,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, of 8 
 def folder_table(folder: Path, dataset: Dataset) -> "pd.DataFrame":
     """Image files and class numbers of a split that has a folder for each class.
 
-    The folders are called like the classes or, all of them, like the classes' numbers.
+    The folders have the classes' names or, all of them, the classes' numbers.
     """
     import pandas as pd
 
@@ -71,7 +71,11 @@ def known_classes(schema: Any, label: str, path: Path) -> list[str]:
 
 
 def guess_classes(paths: list[Path], label: str) -> list[str]:
-    """Class names from the labels alone, the distinct texts; UserError where they are numbers."""
+    """Class names from the labels alone: the distinct texts.
+
+    Raises:
+        UserError: If the labels are numbers.
+    """
     found = labels.read_labels(tables.read_files(paths, label=[label]), label, "train")
     if found.dtype.kind == "f":
         raise UserError(
@@ -92,10 +96,18 @@ def describe_local(
     label: str | None = None,
     classes: list[str] | None = None,
 ) -> Dataset | None:
-    """Image column, label column and class names of a local folder; None if it has no images.
+    """What a local folder of images holds; no image is read, and labels only if need be.
 
-    `image`, `label` and `classes` are what the user says of them. Classes are those of the
-    training split. No image is read, and labels only when nothing else tells the classes.
+    Args:
+        folder: The local folder.
+        test: Name of the test split.
+        image: The image column that the user names.
+        label: The label column that the user names.
+        classes: The class names that the user gives.
+
+    Returns:
+        Image column, label column and class names, which are those of the training split; None if
+        the folder has no images.
     """
     train, _ = folders.split_paths(folder, test)
     label = label or "label"
@@ -126,9 +138,12 @@ def first_image(path: Path, column: str) -> Any:
 
 
 def check_local(folder: Path, dataset: Dataset) -> None:
-    """UserError unless a local folder has the columns and labels of the dataset.
+    """Check that a local folder has the columns and labels of the dataset.
 
-    Of the images only the first of each file or folder is read.
+    Only the first image of each file or folder is read.
+
+    Raises:
+        UserError: If it has not.
     """
     train, held_out = folders.split_paths(folder, dataset.test)
     for split, paths in (("train", train), ("test", held_out or [])):
@@ -157,7 +172,7 @@ def check_local(folder: Path, dataset: Dataset) -> None:
 def encoded(cell: Any, folder: Path, where: str) -> bytes | Path:
     """An image's encoded bytes, or the file that holds them (relative to `folder`).
 
-    `cell` is one of these or, as the Hugging Face hub has it, {bytes, path} with one of them.
+    `cell` is one of these or, in the Hugging Face hub's form, {bytes, path} with one of them.
     """
     value = cell
     if isinstance(cell, dict):
@@ -194,9 +209,13 @@ def load_files(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def normalise(table: "pd.DataFrame", dataset: Dataset, folder: Path, split: str) -> "pd.DataFrame":
-    """`img`, the encoded bytes or the path of a file, `label`, the class number, and `origin`.
+    """Bring a split into one layout.
 
-    Labels are checked, the images are not (`check_readable`); without images the labels are all.
+    Labels are checked, the images are not (see `check_readable`). Without images the labels are
+    all.
+
+    Returns:
+        `img`, the encoded bytes or the path of a file, `label`, the class number, and `origin`.
     """
     import pandas as pd
 
@@ -212,10 +231,15 @@ def normalise(table: "pd.DataFrame", dataset: Dataset, folder: Path, split: str)
 def read_images(
     dataset: Dataset, labels_only: bool = False
 ) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
-    """Training and test rows of an image dataset; None for a test split that has to be cut.
+    """Training and test rows of an image dataset.
 
-    Images in files of their own stay there (`load_files`), since not all rows may be wanted. With
-    `labels_only` those in tables stay there, too.
+    Args:
+        dataset: The dataset.
+        labels_only: Whether to leave images in tables where they are. Images in files of their own
+            stay there in any case (see `load_files`), as not all rows may be needed.
+
+    Returns:
+        Training rows and test rows; None for a test split that has to be cut.
     """
     if dataset.source == "packaged":
         table = read_mnist_sample()
@@ -243,9 +267,10 @@ def read_images(
 
 
 def to_rgb(content: bytes, where: str) -> Image.Image:
-    """An encoded image as RGB, on white where it is transparent; UserError naming the row.
+    """Decode an image to RGB, on white if it is transparent, turned as its EXIF orientation says.
 
-    It is turned as its EXIF orientation says, as the hub's loader turns it.
+    Raises:
+        UserError: If it cannot be decoded; it names the row.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content))
@@ -266,7 +291,11 @@ def to_rgb(content: bytes, where: str) -> Image.Image:
 
 
 def check_readable(table: "pd.DataFrame", split: str) -> None:
-    """UserError, naming its origin, if an image (bytes, as of `load_files`) cannot be decoded."""
+    """Check that all images (bytes, see `load_files`) can be decoded.
+
+    Raises:
+        UserError: If one cannot; it names the image's origin.
+    """
     _for_each(table["img"], table["origin"], f"checking {split}", lambda row, image, where: None)
 
 
@@ -291,9 +320,9 @@ def _for_each(
 
 
 def fit(image: Image.Image, side: int, where: str) -> Image.Image:
-    """An image resized to `side` pixels at its shorter side, and the square in its middle.
+    """Resize an image to `side` pixels at its shorter side, and cut the square in its middle.
 
-    As open_clip prepares images: bicubic, with the rounding of torchvision.
+    This is how open_clip prepares images: bicubic, with the rounding of torchvision.
     """
     short = min(image.size)
     width, height = (int(side * length / short) for length in image.size)
@@ -310,10 +339,19 @@ def fit(image: Image.Image, side: int, where: str) -> Image.Image:
 def decode(
     images: Sequence[bytes], side: int, origins: Iterable[str], label: str
 ) -> "torch.Tensor":
-    """Encoded images as one tensor, rows × 3 × side × side, uint8, in the order given.
+    """Decode images into one tensor.
 
-    `origins` are what to call them in an error, `label` what to call all on the progress bar.
-    UserError when one cannot be read, naming its origin.
+    Args:
+        images: Encoded images.
+        side: Side of the result, in pixels.
+        origins: What an error calls each image.
+        label: What the progress bar calls them.
+
+    Returns:
+        uint8, rows × 3 × side × side, in the order given.
+
+    Raises:
+        UserError: If one cannot be read; it names its origin.
     """
     import torch
 

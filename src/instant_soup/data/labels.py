@@ -1,7 +1,7 @@
 """Labels: what a column of them holds, the classes that it names, and their numbers.
 
-A label is what the file says: a text as it is spelt there, or a number. Whole numbers and texts
-make classes, other numbers a regression.
+A label is what the file says: a text in its own spelling, or a number. Whole numbers and texts make
+classes, other numbers a regression.
 """
 
 import math
@@ -40,9 +40,10 @@ def name(cell: Any) -> str:
 
 
 def read_labels(table: "pd.DataFrame", label: str, split: str) -> "pd.Series":
-    """The label column: texts, or numbers (true and false as these words).
+    """Read the label column: texts, or numbers (true and false as these words).
 
-    UserError, naming the row, where there is none, or one that is neither a text nor a number.
+    Raises:
+        UserError: If there is no such column, or a row has neither a text nor a number.
     """
     values, where = table[label], f"label (column {label} of {split})"
     if values.dtype.kind == "b":
@@ -55,10 +56,19 @@ def read_labels(table: "pd.DataFrame", label: str, split: str) -> "pd.Series":
 
 
 def guess(values: "pd.Series", label: str, asked: str | None = None) -> tuple[str, list[str]]:
-    """Kind of task and class names, of the training split's labels (as `read_labels` gives them).
+    """Tell the kind of task and the class names from the training split's labels.
 
-    `asked` is what the user calls the kind. UserError where the labels do not fit it, or where
-    they are words as well as numbers, so that it must be asked for.
+    Args:
+        values: The labels, as `read_labels` returns them.
+        label: The column's name.
+        asked: The kind that the user asks for.
+
+    Returns:
+        Kind, and class names.
+
+    Raises:
+        UserError: If the labels do not fit the kind, or are words as well as numbers and no kind is
+            asked for.
     """
     found = values.unique().tolist()
     numbers = np.array([number(cell) for cell in found])
@@ -102,10 +112,13 @@ def class_of(cell: Any, known: dict[str, int], by_name: bool) -> int:
 
 
 def label_numbers(table: "pd.DataFrame", dataset: Dataset, split: str) -> "pd.Series":
-    """The label column as class numbers or floats; UserError naming the first row that fits not.
+    """Turn the label column into class numbers or floats.
 
-    A whole number is a class number, from 0 on; or where numbers are classes' names (1 … 5, −1
-    and 1) the class of that name. Images' whole numbers are class numbers in any case.
+    A whole number is a class number, from 0 on. If numbers are the classes' names (1 … 5, −1 and
+    1), it is the class of that name. For images, whole numbers are class numbers in any case.
+
+    Raises:
+        UserError: If a row does not fit; it names the first.
     """
     import pandas as pd
 

@@ -22,10 +22,15 @@ MNIST = {
 
 
 def read_mnist_sample() -> "pd.DataFrame":
-    """5,000 handwritten digits of MNIST as PNG files: img (bytes), label (0 … 9).
+    """5,000 handwritten digits of MNIST as PNG files.
 
-    They come inside an installed wheel, which is not imported. UserError when it is not
-    installed, or when the file is not the one known.
+    They come inside an installed wheel, which is not imported.
+
+    Returns:
+        A table with `img` (bytes) and `label` (0 … 9).
+
+    Raises:
+        UserError: If the wheel is not installed, or the file is not the known one.
     """
     import pandas as pd
 

@@ -35,10 +35,18 @@ def describe_local(
     kind: str | None = None,
     classes: list[str] | None = None,
 ) -> Dataset | None:
-    """Text columns, kind and class names of a local folder; None if it has images instead.
+    """What a local folder of texts holds. What the user does not say is guessed.
 
-    `text`, `label`, `kind` and `classes` are what the user says of them; the rest is guessed from
-    the columns' names and the labels of the training rows.
+    Args:
+        folder: The local folder.
+        test: Name of the test split.
+        text: The text columns that the user names.
+        label: The label column that the user names.
+        kind: The kind of task that the user asks for.
+        classes: The class names that the user gives.
+
+    Returns:
+        Text columns, kind and class names; None if the folder has images instead.
     """
     train, _ = folders.split_paths(folder, test)
     if train[0].is_dir():

@@ -80,6 +80,7 @@ class InstantSoupCallback(TrainerCallback):
             batches: Batches for look-aheads; by default the training data, collated by the Trainer.
             loss: `loss(model, batch)` of look-aheads; by default the Trainer's own, with a
                 subclass's `compute_loss`, `compute_loss_func` and label smoothing.
+            retrain: What trains once the last mask is found, "all" or "norms_and_biases".
             seed: Seed of whatever the method chooses at random.
             **settings: The method's own settings, such as `denoisers=3`.
 

@@ -33,12 +33,20 @@ def logits_of(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def forward_flops(model: nn.Module, prunable: Iterable[str], batch: Batch) -> tuple[float, float]:
-    """FLOPs of one forward pass of a batch: those of products with prunable weights, all others.
+    """FLOPs of one forward pass of a batch.
 
-    Counted as torch.utils.flop_counter does, a multiply-add as two: matrix products, convolutions
-    and attention; norms, activations and look-ups are left out. A weight that several layers share
-    counts in each of them. One row and two rows are passed through, once for each shape of inputs;
-    a training step costs three times a forward pass.
+    They are counted as torch.utils.flop_counter does, a multiply-add as two: matrix products,
+    convolutions and attention. Norms, activations and look-ups are left out. A weight that several
+    layers share counts in each of them. One row and two rows are passed through, once for each
+    shape of inputs. A training step costs three times a forward pass.
+
+    Args:
+        model: The network.
+        prunable: Names of the prunable weights.
+        batch: The batch.
+
+    Returns:
+        FLOPs of products with prunable weights, and of all others.
     """
     rows = len(next(iter(batch.values())))
     one = _flops_of(model, prunable, batch, 1)
@@ -71,11 +79,11 @@ def _flops_of(
 
 
 class CountFlops(TorchDispatchMode):
-    """Within this, `within` counts FLOPs of products with some weights, `elsewhere` all others.
+    """Count FLOPs: `within` of products with some weights, `elsewhere` of all others.
 
-    A weight is known again in its views, and in what is made of it alone (a cast, a transposed
-    copy, the matrices of some experts). The formulas are those of torch's FlopCounterMode, which
-    tells modules apart and not weights.
+    A weight is recognised in its views, and in what is made of it alone (a cast, a transposed copy,
+    the matrices of some experts). The formulas are those of torch's FlopCounterMode, which tells
+    modules apart, but not weights.
     """
 
     def __init__(self, weights: Weights) -> None:

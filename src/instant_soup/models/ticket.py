@@ -1,10 +1,9 @@
-"""A finished network's folder: the files that are beside its weights, whoever writes them.
+"""A finished network's folder: the files beside its weights, whoever writes them.
 
-    mask.safetensors      a bit for every prunable weight
-    compact.safetensors   the weights without their zeros
-    ticket.json           where it is from, and what a test needs to know
+    mask.safetensors      a bit for every prunable weight compact.safetensors   the weights without
+    their zeros ticket.json           where it is from, and what a test needs to know
 
-The weights themselves and their configuration are as transformers or open_clip have them.
+The weights themselves and their configuration are in the form of transformers or open_clip.
 """
 
 import shutil
@@ -25,8 +24,15 @@ BESIDE = (".json", ".txt", ".model", ".jinja")
 def write_ticket(folder: Path, weights: Weights, mask: Mask, ticket: dict[str, Any]) -> None:
     """Write mask, compact file and ticket.json into a folder.
 
-    `ticket`: what ticket.json shall say; it has `method`, `seed` and `dtype`, the compact file's
-    (fp32 | bf16). UserError when a weight that the mask prunes is not zero.
+    Args:
+        folder: The folder.
+        weights: Name → tensor.
+        mask: Name → boolean tensor of the weight's shape; True: kept.
+        ticket: The contents of ticket.json. It has `method`, `seed` and `dtype`, which is the
+            compact file's (fp32 or bf16).
+
+    Raises:
+        UserError: If a weight that the mask prunes is not zero.
     """
     compact.save(folder / COMPACT, weights, mask, ticket["dtype"])
     masks.save(folder / MASK, mask, method=ticket["method"], seed=ticket["seed"])

@@ -1,9 +1,9 @@
 """Make `import torchvision` work beside a CPU build of torch.
 
 PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled extension cannot
-load, and the import then fails on two operators that nobody here calls. Declaring their schemas is
-enough: transforms and models work, the two operators themselves stay unusable. `import
-instant_soup` has Python do so as soon as anybody imports torchvision.
+load. The import then fails on two operators that nobody here calls. Declaring their schemas is
+enough: transforms and models work; the two operators themselves do not. `import instant_soup` makes
+Python do so as soon as anything imports torchvision.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ _declared: list[torch.library.Library] = []  # a schema lives as long as its lib
 
 
 def declare_missing_operators() -> None:
-    """Declare torchvision's two operators where its extension cannot load; else do nothing."""
+    """Declare torchvision's two operators if its extension cannot load; else do nothing."""
     if _extension_loads() or _declared:  # in this order: looking for it may have declared them
         return
     library = torch.library.Library("torchvision", "DEF")
