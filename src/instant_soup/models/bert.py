@@ -1,4 +1,4 @@
-"""Text classifiers through transformers: loading, what is checked of them, and task heads."""
+"""Text classifiers through transformers: loading, checks, and task heads."""
 
 import os
 from pathlib import Path
@@ -47,11 +47,18 @@ def transformers_auto() -> Any:
 
 
 def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
-    """A folder's pre-trained sequence classifier, and which of its weights are new (the head).
+    """Load a folder's pre-trained sequence classifier.
 
-    The folder has config.json and model.safetensors. Weights come in fp32, whatever the checkpoint
-    has. UserError when it cannot be had, or when more than the head is missing from the checkpoint:
-    random weights must never pass for pre-trained ones.
+    Random weights must never pass for pre-trained ones.
+
+    Args:
+        folder: A folder with config.json and model.safetensors.
+
+    Returns:
+        The classifier, with weights in fp32, and the names of its weights that are new (the head).
+
+    Raises:
+        UserError: If it cannot be loaded, or if more than the head is missing from the checkpoint.
     """
     auto = transformers_auto()
     try:
@@ -86,10 +93,18 @@ def _reason(error: Exception) -> str:
 
 
 def downloaded(repository: str) -> Path:
-    """The folder in the hub's local cache with a repository's files, which come if need be.
+    """Find a repository's files in the hub's local cache, and download them if need be.
 
-    It is named after the commit. Only the hub is asked: a folder here that has the repository's
-    name is another thing. UserError when the files cannot be had.
+    Only the hub is asked: a local folder that has the repository's name is another thing.
+
+    Args:
+        repository: The repository's name.
+
+    Returns:
+        The folder, which is named after the commit.
+
+    Raises:
+        UserError: If the files cannot be downloaded.
     """
     import huggingface_hub
 
@@ -103,10 +118,18 @@ def downloaded(repository: str) -> Path:
 
 
 def prepare_base(model: BaseModel, folder: Path) -> Weights:
-    """Write a pre-trained encoder, without a task head, into `folder`; return what is prunable.
+    """Write a pre-trained encoder, without a task head, into a folder.
 
-    Writes config.json, model.safetensors and the tokenizer, which says how many tokens the model
-    takes. UserError for a model that no text classifier can be made of.
+    Args:
+        model: The model.
+        folder: Gets config.json, model.safetensors and the tokenizer, which says how many tokens
+            the model takes.
+
+    Returns:
+        Name → prunable weight.
+
+    Raises:
+        UserError: If no text classifier can be made of the model.
     """
     source = folder_of(model)
     network, new = load_pretrained(source)
@@ -136,7 +159,11 @@ def folder_of(model: BaseModel) -> Path:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """A folder's fast tokenizer (tokenizer.json); UserError for none, or a damaged one."""
+    """Load a folder's fast tokenizer (tokenizer.json).
+
+    Raises:
+        UserError: If there is none, or a damaged one.
+    """
     transformers_auto()
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
@@ -156,7 +183,10 @@ def load_tokenizer(folder: str | Path) -> Any:
 def set_padding(network: Any, tokenizer: Any) -> None:
     """Give a model without a padding token its tokenizer's, or else the one that ends a text.
 
-    Decoders take the last token that is none. UserError where there is neither.
+    A decoder classifies by the last token that is no padding.
+
+    Raises:
+        UserError: If the tokenizer has neither.
     """
     configs = {id(c): c for c in (network.config, network.config.get_text_config())}.values()
     ids = [getattr(config, "pad_token_id", None) for config in configs]
@@ -191,7 +221,11 @@ def positions(network: Any) -> int:
 
 
 def check_texts(name: str, network: Any, tokenizer: Path) -> None:
-    """UserError unless a network takes a batch of texts, as its tokenizer gives them."""
+    """Check that a network takes a batch of texts, as its tokenizer makes them.
+
+    Raises:
+        UserError: If it does not.
+    """
     config = network.config.get_text_config()
     length = min(positions(network), 64)
     texts = encode(tokenizer, [["a"], ["a short sentence"]], [0, 0], length, config.pad_token_id)
@@ -206,9 +240,15 @@ def check_texts(name: str, network: Any, tokenizer: Path) -> None:
 
 
 def configuration(base: str | Path, outputs: int, dropout: float | str = "model") -> Any:
-    """The model configuration of a base folder, for a head with `outputs` outputs.
+    """The model configuration of a base folder.
 
-    `dropout` replaces every dropout probability; "model" leaves them as the model has them.
+    Args:
+        base: The base folder.
+        outputs: How many outputs the head has.
+        dropout: Replaces every dropout probability; "model" leaves them as they are.
+
+    Returns:
+        A configuration of transformers.
     """
     transformers_auto()
     from transformers.models.auto.configuration_auto import AutoConfig
@@ -244,9 +284,20 @@ def classifier(
     dropout: float | str | None = "model",
     freeze_embeddings: bool | None = False,
 ) -> nn.Module:
-    """The classifier of a base folder's architecture around given weights (not copied).
+    """Build the classifier of a base folder's architecture around given weights.
 
-    None stands for the default. UserError when the weights are not exactly the architecture's.
+    Args:
+        base: The base folder.
+        weights: Name → tensor; not copied.
+        outputs: How many outputs the head has.
+        dropout: Replaces every dropout probability; "model" or None leaves them as they are.
+        freeze_embeddings: Whether the embeddings stay; None: they train.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If the weights are not exactly the architecture's.
     """
     auto = transformers_auto()
     config = configuration(base, outputs, "model" if dropout is None else dropout)

@@ -1,6 +1,6 @@
 """CLIP models through open_clip: loading, the zero-shot head, and the image classifier.
 
-Only the image tower trains. The head is made once from the text tower (a prompt ensemble) and
+Only the image tower trains. The head is made once from the text tower (a prompt ensemble), and
 stays frozen (paper, section 2).
 """
 
@@ -41,10 +41,14 @@ def _without(*packages: str) -> Iterator[None]:
 
 
 def open_clip(optional: bool = False) -> Any:
-    """The package open_clip, importable beside a CPU build of torch.
+    """Import the package open_clip, also beside a CPU build of torch.
 
-    Unless a model wants its `optional` parts (timm's image towers, text towers and tokenizers of
-    transformers), those are left out: they take two thirds of the import's seconds.
+    Args:
+        optional: Whether its optional parts are imported: timm's image towers, text towers and
+            tokenizers of transformers. They take two thirds of the import's time.
+
+    Returns:
+        The package.
     """
     declare_missing_operators()
     if optional and "open_clip" in sys.modules and sys.modules["open_clip.timm_model"].timm is None:
@@ -61,9 +65,11 @@ def open_clip(optional: bool = False) -> Any:
 
 
 def model_config_of(folder: str | Path) -> dict:
-    """A folder's model configuration; UserError where it asks for what is not of that model.
+    """Read a folder's model configuration.
 
-    That is code that comes with it, or a name of the hub that a folder here has, too.
+    Raises:
+        UserError: If it asks for something that is not part of the model: code that comes with it,
+            or a name of the hub that a local folder has too.
     """
     config = read_json(Path(folder) / CONFIG)["model_cfg"]
     if (config.get("text_cfg", {}).get("tokenizer_kwargs") or {}).get("trust_remote_code"):
@@ -76,7 +82,11 @@ def model_config_of(folder: str | Path) -> dict:
 
 
 def refuse_stand_ins(model_config: dict) -> None:
-    """UserError where a folder here has a name of the hub that open_clip would look up."""
+    """Check that no local folder has a name of the hub that open_clip would look up.
+
+    Raises:
+        UserError: If one has.
+    """
     text = model_config.get("text_cfg", {})
     for key in ("hf_model_name", "hf_tokenizer_name"):
         name = text.get(key)
@@ -95,10 +105,10 @@ def needs_optional(model_config: dict) -> bool:
 
 
 class ImageClassifier(nn.Module):
-    """An image tower under a frozen head; takes images as uint8, rows × 3 × side × side.
+    """An image tower under a frozen head. It takes images as uint8, rows × 3 × side × side.
 
-    Weights keep the names they have in the CLIP model ("visual.…"); `head` is a buffer, classes ×
-    embedding, with exp(logit_scale) already in it.
+    Weights keep the names that they have in the CLIP model ("visual.…"). `head` is a buffer,
+    classes × embedding, with exp(logit_scale) already in it.
     """
 
     head: torch.Tensor
@@ -124,10 +134,18 @@ class ImageClassifier(nn.Module):
 
 
 def load_pretrained(model: BaseModel) -> tuple[Any, dict, Any]:
-    """A pre-trained CLIP model, its configuration (as in open_clip_config.json), its tokenizer.
+    """Load a pre-trained CLIP model from the hub (or its local cache), or from a folder.
 
-    It comes from the hub (or its local cache), or from a folder in open_clip's `local-dir:`
-    layout. UserError when it cannot be had; random weights never pass for pre-trained ones.
+    Random weights never pass for pre-trained ones.
+
+    Args:
+        model: The model; a folder is in open_clip's `local-dir:` layout.
+
+    Returns:
+        The model, its configuration (as in open_clip_config.json) and its tokenizer.
+
+    Raises:
+        UserError: If it cannot be loaded.
     """
     if model.source == "local":
         where, tag = f"local-dir:{model.path}", None
@@ -165,10 +183,15 @@ def load_pretrained(model: BaseModel) -> tuple[Any, dict, Any]:
 
 
 def prepare_base(model: BaseModel, folder: Path) -> Weights:
-    """Write a pre-trained CLIP model into `folder`; return what is prunable of its image tower.
+    """Write a pre-trained CLIP model into a folder.
 
-    `folder` gets open_clip's `local-dir:` layout: configuration, weights, and the tokenizer where
-    it is one of transformers.
+    Args:
+        model: The model.
+        folder: Gets open_clip's `local-dir:` layout: configuration, weights, and the tokenizer if
+            it is one of transformers.
+
+    Returns:
+        Name → prunable weight of the image tower.
     """
     network, config, tokenizer = load_pretrained(model)
     side(config)
@@ -194,10 +217,18 @@ def side(config: dict) -> int:
 
 
 def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torch.Tensor:
-    """The prompt ensemble's class vectors times exp(logit_scale): classes × embedding.
+    """The prompt ensemble's class vectors times exp(logit_scale).
 
-    Each class name goes into each template and through the text tower; the normalised vectors are
+    Each class name goes into each template and through the text tower. The normalised vectors are
     averaged over templates and normalised again (paper, section 2).
+
+    Args:
+        base: The base folder.
+        classes: Class names.
+        templates: Prompt templates.
+
+    Returns:
+        Classes × embedding.
     """
     package = open_clip(needs_optional(model_config_of(base)))
     model = package.create_model(f"local-dir:{base}", require_pretrained=True).eval()
@@ -241,10 +272,20 @@ def classifier(
     dropout: float | str | None = None,
     freeze_embeddings: bool | None = None,
 ) -> ImageClassifier:
-    """The classifier of a base folder's image tower around given weights (not copied).
+    """Build the classifier of a base folder's image tower around given weights.
 
-    The settings are those of bert.classifier and mean nothing here: the head has its outputs.
-    UserError when the weights are not exactly the architecture's.
+    Args:
+        base: The base folder.
+        weights: Name → tensor; not copied.
+        outputs: Not used, as the head has its outputs; this and the rest are for texts.
+        dropout: Not used.
+        freeze_embeddings: Not used.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If the weights are not exactly the architecture's.
     """
     config = read_json(base / CONFIG)
     model_config, preprocess = config["model_cfg"], config["preprocess_cfg"]

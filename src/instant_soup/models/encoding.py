@@ -1,4 +1,4 @@
-"""Rows → tensors, as a base folder's model takes them: texts tokenised, images resized."""
+"""Rows as tensors, as a base folder's model takes them: texts tokenised, images resized."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""A model's weight matrices: which there are, which of them are prunable, and whose they are."""
+"""A model's weight matrices: which there are, which are prunable, and which module has them."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,15 +31,21 @@ def _repeats(module: nn.Module) -> bool:
 
 
 def prunable(model: nn.Module) -> Weights:
-    """Name → weight of every linear map inside the repeated blocks of an encoder.
+    """Find every linear map inside the repeated blocks of an encoder.
 
-    For BERT: query, key, value, attention output, intermediate and output of each layer; for an
-    image tower of CLIP: in- and out-projection of the attention and the two matrices of the MLP
-    (paper, section 2). Found by structure: what has two dimensions or more below a stack of blocks,
-    as linear layers, the in-projection of `nn.MultiheadAttention`, convolutions, and parameters
-    that stand bare in a module (XLNet's query, the experts of Mixtral). Norms, biases and look-up
-    tables are outside, and so is all that is in no block: embeddings, pooler, projection, head.
-    A weight that several modules share is there once.
+    For BERT these are query, key, value, attention output, intermediate and output of each layer.
+    For CLIP's image tower they are in- and out-projection of the attention and the two matrices of
+    the MLP (paper, section 2). They are found by structure: whatever has two dimensions or more
+    below a stack of blocks. These are linear layers, the in-projection of `nn.MultiheadAttention`,
+    convolutions, and parameters that lie bare in a module (XLNet's query, the experts of Mixtral).
+    Norms, biases and look-up tables are not prunable, and neither is what lies in no block:
+    embeddings, pooler, projection, head.
+
+    Args:
+        model: The network.
+
+    Returns:
+        Name → weight. A weight that several modules share is there once.
     """
     return {
         name: weight
@@ -83,9 +89,9 @@ def _multiplies(name: str, module: nn.Module) -> bool:
 
 
 def share_of(model: nn.Module, names: Iterable[str]) -> tuple[float, str]:
-    """The share of some weights in all of a model's blocks, and the largest that is not there.
+    """How much of a model's blocks some weights are, and the name of the largest that is missing.
 
-    Vectors, as biases and norms, apart.
+    Vectors, such as biases and norms, do not count.
     """
     chosen = set(names)
     sizes = {name: weight.numel() for name, weight, _ in _of_blocks(model)}
@@ -95,9 +101,19 @@ def share_of(model: nn.Module, names: Iterable[str]) -> tuple[float, str]:
 
 
 def check_share(model: nn.Module, names: Iterable[str]) -> float:
-    """The share of some weights in all of a model's blocks; UserError where it is too small.
+    """Check that some weights are a large enough share of a model's blocks.
 
-    A sparsity of a part would pass for the model's.
+    Otherwise the sparsity of a part would pass for the model's.
+
+    Args:
+        model: The network.
+        names: Names of the weights.
+
+    Returns:
+        The share.
+
+    Raises:
+        UserError: If it is too small.
     """
     share, largest = share_of(model, names)
     if share < LEAST_SHARE:
@@ -109,7 +125,11 @@ def check_share(model: nn.Module, names: Iterable[str]) -> float:
 
 
 def checked_prunable(name: str, model: nn.Module) -> Weights:
-    """`prunable` of a base model; UserError where that is nothing, or too small a share."""
+    """The prunable weights of a base model.
+
+    Raises:
+        UserError: If there are none, or they are too small a share.
+    """
     found = prunable(model)
     try:
         share = check_share(model, found) if found else 0.0
@@ -147,7 +167,11 @@ def head(model: nn.Module, pruned: Iterable[str]) -> Weights:
 
 
 def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:
-    """UserError unless `weights` are exactly the model's, by name and shape."""
+    """Check that weights are exactly the model's, by name and shape.
+
+    Raises:
+        UserError: If they are not.
+    """
     expected = {name: w.shape for name, w in model.state_dict().items()}
     given = {name: w.shape for name, w in weights.items()}
     if expected != given:
@@ -156,7 +180,11 @@ def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:
 
 
 def check_finite(name: str, weights: Weights) -> None:
-    """UserError when weights of a model hold what is no finite number."""
+    """Check that weights are finite.
+
+    Raises:
+        UserError: If one is not; it names the model.
+    """
     for key, weight in weights.items():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise UserError(

@@ -2,7 +2,7 @@
 
     python -m instant_soup.pipeline.params_text
 
-writes both anew: params.yaml keeps its values. A test compares them with what is in the repository.
+This writes both; params.yaml keeps its values. A test compares them with what is in the repository.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """params.yaml, checked and resolved: one settings file for each stage that reads one.
 
-Everything a user can get wrong is refused here, before any work, in one line that names the key
-and what is allowed. Each stage depends on its own resolved file only, so a changed parameter
-reruns what it affects and nothing else.
+A user's mistakes are refused here, before any work, in one line that names the key and what is
+allowed. Each stage depends on its own resolved file only. So a changed parameter reruns what it
+affects and nothing else.
 """
 
 import dataclasses
@@ -181,7 +181,11 @@ def _named(prefix: str, given: dict[str, Any], known: Any) -> None:
 
 
 def check_rows(params: Params) -> list[float]:
-    """ISP's sparsity after each round; UserError when a chosen row or export cannot be had."""
+    """ISP's sparsity after each round.
+
+    Raises:
+        UserError: If a chosen row or export is not possible.
+    """
     top, epochs = params.top, params.training.epochs
     sparsities = params.isp.sparsities(top.sparsity)
     if len(sparsities) > ROUNDS and params.isp.ramp is not None:
@@ -249,7 +253,11 @@ def _check_idle(params: Params, keys: tuple[str, ...], use: str) -> None:
 
 
 def check_sizes(params: Params, model: BaseModel) -> None:
-    """UserError when the model, where its files are here, is too large for a row's settings."""
+    """Check that the model, if its files are here, is not too large for a row's settings.
+
+    Raises:
+        UserError: If it is.
+    """
     weights = prunable_weights(model)
     if weights is None:
         return
@@ -432,9 +440,10 @@ def plan(raw: Any) -> dict[str, dict[str, Any]]:
 
 
 def plan_with_code(raw: Any) -> dict[str, dict[str, Any]]:
-    """The same, and in each file that is needed the digest of the sources that its stage runs.
+    """Plan, and add to each file that is needed the digest of the sources that its stage runs.
 
-    Stages that train have that of the engine beside it: the store shares trainings among them.
+    Files of stages that train also get the digest of the engine's sources, as the store shares
+    trainings among stages.
     """
     found, engine = {}, code.digest([ENGINE])
     for name, one in planned(raw).items():

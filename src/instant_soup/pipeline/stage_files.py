@@ -53,8 +53,8 @@ class EncodeStage(Stored):
 class TrainStage(Stored):
     """Training from a folder with a state and a mask.
 
-    `teacher`: the dense row's recipe, where the network learns from it. `code`: digest of all
-    sources that the stage runs; `engine`: of those that train.
+    `teacher` is the dense row's recipe, if the network learns from it. `code` is a digest of all
+    sources that the stage runs, `engine` of those that train.
     """
 
     recipe: Recipe

@@ -1,1 +1,1 @@
-"""The ledger of results, and the tables, figures and page made of it."""
+"""The ledger of results, and the tables, figures and page made from it."""

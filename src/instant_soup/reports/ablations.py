@@ -1,6 +1,6 @@
 """ISP with one setting changed at a time: the paper's Tables 4, 5 and 7, and further variants.
 
-Everything is a view of the ledger: a row whose `variant` names exactly one setting stands beside
+Everything is a view of the ledger. A row whose `variant` names exactly one setting is compared with
 the preset's own row of the same model, data, sparsity and seeds. grids/ablations.yaml runs them.
 """
 
@@ -81,10 +81,17 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
 
 
 def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dict[Any, Runs]]]:
-    """Column → the preset's value of a setting, and the runs with each measured value.
+    """The measured values of a setting, and their runs.
 
-    Only columns with two values or more. The preset's own is the row without a variant; no
-    denoisers are progressive pruning.
+    Only columns with two values or more count. The preset's own value is the row without a variant;
+    no denoisers means progressive pruning.
+
+    Args:
+        ledger: The ledger.
+        setting: The setting's key.
+
+    Returns:
+        Column → the preset's value, and value → runs.
     """
     found: dict[Column, tuple[Any, dict[Any, Runs]]] = {}
     columns = ["family", *SECTION, "target_sparsity", "method", "variant", "seed", "value", "flops"]

@@ -32,10 +32,19 @@ SIMILARITY_TEXT = (
 
 
 def knee(sparsities: list[float], values: list[float], dense: float, tolerance: float) -> float:
-    """The sparsity up to which the curve stays within `tolerance` of `dense`.
+    """The sparsity up to which a curve stays within a tolerance of dense.
 
-    `sparsities` rise. The curve is followed from 0 to its first fall below dense − tolerance, and
-    that crossing is interpolated linearly; 0 if no sparsity is within, the largest if all are.
+    The curve is followed from 0 to its first fall below dense − tolerance, and that crossing is
+    interpolated linearly.
+
+    Args:
+        sparsities: They rise.
+        values: The metric at each.
+        dense: The dense network's metric.
+        tolerance: In units of the metric.
+
+    Returns:
+        A sparsity: 0 if none is within, the largest if all are.
     """
     floor = dense - tolerance
     before, height = 0.0, dense
@@ -54,10 +63,18 @@ def knee_over_seeds(
     dense: np.ndarray,
     tolerance: float = TOLERANCE,
 ) -> tuple[float, float, float]:
-    """The knee of the mean curve, and the least and the most of each seed's own.
+    """The knee of the mean curve, and the smallest and largest knee of a single seed.
 
-    `values` is (seeds × sparsities), `dense` (seeds). Few seeds have no honest interval; their
-    range says what one run would have found. With one seed: NaN.
+    A few seeds give no honest interval. Their range says what one run would have found.
+
+    Args:
+        sparsities: They rise.
+        values: Seeds × sparsities.
+        dense: The dense network's metric, one for each seed.
+        tolerance: In units of the metric.
+
+    Returns:
+        Three sparsities; with one seed the last two are NaN.
     """
     middle = knee(sparsities, list(values.mean(0)), float(dense.mean()), tolerance)
     if len(values) < 2:
@@ -70,10 +87,13 @@ def knee_over_seeds(
 
 
 def curves_of(ledger: pd.DataFrame) -> dict[tuple, tuple[list[float], np.ndarray, np.ndarray]]:
-    """Section → sparsities, one-shot's values (seeds × sparsities) and dense's (seeds).
+    """One-shot's and dense's values, by section.
 
-    Only sections with at least LEAST sparsities. Of an uneven grid the largest part without gaps
-    counts: a single run at another sparsity, or with another seed, is left out.
+    Only sections with at least LEAST sparsities count. In an uneven grid the largest part without
+    gaps counts: a single run at another sparsity, or with another seed, is left out.
+
+    Returns:
+        Section → sparsities, one-shot's values (seeds × sparsities) and dense's (seeds).
     """
     found = {}
     for section, runs in ledger[ledger["variant"] == ""].groupby(SECTION):

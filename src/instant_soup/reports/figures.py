@@ -74,10 +74,14 @@ DASHES = ["--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]  # variants of a method, whi
 
 
 def training_curves(curves: dict[str, pd.DataFrame], metric: str, path: str | Path) -> None:
-    """Training loss and validation metric over the main network's optimiser steps.
+    """Plot training loss and validation metric over the main network's steps.
 
-    `curves`: method → columns step, train_loss, validation (NaN: not measured), sparsity. Dotted
-    lines mark where ISP pruned.
+    Dotted lines mark where ISP pruned.
+
+    Args:
+        curves: Method → columns step, train_loss, validation (NaN: not measured), sparsity.
+        metric: The metric's name.
+        path: The PNG file.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -103,9 +107,13 @@ def training_curves(curves: dict[str, pd.DataFrame], metric: str, path: str | Pa
 
 
 def isp_rounds(rounds: list[dict[str, Any]], metric: str, path: str | Path) -> None:
-    """ISP's rounds: sparsity and the weak masks' agreement; the metric before and after pruning.
+    """Plot ISP's rounds: sparsity, the weak masks' agreement, the metric before and after pruning.
 
-    `before` and `after` are the metric's value or dicts of metrics; None where not measured.
+    Args:
+        rounds: A record for each round; `before` and `after` are the metric's value or dictionaries
+            of metrics, None if not measured.
+        metric: The metric's name.
+        path: The PNG file.
     """
     numbers = [r["round"] for r in rounds]
     sparsity = [100 * r["sparsity"] for r in rounds]
@@ -133,9 +141,10 @@ def isp_rounds(rounds: list[dict[str, Any]], metric: str, path: str | Path) -> N
 
 
 def layer_sparsity(results: list[dict[str, Any]], path: str | Path) -> None:
-    """Sparsity of each layer, one line per sparse method (dense only if there is no other).
+    """Plot the sparsity of each layer, one line for each sparse method.
 
-    Methods are set a little apart horizontally: magnitude-based masks nearly coincide.
+    Dense is shown only if there is no other. Methods are set a little apart horizontally, as masks
+    by magnitude nearly coincide.
     """
     shown = [r for r in results if r["method"] != "dense"] or results
     shown = sorted(shown, key=lambda r: row_order(r["method"], r["variant"]))

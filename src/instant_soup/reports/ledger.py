@@ -44,9 +44,10 @@ EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/\S+")  # DVC
 
 
 def check_result(result: Any, source: str) -> dict[str, Any]:
-    """The result, with today's names.
+    """Check a result, and give it today's names.
 
-    UserError if it lacks identity, cost or primary metric, or has a word for a number.
+    Raises:
+        UserError: If it lacks identity, cost or primary metric, or has a word for a number.
     """
     missing = ["everything"]
     if isinstance(result, dict):
@@ -70,7 +71,11 @@ def check_result(result: Any, source: str) -> dict[str, Any]:
 
 
 def read_results(folder: str | Path, methods: list[str]) -> list[dict[str, Any]]:
-    """The results `folder`/METHOD.json, in the order of `methods`; UserError if one is missing."""
+    """Read the results `folder`/METHOD.json, in the order of `methods`.
+
+    Raises:
+        UserError: If one is missing or damaged.
+    """
     files = [Path(folder) / f"{method}.json" for method in methods]
     return [check_result(read_json(file), str(file)) for file in files]
 
@@ -99,8 +104,8 @@ def with_zero_shot(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def results_of_experiments(root: str | Path) -> list[dict[str, Any]]:
     """Results of every DVC experiment of the Git repository at `root`, oldest commit first.
 
-    Each also says under `code_version` which commit its experiment started from. Without a
-    repository or experiments the list is empty; a damaged file is skipped with a warning.
+    `code_version` of each says from which commit its experiment started. Without a repository or
+    experiments the list is empty. A damaged file is skipped with a warning.
     """
     baselines: dict[str, str] = {}  # blob → commit; a blob that several experiments share
     paths: dict[str, str] = {}  # counts once, as part of the newest
@@ -172,13 +177,23 @@ def merge_ledger(
     results: list[dict[str, Any]],
     code_version: str,
 ) -> pd.DataFrame:
-    """Merge results into the ledger file (made if missing) and return the whole ledger.
+    """Merge results into the ledger file, which is made if it is missing.
 
-    A result takes the place of the row with the same KEY unless that one finished later. Results
-    that do not say when they finished are the oldest; of equally old ones the last wins.
-    `code_version` stands for results that bring none of their own. Rows are sorted by KEY and old
-    ones keep their text, so that merging nothing changes no byte.
-    Several processes may merge at once. UserError if the file is no ledger.
+    A result replaces the row with the same KEY, unless that one finished later. Results that do not
+    say when they finished are the oldest; of equally old ones the last wins. Rows are sorted by
+    KEY, and old ones keep their text, so merging nothing changes no byte. Several processes may
+    merge at once.
+
+    Args:
+        ledger_csv: The ledger file.
+        results: The results.
+        code_version: Stands for results that have none of their own.
+
+    Returns:
+        The whole ledger.
+
+    Raises:
+        UserError: If the file is no ledger.
     """
     path = Path(ledger_csv)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +222,11 @@ def merge_ledger(
 
 
 def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
-    """The ledger as a table with COLUMNS; UserError if it is missing or no ledger."""
+    """Read the ledger as a table with COLUMNS.
+
+    Raises:
+        UserError: If it is missing or no ledger.
+    """
     rows, more_columns = _parse(_read(Path(ledger_csv)), Path(ledger_csv))
     return _frame(_to_text(list(rows.values()), more_columns))
 

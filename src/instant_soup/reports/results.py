@@ -69,7 +69,7 @@ def chance(dataset: str, metric: str) -> float:
 def ranks_nothing(dataset: str, metric: str, dense: pd.Series) -> bool:
     """Whether dense networks, by their values, are no better than guessing.
 
-    Then a row that is above another has learned no more than it: none is best, or better.
+    Then a row that is above another has learnt no more than it, so no row is called best or better.
     """
     return bool(dense.mean() <= chance(dataset, metric) + 1e-9)
 
@@ -87,7 +87,8 @@ def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
 def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """The variant that all trained rows of a section share, and the rows without it.
 
-    It belongs in a heading then. Nothing and the rows as they are where variants differ.
+    Such a variant belongs in a heading. If variants differ, it is empty, and the rows stay as they
+    are.
     """
     variants = set(cells.loc[cells["method"] != ZERO_SHOT, "variant"])
     if len(variants) != 1:
@@ -127,10 +128,10 @@ def summary(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Mean cost over seeds, per CELL: COST (FLOPs, wall seconds, bytes), and relative to dense.
+    """Mean cost over seeds, for each CELL: COST (FLOPs, seconds, bytes), and relative to dense.
 
-    `steps_vs_dense` (search steps included) and `flops_vs_dense` compare with dense
-    fine-tuning of the same model, data, preset, training settings and seed; NaN without it.
+    `steps_vs_dense` (search steps included) and `flops_vs_dense` compare with dense fine-tuning of
+    the same model, data, preset, training settings and seed; NaN without it.
     """
     # What changes only a method's own settings has the unchanged dense run as its equal.
     trained = ledger[ledger["method"] != ZERO_SHOT]
