@@ -120,8 +120,8 @@ class Pruner:
             for name, given in (("batches", batches), ("loss", loss)):
                 if given is None:
                     raise UserError(
-                        f"{name}: missing, and {self.method.name} trains beside the loop or takes "
-                        f"gradients before it; allowed: {name} as in instant_soup.prune"
+                        f"{name}: {self.method.name} trains beside the loop or takes gradients "
+                        f"before it, and none is given; allowed: {name} as in instant_soup.prune"
                     )
         if batches is not None:
             check_batches(batches)
