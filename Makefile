@@ -66,10 +66,10 @@ smoke: setup  ## the real pipeline and the tutorial on a handful of real data, i
 pipeline tutorial: setup
 	bash tests/$@.sh
 
-settings: setup  ## params.yaml (its values stay) and docs/settings.md anew, from the settings' own fields
+settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the settings' fields
 	python -m instant_soup.pipeline.params_text
 
-tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
+tables: setup  ## make tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (an hour)
@@ -77,7 +77,7 @@ bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md 
 	  python benchmarks/$$name.py || failed="$$failed $$name"; done; \
 	python benchmarks/report.py; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-docs: setup  ## the docs as a site, in site/, links checked (its packages are installed if they are not)
+docs: setup  ## build the docs as a site in site/, and check its links (installs its packages)
 	@python -c 'import mkdocs, material, mkdocstrings' 2> /dev/null || \
 	  python -m pip install --quiet --no-compile -r docs/site/requirements.txt
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
