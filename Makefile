@@ -69,7 +69,7 @@ pipeline tutorial: setup
 settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the settings' fields
 	python -m instant_soup.pipeline.params_text
 
-tables: setup  ## make tables, figures and reports/index.html again, from ledger and experiments
+tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (an hour)
