@@ -26,7 +26,7 @@ ifneq ($(JOBS),)
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.pipeline.jobs --jobs $(JOBS)
 endif
 
-.PHONY: help setup repro quick test smoke pipeline tutorial tables bench ui docs
+.PHONY: help setup repro quick test smoke pipeline tutorial settings tables runs bench ui docs
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -69,8 +69,13 @@ pipeline tutorial: setup
 settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the settings' fields
 	python -m instant_soup.pipeline.params_text
 
-tables: setup  ## tables, figures and reports/index.html again, from ledger and experiments
+tables: $(INSTALLED)  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
+
+# Of tens of columns those that differ, without hashes, second metrics and what cost.md has.
+runs: $(INSTALLED)  ## all experiments beside each other: what was changed, what came out (dvc exp show)
+	dvc exp show --only-changed --hide-queued --no-pager --sort-by Created \
+	  --drop '.*/|params.yaml$$|stages$$|(?!pretraining)\w+\.(f1|steps|seconds|tera_flops|sparsity)$$'
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (an hour)
 	failed=; for name in startup pipeline_overhead against_reference throughput features mask_work memory scaling inference precision; do \

@@ -1,6 +1,7 @@
 """Results → reports: ledger, tables, figures, page; then everything recorded goes to MLflow."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from instant_soup.reports import (
     verdict,
     verdict_figures,
 )
-from instant_soup.reports.results import terminal_table, write_tables
+from instant_soup.reports.results import row_order, terminal_table, write_tables
 
 REPORTS = Path("reports")
 
@@ -36,37 +37,16 @@ def main() -> None:
     results = ledger.read_results(REPORTS / "results", methods_of_this_run())
     if show_only:
         return terminal_table(results)
+    if "DVC_STAGE" not in os.environ:  # `make tables`: nothing has run that MLflow could tell of
+        write_reports(results)
+        return terminal_table(results)
 
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
-        experiments = ledger.results_of_experiments(project_root())
-        ledger_csv = REPORTS / "results.csv"
-        every = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
-        runs = ledger.of_newest_base(every)
-        for model, rows in every.drop(runs.index).groupby("model"):
-            print(
-                f"{ledger_csv}: {len(rows)} rows of {model} began at other pre-trained weights and "
-                "are in no table (docs/design.md, Known limits)"
-            )
-        written = write_tables(REPORTS / "tables", runs)
-        written += paper.write_tables(REPORTS / "tables", runs)
-        written += head_to_head.write_tables(REPORTS / "tables", runs)
-        written += methods.write_tables(REPORTS / "tables", runs)
-        written += ablations.write_tables(REPORTS / "tables", runs)
-        written += dense_soups.write_tables(REPORTS / "tables", runs)
-        written += essential_sparsity.write_tables(REPORTS / "tables", runs)
-        written += verdict.write_tables(REPORTS / "tables", every)
-        written += equal_cost.write_tables(REPORTS / "tables", every)
-        written += draw_figures(results, runs)
-        written += verdict_figures.draw(every, REPORTS / "figures")
-        written += pareto.draw(every, REPORTS / "figures")
-        for path in written:
-            run.artifact(path, folder=path.parent.name)
-        run.artifact(page.write_page(REPORTS / "index.html", runs, results, REPORTS / "figures"))
-        run.artifact(ledger_csv)
-        reported = ledger.with_zero_shot(results)
-        metrics = {result["method"]: metrics_of(result) for result in reported}
-        write_json(REPORTS / "metrics.json", metrics)
-        run.summary(**{f"{m}/{k}": v for m, values in metrics.items() for k, v in values.items()})
+        for path in write_reports(results):
+            run.artifact(path, folder="" if path.parent == REPORTS else path.parent.name)
+        for method, numbers in metrics_of_run(results).items():
+            # MLflow's charts put side by side what has the same first part.
+            run.summary(**{f"{name}/{method}": value for name, value in numbers.items()})
     terminal_table(results)
     try:
         tracking.flush()
@@ -74,16 +54,52 @@ def main() -> None:
         print(f"warning: MLflow is behind (`make ui` tries again): {error}", file=sys.stderr)
 
 
+def write_reports(results: list[dict]) -> list[Path]:
+    """Write ledger, tables, figures, page and metrics; the files for a reader."""
+    ledger_csv, tables = REPORTS / "results.csv", REPORTS / "tables"
+    experiments = ledger.results_of_experiments(project_root())
+    every = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
+    runs = ledger.of_newest_base(every)
+    for model, rows in every.drop(runs.index).groupby("model"):
+        print(
+            f"{ledger_csv}: {len(rows)} rows of {model} began at other pre-trained weights and "
+            "are in no table (docs/design.md, Known limits)"
+        )
+    written = write_tables(tables, runs)
+    written += paper.write_tables(tables, runs)
+    written += head_to_head.write_tables(tables, runs)
+    written += methods.write_tables(tables, runs)
+    written += ablations.write_tables(tables, runs)
+    written += dense_soups.write_tables(tables, runs)
+    written += essential_sparsity.write_tables(tables, runs)
+    written += verdict.write_tables(tables, every)
+    written += equal_cost.write_tables(tables, every)
+    written += draw_figures(results, runs, write_numbers(results))
+    written += verdict_figures.draw(every, REPORTS / "figures")
+    written += pareto.draw(every, REPORTS / "figures")
+    written.append(page.write_page(REPORTS / "index.html", runs, results, REPORTS / "figures"))
+    return [*written, ledger_csv]
+
+
 def methods_of_this_run() -> list[str]:
-    """The plan's methods; in a clone that has run nothing, those of the committed results."""
+    """The plan's methods; in a clone that has run nothing, those of the committed results.
+
+    In the order of table rows, so that equal results make equal files wherever.
+    """
     plan = Path("models/plan/tables.yaml")
-    finished = sorted(path.stem for path in (REPORTS / "results").glob("*.json"))
+    finished = [path.stem for path in (REPORTS / "results").glob("*.json")]
+    finished.sort(key=row_order)
     if not plan.exists():
         return finished
-    methods = read_yaml(plan)["methods"]
-    for method in set(methods) - set(finished):
+    planned = set(read_yaml(plan)["methods"])
+    for method in sorted(planned - set(finished), key=row_order):
         print(f"warning: no result of {method} yet: `dvc repro`", file=sys.stderr)
-    return [method for method in methods if method in finished]
+    return [method for method in finished if method in planned]
+
+
+def metrics_of_run(results: list[dict]) -> dict[str, dict[str, float]]:
+    """Method → what metrics.json and MLflow say of it."""
+    return {result["method"]: metrics_of(result) for result in ledger.with_zero_shot(results)}
 
 
 def metrics_of(result: dict) -> dict[str, float]:
@@ -98,8 +114,26 @@ def metrics_of(result: dict) -> dict[str, float]:
     }
 
 
-def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
-    """All figures of this run and of the ledger, and the data of DVC's own plots."""
+def write_numbers(results: list[dict]) -> dict[str, pd.DataFrame]:
+    """Write what DVC shows of this run, metrics and the data of its plots; method → curve."""
+    write_json(REPORTS / "metrics.json", metrics_of_run(results))
+    curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
+    if curves:
+        labelled = [curve.assign(method=method) for method, curve in curves.items()]
+        pd.concat(labelled).to_csv(REPORTS / "curves.csv", index=False)
+        pd.DataFrame(rounds_of(results)).to_csv(REPORTS / "isp_rounds.csv", index=False)
+    return curves
+
+
+def rounds_of(results: list[dict]) -> list[dict]:
+    """The records of ISP's rounds; none in a run without them."""
+    return next((r["rounds"] for r in results if r["method"] == "isp"), [])
+
+
+def draw_figures(
+    results: list[dict], runs: pd.DataFrame, curves: dict[str, pd.DataFrame]
+) -> list[Path]:
+    """All figures of this run and of the ledger."""
     folder = REPORTS / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for name in figures.OF_LEDGER:
@@ -107,13 +141,8 @@ def draw_figures(results: list[dict], runs: pd.DataFrame) -> list[Path]:
     if not results:  # a grid's repository may have run nothing itself
         return [folder / name for name in figures.OF_LEDGER]
     metric = results[0]["metric"]
-    curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
-    rounds: list[dict] = next((r["rounds"] for r in results if r["method"] == "isp"), [])
-    labelled = [curve.assign(method=method) for method, curve in curves.items()]
-    pd.concat(labelled).to_csv(REPORTS / "curves.csv", index=False)
-    pd.DataFrame(rounds).to_csv(REPORTS / "isp_rounds.csv", index=False)
     figures.training_curves(curves, metric, folder / "training_curves.png")
-    figures.isp_rounds(rounds, metric, folder / "isp_rounds.png")
+    figures.isp_rounds(rounds_of(results), metric, folder / "isp_rounds.png")
     figures.layer_sparsity(results, folder / "layer_sparsity.png")
     figures.matrix_density(results, folder / "matrix_density.png")
     return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]

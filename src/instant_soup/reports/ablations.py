@@ -5,6 +5,7 @@ the preset's own row of the same model, data, sparsity and seeds. grids/ablation
 """
 
 from collections.abc import Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -94,10 +95,16 @@ def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dic
         Column → the preset's value, and value → runs.
     """
     found: dict[Column, tuple[Any, dict[Any, Runs]]] = {}
+    of_preset = cache(partial(preset_value, setting))
     columns = ["family", *SECTION, "target_sparsity", "method", "variant", "seed", "value", "flops"]
-    known = ledger.loc[ledger["family"].isin(FAMILIES), columns]  # a ledger of before has none
+    plain = ledger["variant"] == ""
+    named = ledger["variant"].map(lambda variant: variant.startswith(f"{setting}="))
+    wanted = (ledger["method"] == "isp") & (plain | named)
+    wanted |= (ledger["method"] == "progressive") & plain
+    wanted &= ledger["family"].isin(FAMILIES)  # a ledger of before has none
+    known = ledger.loc[wanted, columns]
     for (family, *column), rows in known.groupby(["family", *SECTION, "target_sparsity"]):
-        preset = preset_value(setting, family, column[2])
+        preset = of_preset(family, column[2])
         values: dict[Any, Runs] = {}
         for (method, variant), of_variant in rows.groupby(["method", "variant"]):
             runs = of_variant.set_index("seed")

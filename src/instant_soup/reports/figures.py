@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from instant_soup.files import new_file
@@ -517,6 +518,8 @@ def _label_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
+    figure.set_dpi(DPI)
     with new_file(path) as unfinished:
-        # No version of matplotlib in the file: pictures change only when their numbers do.
-        figure.savefig(unfinished, dpi=DPI, format="png", metadata={"Software": None})
+        # Straight to the canvas, as savefig draws everything twice to find the layout. No version
+        # of matplotlib in the file: pictures change only when their numbers do.
+        FigureCanvasAgg(figure).print_png(unfinished, metadata={"Software": None})

@@ -5,7 +5,9 @@ training) may differ from it, and then makes a table of its own.
 """
 
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE
@@ -34,6 +36,7 @@ TEXT = (
     "ISP is better and worse, p < 0.05 in a two-sided paired t-test, not corrected for the number "
     "of tests. FLOPs: ISP's training FLOPs ÷ theirs, search included. –: not measured."
 )
+Runs: TypeAlias = dict[int, tuple[float, float]]  # of one method and sparsity: seed → value, FLOPs
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
@@ -52,9 +55,12 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
 
 
 def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
-    isp = runs[runs["method"] == "isp"]
+    by_row: dict[tuple[str, float], Runs] = {}  # a frame of each takes seconds
+    for run in runs.to_dict("records"):
+        sparsity = 0.0 if run["method"] in UNPRUNED else run["target_sparsity"]
+        by_row.setdefault((run["method"], sparsity), {})[run["seed"]] = run["value"], run["flops"]
     others = sorted(set(runs["method"]) - {"isp"}, key=row_order)
-    sparsities = sorted(set(isp["target_sparsity"]))
+    sparsities = sorted(sparsity for method, sparsity in by_row if method == "isp")
     if not sparsities or not others:
         return None
     columns = [(f"{percent(s)} sparse", name) for s in sparsities for name in ("metric", "FLOPs")]
@@ -63,25 +69,25 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
     rows = []
     for method in others:
         cells: list[Cell] = []
-        theirs = runs[runs["method"] == method]
         for sparsity in sparsities:
-            ours = isp[isp["target_sparsity"] == sparsity].set_index("seed")
-            at_hand = theirs
-            if method not in UNPRUNED:
-                at_hand = theirs[theirs["target_sparsity"] == sparsity]
-            cells += _compare(ours, at_hand.set_index("seed"), scale(section[3]), ranked)
+            theirs = by_row.get((method, 0.0 if method in UNPRUNED else sparsity), {})
+            cells += _compare(by_row["isp", sparsity], theirs, scale(section[3]), ranked)
         rows.append((label(method), cells))
     caption = f"Test {section[3]}{unit(section[3])}, as differences.{'' if ranked else UNRANKED}"
     return Table(heading(section, section[4]), columns, rows, caption)
 
 
-def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, factor: float, ranked: bool) -> list[Cell]:
+def _compare(ours: Runs, theirs: Runs, factor: float, ranked: bool) -> list[Cell]:
     """The difference over common seeds, marked if it may be, and the ratio of FLOPs."""
-    seeds = ours.index.intersection(theirs.index)
-    if not len(seeds):
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
         return [Cell(MISSING), Cell(MISSING)]
-    gaps = factor * (ours["value"][seeds] - theirs["value"][seeds])
+    values, flops = (
+        tuple(np.array([runs[seed][i] for seed in seeds]) for runs in (ours, theirs))
+        for i in (0, 1)
+    )
+    gaps = factor * (values[0] - values[1])
     text = f"{gaps.mean():+.2f}" + (f" ± {gaps.std(ddof=1):.2f}" if len(seeds) > 1 else "")
-    mark = mark_of(ours["value"], theirs["value"]) if ranked else ""
-    ratio = (ours["flops"][seeds] / theirs["flops"][seeds]).mean()
+    mark = mark_of(*(pd.Series(own, seeds) for own in values)) if ranked else ""
+    ratio = (flops[0] / flops[1]).mean()
     return [Cell(f"{text} (n = {len(seeds)})", mark=mark), Cell(number(ratio, ".2f"))]

@@ -24,6 +24,9 @@ import pandas as pd
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, read_json
 
+# Of tables of a few hundred rows each choice takes Arrow's strings twice as long as Python's.
+pd.options.mode.string_storage = "python"
+
 KEY = ["model", "dataset", "preset", "variant", "method", "target_sparsity", "seed"]
 COST = ["steps", "search_steps", "flops", "sparse_flops", "seconds", "peak_memory"]
 OF_BASE = ["pq_index"]  # numbers of the pre-trained weights

@@ -76,12 +76,12 @@ def ranks_nothing(dataset: str, metric: str, dense: pd.Series) -> bool:
 
 def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the preset's own settings; all rows of a section that has trained none such."""
-    if not len(rows):
-        return rows
-    own = rows["variant"] == ""
-    trained = own & (rows["method"] != ZERO_SHOT)  # most variants share zero-shot
-    has_own = trained.groupby([rows[name] for name in SECTION]).transform("any")
-    return rows[own | ~has_own]
+    names = (*SECTION, "variant", "method")
+    told = [(one[:-2], *one[-2:]) for one in zip(*(rows[n] for n in names), strict=True)]
+    # Of trained rows, as most variants share zero-shot.
+    have_own = {section for section, variant, method in told if not variant and method != ZERO_SHOT}
+    kept = [not variant or section not in have_own for section, variant, _ in told]
+    return rows[np.array(kept, dtype=bool)]
 
 
 def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -117,14 +117,15 @@ def block_of(variant: str) -> str:
 
 def summary(ledger: pd.DataFrame) -> pd.DataFrame:
     """Over seeds: n, mean and sample standard deviation (NaN for n = 1) of `value`, per CELL."""
-    groups = ledger.groupby(CELL, sort=True)["value"]
+    values = ledger["value"].to_numpy()
+    cells = sorted(ledger.groupby(CELL).indices.items())
     # A run that came out as NaN must show, not be left out of a mean.
-    table = groups.agg(
-        n="size",
-        mean=lambda values: values.mean(skipna=False),
-        std=lambda values: values.std(ddof=1, skipna=False),
-    )
-    return table.reset_index()
+    numbers = [
+        (len(rows), values[rows].mean(), values[rows].std(ddof=1) if len(rows) > 1 else np.nan)
+        for _, rows in cells
+    ]
+    table = pd.DataFrame([cell for cell, _ in cells], columns=CELL)
+    return table.join(pd.DataFrame(numbers, columns=["n", "mean", "std"]))
 
 
 def costs(ledger: pd.DataFrame) -> pd.DataFrame:
