@@ -56,7 +56,9 @@ def size_on_disk(weights: dict[str, torch.Tensor], mask: masks.Mask) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     arguments = parser.parse_args()

@@ -55,7 +55,9 @@ def peak_of(folder: Path, stage: str, *arguments: str) -> dict[str, float | None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=shapes.SHAPES, default=shapes.SHAPES)
     rows = []
     for shape in parser.parse_args().shapes:

@@ -119,7 +119,9 @@ def measure(project: Path, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--project", type=Path, help="measure this clone, too")
     other = parser.parse_args().project
     rows = [measure(other.resolve(), other.name)] if other else []

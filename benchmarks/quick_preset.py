@@ -34,7 +34,9 @@ def final_score(params: Params, share: float, **changes: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=None, help="budget, if not the preset's")
     arguments = parser.parse_args()

@@ -66,7 +66,9 @@ def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=shapes.SHAPES, default=shapes.SHAPES)
     parser.add_argument("--precisions", nargs="+", default=None)
     parser.add_argument("--steps", type=int, default=100 if torch.cuda.is_available() else 3)

@@ -489,7 +489,9 @@ def plot(cells: pd.DataFrame, variants: list[str], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", nargs="+", default=[], help="NAME or NAME=FOLDER")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.7, 0.9])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,7 @@ def test_a_stage_becomes_a_child_of_its_pipelines_run(
     stored = list((repo / "mlartifacts").rglob("plot.png"))
     assert [path.read_bytes() for path in stored] == [b"first", b"first"]
 
-    assert parent.info.run_name.startswith(f"repro-{commit_tag['git_commit'][:8]}-")
+    assert parent.info.run_name == "tiny · reviews · 60 % · seed 0"
     assert parent.info.status == "RUNNING"
     assert parent.data.params["isp.rounds"] == "[1]"
     assert parent.data.params["sparsity"] == "0.6"
@@ -283,6 +284,32 @@ def test_stages_share_a_parent_which_the_last_one_closes(repo: Path, tmp_path: P
     assert flush() == 1
     parents, _ = runs_of(repo)
     assert [parent.data.params["sparsity"] for parent in parents] == ["0.6", "0.8"]
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ("", "repro-.{8}-.{8}"),
+        ("model: tiny\n", "repro-.{8}-.{8}"),
+        (PARAMS.replace("0.6", "half"), "tiny · reviews · half · seed 0"),
+    ],
+)
+def test_a_pipelines_run_has_a_name_whatever_params_say(repo: Path, params: str, name: str) -> None:
+    (repo / "params.yaml").write_text(params)
+    with stage_run("plan", {}, {}):
+        pass
+    assert flush(quiet=False) == 1
+    [parent], _ = runs_of(repo)
+    assert re.fullmatch(name, parent.info.run_name)
+
+
+def test_mlflow_opens_with_pages_for_training_also_of_an_older_database(repo: Path) -> None:
+    client = client_of(repo)
+    client.create_experiment("instant-soup", tags={"mlflow.note.content": "mine"})
+    tracking.ensure_database()
+    tags = client.get_experiment_by_name("instant-soup").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"] == "mine"
 
 
 def test_a_failed_last_stage_leaves_the_parent_open(repo: Path) -> None:
@@ -529,7 +556,7 @@ def test_an_experiment_in_a_copy_reports_to_the_main_repository(
     monkeypatch.delenv("DVC_EXP_NAME")
     assert flush() == 1
     [parent], [child] = runs_of(repo)
-    assert parent.info.run_name == "tidy-moth"
+    assert parent.info.run_name == "tiny · reviews · 90 % · seed 0 · tidy-moth"
     assert parent.data.params["sparsity"] == parent.data.tags["sparsity"] == "0.9"
     assert parent.data.tags["dvc_exp_name"] == child.data.tags["dvc_exp_name"] == "tidy-moth"
     assert artifacts_of(repo, child) == ["result.json"]

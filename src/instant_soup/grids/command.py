@@ -2,8 +2,9 @@
 
     python -m instant_soup.grids.command grids/quick.yaml --jobs 2
 
-The cells of a lane run one after another, lanes side by side, here or on a Ray cluster. Then the
-tables are made. docs/grids.md has the reasons and the numbers.
+A cell is one combination of the grid's settings. Cells that share work make a lane, and come one
+after another; lanes run side by side, here or on a Ray cluster. In the end all tables are made.
+docs/grids.md explains lanes, and says what a grid costs.
 """
 
 import argparse

@@ -109,7 +109,9 @@ def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, lo
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m instant_soup.pipeline.jobs", description=__doc__
+        prog="python -m instant_soup.pipeline.jobs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--jobs", type=int, required=True, help="stages side by side")
     jobs = parser.parse_args().jobs

@@ -47,6 +47,15 @@ EXPERIMENT = "instant-soup"
 PARENT_KEY, CHILD_KEY = "instant_soup.pipeline", "instant_soup.record"  # tags to find runs by
 LIVE_SECONDS = 60.0  # live() flushes at most this often
 PARENT_TAGS = ("model", "dataset", "sparsity", "seed", "preset")  # from params.yaml
+# What MLflow's pages make of the experiment. Without a kind they open with pages for chats.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "A run for each `dvc repro` and each experiment, named after model, data, sparsity and "
+        "seed; in it a run for each stage. Metrics of a whole run are METRIC/METHOD. Test metrics, "
+        "sparsity, steps and FLOPs come with the last stage, `tables`."
+    ),
+}
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # limits of MLflow's log_batch
 PARAM_LENGTH, TAG_LENGTH = 6000, 5000  # characters; longer values are cut
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
@@ -392,12 +401,14 @@ def _connect() -> tuple[Any, str]:
                 f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore "
                 f"--experiment-id {own}"
             )
+        for key in EXPERIMENT_TAGS.keys() - experiment.tags.keys():  # made by an older version
+            client.set_experiment_tag(own, key, EXPERIMENT_TAGS[key])
         return client, own
     # MLflow would take the current folder, which DVC deletes if it is an experiment's copy. A
     # server chooses for itself.
     server = uri.startswith(("http", "databricks"))
     location = None if server else (project_root() / "mlartifacts").absolute().as_uri()
-    return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+    return client, client.create_experiment(EXPERIMENT, location, EXPERIMENT_TAGS)
 
 
 def _mirror(client: Any, experiment: str, folder: Path) -> None:
@@ -416,8 +427,9 @@ def _mirror(client: Any, experiment: str, folder: Path) -> None:
     status, end, pipeline = record["status"], record["updated_ms"], record["pipeline"]
 
     parent = _find_or_create(
-        client, experiment, PARENT_KEY, pipeline, pipeline, record, record["pipeline_tags"]
-    )
+        client, experiment, PARENT_KEY, pipeline, parent_name(record), record,
+        record["pipeline_tags"],
+    )  # fmt: skip
     tags = {**record["tags"], "mlflow.parentRunId": parent.info.run_id}
     child = _find_or_create(
         client, experiment, CHILD_KEY, record["id"], record["stage"], record, tags
@@ -458,6 +470,22 @@ def _mirror(client: Any, experiment: str, folder: Path) -> None:
     if status != "RUNNING":
         (folder / "record.json").unlink()  # first, or a stop in between would mirror it halved
         shutil.rmtree(folder)
+
+
+def parent_name(record: dict[str, Any]) -> str:
+    """A pipeline run's name: model, data, sparsity, seed, and its experiment's name if it has one.
+
+    Where params.yaml does not say them: the pipeline's key.
+    """
+    tags = record["pipeline_tags"]
+    if not {"model", "dataset", "sparsity", "seed"} <= tags.keys():
+        return record["pipeline"]
+    try:
+        sparse = f"{100 * float(tags['sparsity']):g} %"
+    except ValueError:  # the plan stage says so
+        sparse = tags["sparsity"]
+    parts = [tags["model"], tags["dataset"], sparse, f"seed {tags['seed']}"]
+    return " · ".join([*parts, *filter(None, [tags.get("dvc_exp_name")])])
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -542,8 +570,18 @@ def _log_artifacts(client: Any, run: Any, folder: Path) -> None:
 
 def main() -> None:
     """Command line: `init` creates the database, `flush` (the default) mirrors the spool."""
-    parser = argparse.ArgumentParser(prog="python -m instant_soup.pipeline.tracking")
-    parser.add_argument("command", nargs="?", choices=["init", "flush"], default="flush")
+    parser = argparse.ArgumentParser(
+        prog="python -m instant_soup.pipeline.tracking",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["init", "flush"],
+        default="flush",
+        help="create the database, or bring MLflow up to the records (the default)",
+    )
     try:
         if parser.parse_args().command == "init":
             ensure_database()
