@@ -113,7 +113,12 @@ def read_json(path: str | Path) -> Any:
 def write_yaml(path: str | Path, value: Any) -> None:
     """Write `value` as YAML in the order given, atomically."""
     with new_file(path) as unfinished:
-        unfinished.write_text(yaml.safe_dump(value, sort_keys=False))
+        unfinished.write_text(yaml_of(value))
+
+
+def yaml_of(value: Any) -> str:
+    """`value` as YAML in the order given."""
+    return yaml.safe_dump(value, sort_keys=False)
 
 
 def read_yaml(path: str | Path) -> Any:

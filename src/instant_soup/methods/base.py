@@ -102,6 +102,10 @@ class Method:
         """Whether a weight that is frozen, and so has no gradient, could not be ranked."""
         return False
 
+    def more_trainings(self, sparsity: float) -> float:
+        """About how many whole trainings its ticket takes beside the row's own."""
+        return 0
+
     def recipe(self, recipe: "Recipe") -> "Recipe":
         """The settings of training that the row trains by: those of all rows."""
         return recipe

@@ -26,6 +26,10 @@ class Lottery(Method):
     )
     rate_of: str = setting("total | remaining", RATE_OF, section="imp", default="total")
 
+    def more_trainings(self, sparsity: float) -> float:
+        """One a round, but for the first, which is the dense row's."""
+        return len(round_sparsities(sparsity, self.compression_rate, self.rate_of)) - 1
+
     def reset_point(self, run: "Run") -> "Moment":
         """Where every round goes back to."""
         return run.moment()

@@ -68,6 +68,10 @@ class OfNetworks(Soup):
         """One network of several."""
         raise TypeError(f"{type(self).__name__} does not mix")
 
+    def more_trainings(self, sparsity: float) -> float:
+        """All networks but one, which stands for the row's own."""
+        return self.networks - 1
+
     def find(self, run: "Run", sparsity: float) -> None:
         """Fine-tune the networks, mix them. Nothing is left to train."""
         protocols = [self.protocol(run, n, 1.0) for n in range(self.networks)]

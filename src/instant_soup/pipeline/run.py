@@ -19,7 +19,7 @@ from instant_soup.data.batches import (
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
 from instant_soup.models.head import Head
-from instant_soup.pipeline import workspace
+from instant_soup.pipeline import outlook, workspace
 from instant_soup.pipeline.workspace import BASE, ENCODED, START
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -74,6 +74,8 @@ class PipelineRun(Run):
         self.head = Head()
         self.splits: dict[str, Split] = {}
         self.engine, self.teacher = engine, teacher
+        if code:  # of a stage's own run, not of its teacher's
+            outlook.tell()
 
     @cached_property
     def of_teacher(self) -> "PipelineRun":
@@ -134,10 +136,13 @@ class PipelineRun(Run):
         teacher = None
         if recipe.taught and total is not None and state.step < last:  # no look-ahead
             teacher = classifier(self.of_teacher.state)
-        return loop.train(
+        started, first = time.perf_counter(), state.step
+        state = loop.train(
             network, state, pruner, data if rows is None else data.subset(rows), recipe, cost,
             last=last, total=total, label=label, teacher=teacher, after_step=after_step,
         )  # fmt: skip
+        outlook.note_pace(state.step - first, time.perf_counter() - started)
+        return state
 
     def batches(self, first: int, last: int) -> Iterator[Any]:
         """The training batches of the steps first … last − 1."""

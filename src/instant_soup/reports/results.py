@@ -125,7 +125,8 @@ def summary(ledger: pd.DataFrame) -> pd.DataFrame:
         for _, rows in cells
     ]
     table = pd.DataFrame([cell for cell, _ in cells], columns=CELL)
-    return table.join(pd.DataFrame(numbers, columns=["n", "mean", "std"]))
+    types = {**dict.fromkeys(CELL, str), "target_sparsity": float}  # also where there is no row
+    return table.astype(types).join(pd.DataFrame(numbers, columns=["n", "mean", "std"]))
 
 
 def costs(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,138 @@
+"""How long a whole `dvc repro` takes on this machine, said before it starts.
+
+    python -m instant_soup.reports.forecast
+
+The ledger knows what a step of the same model and data takes, in FLOPs. This machine's speed comes
+from multiplying matrices for a second, unless a training of the same settings ran here before.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from instant_soup.config.fields import defaults_of
+from instant_soup.config.sections import Training
+from instant_soup.errors import UserError
+from instant_soup.files import project_root, read_yaml, yaml_of
+from instant_soup.pipeline import outlook
+from instant_soup.pipeline.plan import Params, check, plan_with_code
+from instant_soup.pipeline.processes import duration, run_stage
+from instant_soup.reports.ledger import read_ledger
+
+# Of the speed of large matrix products a training step reaches this share, by precision
+# (reports/benchmarks.md: MiniLM 0.5 and 0.65, larger models more).
+SHARE = {"bf16": 0.5, "fp32": 0.65}
+LEAST_SHARE = 0.9  # of the cores' time: with less, other work takes the rest
+
+
+def main() -> None:
+    """Command line: print the forecast; nothing where nothing is left to run."""
+    argparse.ArgumentParser(
+        prog="python -m instant_soup.reports.forecast",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    try:
+        raw = read_yaml("params.yaml")
+        text = forecast(check(raw), {n: yaml_of(own) for n, own in plan_with_code(raw).items()})
+    except UserError:  # the stage that it concerns says what is wrong
+        return
+    if text:
+        print(text, flush=True)
+
+
+def forecast(params: Params, texts: dict[str, str]) -> str:
+    """The line to print; "" where nothing is left.
+
+    Args:
+        params: The run's settings.
+        texts: Name of a settings file → its text.
+    """
+    lock = Path("dvc.lock").read_text() if Path("dvc.lock").exists() else ""
+    names = outlook.names_left(texts, lock)
+    if not names:
+        return ""
+    known = of_ledger(params)
+    if known is None:
+        return (
+            f"{len(names)} stages to run. How long they take is said after the first training: no "
+            f"earlier run of {params.top.model} on {params.top.dataset} is in the ledger."
+        )
+    rows, flops = known
+    left = outlook.left_of(texts, lock, rows)
+    step, how = outlook.known_pace(texts), "as in the last run"
+    if step is None and left.steps:
+        step, how = measured_step(flops, params.training.precision)
+    time_left = duration(left.seconds(step or 0.0))
+    return (
+        f"About {time_left} on this machine: {left.stages} stages, {left.steps:.0f} training steps "
+        f"of {step or 0.0:.2g} s ({how})."
+    )
+
+
+def of_ledger(params: Params) -> tuple[dict[str, int], float] | None:
+    """Rows of the splits, and FLOPs of a training step; None where no such run is in the ledger.
+
+    From the newest dense row of the same model, data and preset with the preset's own settings.
+    """
+    ledger = read_ledger(project_root() / "reports/results.csv")
+    top, training = params.top, params.training
+    same = (ledger["model"] == top.model) & (ledger["dataset"] == top.dataset)
+    same &= (ledger["preset"] == top.preset) & (ledger["method"] == "dense")
+    dense = ledger[same & (ledger["variant"] == "")].sort_values("finished")
+    if not len(dense):
+        return None
+    row = dense.iloc[-1]
+    preset = defaults_of(Training, params.family, params.top.preset)
+    batches = row["steps"] / preset["epochs"]  # in an epoch
+    given = params.data.train_rows
+    train = given if isinstance(given, int) else round(batches * preset["batch_size"])
+    rows = {"train": train, "test": params.data.test_rows}
+    return rows, row["flops"] / row["steps"] * training.batch_size / preset["batch_size"]
+
+
+def measured_step(flops: float, precision: str) -> tuple[float, str]:
+    """Seconds that a step of so many FLOPs takes here, about, and how that is known."""
+    from instant_soup.training import loop
+
+    precision = loop.resolve_precision(precision)
+    speed, share = matrix_speed(precision)
+    how = f"from a second of {precision} matrix products"
+    if share < LEAST_SHARE:
+        how += f"; longer while other work takes {100 * (1 - share):.0f} % of the cores, as now"
+    return flops / (speed * SHARE[precision]), how
+
+
+def matrix_speed(precision: str, seconds: float = 1.0) -> tuple[float, float]:
+    """FLOP/s of matrix products of a step's kind, and the share of the cores' time that they had.
+
+    On a CPU by its time, not the clock's: the speed of cores that nothing else uses. The shapes are
+    those of a feed-forward layer: 1,024 tokens, 512 to 2,048 features.
+    """
+    import torch
+
+    from instant_soup.training import loop
+
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    tokens, features, hidden = 1024, 512, 2048
+    where = loop.device()
+    one = torch.randn(tokens, features, dtype=kind, device=where)
+    other = torch.randn(features, hidden, dtype=kind, device=where)
+
+    def product() -> None:
+        result = one @ other
+        result[0, 0].item()  # waits for a GPU
+
+    product()  # the first one makes threads
+    done, started, used = 0, time.perf_counter(), time.process_time()
+    while (wall := time.perf_counter() - started) < seconds:
+        product()
+        done += 1
+    share = 1.0
+    if where.type == "cpu":
+        share = min(1.0, (time.process_time() - used) / (wall * torch.get_num_threads()))
+    return 2.0 * tokens * features * hidden * done / (wall * share), share
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,78 @@
+"""The forecast of a run: steps and FLOPs out of the ledger, times this machine's speed."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers import ROOT, ledger_of, result
+from instant_soup.files import read_yaml, yaml_of
+from instant_soup.pipeline import outlook
+from instant_soup.pipeline.plan import Params, check, plan
+from instant_soup.reports import forecast
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """The default run in an empty folder, by the preset's budget of 0.6 epochs of batches of 32."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return check(read_yaml(ROOT / "params.yaml"))
+
+
+def texts_of(**changes: object) -> dict[str, str]:
+    raw = read_yaml(ROOT / "params.yaml") | changes
+    return {name: yaml_of(contents) for name, contents in plan(raw).items()}
+
+
+def earlier_run(folder: Path, **changes: object) -> None:
+    """A ledger with a dense run of 150 steps of 2 TFLOP each."""
+    cost = {"steps": 150, "search_steps": 0, "flops": 3e14, "sparse_flops": 3e14, "seconds": 1.0}
+    own = {"model": "minilm", "dataset": "reviews-sentiment", "preset": "quick", "variant": ""}
+    ledger_of(folder / "reports", result("dense", cost=cost, **own | changes))
+
+
+def test_rows_and_flops_of_a_step_are_the_ledgers(tmp_path: Path, params: Params):
+    earlier_run(tmp_path)
+    rows, flops = forecast.of_ledger(params)
+    assert rows == {"train": 250 * 32, "test": 2000} and flops == 2e12
+
+
+@pytest.mark.parametrize("other", [{"model": "bert-base"}, {"variant": "training.epochs=3"}])
+def test_runs_of_other_things_tell_nothing(tmp_path: Path, params: Params, other: dict[str, str]):
+    earlier_run(tmp_path, **other)
+    assert forecast.of_ledger(params) is None
+    assert "no earlier run of minilm on reviews-sentiment" in forecast.forecast(params, texts_of())
+
+
+def test_time_is_flops_by_speed(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch):
+    earlier_run(tmp_path)
+    monkeypatch.setattr(forecast, "matrix_speed", lambda precision: (1e12, 0.25))
+    monkeypatch.setattr("instant_soup.training.loop.resolve_precision", lambda wanted: "bf16")
+    step, how = forecast.measured_step(2e12, "auto")
+    assert step == 2e12 / (1e12 * forecast.SHARE["bf16"])
+    assert how == (
+        "from a second of bf16 matrix products; longer while other work takes 75 % of the cores, "
+        "as now"
+    )
+    texts = texts_of()
+    left = outlook.left_of(texts, "", {"train": 8000, "test": 2000})
+    minutes = round(left.seconds(4.0) / 60)
+    assert forecast.forecast(params, texts).startswith(
+        f"About {minutes} min on this machine: {left.stages} stages, {left.steps:.0f} training "
+        "steps of 4 s (from"
+    )
+
+
+def test_nothing_left_is_nothing_said(params: Params, tmp_path: Path):
+    texts = texts_of()
+    lock = "".join(
+        f"path: models/plan/{name}.yaml\n hash: md5\n md5: {outlook.md5(text)}\n"
+        for name, text in texts.items()
+    )
+    (tmp_path / "dvc.lock").write_text(lock)
+    assert forecast.forecast(params, texts) == ""
+
+
+def test_matrix_speed_is_a_speed():
+    speed, share = forecast.matrix_speed("fp32", seconds=0.01)
+    assert speed > 1e6 and 0 < share <= 1
