@@ -1,7 +1,8 @@
 """A setting is a field of a dataclass: its rule, its defaults by preset, a line of documentation.
 
-    @dataclass(frozen=True, kw_only=True) class Snip: batches: int = setting("batches that gradients
-    are taken of", integer(1), paper=8, quick=4)
+    @dataclass(frozen=True, kw_only=True)
+    class Snip:
+        batches: int = setting("batches that gradients are taken of", integer(1), paper=8, quick=4)
 
 The checks with their one-line messages, params.yaml, docs/settings.md, a row's `variant` and the
 keyword arguments of `instant_soup.prune` are all made from these fields.

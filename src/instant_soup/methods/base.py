@@ -7,10 +7,10 @@ docs/add_a_method.md walks through one.
 
 The kinds differ in when the mask changes. A subclass has one function, of its kind:
 
-    AtStart      scores(run)             once, on the pre-trained network OnTheWay
-    find_mask(run, i, s)    at the ends of rounds (rounds.py); training goes on Throughout
-    pruner(run, sparsity)   every few steps, by a pruner Method       find(run, sparsity)     all
-    else: after a search, with resets, from another row
+    AtStart      scores(run)             once, on the pre-trained network
+    OnTheWay     find_mask(run, i, s)    at the ends of rounds (rounds.py); training goes on
+    Throughout   pruner(run, sparsity)   every few steps, by a pruner
+    Method       find(run, sparsity)     all else: after a search, with resets, from another row
 
 Nothing in this folder imports torch before a method runs, so that planning stays quick.
 """

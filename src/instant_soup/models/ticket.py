@@ -1,7 +1,8 @@
 """A finished network's folder: the files beside its weights, whoever writes them.
 
-    mask.safetensors      a bit for every prunable weight compact.safetensors   the weights without
-    their zeros ticket.json           where it is from, and what a test needs to know
+    mask.safetensors      a bit for every prunable weight
+    compact.safetensors   the weights without their zeros
+    ticket.json           where it is from, and what a test needs to know
 
 The weights themselves and their configuration are in the form of transformers or open_clip.
 """

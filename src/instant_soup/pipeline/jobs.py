@@ -24,9 +24,14 @@ FIRST = "plan"  # writes every stage's settings, so only after it is it known wh
 
 
 def affected_stages(needs: dict[str, set[str]], changed: set[str]) -> list[str]:
-    """The changed stages and all that depend on them, each behind those that it needs.
+    """The changed stages and all that depend on them, each after those that it needs.
 
-    `needs`: stage → the stages that it depends on directly, for all stages.
+    Args:
+        needs: Stage → the stages that it depends on directly, for all stages.
+        changed: The changed stages.
+
+    Returns:
+        Stages in an order in which they can run.
     """
     order: list[str] = []
     affected = set(changed)

@@ -1,9 +1,9 @@
 """Mirror what the stages do into MLflow, without making every stage pay for importing MLflow.
 
 A stage writes a small *record* (JSON, and copies of small artefact files) into a spool folder of
-the main repository. `flush()` mirrors the spool into MLflow: the last stage calls it, `make ui`
-does, and so does `StageRun.live()` in stages that train for long. A record stays in the spool
-until it has been mirrored, so a broken or missing MLflow delays a result but never loses one.
+the main repository. `flush()` mirrors the spool into MLflow. The last stage calls it, `make ui`
+does, and so does `StageRun.live()` in stages that train for long. A record stays in the spool until
+it has been mirrored, so a broken or missing MLflow delays a result but never loses one.
 
     with stage_run("calibrate round 2", settings, {"method": "isp"}) as run:
         for step in range(steps):

@@ -35,7 +35,7 @@ class Cell:
 class Table:
     """Rows of (name, cells). A column is (group, name); neighbours of a group share a header.
 
-    `corner`: the header of the rows' names.
+    `corner` is the header of the rows' names.
     """
 
     heading: str
