@@ -140,9 +140,14 @@ class StageRun:
         self.record["summary"].update(_finite(metrics))
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Copy a small file into the record, at once; the file may change or go afterwards.
+        """Copy a small file into the record at once; the file may change or go afterwards.
 
-        `folder` is a folder within the run's artefacts. Raises OSError if it can't be copied.
+        Args:
+            path: The file.
+            folder: A folder within the run's artefacts.
+
+        Raises:
+            OSError: If it can't be copied.
         """
         target = self.folder / "artifacts" / (folder or "")
         target.mkdir(parents=True, exist_ok=True)
@@ -153,7 +158,8 @@ class StageRun:
     def live(self) -> None:
         """Bring MLflow up to date if LIVE_SECONDS have passed since the start or the last time.
 
-        Costs a comparison otherwise, so call it at every step. Trouble becomes one warning line.
+        Otherwise it costs one comparison, so call it at every step. Trouble becomes one warning
+        line.
         """
         if time.monotonic() - self._flushed < self._live_every:
             return
@@ -352,9 +358,10 @@ def flush(quiet: bool = True, wait: bool = True) -> int:
 
 
 def ensure_database() -> None:
-    """Create the database and the experiment unless they exist; several at once are safe.
+    """Create the database and the experiment if they are missing; several at once are safe.
 
-    UserError if the tracking URI can't be used, or the experiment is deleted.
+    Raises:
+        UserError: If the tracking URI can't be used, or the experiment is deleted.
     """
     with _flush_lock(wait=True):
         try:
