@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import BAD, FILLERS, GOOD, TINY_CLIP, finish_run, make_table, save_clip
+from helpers import BAD, FILLERS, GOOD, TINY_CLIP, finish_run, make_table, save_clip, write_pictures
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.training import loop
 
@@ -105,16 +105,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
 @pytest.fixture(scope="session")
 def image_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """A project of the tiny CLIP, pruned and fine-tuned on bright and dark oblong pictures."""
-    import numpy as np
-    from PIL import Image
-
-    data, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, rows in (("train", 60), ("test", 20)):
-        for name, level in (("bright", 160), ("dark", 60)):
-            (data / split / name).mkdir(parents=True)
-            for i in range(rows):
-                pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(data / split / name / f"{i}.png")
+    data = write_pictures(tmp_path_factory.mktemp("pictures"))
     return finish_run(tmp_path_factory.mktemp("image-run"), tiny_clip, data, {}, {})
 
 

@@ -22,17 +22,19 @@ import pytest
 import torch
 import yaml
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
-from instant_soup.data.batches import Texts
+from instant_soup.data.batches import Images, Texts
 from instant_soup.files import read_json, read_yaml, write_yaml
+from instant_soup.library.pruned import Pruned
 from instant_soup.methods.registry import method_named
-from instant_soup.models import bert, clip
+from instant_soup.models import bert, clip, matrices
 from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import PipelineRun, budget, build
 from instant_soup.pipeline.stage_files import TicketStage
@@ -99,6 +101,20 @@ def finish_run(folder: Path, model: Path, dataset: Path, data: dict, training: d
         patch.chdir(folder)
         for stage in ("find_ticket", "sparse_retrain", "evaluate"):
             run_script(stage, "--method", "one_shot")
+    return folder
+
+
+def write_pictures(
+    folder: Path, bright: int = 160, dark: int = 60, spread: int = 50, size: tuple = (20, 24)
+) -> Path:
+    """Bright and dark pictures of noise in class folders: 60 of each to train, 20 to test."""
+    draw = np.random.default_rng(0)
+    for split, rows in (("train", 60), ("test", 20)):
+        for name, level in (("bright", bright), ("dark", dark)):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(rows):
+                pixels = draw.integers(level - spread, level + spread, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder
 
 
@@ -195,6 +211,19 @@ def make_project(folder: Path, model: Path, dataset: Path, **changes: Any) -> Pa
         for stage in ("prepare_data", "prepare_model", "encode_data", "attach_head"):
             run_script(stage)
     return folder
+
+
+def training_for(epochs: float, **changes: Any) -> dict[str, Any]:
+    """The section `training` of a project that learns something within few steps, with dropout."""
+    quick = {"batch_size": 16, "precision": "fp32", "learning_rate": 2e-3, "dropout": 0.1}
+    return {"epochs": epochs, **quick, **changes}
+
+
+def work_in(project: Path, store: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Work in a project, with the store that is in a folder; returns the store's own folder."""
+    patch.chdir(project)
+    patch.setenv("DVC_ROOT", str(store))
+    return store / ".dvc/tmp/instant-soup/store"
 
 
 def write_plan(params: Any) -> None:
@@ -392,6 +421,30 @@ class BareRun(Run):
         raise AssertionError("this run has no validation data")
 
 
+def text_run_of(folder: Path, padding: int = 0) -> BareRun:
+    """A run of a text classifier on three batches of random tokens, with more padding if wanted."""
+    rows, model = random_texts(), new_classifier(folder, 2, 0)
+    three = [rows.rows(index) for index in torch.arange(12).split(4)]
+    for batch in three:
+        for name in ("input_ids", "token_type_ids", "attention_mask"):
+            batch[name] = functional.pad(batch[name], (0, padding))
+    return BareRun(matrices.prunable(model), network=model, batches=three)
+
+
+def image_run_of(folder: Path) -> BareRun:
+    """A run of a CLIP's image tower, under a random head of three classes, on batches of noise."""
+    draws = torch.Generator().manual_seed(0)
+    weights = load_file(folder / clip.WEIGHTS)
+    visual = {name: w for name, w in weights.items() if name.startswith("visual.")}
+    head = functional.normalize(torch.randn(3, 16, generator=draws), dim=1) * 10
+    model = clip.classifier(folder, {**visual, "head": head})
+    noise = torch.randint(0, 256, (12, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    rows = Images(noise, torch.arange(12) % 3)
+    three = [rows.rows(index) for index in torch.arange(12).split(4)]
+    own = {f"visual.{name}": w for name, w in matrices.prunable(model.visual).items()}
+    return BareRun(own, network=model, batches=three)
+
+
 # A repository of its own, with DVC
 
 
@@ -496,6 +549,14 @@ def loader() -> DataLoader:
 
 def loss(model: nn.Module, batch: Any) -> torch.Tensor:
     return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def assert_pruned(pruned: Pruned, sparsity: float) -> None:
+    """Exactly round(S · n) weights are pruned, and no weights but these are zero."""
+    kept, total = masks.count(pruned.mask)
+    assert total - kept == round(sparsity * total)
+    parameters = dict(pruned.model.named_parameters())
+    assert all(torch.equal(parameters[n] != 0, kept) for n, kept in pruned.mask.items())
 
 
 # A Trainer

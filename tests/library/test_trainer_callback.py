@@ -93,24 +93,25 @@ def test_every_carried_method_prunes_to_the_weight(
     assert not any(p._backward_hooks for p in parameters.values())
 
 
+def assert_resumed(folder: Path, base: Path, step: int, *method: Any, **settings: Any) -> None:
+    """A run that is stopped at a step and taken up again is the uninterrupted one, to the bit."""
+    whole, stopped, resumed = (new_classifier(base, 2, 0) for _ in range(3))
+    first, soup, again = (instant_soup.InstantSoupCallback(*method, **settings) for _ in range(3))
+    trainer(folder / "whole", whole, first).train()
+    trainer(folder / "cut", stopped, soup, Stop(step)).train()
+    run = trainer(folder / "cut", resumed, again)
+    run.train(resume_from_checkpoint=str(folder / f"cut/checkpoint-{step}"))
+    assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("name", ["gmp", "movement", "granet", "layerwise", "random", taylor])
 @pytest.mark.parametrize("step", [1, 8, 16, 20])
 def test_a_resumed_run_of_any_kind_is_the_uninterrupted_one(
     tmp_path: Path, tiny_bert: Path, name: Any, step: int
 ) -> None:
-    whole, resumed = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
-
-    def callback() -> Any:
-        return instant_soup.InstantSoupCallback(name, sparsity=0.6, **CARRIED[name])
-
-    first, again = callback(), callback()
-    trainer(tmp_path / "whole", whole, first).train()
-    trainer(tmp_path / "cut", new_classifier(tiny_bert, 2, 0), callback(), Stop(step)).train()
-    run = trainer(tmp_path / "cut", resumed, again)
-    run.train(resume_from_checkpoint=str(tmp_path / f"cut/checkpoint-{step}"))
-    assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
+    assert_resumed(tmp_path, tiny_bert, step, name, sparsity=0.6, **CARRIED[name])
 
 
 def test_what_zeros_do_not_tell_must_be_in_the_checkpoint(tmp_path: Path, tiny_bert: Path) -> None:
@@ -163,18 +164,7 @@ def test_dense_gradients_add_up_over_accumulated_batches(tmp_path: Path, tiny_be
 def test_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path, tiny_bert: Path, step: int, changes: dict
 ) -> None:
-    own = {**CALLBACK_SETTINGS, **changes}
-    whole, resumed = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
-    first = instant_soup.InstantSoupCallback(**own)
-    trainer(tmp_path / "whole", whole, first).train()
-    soup = instant_soup.InstantSoupCallback(**own)
-    trainer(tmp_path / "cut", new_classifier(tiny_bert, 2, 0), soup, Stop(step)).train()
-    again = instant_soup.InstantSoupCallback(**own)
-    run = trainer(tmp_path / "cut", resumed, again)
-    run.train(resume_from_checkpoint=str(tmp_path / f"cut/checkpoint-{step}"))
-    assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
+    assert_resumed(tmp_path, tiny_bert, step, **{**CALLBACK_SETTINGS, **changes})
 
 
 def test_a_checkpoint_pruned_otherwise_is_refused(tmp_path: Path, tiny_bert: Path) -> None:

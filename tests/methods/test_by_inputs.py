@@ -13,21 +13,20 @@ import instant_soup
 from helpers import (
     BareRun,
     Toy,
+    assert_pruned,
     batches_of,
+    image_run_of,
     loader,
     loss,
     make_project,
-    new_classifier,
     perceptron,
-    random_texts,
     run_script,
+    text_run_of,
 )
-from instant_soup.data.batches import Images
 from instant_soup.errors import UserError
 from instant_soup.methods.multiflow import Multiflow, by_magnitude, flow
 from instant_soup.methods.sparsegpt import SparseGPT
 from instant_soup.methods.wanda import Wanda
-from instant_soup.models import clip, matrices
 from instant_soup.pipeline.workspace import START, load_start, load_ticket
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.sparse_gpt import factor, sweep
@@ -172,16 +171,6 @@ def test_budgets_are_magnitudes_within_each_stack() -> None:
 # Whose inputs
 
 
-def text_run(folder: Path, padding: int = 0) -> BareRun:
-    """A tiny BERT and three batches of rows of 4 to 12 tokens."""
-    rows, model = random_texts(), new_classifier(folder, 2, 0)
-    batches = [rows.rows(index) for index in torch.arange(12).split(4)]
-    for batch in batches:
-        for name in ("input_ids", "token_type_ids", "attention_mask"):
-            batch[name] = functional.pad(batch[name], (0, padding))
-    return BareRun(matrices.prunable(model), network=model, batches=batches)
-
-
 def hooked(run: BareRun, module: nn.Module, take: Any) -> list[torch.Tensor]:
     """What `take` makes of a module's inputs and outputs over the run's batches."""
     seen: list[torch.Tensor] = []
@@ -196,7 +185,7 @@ def hooked(run: BareRun, module: nn.Module, take: Any) -> list[torch.Tensor]:
 
 
 def test_inputs_are_those_of_real_tokens(tiny_bert: Path) -> None:
-    run = text_run(tiny_bert)
+    run = text_run_of(tiny_bert)
     squares = activations.mean_squares(run, 3)
     moments = activations.second_moments(run, 3)
     assert squares.keys() == moments.keys() == run.mask.keys()
@@ -210,24 +199,15 @@ def test_inputs_are_those_of_real_tokens(tiny_bert: Path) -> None:
 
 
 def test_padding_has_no_say(tiny_bert: Path) -> None:
-    one, other = (activations.mean_squares(text_run(tiny_bert, p), 3) for p in (0, 9))
+    one, other = (activations.mean_squares(text_run_of(tiny_bert, p), 3) for p in (0, 9))
     for name, squares in one.items():
         torch.testing.assert_close(squares, other[name], rtol=1e-4, atol=1e-6)
 
 
 def test_images_have_inputs_of_fused_projections_too(tiny_clip: Path) -> None:
     """What reaches out_proj is solved for from what comes out of it."""
-    draws = torch.Generator().manual_seed(0)
-    weights = load_file(tiny_clip / clip.WEIGHTS)
-    visual = {name: w for name, w in weights.items() if name.startswith("visual.")}
-    head = functional.normalize(torch.randn(3, 16, generator=draws), dim=1) * 10
-    model = clip.classifier(tiny_clip, {**visual, "head": head})
-    noise = torch.randint(0, 256, (8, 3, 32, 32), generator=draws, dtype=torch.uint8)
-    rows = Images(noise, torch.arange(8) % 3)
-    batches = [rows.rows(index) for index in torch.arange(8).split(4)]
-    prunable = {f"visual.{name}": w for name, w in matrices.prunable(model.visual).items()}
-    run = BareRun(prunable, network=model, batches=batches)
-    squares = activations.mean_squares(run, 2)
+    run = image_run_of(tiny_clip)
+    squares = activations.mean_squares(run, 3)
     assert squares.keys() == run.mask.keys() and len(run.mask) == 8
     for name in (n for n in run.mask if n.endswith("in_proj_weight")):
         module = run.given.get_submodule(name.removesuffix(".in_proj_weight"))
@@ -331,10 +311,7 @@ def prune(method: str, **own: Any) -> instant_soup.Pruned:
 @pytest.mark.parametrize(("method", "own"), KINDS)
 def test_it_prunes_to_the_weight(method: str, own: dict[str, Any], sparsity: float) -> None:
     pruned = prune(method, sparsity=sparsity, **own)
-    kept, total = masks.count(pruned.mask)
-    assert total - kept == round(sparsity * total)
-    parameters = dict(pruned.model.named_parameters())
-    assert all(torch.equal(parameters[n] != 0, kept) for n, kept in pruned.mask.items())
+    assert_pruned(pruned, sparsity)
     if own.get("scope", "row") == "row" and method == "wanda":
         for name, mask in pruned.mask.items():
             spread = mask.sum(1)

@@ -19,6 +19,8 @@ from helpers import (
     state_in,
     steps_taken,
     trained,
+    training_for,
+    work_in,
 )
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
@@ -43,13 +45,7 @@ PARAMS: dict[str, Any] = {
     "sparsity": 0.6,
     "seed": 3,
     "methods": SOUPS,
-    "training": {
-        "epochs": 0.6,
-        "batch_size": 16,
-        "precision": "fp32",
-        "learning_rate": 2e-3,
-        "dropout": 0.1,
-    },
+    "training": training_for(0.6),
     "model_soup": {"networks": MEMBERS, "denoisers": 2, "steps": 3, "sparsity_range": [0.2, 0.6]},
 }
 
@@ -59,8 +55,7 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     """A project in which all dense soups have run."""
     folder = make_project(tmp_path_factory.mktemp("project"), tiny_bert, tiny_data, **PARAMS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("DVC_ROOT", str(folder))
+        work_in(folder, folder, patch)
         for method in SOUPS:
             run_row(method)
     return folder
@@ -69,8 +64,7 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
 @pytest.fixture
 def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in the project."""
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(project))
+    work_in(project, project, monkeypatch)
 
 
 class Watched(PipelineRun):
@@ -99,9 +93,8 @@ def watched(project: Path) -> dict[str, Watched]:
     """Soup → its search, without a store of former trainings."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
         for method in SOUPS:
-            patch.setenv("DVC_ROOT", str(project / method))
+            work_in(project, project / method, patch)
             run = Watched(*load_start(START), recipe(), FakeRun())
             run.networks = []
             stage = TicketStage.read(f"models/plan/ticket_{method}.yaml")

@@ -25,6 +25,8 @@ from helpers import (
     same,
     steps_taken,
     trained,
+    training_for,
+    work_in,
 )
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
@@ -56,13 +58,7 @@ PARAMS: dict[str, Any] = {
     "sparsity": 0.6,
     "seed": 3,
     "methods": ["snip", "grasp", "early_bird", "progressive", "isp_plus", "random_init"],
-    "training": {
-        "epochs": 2,
-        "batch_size": 16,
-        "precision": "fp32",
-        "learning_rate": 2e-3,
-        "dropout": 0.1,
-    },
+    "training": training_for(2),
     "isp": {"compression_rate": 0.2, "calibration": 0.1, "denoisers": 0},
     "criteria": {"batches": 3},
     "early_bird": {"every": 0.2, "window": 2, "threshold": 0.05},
@@ -78,9 +74,7 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
 @pytest.fixture
 def store(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in the project, with a store of this test's own; returns its folder."""
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    return tmp_path / ".dvc/tmp/instant-soup/store"
+    return work_in(project, tmp_path, monkeypatch)
 
 
 def entries(store: Path) -> set[str]:

@@ -2,20 +2,16 @@
 
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from helpers import SPARSITIES, BareRun, Toy, batches_of, new_classifier, same
-from instant_soup.data.batches import Images, Texts
+from helpers import SPARSITIES, BareRun, Toy, batches_of, image_run_of, same, text_run_of
 from instant_soup.methods.registry import method_named
-from instant_soup.models import clip, matrices
 from instant_soup.sparsity import masks
 from instant_soup.training import gradients
 from instant_soup.training.run import Run
@@ -231,37 +227,11 @@ def test_dropout_has_no_say(method: str) -> None:
     assert same(found[0], found[1]) and same(found[1], found[2])
 
 
-def text_run(folder: Path) -> BareRun:
-    """A tiny BERT with dropout and three batches of random tokens."""
-    draws = torch.Generator().manual_seed(0)
-    lengths = torch.randint(4, 13, (12,), generator=draws, dtype=torch.int32)
-    ids = torch.randint(5, 20, (12, 12), generator=draws, dtype=torch.int32)
-    kinds, labels = torch.zeros(12, 12, dtype=torch.uint8), (ids[:, 1] > 12).long()
-    rows = Texts(ids, kinds, lengths, labels)
-    model = new_classifier(folder, 2, 0)
-    batches = [rows.rows(index) for index in torch.arange(12).split(4)]
-    return BareRun(matrices.prunable(model), network=model, batches=batches)
-
-
-def image_run(folder: Path) -> BareRun:
-    """A tiny CLIP image tower under a random head and three batches of noise."""
-    draws = torch.Generator().manual_seed(0)
-    weights = load_file(folder / clip.WEIGHTS)
-    visual = {name: w for name, w in weights.items() if name.startswith("visual.")}
-    head = functional.normalize(torch.randn(3, 16, generator=draws), dim=1) * 10
-    model = clip.classifier(folder, {**visual, "head": head})
-    noise = torch.randint(0, 256, (12, 3, 32, 32), generator=draws, dtype=torch.uint8)
-    rows = Images(noise, torch.arange(12) % 3)
-    batches = [rows.rows(index) for index in torch.arange(12).split(4)]
-    prunable = {f"visual.{name}": w for name, w in matrices.prunable(model.visual).items()}
-    return BareRun(prunable, network=model, batches=batches)
-
-
 @pytest.fixture(params=["bert", "clip"])
 def network(request: pytest.FixtureRequest) -> BareRun:
     """A run of a tiny BERT or CLIP."""
     folder = request.getfixturevalue(f"tiny_{request.param}")
-    return {"bert": text_run, "clip": image_run}[request.param](folder)
+    return {"bert": text_run_of, "clip": image_run_of}[request.param](folder)
 
 
 def test_every_prunable_matrix_of_a_transformer_has_its_scores(network: BareRun) -> None:

@@ -26,6 +26,8 @@ from helpers import (
     state_in,
     steps_taken,
     trained,
+    training_for,
+    work_in,
 )
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
@@ -58,13 +60,7 @@ PARAMS: dict[str, Any] = {
     "sparsity": 0.6,
     "seed": 3,
     "methods": [*CHAINS, "lottery_pool"],
-    "training": {
-        "epochs": 0.6,
-        "batch_size": 16,
-        "precision": "fp32",
-        "learning_rate": 2e-3,
-        "dropout": 0.1,
-    },
+    "training": training_for(0.6),
     "imp": {"compression_rate": 0.25, "rewind": 0.34, "coefficients": COEFFICIENTS},
 }
 
@@ -222,8 +218,7 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     """A project in which the dense row and all lottery rows have run."""
     folder = make_project(tmp_path_factory.mktemp("project"), tiny_bert, tiny_data, **PARAMS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("DVC_ROOT", str(folder))
+        work_in(folder, folder, patch)
         run_script("dense_finetune")
         for method in PARAMS["methods"]:
             run_row(method)
@@ -233,16 +228,14 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
 @pytest.fixture
 def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in the project, with the store that its rows have filled."""
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(project))
+    work_in(project, project, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def chains(project: Path) -> dict[str, Watched]:
     """Both chains, searched without a store of former trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        patch.setenv("DVC_ROOT", str(project / "elsewhere"))
+        work_in(project, project / "elsewhere", patch)
         return {chain: watched(chain) for chain in CHAINS}
 
 
@@ -462,8 +455,7 @@ def test_the_rows_train_what_they_have_in_common_once(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a store of its own: the dense row, then each chain, then the pool."""
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    work_in(project, tmp_path, monkeypatch)
     taken, counts = steps_taken(monkeypatch), {}
 
     def counted(name: str, work: Callable[[], object]) -> None:

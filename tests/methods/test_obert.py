@@ -14,6 +14,7 @@ from helpers import (
     ROOT,
     BareRun,
     Toy,
+    assert_pruned,
     batches_of,
     loader,
     loss,
@@ -56,11 +57,7 @@ def prune(method: str, model: nn.Module | None = None, **own: Any) -> instant_so
 @pytest.mark.parametrize("sparsity", [0.371, 0.6, 0.949])
 @pytest.mark.parametrize(("method", "own"), KINDS)
 def test_it_prunes_to_the_weight(method: str, own: dict[str, Any], sparsity: float) -> None:
-    pruned = prune(method, sparsity=sparsity, **own)
-    kept, total = masks.count(pruned.mask)
-    assert total - kept == round(sparsity * total)
-    parameters = dict(pruned.model.named_parameters())
-    assert all(torch.equal(parameters[n] != 0, kept) for n, kept in pruned.mask.items())
+    assert_pruned(prune(method, sparsity=sparsity, **own), sparsity)
 
 
 # A round

@@ -4,13 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
-from helpers import make_repository, run_command
+from helpers import make_repository, run_command, write_pictures
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
 
@@ -32,14 +30,7 @@ BUDGET = 2 * (100 // 8)
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_clip: Path) -> Path:
     """A project on bright and dark squares in folders, whose pipeline has run once."""
-    pictures = tmp_path_factory.mktemp("pictures")
-    draw = np.random.default_rng(0)
-    for split, rows in (("train", 60), ("test", 20)):
-        for name, level in (("bright", 160), ("dark", 60)):
-            (pictures / split / name).mkdir(parents=True)
-            for i in range(rows):
-                pixels = draw.integers(level - 50, level + 50, (20, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(pictures / split / name / f"{i}.png")
+    pictures = write_pictures(tmp_path_factory.mktemp("pictures"))
     folder = make_repository(
         tmp_path_factory.mktemp("project") / "soup", tiny_clip, pictures, **CHANGES
     )

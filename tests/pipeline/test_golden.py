@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers import digest, machine, make_project, run_isp, run_row, run_script
+from helpers import digest, machine, make_project, run_isp, run_row, run_script, write_pictures
 from instant_soup.files import read_json, read_yaml
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
@@ -90,26 +90,12 @@ def everything(tiny_bert: Path, tiny_clip: Path, texts: Path, images: Path, tmp:
     }
 
 
-def pictures(folder: Path) -> Path:
-    """Bright and dark pictures in class folders."""
-    import numpy as np
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    for split, rows in (("train", 60), ("test", 20)):
-        for name, level in (("bright", 140), ("dark", 100)):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(rows):
-                pixels = draw.integers(level - 90, level + 90, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
-
-
 def test_results_are_those_of_before(
     tiny_bert: Path, tiny_clip: Path, tiny_data: Path, tmp_path: Path, request: Any
 ) -> None:
     recorded = json.loads(DIGESTS.read_text()) if DIGESTS.exists() else {}
-    found = everything(tiny_bert, tiny_clip, tiny_data, pictures(tmp_path / "pictures"), tmp_path)
+    pictures = write_pictures(tmp_path / "pictures", 140, 100, 90, (32, 32))
+    found = everything(tiny_bert, tiny_clip, tiny_data, pictures, tmp_path)
     if request.config.getoption("--record-golden"):
         DIGESTS.write_text(json.dumps({**recorded, machine(): found}, indent=1) + "\n")
     elif machine() not in recorded:

@@ -24,6 +24,8 @@ from helpers import (
     same,
     state_in,
     steps_taken,
+    training_for,
+    work_in,
     write_plan,
 )
 from instant_soup.config.sections import Recipe
@@ -48,13 +50,7 @@ PARAMS: dict[str, Any] = {
     "sparsity": 0.4,
     "seed": 3,
     "methods": ["isp_plus", "progressive", "lth", "movement", "granet"],
-    "training": {
-        "epochs": 2,
-        "batch_size": 16,
-        "precision": "fp32",
-        "learning_rate": 2e-3,
-        "dropout": 0.1,
-    },
+    "training": training_for(2),
     "isp": {"compression_rate": 0.2, "calibration": 0.1, "denoisers": 2, "look_ahead": 4},
     "imp": {"compression_rate": 0.3},
 }
@@ -254,10 +250,9 @@ def store(
     project: Path, tiny_bert: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Work in the project, with its own plan and a store of this test's own; returns its folder."""
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    own = work_in(project, tmp_path, monkeypatch)
     write_plan(params(tiny_bert, tiny_data))
-    return tmp_path / ".dvc/tmp/instant-soup/store"
+    return own
 
 
 def params(model: Path, dataset: Path, **changes: Any) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from helpers import (
     prunable,
     random_texts,
     steps_taken,
+    training_for,
+    work_in,
 )
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
@@ -538,8 +540,7 @@ def test_costs_add_up_part_by_part() -> None:
 @pytest.fixture(scope="module")
 def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
     """A project folder up to models/start, made by the stages' own scripts."""
-    training = {"batch_size": 16, "precision": "fp32", "dropout": 0.1}
-    training |= {"learning_rate": 2e-3, "evaluations": 4, "epochs": 2}
+    training = training_for(2, evaluations=4)
     folder = tmp_path_factory.mktemp("project")
     return make_project(folder, tiny_bert, tiny_data, training=training)
 
@@ -547,9 +548,7 @@ def project(tiny_bert: Path, tiny_data: Path, tmp_path_factory) -> Path:
 @pytest.fixture
 def inside(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in the project, with a store of this test's own; returns its folder."""
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    return tmp_path / ".dvc/tmp/instant-soup/store"
+    return work_in(project, tmp_path, monkeypatch)
 
 
 def kept(store: Path) -> list[Path]:

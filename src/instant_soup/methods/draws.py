@@ -6,7 +6,7 @@ from instant_soup.config.fields import setting, span
 
 
 def rate_range(whose: str, *, default: Any, section: str = "") -> Any:
-    """Of factors on the learning rate."""
+    """Define the range of factors on the learning rate."""
     return setting(
         f"{whose} factor on learning_rate, drawn log-uniformly",
         span(0, low_too=False),
@@ -16,7 +16,7 @@ def rate_range(whose: str, *, default: Any, section: str = "") -> Any:
 
 
 def decay_range(whose: str, *, default: Any, section: str = "") -> Any:
-    """Of weight decays."""
+    """Define the range of weight decays."""
     return setting(
         f"{whose} weight decay, drawn uniformly",
         span(0, low_too=True),

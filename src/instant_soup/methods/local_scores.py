@@ -1,4 +1,4 @@
-"""Criteria that rank by a score of each weight by itself, of which there are several."""
+"""A local score: what each weight of the pre-trained network is worth by itself."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
-"""What rows whose mask moves have in common: settings, and what follows from them.
+"""What methods with a moving mask have in common: settings, and what follows from them.
 
-If a class only names a setting, each row says it itself, at its own place.
+A class that only names a setting leaves its definition to each method, so that params.yaml has the
+settings in the method's own order.
 """
 
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ LATEST = number(0, 0.8, low_too=False)  # share of T: at least a fifth is left f
 
 
 def step_at(share: float, total: int) -> int:
-    """The step at a share of `total`, the first one at the earliest."""
+    """Turn a share of the steps into a step, the first one at the earliest."""
     return max(1, round(share * total))
 
 
 class UntilEnd(Throughout):
-    """The mask moves up to a share `end` of the budget."""
+    """A method whose mask moves up to a share `end` of the budget."""
 
     end: float
 
@@ -36,16 +37,16 @@ class UntilEnd(Throughout):
 
 
 class ByGradients(UntilEnd):
-    """Up to there a new mask every few steps, of what gradients say that weights are worth."""
+    """A method that learns from gradients what weights are worth, with a mask every few steps."""
 
     every: int
 
     def begins(self, total: int) -> int:
-        """The step from which the density falls; the first one, where it does so at once."""
+        """The step from which the density falls; here it is low from the first step on."""
         return 0
 
     def ranks_by_gradients(self) -> bool:
-        """It does."""
+        """Always."""
         return True
 
 
@@ -76,14 +77,24 @@ class Ramp(ByGradients):
 
 @dataclass(frozen=True, kw_only=True)
 class LearntScores(ByGradients):
-    """The mask is of scores that learn through it (training/movement_pruner.py)."""
+    """A method whose mask is made of scores that learn (training/movement_pruner.py)."""
 
     score_learning_rate: float = setting(
         "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
     )
 
     def learner(self, kind: type[Learner], run: "Run", sparsity: float, **own: Any) -> Learner:
-        """A pruner of this kind; `own` is what it is told beside the settings above."""
+        """Make the pruner.
+
+        Args:
+            kind: The pruner's class.
+            run: The run that it prunes.
+            sparsity: The target.
+            **own: Arguments of this kind, beside the settings that all have.
+
+        Returns:
+            The pruner, not yet attached.
+        """
         return kind(
             run.mask,
             sparsity,
@@ -98,7 +109,7 @@ class LearntScores(ByGradients):
 
 @dataclass(frozen=True, kw_only=True)
 class AtTarget(LearntScores):
-    """At the target sparsity from the first step on; scores learn by SGD with momentum."""
+    """A method at the target sparsity from the first step on; scores learn by SGD."""
 
     score_learning_rate: float = again(
         LearntScores,
@@ -109,7 +120,7 @@ class AtTarget(LearntScores):
 
 
 def score_setting() -> Any:
-    """By which scores weights go."""
+    """Define `score`: by which scores weights go."""
     return setting(
         "magnitude | fisher (w² · v of AdamW), by which weights go",
         one_of("magnitude", "fisher"),
@@ -118,22 +129,22 @@ def score_setting() -> Any:
 
 
 class Scored(Throughout):
-    """Weights go by `score`."""
+    """A method whose weights go by `score`."""
 
     score: str
 
     def ranks_by_gradients(self) -> bool:
-        """Fisher scores are of gradients."""
+        """With Fisher scores, which come from gradients."""
         return self.score == "fisher"
 
 
 def update_setting() -> Any:
-    """How often weights are exchanged."""
+    """Define `every`: how often weights are exchanged."""
     return setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
 
 
 def regrow_setting(falls_to: str, default: float) -> Any:
-    """How many weights are exchanged."""
+    """Define `regrow`: how many weights are exchanged at the start, and what is left of it."""
     return setting(
         f"share of a matrix's weights that is exchanged, at the start; falls to {falls_to}",
         number(0, 1, high_too=False),
@@ -142,7 +153,7 @@ def regrow_setting(falls_to: str, default: float) -> Any:
 
 
 class Exchanging(Scored):
-    """Every few steps weights go and others come back (training/granet_pruner.py)."""
+    """A method that exchanges weights every few steps (training/granet_pruner.py)."""
 
     every: int
     regrow: float
@@ -153,7 +164,17 @@ class Exchanging(Scored):
         return step_at(self.regrow_until, total)
 
     def exchanger(self, mask: "Mask", run: "Run", sparsity: float, **own: Any) -> "GraNetPruner":
-        """The pruner that begins with a mask; `own` is what it is told beside these settings."""
+        """Make the pruner.
+
+        Args:
+            mask: The first mask.
+            run: The run that it prunes.
+            sparsity: The target.
+            **own: Arguments beside the settings above.
+
+        Returns:
+            The pruner, not yet attached.
+        """
         from instant_soup.training.granet_pruner import GraNetPruner
 
         return GraNetPruner(
