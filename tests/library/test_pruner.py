@@ -1,6 +1,7 @@
 """Pruning in a loop of one's own: every carried method, to the weight, and to the bit."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -106,9 +107,15 @@ def of(name: Any) -> dict[str, Any]:
     return {"method": OBJECTS.get(name, name), **SHORT.get(name, {})}
 
 
+@cache
+def whole_loop(name: Any, accumulate: int = 1) -> Loop:
+    """A method's loop from begin to end, without a stop: to look at, for several tests."""
+    return Loop(**of(name), accumulate=accumulate).run()
+
+
 @pytest.mark.parametrize("name", [*CARRIED, taylor])
 def test_every_carried_method_prunes_to_the_weight(name: Any) -> None:
-    loop = Loop(**of(name)).run()
+    loop = whole_loop(name)
     kept, total = masks.count(loop.pruner.mask)
     dense = name == "dense"
     assert total - kept == (0 if dense else round(0.75 * total)) and loop.pruner.done
@@ -128,9 +135,8 @@ def test_what_trains_more_than_once_is_refused(name: str) -> None:
 @pytest.mark.parametrize("cut", [1, 3, 7, 16, 20])
 @pytest.mark.parametrize("name", ["isp", "isp_plus", "gmp", "movement", "granet", taylor])
 def test_a_resumed_loop_is_the_uninterrupted_one(name: Any, cut: int, accumulate: int) -> None:
-    whole = Loop(**of(name), accumulate=accumulate).run()
     kept = Loop(**of(name), accumulate=accumulate).run(0, cut).states()
-    assert_same(whole, resumed(name, kept, accumulate=accumulate).run(cut))
+    assert_same(whole_loop(name, accumulate), resumed(name, kept, accumulate=accumulate).run(cut))
 
 
 def resumed(name: Any, kept: tuple[dict, ...], **how: Any) -> Loop:
@@ -146,21 +152,21 @@ def resumed(name: Any, kept: tuple[dict, ...], **how: Any) -> Loop:
 @pytest.mark.parametrize("cut", [7, 20])
 @pytest.mark.parametrize("name", ["platon", "ac_dc", "rigl", "smp", "bip"])
 def test_other_moving_masks_go_on_to_the_bit(name: str, cut: int) -> None:
-    whole, first = Loop(**of(name)).run(), Loop(**of(name)).run(0, cut)
-    assert_same(whole, resumed(name, first.states()).run(cut))
+    first = Loop(**of(name)).run(0, cut)
+    assert_same(whole_loop(name), resumed(name, first.states()).run(cut))
 
 
 @pytest.mark.parametrize("name", ["random", "layerwise", "snip", "movement"])
 def test_a_pruner_made_beside_a_trained_model_goes_on_at_once(name: str, tmp_path: Any) -> None:
     """`resume` searches no mask anew, and states go through torch.save."""
-    whole, first = Loop(**of(name)).run(), Loop(**of(name)).run(0, 9)
+    first = Loop(**of(name)).run(0, 9)
     torch.save(first.pruner.state_dict(), tmp_path / "pruner.pt")
     state = torch.load(tmp_path / "pruner.pt")
     first.pruner = instant_soup.Pruner(
         first.model, first.optimizer, steps=STEPS, sparsity=0.75, batches=loader(), loss=loss,
         resume=state, **of(name),
     )  # fmt: skip
-    assert_same(whole, first.run(9))
+    assert_same(whole_loop(name), first.run(9))
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:

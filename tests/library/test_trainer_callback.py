@@ -1,5 +1,6 @@
 """Pruning within transformers.Trainer: exact sparsity, zeros that stay, resume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +94,37 @@ def test_every_carried_method_prunes_to_the_weight(
     assert not any(p._backward_hooks for p in parameters.values())
 
 
-def assert_resumed(folder: Path, base: Path, step: int, *method: Any, **settings: Any) -> None:
-    """A run that is stopped at a step and taken up again is the uninterrupted one, to the bit."""
-    whole, stopped, resumed = (new_classifier(base, 2, 0) for _ in range(3))
-    first, soup, again = (instant_soup.InstantSoupCallback(*method, **settings) for _ in range(3))
-    trainer(folder / "whole", whole, first).train()
-    trainer(folder / "cut", stopped, soup, Stop(step)).train()
-    run = trainer(folder / "cut", resumed, again)
-    run.train(resume_from_checkpoint=str(folder / f"cut/checkpoint-{step}"))
-    assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
+@pytest.fixture(scope="module")
+def check_resumed(tmp_path_factory: Any, tiny_bert: Path) -> Callable[..., None]:
+    """A check that a run stopped at a step and taken up again is the uninterrupted one."""
+    uninterrupted: dict[str, tuple[nn.Module, Any]] = {}  # of several steps, by method and settings
+
+    def check(step: int, *method: Any, **settings: Any) -> None:
+        def callback() -> Any:
+            return instant_soup.InstantSoupCallback(*method, **settings)
+
+        folder = tmp_path_factory.mktemp("run")
+        if (key := repr((method, settings))) not in uninterrupted:
+            uninterrupted[key] = new_classifier(tiny_bert, 2, 0), callback()
+            trainer(folder / "whole", *uninterrupted[key]).train()
+        trainer(folder / "cut", new_classifier(tiny_bert, 2, 0), callback(), Stop(step)).train()
+        resumed, again = new_classifier(tiny_bert, 2, 0), callback()
+        run = trainer(folder / "cut", resumed, again)
+        run.train(resume_from_checkpoint=str(folder / f"cut/checkpoint-{step}"))
+        whole, first = uninterrupted[key]
+        assert all(torch.equal(kept, again.mask[name]) for name, kept in first.mask.items())
+        for name, weight in whole.state_dict().items():
+            assert torch.equal(weight, resumed.state_dict()[name]), name
+
+    return check
 
 
 @pytest.mark.parametrize("name", ["gmp", "movement", "granet", "layerwise", "random", taylor])
 @pytest.mark.parametrize("step", [1, 8, 16, 20])
 def test_a_resumed_run_of_any_kind_is_the_uninterrupted_one(
-    tmp_path: Path, tiny_bert: Path, name: Any, step: int
+    check_resumed: Callable[..., None], name: Any, step: int
 ) -> None:
-    assert_resumed(tmp_path, tiny_bert, step, name, sparsity=0.6, **CARRIED[name])
+    check_resumed(step, name, sparsity=0.6, **CARRIED[name])
 
 
 def test_what_zeros_do_not_tell_must_be_in_the_checkpoint(tmp_path: Path, tiny_bert: Path) -> None:
@@ -162,9 +175,9 @@ def test_dense_gradients_add_up_over_accumulated_batches(tmp_path: Path, tiny_be
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(
-    tmp_path: Path, tiny_bert: Path, step: int, changes: dict
+    check_resumed: Callable[..., None], step: int, changes: dict
 ) -> None:
-    assert_resumed(tmp_path, tiny_bert, step, **{**CALLBACK_SETTINGS, **changes})
+    check_resumed(step, **{**CALLBACK_SETTINGS, **changes})
 
 
 def test_a_checkpoint_pruned_otherwise_is_refused(tmp_path: Path, tiny_bert: Path) -> None:

@@ -182,17 +182,29 @@ def test_the_search_costs_what_dense_training_costs(store: Path) -> None:
 # Searches that are interrupted
 
 
-@pytest.mark.parametrize(
-    ("method", "changes", "steps"),
-    [("early_bird", {"threshold": 1.0, "window": 4}, 10), ("progressive", {}, 6)],
-)
+INTERRUPTED: dict[str, dict[str, Any]] = {
+    "early_bird": {"threshold": 1.0, "window": 4},
+    "progressive": {},
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(project: Path, tmp_path_factory: Any) -> dict[str, tuple[PipelineRun, set[str]]]:
+    """Method → its search without a stop, and what a store of its own holds then."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for method, changes in INTERRUPTED.items():
+            store = work_in(project, tmp_path_factory.mktemp(method), patch)
+            found[method] = found_by(method, **changes), entries(store)
+    return found
+
+
+@pytest.mark.parametrize(("method", "steps"), [("early_bird", 10), ("progressive", 6)])
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_an_interrupted_search_goes_on_to_the_very_same_ticket(
-    store: Path, tmp_path: Path, monkeypatch, method: str, changes: dict, steps: int, stop: int
+    store: Path, uninterrupted: dict, monkeypatch: Any, method: str, steps: int, stop: int
 ) -> None:
-    with monkeypatch.context() as patch:  # not to be taken up below
-        patch.setenv("DVC_ROOT", str(tmp_path / "another"))
-        whole = found_by(method, **changes)
+    (whole, held), changes = uninterrupted[method], INTERRUPTED[method]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(stop, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         found_by(method, **changes)
@@ -204,7 +216,7 @@ def test_an_interrupted_search_goes_on_to_the_very_same_ticket(
     for part in ("steps", "search_steps", "flops", "sparse_flops"):
         assert getattr(resumed.cost, part) == pytest.approx(getattr(whole.cost, part))
     assert_same(resumed.state, whole.state)
-    assert entries(store) == entries(tmp_path / "another/.dvc/tmp/instant-soup/store")
+    assert entries(store) == held
 
 
 @pytest.mark.parametrize("method", ["early_bird", "progressive", "isp_plus"])

@@ -1,6 +1,7 @@
 """oBERT and CAP: exact counts, what moves, whose gradients, going on to the bit, memory."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -215,13 +216,25 @@ def stop_at(step: int, folder: Path, method: str, **own: Any) -> None:
         prune(method, checkpoint=folder, **own)
 
 
+@cache
+def whole_run(method: str, *own: tuple[str, Any]) -> instant_soup.Pruned:
+    """A run without a stop: to look at, for several tests."""
+    return prune(method, **dict(own))
+
+
+@cache
+def whole_loop(method: str, *own: tuple[str, Any]) -> tuple:
+    """A loop without a stop: to look at, for several tests."""
+    return looped(0, STEPS, None, method, **dict(own))
+
+
 # Rounds end after the steps 2 and 7.
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 9])
 @pytest.mark.parametrize(("method", "own"), [KINDS[i] for i in (0, 3, 4)])
 def test_an_interrupted_run_goes_on_to_the_bit(
     tmp_path: Path, step: int, method: str, own: dict[str, Any]
 ) -> None:
-    whole = prune(method, **own)
+    whole = whole_run(method, *own.items())
     stop_at(step, tmp_path, method, **own)
     resumed = prune(method, checkpoint=tmp_path, **own)
     assert all(torch.equal(kept, resumed.mask[n]) for n, kept in whole.mask.items())
@@ -258,7 +271,7 @@ def looped(
 @pytest.mark.parametrize("cut", [1, 6, 7, 12])
 @pytest.mark.parametrize(("method", "own"), [KINDS[i] for i in (0, 2, 5)])
 def test_a_loop_of_ones_own_goes_on_to_the_bit(cut: int, method: str, own: Any) -> None:
-    whole, pruner, _ = looped(0, STEPS, None, method, **own)
+    whole, pruner, _ = whole_loop(method, *own.items())
     _, _, kept = looped(0, cut, None, method, **own)
     rest, resumed, _ = looped(cut, STEPS, kept, method, **own)
     assert all(torch.equal(w, rest.state_dict()[n]) for n, w in whole.state_dict().items())

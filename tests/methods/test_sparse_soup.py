@@ -1,6 +1,7 @@
 """Sparse Model Soups: the copies share a mask, their mean is the ticket, and the cost is theirs."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,15 @@ class Stopped(Exception):
     """Stands for a crash."""
 
 
+@cache
+def whole_run() -> instant_soup.Pruned:
+    """A run without a stop: to look at, for several tests."""
+    return prune()
+
+
 @pytest.mark.parametrize("at", [3, 11, 40])
 def test_it_goes_on_to_the_bit(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, taken, step = prune(), 0, loop.take_steps
+    whole, taken, step = whole_run(), 0, loop.take_steps
 
     def counted(*given: Any, **how: Any) -> Any:
         nonlocal taken

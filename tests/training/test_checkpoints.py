@@ -400,14 +400,26 @@ def test_the_plan_tells_all_that_train_of_the_same_engine_and_each_of_its_own_co
 # What an interruption leaves
 
 
-@pytest.mark.parametrize("method", ["movement", "granet"])
+MOVING = ("movement", "granet")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    project: Path, tiny_bert: Path, tiny_data: Path, tmp_path_factory: Any
+) -> dict[str, PipelineRun]:
+    """Method → its search without a stop, with a store of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(project, tmp_path_factory.mktemp("whole"), patch)
+        write_plan(params(tiny_bert, tiny_data))
+        return {method: found_by(method) for method in MOVING}
+
+
+@pytest.mark.parametrize("method", MOVING)
 @pytest.mark.parametrize("stop", [1, 6, 13])
 def test_an_interrupted_search_with_a_moving_mask_goes_on_to_the_very_same_bits(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
+    store: Path, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
 ) -> None:
-    with monkeypatch.context() as patch:
-        elsewhere(patch, tmp_path / "whole")
-        whole = found_by(method)
+    whole = uninterrupted[method]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(stop, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         found_by(method)
