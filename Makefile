@@ -73,10 +73,12 @@ settings: setup  ## render params.yaml (its values stay) and docs/settings.md fr
 tables: $(INSTALLED)  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 
-# Of tens of columns those that differ, without hashes, second metrics and what cost.md has.
-runs: $(INSTALLED)  ## all experiments beside each other: what was changed, what came out (dvc exp show)
-	dvc exp show --only-changed --hide-queued --no-pager --sort-by Created \
-	  --drop '.*/|params.yaml$$|stages$$|(?!pretraining)\w+\.(f1|steps|seconds|tera_flops|sparsity)$$'
+# Of hundreds of columns those that differ, and of the scores METRIC alone. Cost is in cost.md.
+METRIC ?= accuracy
+SCORES = accuracy|f1|matthews|pearson|spearman|steps|seconds|tera_flops|sparsity
+runs: $(INSTALLED)  ## experiments beside each other: what differs, and each row's accuracy (METRIC=…)
+	dvc exp show --only-changed --hide-queued --no-pager \
+	  --drop '.*/|params.yaml$$|stages$$|(?!pretraining)\w+\.(?!$(METRIC)$$)($(SCORES))$$'
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (an hour)
 	failed=; for name in startup pipeline_overhead against_reference throughput features mask_work memory scaling inference precision; do \
