@@ -21,10 +21,11 @@ SORTED_BATCHES = 50  # batches that are sorted by length together
 
 @dataclass
 class Texts:
-    """Rows of one split: input_ids (rows × longest), token_type_ids, lengths, labels.
+    """The rows of one split.
 
-    Lengths are on the CPU, wherever the rest is: a batch's width is then known without waiting
-    for a GPU. Row numbers (`index`) are on the CPU, too.
+    `input_ids` and `token_type_ids` are rows × longest. Lengths are on the CPU, wherever the rest
+    is, so a batch's width is known without waiting for a GPU. Row numbers (`index`) are on the CPU
+    too.
     """
 
     input_ids: torch.Tensor
@@ -88,10 +89,19 @@ def to_device(split: Split, where: torch.device) -> Split:
 
 
 def augment(images: torch.Tensor, crop: float, flip: bool, draws: torch.Generator) -> torch.Tensor:
-    """Random crops and, with `flip`, mirror images of a batch (rows × 3 × side × side).
+    """Crop images at random, and mirror some of them.
 
-    Each image is shifted by up to `crop` of its side in both directions, its edges reflected: a
-    random crop of the padded image. One gather does all of it, on the images' device.
+    Each image is shifted by up to `crop` of its side in both directions, with its edges reflected:
+    a random crop of the padded image. One gather does all of it, on the images' device.
+
+    Args:
+        images: Rows × 3 × side × side.
+        crop: The largest shift, as a share of the side.
+        flip: Whether to mirror.
+        draws: The random generator.
+
+    Returns:
+        Images of the same shape.
     """
     rows, _, _, side = images.shape
     most = round(crop * side)
@@ -155,7 +165,11 @@ def save_split(path: str | Path, split: Split) -> None:
 
 
 def load_split(path: str | Path, device: torch.device) -> Split:
-    """Read an encoded split onto a device; UserError if the file is missing or damaged."""
+    """Read an encoded split onto a device.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
     try:
         tensors = load_file(path, device=str(device))
         if "images" in tensors:
@@ -171,9 +185,17 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[torch.Tensor]:
-    """One epoch's batches of row numbers: shuffled, then grouped by similar length.
+    """One epoch's batches: rows are shuffled, then grouped by similar length.
 
-    Depends on `key` alone. Rows that do not fill a last batch wait for another epoch's shuffle.
+    Rows that do not fill a last batch wait for another epoch's shuffle.
+
+    Args:
+        lengths: Length of each row.
+        batch_size: Rows in a batch.
+        *key: Numbers that seed the shuffle; it depends on nothing else.
+
+    Returns:
+        Row numbers of each batch.
     """
     draws = generator(*key)
     order = torch.randperm(len(lengths), generator=draws)
@@ -187,11 +209,19 @@ def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[tor
 def training_batches(
     split: Split, recipe: Recipe, first: int, last: int
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-    """Yield (step, batch) for the steps first … last − 1 of a run's one data order.
+    """Yield the batches of a run's one data order.
 
-    Of `recipe` it takes batch_size, seed and, for images, crop and flip (see `augment`). Order and
-    augmentation are functions of seed and step: a run that stops and goes on sees the same
-    batches as one that never stopped.
+    Order and augmentation are functions of seed and step. So a run that stops and goes on sees the
+    same batches as one that never stopped.
+
+    Args:
+        split: The encoded split.
+        recipe: batch_size, seed and, for images, crop and flip (see `augment`) are used.
+        first: The first step.
+        last: The step after the last one.
+
+    Yields:
+        Step and batch.
     """
     batch_size, seed, crop = recipe.batch_size, recipe.seed, recipe.crop or 0.0
     augmented = isinstance(split, Images) and (crop > 0 or recipe.flip)

@@ -43,10 +43,20 @@ class Fits(NamedTuple):
 def resolve_data(
     name: str, family: str, data: Data, *, model: str = "", classes: list[str] | None = None
 ) -> Dataset:
-    """Where a dataset comes from, its columns, kind, labels, metric and row numbers; checked.
+    """Resolve and check a dataset: its source, columns, kind, labels, metric and row numbers.
 
-    `family`, of the model, says whether it must hold texts or images; `model` is what a message
-    calls it. `classes`: of a ticket that is evaluated, for a folder whose own names tell nothing.
+    Args:
+        name: The dataset's name in params.yaml.
+        family: The model's family, which says whether the data must be texts or images.
+        data: The section `data` of params.yaml.
+        model: What a message calls the model.
+        classes: Class names of a ticket that is evaluated, for a folder that has none itself.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        UserError: If it cannot be read, or does not fit.
     """
     fits = Fits(name, family, model or family)
     dataset = _known(name, data, fits) if name in DATASETS else _own(name, data, fits, classes)

@@ -22,7 +22,7 @@ SPLIT_SEED = 20230610
 
 
 def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """Split a table at random, but always the same way: (the rest, at most `rows` rows).
+    """Split a table at random, but always the same way: the rest, and at most `rows` rows.
 
     Small tables give up a fifth at most.
     """
@@ -37,7 +37,7 @@ def read_train_and_test(
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """Rows to train on, and the test split: the official one, or one cut from all rows.
 
-    Images in files of their own stay there; with `labels_only` (of images) those in tables, too.
+    Images in files of their own stay there; with `labels_only` (for images) those in tables too.
     """
     if dataset.image:
         train, test = images.read_images(dataset, labels_only)

@@ -1,7 +1,7 @@
-"""Models that are known by name, and where one of params.yaml comes from. No heavy imports.
+"""Models that are known by name, and where a model of params.yaml comes from. No heavy imports.
 
-Nothing is downloaded here. What params.yaml names wrongly is refused in one line with the key and
-what is allowed.
+Nothing is downloaded here. A wrong name in params.yaml is refused in one line with the key and what
+is allowed.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from instant_soup.sparsity.names import in_block
 class BaseModel(Stored):
     """A pre-trained model: its family (the module that loads it), and where it comes from.
 
-    `packaged` ones come inside a wheel of requirements.txt.
+    `packaged` models come inside a wheel of requirements.txt.
     """
 
     name: str
