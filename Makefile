@@ -16,8 +16,10 @@ ifeq ($(FAMILY),clip)
 SETTINGS = -S model=clip-glyph -S dataset=mnist-sample
 else ifeq ($(FAMILY),bert)
 SETTINGS = -S model=minilm -S dataset=reviews-sentiment
+else ifeq ($(FAMILY),lm)
+SETTINGS = -S model=llama-snippets -S dataset=reviews-text
 else ifneq ($(FAMILY),)
-$(error FAMILY=$(FAMILY): allowed: bert, clip)
+$(error FAMILY=$(FAMILY): allowed: bert, clip, lm)
 endif
 
 # One stage after another, or JOBS of them at once.
@@ -43,7 +45,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLflow's database
 	@python -m instant_soup.pipeline.tracking init
 
-repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert; JOBS=n
+repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert, =lm; JOBS=n
 	@python -m instant_soup.pipeline.mend
 	$(if $(SETTINGS),,@python -m instant_soup.reports.forecast)
 	$(REPRO)

@@ -1,12 +1,13 @@
-"""Tables → tensors, once for all training stages: texts tokenised, images decoded and resized."""
+"""Tables → tensors, once for all training stages: texts tokenised, images decoded and resized,
+plain text packed into blocks."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from instant_soup.data.batches import Split, save_split
+from instant_soup.data.batches import save_split
 from instant_soup.files import new_folder, read_json, write_json
-from instant_soup.models.encoding import count_truncated, encode_images, encode_texts, longest
+from instant_soup.models.encoding import encode_split
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.pipeline.stage_files import EncodeStage
 from instant_soup.pipeline.workspace import BASE
@@ -19,17 +20,8 @@ def main() -> None:
     with new_folder("data/encoded") as folder:
         for name in ("train", "validation", "test"):
             table = pd.read_parquet(Path("data/prepared") / f"{name}.parquet")
-            if info["image"]:
-                split: Split = encode_images(BASE, table, name)
-                print(f"{name}: {len(split)} rows")
-            else:
-                tokens = longest(BASE, stage.max_length)
-                split = encode_texts(BASE, table, info["text"], tokens)
-                cut = count_truncated(BASE, table, info["text"], split, tokens)
-                print(
-                    f"{name}: {len(split)} rows, {split.lengths.float().mean():.1f} tokens on "
-                    f"average, {cut} truncated to {tokens}"
-                )
+            split, told = encode_split(BASE, table, info["text"], stage.max_length, name)
+            print(told)
             save_split(folder / f"{name}.safetensors", split)
             rows[name] = len(split)
         outputs = max(1, len(info["labels"]))

@@ -14,7 +14,7 @@ def main() -> None:
     info = {
         "kind": dataset.kind,
         "labels": dataset.labels,
-        "text": None if dataset.image else dataset.text,
+        "text": dataset.text or None,
         "image": "img" if dataset.image else None,
     }
     with new_folder("data/prepared") as folder:

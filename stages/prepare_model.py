@@ -1,4 +1,4 @@
-"""Pre-trained base model (packaged, hub, local or clip-glyph) → models/base, without a head."""
+"""Pre-trained base model (packaged, hub, local, or our own) → models/base, without a new head."""
 
 from instant_soup.files import new_folder, write_json
 from instant_soup.models import base as models

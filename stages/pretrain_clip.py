@@ -10,7 +10,7 @@ from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    settings = read_stage(Pretraining, "pretrain")
+    settings = read_stage(Pretraining, "pretrain_clip")
     out = Path("models/pretrained")
     if settings is None:
         return mark_idle(out)

@@ -37,6 +37,7 @@ from torch.nn import functional
 
 from instant_soup.config.fields import settings_of
 from instant_soup.config.sections import Recipe
+from instant_soup.data.batches import Images, Texts
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, sha256
 from instant_soup.methods.isp import ISP
@@ -196,6 +197,7 @@ class Distilled(Soup):
         teacher.train(teacher.total, "teacher")
         self.cost.add(teacher.cost)
         data = self._split("train")
+        assert isinstance(data, Texts | Images)
         network = teacher.network(teacher.state, recipe).eval()
         with torch.inference_mode():
             parts = [

@@ -39,6 +39,7 @@ from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.run import PipelineRun, budget, build
 from instant_soup.pipeline.stage_files import TicketStage
 from instant_soup.pipeline.workspace import ENCODED, START, load_start
+from instant_soup.pretraining import llama_snippets
 from instant_soup.reports import ledger
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -141,6 +142,34 @@ def save_clip(folder: Path, config: dict, seed: int = 0, **preprocess: Any) -> P
     return folder
 
 
+_NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_DECODER = {**_NARROW, "intermediate_size": 64, "max_position_embeddings": 32,
+            "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
+# Tiny causal language models: architecture → what its configuration changes.
+CAUSAL: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},
+    "opt": {**_NARROW, "ffn_dim": 64, "max_position_embeddings": 32, "word_embed_proj_dim": 32},
+    "llama": {**_DECODER, "tie_word_embeddings": True},
+    "qwen2": {**_DECODER, "tie_word_embeddings": False},
+    "mistral": _DECODER,
+    "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def save_causal(folder: Path, kind: str, **changes: Any) -> Path:
+    """Write a tiny causal language model with random weights, and a BPE tokenizer beside it."""
+    auto = bert.transformers_auto()
+    from transformers import AutoConfig
+
+    words = [*GOOD, *BAD, *FILLERS]
+    llama_snippets.train_tokenizer(folder, [" ".join(words)], 300)
+    torch.manual_seed(0)
+    tokens = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **{**tokens, **CAUSAL[kind], **changes})
+    auto.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 # States and training
 
 
@@ -199,10 +228,11 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], N
 # A project in this process, by the stages' own scripts
 
 
-def make_project(folder: Path, model: Path, dataset: Path, **changes: Any) -> Path:
+def make_project(folder: Path, model: Path | str, dataset: Path, **changes: Any) -> Path:
     """A project folder up to models/start, made by the stages' own scripts."""
     params = read_yaml(ROOT / "params.yaml")
-    params |= {"dataset": f"local:{dataset}", "model": f"local:{model}"}
+    named = model if isinstance(model, str) else f"local:{model}"
+    params |= {"dataset": f"local:{dataset}", "model": named}
     for key, value in changes.items():
         params[key] = {**params[key], **value} if isinstance(value, dict) else value
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ from instant_soup.sparsity import masks
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 SOURCES = str(ROOT / "src")
-COMMANDS = ("inspect", "compare", "export", "apply", "evaluate")
+COMMANDS = ("inspect", "compare", "export", "apply", "oneshot", "evaluate")
 
 
 @pytest.fixture

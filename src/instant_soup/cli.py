@@ -4,6 +4,7 @@ A command imports its heavy libraries itself, so that --help answers at once.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -60,6 +61,17 @@ examples:
 The score is on the dataset's test split. If there is none, a part of the training rows is cut off,
 as in the pipeline. A local folder has the layout of one to train on. An image model can take the
 classes and prompts of another known dataset. A text model's classes must be the dataset's."""
+
+
+ONESHOT = """\
+examples:
+  instant-soup oneshot models/pretrained_lm reviews-text
+  instant-soup oneshot hub:openai-community/gpt2 wikitext2 --methods wanda --patterns 2:4
+  instant-soup oneshot ../llama wikitext2 --methods sparsegpt --sparsities 0.5 --stream --to pruned
+
+methods: magnitude (of each matrix), wanda (of each row), sparsegpt, and of all matrices together
+magnitude-global and fisher. With --stream a block's weights are in memory only while it is pruned.
+Calibration text is of the training split, perplexity of the test split."""
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -137,6 +149,33 @@ def evaluate(options: argparse.Namespace) -> None:
     write(found) if options.json else evaluate.show(found)
 
 
+def oneshot(options: argparse.Namespace) -> None:
+    """A language model's perplexity after one-shot pruning, without training."""
+    from instant_soup.files import new_folder
+    from instant_soup.library import one_shot
+
+    methods = options.methods or [*one_shot.METHODS, *([] if options.stream else one_shot.WHOLE)]
+    given = options.sparsities is not None or options.patterns is not None
+    sparsities = (options.sparsities or []) if given else one_shot.SPARSITIES
+    patterns = (options.patterns or []) if given else one_shot.PATTERNS
+    for value in sparsities:
+        if not 0 <= value < 1:
+            raise UserError(f"--sparsities: {value:g} is not allowed; allowed: from 0, below 1")
+    if options.to:
+        check_new(options.to)
+    with new_folder(options.to) if options.to else contextlib.nullcontext() as folder:
+        found = one_shot.perplexities(
+            options.model, options.dataset, methods, sparsities, patterns,
+            length=options.length, blocks=options.blocks, streamed=options.stream, to=folder,
+        )  # fmt: skip
+    if options.json:
+        return write({"rows": found})
+    print(f"{'method':<18}{'sparsity':>9}{'pattern':>9}{'perplexity':>13}")
+    for row in found:
+        share, value = f"{row['sparsity']:.2%}", f"{row['perplexity']:.2f}"
+        print(f"{row['method']:<18}{share:>9}{row['pattern']:>9}{value:>13}")
+
+
 def write(numbers: dict[str, Any]) -> None:
     """Print JSON."""
     print(json.dumps(numbers, indent=2))
@@ -188,6 +227,17 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("mask", type=Path, metavar="MASK", help="mask or compact file, or its folder")
     own.add_argument("model", type=Path, metavar="MODEL", help="checkpoint file, or its folder")
     own.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="new folder")
+    add_json(own)
+    own = add(oneshot, ONESHOT)
+    own.add_argument("model", metavar="MODEL", help="a language model's folder, or hub:ORG/NAME")
+    own.add_argument("dataset", metavar="TEXTS", help="reviews-text, wikitext2, … or local:FOLDER")
+    own.add_argument("--methods", nargs="+", metavar="METHOD", help="(default: all)")
+    own.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="(default 0 … 0.9)")
+    own.add_argument("--patterns", nargs="+", metavar="N:M", help="(default 1:2 2:4 4:8)")
+    own.add_argument("--length", type=int, metavar="TOKENS", help="of a block (default 2048)")
+    own.add_argument("--blocks", type=int, default=128, help="of calibration text (default 128)")
+    own.add_argument("--stream", action="store_true", help="read each block when it is needed")
+    own.add_argument("--to", type=Path, metavar="FOLDER", help="keep the one pruned model")
     add_json(own)
     own = add(evaluate, EVALUATE)
     own.add_argument("ticket", type=Path, metavar="TICKET", help="exported folder")

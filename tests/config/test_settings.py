@@ -433,7 +433,8 @@ def test_a_local_copy_without_the_datasets_columns_is_refused(tiny_data: Path) -
 def test_the_repositorys_own_params_are_planned() -> None:
     files = plan()
     methods = ["dense", "isp", *PARAMS["methods"]]
-    expected = {"data", "pretrain", "base", "encode", "start", "dense", "retrain_isp", "tables"}
+    expected = {"data", "base", "encode", "start", "dense", "retrain_isp", "tables"}
+    expected |= {"pretrain_clip", "pretrain_lm"}
     expected |= {"export", *rounds("calibrate", "weak_masks", "soup", which=range(ROUNDS))}
     expected |= {f"{stage}_{m}" for stage in ("ticket", "retrain") for m in PARAMS["methods"]}
     expected |= {f"ticket_{m}" for m in needy()}
@@ -518,12 +519,14 @@ CLASSES_OF = {
     **{"cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "qnli": 2, "rte": 2, "wnli": 2, "mnli": 3},
     **{"stsb": 0, "mnist-sample": 10, "mnist": 10, "cifar10": 10, "cifar100": 100},
     **{"svhn": 10, "gtsrb": 43, "stanford_cars": 196},
+    **{"reviews-text": 0, "wikitext2": 0, "wikitext103": 0},
 }
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_known_dataset_is_planned(name: str) -> None:
-    model = "clip-vit-b32" if DATASETS[name].image else "minilm"
+    models = {"images": "clip-vit-b32", "texts": "minilm", "plain text": "llama-snippets"}
+    model = models[DATASETS[name].holds]
     data = plan(dataset=name, model=model)["data"]
     assert data["name"] == name
     assert len(data["labels"]) == CLASSES_OF[name]
@@ -787,11 +790,12 @@ def test_planning_does_not_wait_for_torch(tiny_data: Path) -> None:
 
 
 GLYPH = {"model": "clip-glyph", "dataset": "mnist-sample"}
+LLAMA = {"model": "llama-snippets", "dataset": "reviews-text"}
 
 
 def test_clip_glyph_is_pre_trained_and_starts_from_its_text_towers_head() -> None:
     files = plan(**GLYPH)
-    assert files["pretrain"] == {
+    assert files["pretrain_clip"] == {
         **{"objective": "contrastive", "steps": 1000, "batch_size": 128, "learning_rate": 1e-3},
         **{"weight_decay": 0.1, "warmup": 0.1, "seed": 0, "precision": "auto"},
     }
@@ -808,27 +812,29 @@ def test_clip_glyph_is_pre_trained_and_starts_from_its_text_towers_head() -> Non
 
 def test_only_clip_glyph_is_pre_trained_here() -> None:
     for changes in ({}, {**GLYPH, "model": "clip-vit-b32"}):
-        assert plan(**changes)["pretrain"] == IDLE
+        assert plan(**changes)["pretrain_clip"] == IDLE
     assert not plan()["evaluate_dense"]["zero_shot"]
 
 
 def test_what_a_seed_changes_of_images_leaves_the_start() -> None:
     one, other = plan(**GLYPH), plan(**GLYPH, seed=1)
     same = {name for name in one if one[name] == other[name]}
-    assert {"pretrain", "base", "encode", "start", "data", "ticket_one_shot"} <= same
+    assert {"pretrain_clip", "base", "encode", "start", "data", "ticket_one_shot"} <= same
     assert not same & {"dense", "calibrate_0", "retrain_one_shot", "ticket_random"}
 
 
 def test_pre_training_has_its_own_parameters_and_shows_in_the_ledger() -> None:
     files = plan(**GLYPH, pretraining__steps=7)
-    assert files["pretrain"]["steps"] == 7
+    assert files["pretrain_clip"]["steps"] == 7
     assert {files[f"evaluate_{m}"]["variant"] for m in ("dense", "isp", "random")} == {
         "pretraining.steps=7"
     }
 
 
 def test_the_precision_of_training_leaves_pre_training_as_it_is() -> None:
-    assert plan(**GLYPH, training__precision="fp32")["pretrain"] == plan(**GLYPH)["pretrain"]
+    assert (
+        plan(**GLYPH, training__precision="fp32")["pretrain_clip"] == plan(**GLYPH)["pretrain_clip"]
+    )
 
 
 def test_mirror_images_are_used_where_the_dataset_allows() -> None:
@@ -852,6 +858,20 @@ def test_the_paper_preset_of_clip_is_table_one() -> None:
     assert isp["denoisers"] == 5
 
 
+def test_a_language_model_of_our_own_is_pre_trained_and_read_as_one() -> None:
+    files = plan(**LLAMA)
+    assert files["pretrain_clip"] == IDLE
+    assert files["pretrain_lm"].items() >= {"steps": 300, "objective": None}.items()
+    assert files["base"].items() >= {"family": "causal", "path": "models/pretrained_lm"}.items()
+    assert (files["data"]["kind"], files["data"]["labels"]) == ("language", [])
+    assert files["dense"]["recipe"]["metric"] == files["tables"]["metric"] == "perplexity"
+    assert files["dense"]["recipe"]["freeze_embeddings"] is None
+    assert files["evaluate_dense"].items() >= {"family": "causal", "zero_shot": False}.items()
+    base = plan(**{**LLAMA, "model": "causal:openai-community/gpt2"})["base"]
+    expected = {"family": "causal", "source": "hub", "repo": "openai-community/gpt2"}
+    assert base.items() >= expected.items()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -862,6 +882,12 @@ def test_the_paper_preset_of_clip_is_table_one() -> None:
         ({"training__crop": 0.1}, ["training.crop: means nothing to minilm", "reads texts"]),
         ({"pretraining__steps": 10}, ["pretraining.steps: means nothing to minilm"]),
         ({**GLYPH, "training__crop": 0.7}, ["training.crop: 0.7", "at most 0.5"]),
+        ({"dataset": "wikitext2"}, ["dataset: wikitext2 holds plain text", "minilm reads texts"]),
+        ({**LLAMA, "dataset": "sst2"}, ["sst2 holds texts", "reads plain text", "reviews-text"]),
+        ({**LLAMA, "data__label": "x"}, ["data.label: means nothing to llama-snippets"]),
+        ({**LLAMA, "training__crop": 0.1}, ["training.crop: means nothing to llama-snippets"]),
+        ({**LLAMA, "model": "causal:a b"}, ["causal:a b: no repo", "causal:local:FOLDER"]),
+        ({**LLAMA, "model": "causal:local:none"}, ["model: no folder none"]),
         ({**GLYPH, "data__flip": True}, ["data.flip: only for dataset: local:FOLDER"]),
         (
             {**GLYPH, "model": "clip-vit-b32", "pretraining__steps": 10},

@@ -240,7 +240,7 @@ def test_comments_of_params_rerun_the_plan_alone(project: Path):
 
 def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
     listed = set(run_command(project, "dvc", "stage", "list", "--name-only").split())
-    untouched = {"prepare_data", "pretrain_clip", "prepare_model", "encode_data"}
+    untouched = {"prepare_data", "pretrain_clip", "pretrain_lm", "prepare_model", "encode_data"}
     done = stages_run(queued["seeded"])
     assert done & untouched == set()
     # Listed, but not needed: hangs on the round before, and passes by at once.
@@ -268,7 +268,7 @@ def test_look_ahead_touches_only_isp(queued: dict[str, str]):
 def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
     done = stages_run(queued["other-data"])
     assert {"prepare_data", "encode_data", "dense_finetune", "calibrate@0", "tables"} <= done
-    assert not stages("pretrain_clip", "prepare_model", of=done)
+    assert not stages("pretrain", "prepare_model", of=done)
 
 
 def test_experiments_keep_their_own_results(queued: dict[str, str], project: Path):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
 
-FAMILIES = ("bert", "clip")
+FAMILIES = ("bert", "clip", "causal")
 PRESETS = ("quick", "paper")
 # Bounds far above whatever trains: what lies beyond is a slip, and would never end.
 MOST_EPOCHS, MOST_ROWS, MOST_STEPS, MOST_NETWORKS = 10_000, 65_536, 100_000, 1000
@@ -37,10 +37,16 @@ class Rule(NamedTuple):
 
 
 class ByFamily(NamedTuple):
-    """A default that differs between texts and images."""
+    """A default that differs by family; none given for plain text: that of texts."""
 
     bert: Any
     clip: Any
+    causal: Any = None
+
+    def of(self, family: str) -> Any:
+        """The default of a family."""
+        own = getattr(self, family)
+        return self.bert if own is None else own
 
 
 # Rules
@@ -184,7 +190,7 @@ def default_of(field: dataclasses.Field, family: str, preset: str) -> Any:
     given = field.metadata["defaults"]
     preset = "paper" if preset == LIBRARY and LIBRARY not in given else preset
     value = given.get(preset, given[""])
-    return getattr(value, family) if isinstance(value, ByFamily) else value
+    return value.of(family) if isinstance(value, ByFamily) else value
 
 
 def defaults_of(kind: type, family: str, preset: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from instant_soup.config.fields import (
     settings_of,
 )
 
-TEXTS, IMAGES = ("bert",), ("clip",)
+TEXTS, IMAGES, PLAIN = ("bert",), ("clip",), ("causal",)
+OURS = (*IMAGES, *PLAIN)  # families with a model that is pre-trained here
 NO_TEACHER = "none"
 OF_TEACHER = ("teacher", "temperature", "hardness")  # settings of training
 ALL, NORMS_AND_BIASES, MASK_LORA = "all", "norms_and_biases", "mask_lora"
@@ -56,10 +57,12 @@ class Data:
     text: list[str] | None = setting(
         "of local:FOLDER: [column] or [column, column]",
         Rule(lambda v: is_texts(v) and len(v) <= 2, "a list of one or two column names"),
-        families=TEXTS,
+        families=(*TEXTS, *PLAIN),
     )
     image: str | None = setting("of local:FOLDER: column", TEXT, families=IMAGES)
-    label: str | None = setting("local:FOLDER: column; null: label", TEXT)
+    label: str | None = setting(
+        "local:FOLDER: column; null: label", TEXT, families=(*TEXTS, *IMAGES)
+    )
     flip: bool | None = setting(
         "of local:FOLDER: true | false, whether mirror images are alike", BOOLEAN, families=IMAGES
     )
@@ -76,7 +79,12 @@ class Data:
         "cut from the training rows where there is no test split", integer(1), default=2000
     )
     max_length: int | None = setting(
-        "tokens", integer(8), families=TEXTS, paper=128, quick=64, default=128
+        "tokens of a text, or of a block of plain text",
+        integer(8),
+        families=(*TEXTS, *PLAIN),
+        paper=ByFamily(128, 128, 1024),
+        quick=64,
+        default=128,
     )
 
 
@@ -89,14 +97,14 @@ class Training:
     epochs: float = setting(
         "the budget T",
         number(0, MOST_EPOCHS, low_too=False),
-        paper=ByFamily(10, 22),
-        quick=ByFamily(0.6, 6),
+        paper=ByFamily(10, 22, 3),
+        quick=ByFamily(0.6, 6, 0.5),
     )
     learning_rate: float = setting(
         "at the start; falls linearly to zero over T",
         number(0, 1, low_too=False),
         paper=ByFamily(2e-5, 1e-5),
-        quick=ByFamily(1e-4, 5e-4),
+        quick=ByFamily(1e-4, 5e-4, 5e-4),
     )
     weight_decay: float = setting("of matrices", number(0, 1), default=ByFamily(0.0, 0.1))
     batch_size: int = setting("rows a step", integer(1, MOST_ROWS), default=ByFamily(32, 128))
@@ -158,7 +166,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Stored):
-    """The pre-training of clip-glyph on rendered glyphs."""
+    """The pre-training of clip-glyph on glyphs, and of llama-snippets on English snippets."""
 
     section: ClassVar[str] = "pretraining"
 
@@ -168,24 +176,32 @@ class Pretraining(Stored):
         families=IMAGES,
         default="contrastive",
     )
-    steps: int = setting("", integer(1, 10**7), families=IMAGES, paper=20000, quick=1000)
+    steps: int = setting(
+        "",
+        integer(1, 10**7),
+        families=OURS,
+        paper=ByFamily(None, 20000, 3000),
+        quick=ByFamily(None, 1000, 300),
+    )
     batch_size: int = setting(
         "",
         Rule(
             lambda v: integer(32, MOST_ROWS).test(v) and v % 32 == 0,
             f"a multiple of 32, the rows of a group (glyphs.py), up to {MOST_ROWS}",
         ),
-        families=IMAGES,
-        paper=1024,
-        quick=128,
+        families=OURS,
+        paper=ByFamily(None, 1024, 32),
+        quick=ByFamily(None, 128, 32),
     )
-    learning_rate: float = setting("", number(0, 1, low_too=False), families=IMAGES, default=1e-3)
-    weight_decay: float = setting("", number(0, 1), families=IMAGES, default=0.1)
+    learning_rate: float = setting(
+        "", number(0, 1, low_too=False), families=OURS, default=ByFamily(None, 1e-3, 3e-3)
+    )
+    weight_decay: float = setting("", number(0, 1), families=OURS, default=0.1)
     warmup: float = setting(
-        "share of the steps", number(0, 1, high_too=False), families=IMAGES, paper=0.05, quick=0.1
+        "share of the steps", number(0, 1, high_too=False), families=OURS, paper=0.05, quick=0.1
     )
-    seed: int = setting("", SEED, families=IMAGES, default=0)
-    precision: str = setting("auto | fp32 | bf16", PRECISION, families=IMAGES, default="auto")
+    seed: int = setting("", SEED, families=OURS, default=0)
+    precision: str = setting("auto | fp32 | bf16", PRECISION, families=OURS, default="auto")
 
 
 @dataclass(frozen=True, kw_only=True)

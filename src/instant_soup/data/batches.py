@@ -1,6 +1,7 @@
 """Encoded data: tokenised or decoded once, held as tensors on the device, batched there.
 
-Texts are batched by length; images are augmented in the batch, without a loop over samples.
+Texts are batched by length; images are augmented in the batch, without a loop over samples; plain
+text is packed into blocks of one length.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from instant_soup.files import new_file
 from instant_soup.seeds import generator
 
 SORTED_BATCHES = 50  # batches that are sorted by length together
+ROWS, TOKENS = 64, 2048  # of a batch in evaluation: of texts or images, of plain text
 
 
 @dataclass
@@ -79,7 +81,36 @@ class Images:
         return Images(self.images[index], self.labels[index])
 
 
-Split = Texts | Images
+@dataclass
+class Blocks:
+    """Rows of one split of plain text: input_ids (rows × tokens), whole blocks without padding."""
+
+    input_ids: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """All blocks are of one length."""
+        return torch.zeros(len(self), dtype=torch.int32)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """The tokens themselves: at each place the next one is to be told."""
+        return self.input_ids
+
+    def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A batch, as it is."""
+        tokens = self.input_ids[index.to(self.input_ids.device, non_blocking=True)].long()
+        return {"input_ids": tokens, "labels": tokens}
+
+    def subset(self, index: torch.Tensor) -> "Blocks":
+        """The rows of `index` as a split of their own."""
+        return Blocks(self.input_ids[index])
+
+
+Split = Texts | Images | Blocks
 
 
 def to_device(split: Split, where: torch.device) -> Split:
@@ -137,7 +168,28 @@ def encode(
     return Texts(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
 
 
-def check_tokens(name: str, texts: Texts, vocabulary: int | None) -> None:
+def pack(tokenizer_file: str | Path, texts: list[str], length: int) -> Blocks:
+    """Texts as one, blank lines between them, tokenised and cut into blocks; the rest is left out.
+
+    With the special tokens that the tokenizer itself puts around a text. So perplexities are those
+    of the literature (Frantar & Alistarh 2023). UserError where there is not one block.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = tokenizer.encode("\n\n".join(texts)).ids
+    blocks = len(ids) // length
+    if not blocks:
+        raise UserError(
+            f"data.max_length: a block has {length} tokens, and the text only {len(ids)}; allowed: "
+            "a smaller one, or more text"
+        )
+    return Blocks(torch.tensor(ids[: blocks * length], dtype=torch.int32).view(blocks, length))
+
+
+def check_tokens(name: str, texts: Texts | Blocks, vocabulary: int | None) -> None:
     """UserError when texts have tokens that a model's vocabulary, where it has one, lacks."""
     largest = int(texts.input_ids.max())
     if vocabulary is not None and largest >= vocabulary:
@@ -174,6 +226,8 @@ def load_split(path: str | Path, device: torch.device) -> Split:
         tensors = load_file(path, device=str(device))
         if "images" in tensors:
             return Images(**tensors)
+        if "lengths" not in tensors:
+            return Blocks(**tensors)
         return Texts(**{**tensors, "lengths": tensors["lengths"].cpu()})
     except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read as encoded data ({error})") from None
@@ -236,6 +290,9 @@ def training_batches(
         yield step, batch
 
 
-def evaluation_batches(split: Split, batch_size: int = 64) -> Iterator[torch.Tensor]:
+def evaluation_batches(split: Split) -> Iterator[torch.Tensor]:
     """Row numbers of all rows, shortest first, in batches."""
-    yield from split.lengths.argsort(stable=True).split(batch_size)
+    rows = ROWS
+    if isinstance(split, Blocks):  # whose outputs are as wide as the vocabulary
+        rows = max(1, TOKENS // split.input_ids.shape[1])
+    yield from split.lengths.argsort(stable=True).split(rows)

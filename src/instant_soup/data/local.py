@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instant_soup.config.sections import Data
-from instant_soup.data import images, texts
+from instant_soup.data import images, plain, texts
 from instant_soup.data.class_prompts import resolve_prompts
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import digest, resolve_path
 
-READS = {"bert": "texts", "clip": "images"}
+READS = {"bert": "texts", "clip": "images", "causal": "plain text"}
 ONLY_LOCAL = ("kind", "text", "image", "label", "flip")  # data keys for a dataset of one's own
 ONE_TEMPLATE = ["a photo of a {}."]  # of images whose prompts nothing tells
 
@@ -28,13 +28,13 @@ class Fits(NamedTuple):
     family: str
     model: str
 
-    def check(self, images: bool) -> None:
-        """UserError when the model's family does not read images, or texts."""
-        if images == (self.family == "clip"):
+    def check(self, holds: str) -> None:
+        """UserError when the model's family does not read what a dataset holds."""
+        if holds == READS[self.family]:
             return
-        fit = [name for name, task in DATASETS.items() if bool(task.image) != images]
+        fit = [name for name, task in DATASETS.items() if task.holds == READS[self.family]]
         raise UserError(
-            f"params.yaml: dataset: {self.name} holds {'images' if images else 'texts'}, "
+            f"params.yaml: dataset: {self.name} holds {holds}, "
             f"but model: {self.model} reads {READS[self.family]}; allowed for it: "
             f"{' | '.join([*fit, 'local:FOLDER'])}"
         )
@@ -76,7 +76,7 @@ def _known(name: str, data: Data, fits: Fits) -> Dataset:
             f"params.yaml: data.{unused[0]}: only for dataset: local:FOLDER; {name} has its own"
         )
     task = DATASETS[name]
-    fits.check(bool(task.image))
+    fits.check(task.holds)
     dataset = Dataset(
         name=name,
         source=task.source,
@@ -113,18 +113,21 @@ def _own(name: str, data: Data, fits: Fits, classes: list[str] | None) -> Datase
     if data.path:
         raise UserError("params.yaml: data.path: the folder is already named in dataset: local:…")
     folder = resolve_path(rest, "dataset")
+    name = f"local:{folder.name}"
+    if READS[fits.family] == "plain text":
+        return _in_folder(folder, name, plain.describe_local(folder, data.text))
     if fits.family == "clip":
         dataset = _own_images(folder, data, fits, classes)
     else:
         dataset = _own_texts(folder, data, fits, classes)
     metric = "pearson" if dataset.kind == "regression" else "accuracy"
-    return _in_folder(folder, f"local:{folder.name}", replace(dataset, metric=metric))
+    return _in_folder(folder, name, replace(dataset, metric=metric))
 
 
 def _own_texts(folder: Path, data: Data, fits: Fits, classes: list[str] | None) -> Dataset:
     """Columns, kind and class names of a folder of texts."""
     found = texts.describe_local(folder, "test", data.text, data.label, data.kind, classes)
-    fits.check(found is None)
+    fits.check("images" if found is None else "texts")
     assert found is not None
     return found
 
@@ -134,7 +137,7 @@ def _own_images(folder: Path, data: Data, fits: Fits, classes: list[str] | None)
     prompts = resolve_prompts(data.prompts, "")
     named = prompts.classes if prompts else classes
     found = images.describe_local(folder, "test", data.image, data.label, named)
-    fits.check(found is not None)
+    fits.check("texts" if found is None else "images")
     assert found is not None
     templates = prompts.templates if prompts else ONE_TEMPLATE
     return replace(found, flip=bool(data.flip), templates=list(templates))
@@ -150,6 +153,8 @@ def _in_folder(folder: Path, name: str, dataset: Dataset) -> Dataset:
         )
     if dataset.image:
         images.check_local(folder, dataset)
+    elif dataset.kind == "language":
+        plain.read_plain(dataset)
     else:
         texts.read_texts(dataset)
     return replace(dataset, digest=digest(folder))

@@ -21,12 +21,16 @@ MANY = 10  # classes, from which on it is odd that most have a single row
 def described(dataset: Dataset) -> str:
     """What is known of a dataset without its rows: the kind of task, and the columns."""
     held = f"texts in {', '.join(dataset.text)}" if dataset.text else f"images in {dataset.image}"
+    if dataset.kind == "language":
+        return f"{dataset.name}: plain text in {dataset.text[0]}"
     into = f" into {len(dataset.labels):,} classes" if dataset.labels else ""
     return f"{dataset.name}: {dataset.kind}{into}, {held}, labels in {dataset.label}"
 
 
 def overview(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     """The lines; those of warnings begin so. `splits`: train, validation and test (splits.py)."""
+    if dataset.kind == "language":
+        return _of_plain(dataset, splits)
     found = [described(dataset)]
     labels = splits["train"]["label"]
     if dataset.kind == "regression":
@@ -46,6 +50,16 @@ def overview(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     if dataset.kind != "regression":
         found += _odd_classes(dataset, counts)
     return found
+
+
+def _of_plain(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
+    """The lines of plain text: texts and characters of each split, and what is in two of them."""
+    (column,) = dataset.text
+    shown = [
+        f"{name} {len(table):,} ({table[column].str.len().sum():,} characters)"
+        for name, table in splits.items()
+    ]
+    return [described(dataset), f"texts: {', '.join(shown)}", *_shared(dataset, splits)]
 
 
 def _paths(dataset: Dataset) -> tuple[list[Path], list[Path] | None]:

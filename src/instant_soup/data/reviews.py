@@ -1,4 +1,8 @@
-"""The packaged texts: movie-review snippets with sentiment ratings (Hutto & Gilbert 2014)."""
+"""The packaged texts: snippets with sentiment ratings (Hutto & Gilbert 2014).
+
+Movie reviews are classified, rated, or read as plain text; editorials, reviews of goods and tweets
+are what our own language model is pre-trained on.
+"""
 
 import io
 import os
@@ -23,8 +27,10 @@ REVIEWS = {
     "archive": "vaderSentiment-0.5.zip",
     "sha256": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
     "inner": "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
-    "file": "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+    "file": "hutto_ICWSM_2014/{}_GroundTruth.txt",
 }
+MOVIES = "movieReviewSnippets"
+OTHERS = ("nytEditorialSnippets", "amazonReviewSnippets", "tweets")
 
 
 def download_reviews() -> Path:
@@ -60,6 +66,22 @@ def download_reviews() -> Path:
     return archive
 
 
+def read_rows(name: str) -> list[list[str]]:
+    """The lines of one of the archive's files of snippets: number, rating, text."""
+    with zipfile.ZipFile(download_reviews()) as outer:
+        inner = io.BytesIO(outer.read(REVIEWS["inner"]))
+    with tarfile.open(fileobj=inner, mode="r:gz") as tar:
+        member = tar.extractfile(REVIEWS["file"].format(name))
+        assert member is not None
+        lines = member.read().decode("utf-8").splitlines()
+    return [line.split("\t") for line in lines]
+
+
+def read_snippets(name: str) -> list[str]:
+    """The texts of one of the archive's files, in its order."""
+    return [row[2].strip() for row in read_rows(name)]
+
+
 def read_reviews(kind: str) -> "pd.DataFrame":
     """Movie-review snippets with mean human sentiment (Hutto & Gilbert, ICWSM 2014).
 
@@ -74,13 +96,7 @@ def read_reviews(kind: str) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    with zipfile.ZipFile(download_reviews()) as outer:
-        inner = io.BytesIO(outer.read(REVIEWS["inner"]))
-    with tarfile.open(fileobj=inner, mode="r:gz") as tar:
-        member = tar.extractfile(REVIEWS["file"])
-        assert member is not None
-        lines = member.read().decode("utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
+    rows = read_rows(MOVIES)
     table = pd.DataFrame(
         {"sentence": [r[2].strip() for r in rows], "label": [float(r[1]) for r in rows]}
     ).drop_duplicates("sentence")

@@ -1,16 +1,16 @@
 """Train, validation and test rows of a dataset, cut the same way every time.
 
 Whatever the source (packaged, hub, local), a split is a table with the task's text columns
-(texts.py), or `img` (images.py), and `label`: a class number or a float. The test split is the
-official one where there is one; validation is always cut from training rows. The cuts depend on the
-data alone, never on the run's seed.
+(texts.py), or `img` (images.py), and `label`: a class number or a float; plain text (plain.py) has
+no label. The test split is the official one where there is one; validation is always cut from
+training rows. The cuts depend on the data alone, never on the run's seed.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from instant_soup.data import images
+from instant_soup.data import images, plain
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.texts import read_texts
 from instant_soup.errors import UserError
@@ -41,6 +41,8 @@ def read_train_and_test(
     """
     if dataset.image:
         train, test = images.read_images(dataset, labels_only)
+    elif dataset.kind == "language":
+        train, test = plain.read_plain(dataset)
     else:
         train, test = read_texts(dataset)
     if test is None:

@@ -321,7 +321,8 @@ def read_hub(dataset: Dataset) -> list["pd.DataFrame"]:
         ) from None
     for split, where in zip(splits, ("train", dataset.test), strict=True):
         wanted = {"image": [dataset.image]} if dataset.image else {"text": dataset.text}
-        for key, columns in {**wanted, "label": [dataset.label]}.items():
+        labels = {"label": [dataset.label]} if dataset.label else {}
+        for key, columns in {**wanted, **labels}.items():
             check_columns(split.column_names, columns, key, where)
         names = getattr(split.features.get(dataset.label), "names", None)
         if names:

@@ -115,7 +115,10 @@ def _write_transformers(
 ) -> tuple[str, dict[str, Any]]:
     """The model and its tokenizer as transformers writes them; what a test of texts needs."""
     declare_missing_operators()
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
 
     # Under the names that the model has now, and so the mask; not those of older checkpoints.
     model.save_pretrained(folder, save_original_format=False)
@@ -125,10 +128,19 @@ def _write_transformers(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), ())
-    texts = type(model) in (known if isinstance(known, tuple) else (known,))
+
+    def is_one_of(mapping: Any) -> bool:
+        known = mapping.get(type(model.config), ())
+        return type(model) in (known if isinstance(known, tuple) else (known,))
+
+    plain = is_one_of(MODEL_FOR_CAUSAL_LM_MAPPING)
+    texts = plain or is_one_of(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
     if not texts or not (folder / "tokenizer.json").exists():
         return "own", {}
+    most = max_length or min(tokenizer.model_max_length, LONGEST)
+    length = min(most, bert.positions(model))
+    if plain:
+        return "causal", {"kind": "language", "classes": [], "max_length": length}
     if model.config.problem_type == "regression" or model.config.num_labels == 1:
         kind, names = "regression", []
     else:
@@ -143,8 +155,6 @@ def _write_transformers(
         config["label2id"] = {name: number for number, name in enumerate(names)}
         write_json(folder / "config.json", config)
         kind = "classification"
-    most = max_length or min(tokenizer.model_max_length, LONGEST)
-    length = min(most, bert.positions(model))
     return "bert", {"kind": kind, "classes": names, "max_length": length}
 
 

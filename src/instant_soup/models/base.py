@@ -1,8 +1,10 @@
 """The base folder: which family of models it holds, and its weights.
 
 A base folder is what `prepare_model` writes: weights and configuration in the layout that
-transformers (bert.py) or open_clip (clip.py) load, and prunable.json. Each family's module has
-`prepare_base`, `start_weights`, `random_weights`, `classifier` and the file name `WEIGHTS`.
+transformers (bert.py, causal.py) or open_clip (clip.py) load, and prunable.json. Each family's
+module has `prepare_base`, `read_weights`, `start_weights`, `random_weights`, `classifier` (which a
+language model is of the tokens that follow), and the names of its files: `CONFIG`, by which a
+folder is known, and `WEIGHTS`.
 """
 
 import hashlib
@@ -10,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from instant_soup.files import read_json
-from instant_soup.models import bert, clip
+from instant_soup.models import bert, causal, clip
 from instant_soup.models.forward import forward_flops as forward_flops
 from instant_soup.models.head import Head as Head
 from instant_soup.models.matrices import Weights
 
-FAMILIES = {"bert": bert, "clip": clip}
+# In the order in which a folder is looked at: bert's CONFIG is in others', too.
+FAMILIES: dict[str, Any] = {"clip": clip, "causal": causal, "bert": bert}
 
 
 def family(base: Path) -> Any:
-    """The module that knows a base folder's models: clip or bert."""
-    return family_named("clip" if (base / clip.CONFIG).exists() else "bert")
+    """The module that knows a base folder's models."""
+    return next((one for one in FAMILIES.values() if (base / one.CONFIG).exists()), bert)
 
 
 def family_named(name: str) -> Any:
@@ -33,7 +35,13 @@ def family_named(name: str) -> Any:
 
 def base_weights(base: Path) -> Weights:
     """All weights of a base folder, under their own names."""
-    return load_file(base / family(base).WEIGHTS)
+    return family(base).read_weights(base)
+
+
+def as_in_files(base: Path, tensors: Weights) -> Weights:
+    """Weights or masks of a base folder's model, laid out as its checkpoint has them."""
+    own = family(base)
+    return own.turned(base, tensors) if own is causal else tensors
 
 
 def pretrained_prunable(base: Path) -> Weights:

@@ -17,7 +17,7 @@ from instant_soup.models.matrices import Weights, check_finite, check_weights, c
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity.compact import apart
 
-WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 # What is taken from a hub's repository: one checkpoint, its configuration, its tokenizer.
 FROM_HUB = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
 
@@ -71,7 +71,7 @@ def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
             dtype=torch.float32,
         )
     except Exception as error:  # transformers raises a dozen kinds, by what is damaged
-        raise UserError(f"model: {folder} cannot be loaded: {_reason(error)}") from None
+        raise UserError(f"model: {folder} cannot be loaded: {reason(error)}") from None
     new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
     encoder_prefix = f"{model.base_model_prefix}."
     lost = sorted(n for n in new if n.startswith(encoder_prefix) and "pooler" not in n)
@@ -82,7 +82,8 @@ def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
     return model, new
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a library says of its failure, in one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if "trust_remote_code" in text:
         text = (
@@ -113,7 +114,7 @@ def downloaded(repository: str) -> Path:
     except Exception as error:  # the hub client raises a dozen kinds
         raise UserError(
             f"model: {repository} cannot be loaded from the Hugging Face hub (is there a "
-            f"network?): {_reason(error)}"
+            f"network?): {reason(error)}"
         ) from None
 
 
@@ -173,7 +174,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         )
     except Exception as error:  # a dozen kinds, tokenizers' own among them
         raise UserError(
-            f"model: the tokenizer of {folder} cannot be loaded: {_reason(error)}"
+            f"model: the tokenizer of {folder} cannot be loaded: {reason(error)}"
         ) from None
     if not tokenizer.is_fast:
         raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json)")
@@ -234,7 +235,7 @@ def check_texts(name: str, network: Any, tokenizer: Path) -> None:
         with torch.no_grad():
             logits = logits_of(network.eval(), texts.rows(torch.arange(2)))
     except Exception as error:  # whatever a network makes of inputs that it is not made for
-        raise UserError(f"model: {name} takes no batch of texts: {_reason(error)}") from None
+        raise UserError(f"model: {name} takes no batch of texts: {reason(error)}") from None
     if logits.shape != (2, network.config.num_labels) or not logits.isfinite().all():
         raise UserError(f"model: {name} gives no finite numbers for texts")
 
@@ -271,9 +272,14 @@ def random_weights(base: Path, head: Head) -> Weights:
     return auto.AutoModelForSequenceClassification.from_config(config).state_dict()
 
 
+def read_weights(base: Path) -> Weights:
+    """All weights of a base folder, under their own names."""
+    return load_file(base / WEIGHTS)
+
+
 def start_weights(base: Path, head: Head) -> Weights:
     """The base's weights and a task head drawn from the seed."""
-    return {**random_weights(base, head), **load_file(base / WEIGHTS)}
+    return {**random_weights(base, head), **read_weights(base)}
 
 
 def classifier(

@@ -245,9 +245,14 @@ def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torc
     return (vectors.T * model.logit_scale.exp()).detach().contiguous()
 
 
+def read_weights(base: Path) -> Weights:
+    """All weights of a base folder, under their own names."""
+    return load_file(base / WEIGHTS)
+
+
 def start_weights(base: Path, head: Head) -> Weights:
     """The image tower as it came, and the frozen head."""
-    visual = {n: w for n, w in load_file(base / WEIGHTS).items() if n.startswith("visual.")}
+    visual = {n: w for n, w in read_weights(base).items() if n.startswith("visual.")}
     return {**visual, "head": zero_shot_head(base, head.classes, head.templates)}
 
 

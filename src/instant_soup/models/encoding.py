@@ -5,13 +5,45 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from instant_soup.data.batches import Images, Texts, check_tokens, count_longer, encode
+from instant_soup.data.batches import (
+    Blocks,
+    Images,
+    Split,
+    Texts,
+    check_tokens,
+    count_longer,
+    encode,
+    pack,
+)
 from instant_soup.data.images import decode
 from instant_soup.files import read_json
-from instant_soup.models import clip
+from instant_soup.models import causal, clip
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def encode_split(
+    base: Path, table: "pd.DataFrame", text: list[str] | None, max_length: int | None, name: str
+) -> tuple[Split, str]:
+    """A split's rows as a base folder's model takes them, and what there is to say of them.
+
+    `text`: the columns of texts, none of images; `max_length`: of a text or block, in tokens, where
+    the model takes as many.
+    """
+    if text is None:
+        images = encode_images(base, table, name)
+        return images, f"{name}: {len(images)} rows"
+    tokens = longest(base, max_length)
+    if (base / causal.CONFIG).exists():
+        blocks = encode_blocks(base, table, text, tokens)
+        return blocks, f"{name}: {len(blocks)} blocks of {tokens} tokens"
+    texts = encode_texts(base, table, text, tokens)
+    cut = count_truncated(base, table, text, texts, tokens)
+    mean = texts.lengths.float().mean()
+    return texts, (
+        f"{name}: {len(texts)} rows, {mean:.1f} tokens on average, {cut} truncated to {tokens}"
+    )
 
 
 def encode_images(base: Path, table: "pd.DataFrame", split: str) -> Images:
@@ -31,6 +63,14 @@ def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length:
     return encoded
 
 
+def encode_blocks(base: Path, table: "pd.DataFrame", text: list[str], max_length: int) -> Blocks:
+    """A split's texts, one after the other, as blocks of `max_length` tokens."""
+    config = read_json(base / "config.json")
+    blocks = pack(base / "tokenizer.json", table[text[0]].tolist(), max_length)
+    check_tokens(str(base), blocks, config.get("vocab_size"))
+    return blocks
+
+
 def count_truncated(
     base: Path, table: "pd.DataFrame", text: list[str], split: Texts, max_length: int
 ) -> int:
@@ -40,6 +80,9 @@ def count_truncated(
 
 
 def longest(base: Path, max_length: int | None) -> int:
-    """Tokens of a text: what settings and model allow."""
-    most = int(read_json(base / "tokenizer_config.json")["model_max_length"])
+    """Tokens of a text, or of a block of plain text: what settings and model allow."""
+    if (base / causal.CONFIG).exists():
+        most = causal.longest(base)
+    else:
+        most = int(read_json(base / "tokenizer_config.json")["model_max_length"])
     return most if max_length is None else min(max_length, most)

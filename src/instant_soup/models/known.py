@@ -25,7 +25,7 @@ class BaseModel(Stored):
     """
 
     name: str
-    family: str  # bert | clip
+    family: str  # bert | clip | causal
     source: str  # packaged | hub | open_clip | local
     package: str = ""  # packaged: the package, and the folder inside it
     folder: str = ""
@@ -42,13 +42,20 @@ _KNOWN = (
     # Pre-trained here, by the stage pretrain_clip.
     BaseModel("clip-glyph", "clip", "local", path="models/pretrained"),
     BaseModel("clip-vit-b32", "clip", "open_clip", architecture="ViT-B-32", tag="openai"),
+    # Pre-trained here, by the stage pretrain_lm.
+    BaseModel("llama-snippets", "causal", "local", path="models/pretrained_lm"),
 )
 MODELS = {model.name: model for model in _KNOWN}
+PRETRAINED = {"clip-glyph": "pretrain_clip", "llama-snippets": "pretrain_lm"}  # by which stage
+OF_ONES_OWN = (
+    *("hub:ORG/NAME", "open_clip:ARCHITECTURE/TAG", "causal:ORG/NAME", "causal:local:FOLDER"),
+    "local:FOLDER",
+)
 LOCAL = ("local", "local-dir")  # of a model: the second is open_clip's own word
 
 
 def family_of(model: str) -> str:
-    """The family of a model of params.yaml: bert or clip. UserError for an unknown one."""
+    """The family of a model of params.yaml. UserError for an unknown one."""
     kind, _, rest = model.partition(":")
     if model in MODELS:
         return MODELS[model].family
@@ -56,10 +63,12 @@ def family_of(model: str) -> str:
         return "bert"
     if rest and kind == "open_clip":
         return "clip"
+    if rest and kind == "causal":
+        return "causal"
     if rest and kind in LOCAL:
         folder = resolve_path(rest, "model")
         return "clip" if (folder / "open_clip_config.json").exists() else "bert"
-    known = [*MODELS, "hub:ORG/NAME", "open_clip:ARCHITECTURE/TAG", "local:FOLDER"]
+    known = [*MODELS, *OF_ONES_OWN]
     near = difflib.get_close_matches(model, MODELS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"params.yaml: model: unknown {model!r}; {hint}allowed: {' | '.join(known)}")
@@ -77,6 +86,10 @@ def resolve_model(model: str) -> BaseModel:
     if kind == "open_clip":
         architecture, tag = _check_open_clip(rest)
         return BaseModel(model, family, kind, architecture=architecture, tag=tag)
+    if kind == "causal" and not rest.startswith("local:"):
+        _check_repository(rest, "causal")
+        return BaseModel(model, family, "hub", repo=rest)
+    rest = rest.removeprefix("local:") if kind == "causal" else rest
     folder = resolve_path(rest, "model")
     needed = ("open_clip_config.json",) if family == "clip" else ("config.json", "tokenizer.json")
     for file in needed:
@@ -91,7 +104,7 @@ def resolve_model(model: str) -> BaseModel:
     else:
         _check_text_files(folder)
     # A folder may be called anything, also bert-base: what is local says so in every table.
-    name = f"local:{folder.name}"
+    name = f"{'causal:' if kind == 'causal' else ''}local:{folder.name}"
     return BaseModel(name, family, "local", path=str(folder), digest=digest(folder))
 
 
@@ -126,15 +139,16 @@ def packaged_folder(package: str, folder: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / folder
 
 
-def _check_repository(name: str) -> None:
+def _check_repository(name: str, kind: str = "hub") -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError:
+        own = "local:FOLDER" if kind == "hub" else f"{kind}:local:FOLDER"
         raise UserError(
-            f"params.yaml: model: hub:{name}: no repository of the hub can be called so; allowed: "
-            "hub:ORG/NAME, or local:FOLDER for a folder"
+            f"params.yaml: model: {kind}:{name}: no repository of the hub can be called so; "
+            f"allowed: {kind}:ORG/NAME, or {own} for a folder"
         ) from None
 
 

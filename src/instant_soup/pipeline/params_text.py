@@ -23,6 +23,7 @@ from instant_soup.config.fields import (
 )
 from instant_soup.config.sections import Data, Pretraining, Training
 from instant_soup.data.datasets import DATASETS
+from instant_soup.data.local import READS
 from instant_soup.files import new_file, read_yaml
 from instant_soup.methods import registry
 from instant_soup.models.known import MODELS
@@ -30,7 +31,6 @@ from instant_soup.pipeline.plan import Top
 
 PARAMS, PAGE = Path("params.yaml"), Path("docs/settings.md")
 COLUMN, WIDTH = 28, 100  # where comments begin, where lines end
-KIND = {"bert": "texts", "clip": "images"}
 HEADER = """\
 # The only file to edit. `dvc repro` runs what a change affects; `dvc exp run -S key=value` tries
 # one without editing. A null takes the preset's value; docs/settings.md has all of them.
@@ -86,8 +86,8 @@ def settings_page() -> str:
     parts = [
         "# Settings\n",
         "Every key of [params.yaml](../params.yaml), what is allowed, and what a `null` stands for "
-        "in each preset, for texts / images. `library` are the defaults of `instant_soup.prune`, "
-        "where a method's settings are keyword arguments. Made by "
+        "in each preset, for texts / images / plain text. `library` are the defaults of "
+        "`instant_soup.prune`, where a method's settings are keyword arguments. Made by "
         "`python -m instant_soup.pipeline.params_text` from the settings' own fields.\n",
     ]
     for section, (doc, fields) in sections().items():
@@ -122,17 +122,18 @@ def _defaults(field: dataclasses.Field, preset: str) -> str:
 
 def _doc(field: dataclasses.Field) -> str:
     doc, families = field.metadata["doc"], field.metadata["families"]
-    return f"{KIND[families[0]]}: {doc}" if doc and len(families) == 1 else doc
+    return f"{READS[families[0]]}: {doc}" if doc and len(families) == 1 else doc
 
 
 def _datasets() -> list[str]:
     known = {
-        kind: [name for name, task in DATASETS.items() if bool(task.image) == (kind == "images")]
-        for kind in KIND.values()
+        kind: " | ".join(name for name, task in DATASETS.items() if task.holds == kind)
+        for kind in READS.values()
     }
     return [
-        f"texts: {' | '.join(known['texts'])}",
-        f"images: {' | '.join(known['images'])}; either: local:FOLDER",
+        f"texts: {known['texts']}",
+        f"images: {known['images']}",
+        f"plain text: {known['plain text']}; of all kinds: local:FOLDER",
     ]
 
 
@@ -144,6 +145,7 @@ def _models() -> list[str]:
     return [
         f"texts: {' | '.join(known['bert'])} | hub:ORG/NAME",
         f"images: {' | '.join(known['clip'])} | open_clip:ARCHITECTURE/TAG; either: local:FOLDER",
+        f"plain text: {' | '.join(known['causal'])} | causal:ORG/NAME | causal:local:FOLDER",
     ]
 
 

@@ -44,7 +44,13 @@ from instant_soup.methods import registry
 from instant_soup.methods.base import AtStart, Method
 from instant_soup.methods.isp import ISP
 from instant_soup.models.head import Head
-from instant_soup.models.known import BaseModel, family_of, prunable_weights, resolve_model
+from instant_soup.models.known import (
+    PRETRAINED,
+    BaseModel,
+    family_of,
+    prunable_weights,
+    resolve_model,
+)
 from instant_soup.pipeline import code
 from instant_soup.pipeline.stage_files import (
     IDLE,
@@ -106,7 +112,7 @@ class Params:
     family: str
     data: Data
     training: Training
-    pretraining: Pretraining | None  # of clip-glyph only
+    pretraining: Pretraining | None  # of the models that are pre-trained here
     given: dict[str, dict[str, Any]]  # what each section of a method says itself
 
     def method(self, name: str) -> Method:
@@ -153,15 +159,15 @@ def check(params: Any) -> Params:
                     f"{name}: means nothing to {top.model}, which reads {READS[family]}; leave it "
                     "null"
                 )
-            if section == Pretraining.section and top.model != "clip-glyph":
-                raise UserError(f"{name}: only for model: clip-glyph")
+            if section == Pretraining.section and top.model not in PRETRAINED:
+                raise UserError(f"{name}: only for model: {' | '.join(PRETRAINED)}")
             check_value(name, value, known[key].metadata["rule"])
 
     def of(kind: type[S]) -> S:
         own = given[kind.section]  # type: ignore[attr-defined]
         return kind(**{**defaults_of(kind, family, top.preset), **own})
 
-    pretraining = of(Pretraining) if top.model == "clip-glyph" else None
+    pretraining = of(Pretraining) if top.model in PRETRAINED else None
     return Params(top, family, of(Data), of(Training), pretraining, given)
 
 
@@ -314,7 +320,10 @@ def planned(raw: Any) -> dict[str, Planned]:
     head = Head(classes=data.labels, templates=data.templates) if images else Head(seed=top.seed)
     files = {
         "data": Planned("prepare_data", data),
-        "pretrain": Planned("pretrain_clip", params.pretraining),
+        **{
+            stage: Planned(stage, params.pretraining if top.model == name else None)
+            for name, stage in PRETRAINED.items()
+        },
         "base": Planned("prepare_model", model),
         "encode": Planned("encode_data", EncodeStage(max_length=params.data.max_length)),
         "start": Planned("attach_head", head),

@@ -167,12 +167,12 @@ class PipelineRun(Run):
             in_prunable, others = self.flops(network, validation.rows(index))
             self.cost.flops += in_prunable + others
             self.cost.sparse_flops += in_prunable * kept / prunable + others
-        score = self.validate(network)
+        score = metrics.merit(self.recipe.metric, self.validate(network))
         self.cost.seconds += time.perf_counter() - started
         return score
 
     def validate(self, network: nn.Module) -> float:
-        """A network's validation score, uncounted."""
+        """A network's value of the validation metric, uncounted."""
         precision = loop.resolve_precision(self.recipe.precision)
         predictions = loop.predict(network.to(self.where), self._split("validation"), precision)
         return metrics.score(self.recipe.metric, *predictions)

@@ -44,7 +44,7 @@ def weak_mask_file(i: int, n: int) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeStage(Stored):
-    """Tokens of a text, at most."""
+    """Tokens of a text, or of a block, at most."""
 
     max_length: int | None
 

@@ -27,6 +27,7 @@ from instant_soup.reports.results import (
     write_texts,
 )
 from instant_soup.reports.verdict import ORIGIN, own_setting
+from instant_soup.training.metrics import merit
 
 BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
 OF_LENGTH = ("training.epochs=", "isp.calibration=")
@@ -121,7 +122,7 @@ def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:
     rows: dict[str, list[Cell]] = {method: [] for method in methods}
     for budget in BUDGETS:
         cells = at_budget(runs, budget)
-        best = cells.drop(DENSE, errors="ignore")["mean"].round(4).max()
+        best = merit(section[3], cells.drop(DENSE, errors="ignore")["mean"].round(4)).max()
         for method in methods:
             if method not in cells.index:
                 rows[method] += [Cell(MISSING), Cell(MISSING)]
@@ -129,7 +130,7 @@ def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:
             cell = cells.loc[method]
             spread = f" ± {factor * cell['std']:.2f}" if cell["n"] > 1 else ""
             text = f"{factor * cell['mean']:.2f}{spread} (n = {cell['n']})"
-            bold = method != DENSE and round(cell["mean"], 4) == best
+            bold = method != DENSE and merit(section[3], round(cell["mean"], 4)) == best
             rows[method] += [Cell(text, bold=bold), Cell(number(cell["cost"], ".2f"))]
     metric = f"{section[3]}{unit(section[3])}"
     header = [

@@ -11,6 +11,7 @@ import pandas as pd
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.reports.results import heading, number, percent, scale, unit, write_texts
+from instant_soup.training.metrics import LOWER_IS_BETTER
 
 TOLERANCE = 0.01  # ε: what a result may lie below dense
 LEAST = 5  # sparsities that a curve needs
@@ -29,6 +30,16 @@ SIMILARITY_TEXT = (
     "similarity of their binary masks. The paper (figure 3) prints 96.27, 98.75 and 94.32 % at "
     "10, 20 and 30 %."
 )
+
+
+def heights(metric: str, values: np.ndarray) -> np.ndarray:
+    """Values as a knee is looked for: of perplexity −log, so that ε is one percent of it."""
+    return -np.log(values) if metric in LOWER_IS_BETTER else values
+
+
+def worst(metric: str, dense: float) -> float:
+    """The worst value within ε of a dense one."""
+    return dense * np.exp(TOLERANCE) if metric in LOWER_IS_BETTER else dense - TOLERANCE
 
 
 def knee(sparsities: list[float], values: list[float], dense: float, tolerance: float) -> float:
@@ -122,7 +133,9 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
     """The knee of each task's one-shot curve, and how like lottery tickets the masks are."""
     tables: list[Table | None] = []
     for section, (sparsities, values, dense) in curves_of(ledger).items():
-        middle, low, high = knee_over_seeds(sparsities, values, dense)
+        middle, low, high = knee_over_seeds(
+            sparsities, heights(section[3], values), heights(section[3], dense)
+        )
         interval = MISSING if np.isnan(low) else f"{100 * low:.0f} … {100 * high:.0f}"
         cells = [
             Cell(f"{scale(section[3]) * dense.mean():.2f}"),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from instant_soup.files import new_file
 from instant_soup.methods import registry
-from instant_soup.reports.essential_sparsity import TOLERANCE, curves_of, knee_over_seeds
+from instant_soup.reports.essential_sparsity import curves_of, heights, knee_over_seeds, worst
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.results import (
     CELL,
@@ -32,6 +32,7 @@ from instant_soup.reports.results import (
     unit,
 )
 from instant_soup.sparsity.names import in_order, layer_of, type_of
+from instant_soup.training.metrics import LOWER_IS_BETTER
 
 # Colour and marker of each method, and of those that have none of their own.
 STYLES = {
@@ -286,12 +287,16 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
         for own in every:
             axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
         axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
-        floor = factor * (dense.mean() - TOLERANCE)
-        axes.axhline(floor, color="#555555", lw=0.8, ls=":", label="dense − ε")
-        middle, low, high = knee_over_seeds(sparsities, values, dense)
+        lowest = worst(section[3], float(dense.mean()))
+        axes.axhline(factor * lowest, color="#555555", lw=0.8, ls=":", label="dense − ε")
+        middle, low, high = knee_over_seeds(
+            sparsities, heights(section[3], values), heights(section[3], dense)
+        )
         axes.axvline(100 * middle, color="#D55E00", lw=1.2, label=f"knee: {100 * middle:.0f} %")
         if not np.isnan(low):
             axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
+        if section[3] in LOWER_IS_BETTER:
+            axes.set_yscale("log")
         axes.set_title(heading(section), fontsize=9)
         axes.legend(fontsize=8, frameon=False, loc="lower left")
         _label_axes(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
@@ -391,7 +396,7 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
         bars = None if spread.isna().all() else spread  # single runs have none
         x = 100 * own["target_sparsity"] + apart
         axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)
-    _leave_out_far_below(axes, factor * cells.set_index("method")["mean"])
+    _fit_height(axes, factor * cells.set_index("method")["mean"], metric)
     _label_axes(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
 
 
@@ -425,7 +430,7 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
     axes.set_xlim(0.88 * min(1, cells["flops_vs_dense"].min()), 1.15 * max(2, most))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    _leave_out_far_below(axes, scale(metric) * cells.set_index("method")["mean"])
+    _fit_height(axes, scale(metric) * cells.set_index("method")["mean"], metric)
     _label_axes(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
 
 
@@ -461,6 +466,14 @@ def _score(value: Any, metric: str) -> float:
     """A number out of a number, a dict of metrics, or None (NaN)."""
     value = value.get(metric) if isinstance(value, dict) else value
     return float("nan") if value is None else float(value)
+
+
+def _fit_height(axes: Axes, means: pd.Series, metric: str) -> None:
+    """Let a panel show what matters: of perplexities, which may be a thousandfold, by logarithm."""
+    if metric in LOWER_IS_BETTER:
+        axes.set_yscale("log")
+    else:
+        _leave_out_far_below(axes, means)
 
 
 def _leave_out_far_below(axes: Axes, means: pd.Series) -> None:

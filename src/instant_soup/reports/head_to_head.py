@@ -71,13 +71,13 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
         cells: list[Cell] = []
         for sparsity in sparsities:
             theirs = by_row.get((method, 0.0 if method in UNPRUNED else sparsity), {})
-            cells += _compare(by_row["isp", sparsity], theirs, scale(section[3]), ranked)
+            cells += _compare(by_row["isp", sparsity], theirs, section[3], ranked)
         rows.append((label(method), cells))
     caption = f"Test {section[3]}{unit(section[3])}, as differences.{'' if ranked else UNRANKED}"
     return Table(heading(section, section[4]), columns, rows, caption)
 
 
-def _compare(ours: Runs, theirs: Runs, factor: float, ranked: bool) -> list[Cell]:
+def _compare(ours: Runs, theirs: Runs, metric: str, ranked: bool) -> list[Cell]:
     """The difference over common seeds, marked if it may be, and the ratio of FLOPs."""
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
@@ -86,8 +86,8 @@ def _compare(ours: Runs, theirs: Runs, factor: float, ranked: bool) -> list[Cell
         tuple(np.array([runs[seed][i] for seed in seeds]) for runs in (ours, theirs))
         for i in (0, 1)
     )
-    gaps = factor * (values[0] - values[1])
+    gaps = scale(metric) * (values[0] - values[1])
     text = f"{gaps.mean():+.2f}" + (f" ± {gaps.std(ddof=1):.2f}" if len(seeds) > 1 else "")
-    mark = mark_of(*(pd.Series(own, seeds) for own in values)) if ranked else ""
+    mark = mark_of(*(pd.Series(own, seeds) for own in values), metric) if ranked else ""
     ratio = (flops[0] / flops[1]).mean()
     return [Cell(f"{text} (n = {len(seeds)})", mark=mark), Cell(number(ratio, ".2f"))]

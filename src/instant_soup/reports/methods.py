@@ -25,6 +25,7 @@ from instant_soup.reports.results import (
     unit,
     write_texts,
 )
+from instant_soup.training.metrics import merit
 
 REFERENCE = "isp_plus"
 # Where the trials are: with the first seed, at one sparsity, on the packaged texts.
@@ -122,7 +123,11 @@ def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
 
     def rank(method: str) -> tuple:
         own = by_cell.get((method, at))
-        return (own is None, 0.0 if own is None else -own["value"].mean(), row_order(method))
+        return (
+            own is None,
+            0.0 if own is None else -merit(metric, own["value"].mean()),
+            row_order(method),
+        )
 
     rows = []
     for method in sorted(set(runs["method"]), key=rank):

@@ -14,13 +14,14 @@ from instant_soup.reports.equal_cost import epochs_of, runs_of_any_length
 from instant_soup.reports.figures import (
     BELOW,
     _colour_and_marker,
+    _fit_height,
     _label_axes,
-    _leave_out_far_below,
     _save,
 )
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.results import heading, percent, ranks_nothing, row_order, scale, unit
 from instant_soup.reports.verdict import short
+from instant_soup.training.metrics import merit
 
 NAME = "pareto.png"
 CAPTION = (
@@ -113,7 +114,7 @@ def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> dict[str, Any]:
         axes.plot(x, y, ms=7, **look | ({} if whole else {"mfc": "white"}))
         drawn[method] = Line2D([], [], ms=6, **look)
     candidates = np.flatnonzero(methods != DENSE)
-    on_front = candidates[front(costs[candidates], values[candidates])]
+    on_front = candidates[front(costs[candidates], merit(metric, values[candidates]))]
     axes.step(places[on_front], values[on_front], where="post", color="#555555", lw=1, zorder=0)
     for number, point in enumerate(on_front):
         axes.annotate(
@@ -125,7 +126,7 @@ def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> dict[str, Any]:
     shown = [tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_xticks([], minor=True)
-    _leave_out_far_below(axes, pd.Series(values, index=methods))
+    _fit_height(axes, pd.Series(values, index=methods), metric)
     axes.margins(y=0.12)
     _label_axes(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
     return drawn

@@ -15,6 +15,7 @@ from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, terminal
+from instant_soup.training.metrics import merit
 
 ZERO_SHOT = "zero_shot"  # the row of an untrained image classifier; no method makes it
 # Display names, in the order of table rows. Methods not named here follow, as they are.
@@ -272,7 +273,8 @@ def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
     sparse = sparse[sparse["target_sparsity"] == sparsity]
     if sparse["method"].nunique() < 2:
         return set()
-    shown = sparse["mean"].round(2)  # equal as printed is equal
+    values = sparse["mean"].round(2)  # equal as printed is equal
+    shown = pd.Series(map(merit, sparse["metric"], values), sparse.index, dtype=float)
     top = sparse[shown == shown.max()]
     return set(zip(top["method"], top["variant"], strict=True))
 

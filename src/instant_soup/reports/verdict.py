@@ -18,6 +18,7 @@ from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
 from instant_soup.reports.results import (
+    PERCENT,
     UNPRUNED,
     ZERO_SHOT,
     block_of,
@@ -54,9 +55,10 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
 
     Columns: preset, task, sparsity, method, seed, distance (points from dense) and cost (training
     FLOPs, search included, in fine-tunings of the dense network). Tasks on which the dense network
-    is no better than guessing are left out.
+    is no better than guessing are left out, and those whose metric has no points (perplexity).
     """
     own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
+    own = own[own["metric"].isin(PERCENT)]
     own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(block_of) == "")]
     is_dense = own["method"] == DENSE
     dense = own.loc[is_dense, [*SECTION, *ORIGIN, "seed", "value", "flops"]]

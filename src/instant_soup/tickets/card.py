@@ -22,11 +22,15 @@ METRICS = {
     "matthews": "matthews_correlation",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
+    "perplexity": "perplexity",
 }
 USUAL_COLUMNS = {"text": "sentence", "image": "image", "label": "label"}
-LIBRARY = {"bert": "transformers", "clip": "open_clip"}
-BLOCKS = {"bert": "encoder's", "clip": "image tower's"}
-PIPELINE = {"bert": "text-classification", "clip": "zero-shot-image-classification"}
+LIBRARY = {"bert": "transformers", "clip": "open_clip", "causal": "transformers"}
+BLOCKS = {"bert": "encoder's", "clip": "image tower's", "causal": "language model's"}
+PIPELINE = {
+    **{"bert": "text-classification", "clip": "zero-shot-image-classification"},
+    "causal": "text-generation",
+}
 
 USE_TEXTS = """\
 import torch
@@ -39,6 +43,14 @@ batch = tokenizer({inputs}, truncation=True, padding=True, return_tensors="pt")
 with torch.no_grad():
     logits = model(**batch).logits
 print({answer})"""
+USE_PLAIN = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+batch = tokenizer("The film", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**batch, max_new_tokens=20, do_sample=False)[0]))"""
 USE_IMAGES = """\
 import json
 
@@ -84,7 +96,7 @@ def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dty
     pruned = f"pruned to {percent(round(masks.sparsity(mask), 6))} sparsity and " * (kept < total)
     layers = [(e["name"], f"{1 - e['sparsity']:.4f}") for e in masks.sparsity_by_layer(mask)]
     scores = [(name, f"{value:.4f}") for name, value in result["test"].items()]
-    weights = {"bert": bert.WEIGHTS, "clip": clip.WEIGHTS}[family]
+    weights = {"clip": clip.WEIGHTS}.get(family, bert.WEIGHTS)
     files = [(weights, f"the weights in {dtype} under their usual names, with exact zeros"), *FILES]
     parts = [
         f"---\n{yaml.safe_dump(front_matter(result, data, base), sort_keys=False)}---",
@@ -151,15 +163,16 @@ def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: st
 def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> dict[str, Any]:
     """The keys of params.yaml that make this ticket, with their values as text."""
     method, model, dataset = result["method"], result["model"], result["dataset"]
-    if base.source == "hub" and model not in MODELS:
+    if base.source == "hub" and base.family == "bert" and model not in MODELS:
         model = f"hub:{model}"
     found = {"model": model, "dataset": dataset.removesuffix("@local")}
     if dataset.endswith("@local"):
         found["data.path"] = "FOLDER"
     if dataset.startswith("local:"):  # the columns, where they are not those looked for
+        plain = ["text"] if data.kind == "language" else None
         for key, usual in USUAL_COLUMNS.items():
             column = getattr(data, key)
-            if column not in ("", [], usual, [usual]):
+            if column not in ("", [], usual, [usual]) and column != plain:
                 several = isinstance(column, list)
                 found[f"data.{key}"] = f"[{','.join(column)}]" if several else column
     found |= {"preset": result["preset"], "seed": result["seed"]}
@@ -175,8 +188,8 @@ def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) 
 
 def _use(family: str, data: Dataset) -> str:
     """A snippet that runs the ticket with the stock library."""
-    if family == "clip":
-        return USE_IMAGES
+    if family != "bert":
+        return {"clip": USE_IMAGES, "causal": USE_PLAIN}[family]
     inputs = ", ".join(f"[{json.dumps(f'{text} …', ensure_ascii=False)}]" for text in data.text)
     answer = "model.config.id2label[logits.argmax().item()]"
     regression = data.kind == "regression"

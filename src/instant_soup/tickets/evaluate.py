@@ -16,7 +16,7 @@ from instant_soup.data.splits import read_train_and_test
 from instant_soup.errors import UserError
 from instant_soup.files import path_of, read_json
 from instant_soup.models import base as models
-from instant_soup.models import bert, clip, encoding
+from instant_soup.models import bert, causal, clip, encoding
 from instant_soup.models.head import Head
 from instant_soup.models.ticket import FORMAT, TICKET
 from instant_soup.tickets.weights import header
@@ -27,7 +27,11 @@ NEEDED: dict[str, Any] = {
     **dict.fromkeys(("family", "kind", "dataset", "method"), str),
     **{"classes": list, "columns": list | None, "label": str | None, "test_rows": int},
 }
-NEEDED_BY: dict[str, dict[str, Any]] = {"bert": {"max_length": int}, "clip": {"templates": list}}
+NEEDED_BY: dict[str, dict[str, Any]] = {
+    "bert": {"max_length": int},
+    "clip": {"templates": list},
+    "causal": {"max_length": int},
+}
 
 
 def evaluate(
@@ -63,6 +67,9 @@ def evaluate(
     if ticket["family"] == "clip":
         model = _image_classifier(folder, data.labels, data.templates)
         split: Split = encoding.encode_images(folder, load_files(table), "test")
+    elif ticket["family"] == "causal":
+        model = causal.classifier(folder, causal.read_weights(folder)).float()
+        split = encoding.encode_blocks(folder, table, data.text, ticket["max_length"])
     else:
         model = _text_classifier(folder, max(1, len(data.labels)))
         split = encoding.encode_texts(folder, table, data.text, ticket["max_length"])
@@ -97,7 +104,7 @@ def read_ticket(folder: Path) -> dict[str, Any]:
     if ticket["family"] not in models.FAMILIES:
         raise UserError(
             f"{folder}: a {ticket.get('model')}, which cannot be built for evaluation; allowed: a "
-            "text classifier saved with its tokenizer, or a model of open_clip"
+            "text classifier or language model saved with its tokenizer, or a model of open_clip"
         )
     header(folder / models.family(folder).WEIGHTS)  # which says what is wrong with it
     return ticket

@@ -15,7 +15,7 @@ from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.models import base as models
-from instant_soup.models import bert, clip, encoding
+from instant_soup.models import bert, causal, clip, encoding
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
 from instant_soup.models.ticket import FORMAT, MASK, set_usual_permissions, write_ticket
@@ -54,8 +54,8 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
     mask = masks.load(RETRAINED / method / MASK, prunable_shapes())
     trained = load_state(RETRAINED / method / "state", moments=False).weights
     with new_folder(folder) as unfinished:
-        write = _write_images if data.image else _write_texts
-        weights, task = write(unfinished, trained, data, dtype)
+        weights, task = WRITERS[result["family"]](unfinished, trained, data, dtype)
+        weights, mask = (models.as_in_files(BASE, tensors) for tensors in (weights, mask))
         weights = compact.apart(
             {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
         )
@@ -139,3 +139,26 @@ def _write_images(
     write_json(folder / clip.CONFIG, config)
     whole = {name: trained.get(name, w) for name, w in models.base_weights(BASE).items()}
     return whole, {"templates": Head.read(PLAN / "start.yaml").templates}
+
+
+def _write_plain(
+    folder: Path, trained: Weights, data: Dataset, dtype: str
+) -> tuple[Weights, dict[str, Any]]:
+    """Configuration and tokenizer; the whole language model, each weight once.
+
+    A head that is the table of embeddings is left out, as loaders tie it themselves.
+    """
+    for file in BASE.iterdir():
+        if file.suffix != ".safetensors" and file.name != "prunable.json":
+            shutil.copyfile(file, folder / file.name)
+    config, auto = causal.configuration(BASE), bert.transformers_auto()
+    config.architectures = [auto.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+    config.dtype, config.use_cache = compact.DTYPES[dtype], True
+    config.save_pretrained(folder)
+    twice = causal.tied(causal.classifier(BASE, trained))
+    own = {name: w for name, w in trained.items() if name not in twice}
+    max_length = EncodeStage.read(PLAN / "encode.yaml").max_length
+    return own, {"max_length": encoding.longest(BASE, max_length)}
+
+
+WRITERS = {"bert": _write_texts, "clip": _write_images, "causal": _write_plain}

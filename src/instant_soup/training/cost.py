@@ -1,13 +1,13 @@
 """What training costs, in steps, FLOPs, seconds and memory (docs/method.md, Cost)."""
 
-import os
 import platform
 import resource
 import sys
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
+
+from instant_soup.models.memory import free_memory as free_memory
 
 
 @dataclass
@@ -51,15 +51,3 @@ def processor() -> str:
     kinds = [torch.backends.cpu.get_cpu_capability()]
     kinds += ["bf16"] * bool(able.get("avx512_bf16")) + ["amx"] * bool(able.get("amx_bf16"))
     return f"{able.get('cpu_name') or platform.machine()} ({', '.join(kinds)})"
-
-
-def free_memory(where: torch.device) -> int:
-    """How many bytes are free on a device."""
-    if where.type == "cuda":
-        return torch.cuda.mem_get_info(where)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith("MemAvailable"))
-        return 1024 * int(line.split()[1])
-    except (OSError, ValueError):  # no Linux: all that there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -20,7 +20,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from instant_soup.config.sections import Recipe
-from instant_soup.data.batches import Split, evaluation_batches, to_device, training_batches
+from instant_soup.data.batches import (
+    Blocks,
+    Split,
+    evaluation_batches,
+    to_device,
+    training_batches,
+)
 from instant_soup.errors import UserError
 from instant_soup.models.forward import forward_flops
 from instant_soup.models.forward import logits_of as logits_of
@@ -112,10 +118,25 @@ def state_of(
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean squared error for float labels (regression), cross-entropy for class numbers."""
+    """Mean squared error for float labels (regression), cross-entropy for class numbers.
+
+    Of a language model, whose outputs are rows × tokens × vocabulary, that of the next tokens.
+    """
+    logits, labels = of_followers(logits, labels)
     if labels.is_floating_point():
         return functional.mse_loss(logits.float().squeeze(-1), labels)
     return functional.cross_entropy(logits.float(), labels)
+
+
+def of_followers(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A language model's outputs with the tokens that they foretell, each place a row of its own.
+
+    A block's first token is foretold by nothing, and its last foretells nothing. The outputs of
+    others are as they were.
+    """
+    if logits.ndim < 3:
+        return logits, labels
+    return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
 
 
 def distilled(
@@ -141,7 +162,9 @@ def distilled(
     Returns:
         A scalar.
     """
-    hard, logits, taught = loss_of(logits, labels), logits.float(), taught.float()
+    hard = loss_of(logits, labels)
+    (logits, _), (taught, labels) = of_followers(logits, labels), of_followers(taught, labels)
+    logits, taught = logits.float(), taught.float()
     if labels.is_floating_point():
         soft = functional.mse_loss(logits, taught)
     else:
@@ -167,14 +190,24 @@ def predict(model: nn.Module, split: Split, precision: str) -> tuple[str, np.nda
     order, outputs = [], []
     with torch.inference_mode(), autocast(precision, split.labels.device):
         for index in evaluation_batches(split):
+            batch = split.rows(index)
+            logits = logits_of(model, batch).float()
             order.append(index)
-            outputs.append(logits_of(model, split.rows(index)).float())
+            outputs.append(logits if logits.ndim < 3 else surprises(logits, batch["labels"]))
     model.train()
     labels = split.labels.cpu()[torch.cat(order)].numpy()
-    logits = torch.cat(outputs).cpu().numpy()
+    found = torch.cat(outputs).cpu().numpy()
+    if isinstance(split, Blocks):
+        return "language", found, labels[:, 1:]
     if split.labels.is_floating_point():
-        return "regression", logits[:, 0], labels
-    return "classification", logits, labels
+        return "regression", found[:, 0], labels
+    return "classification", found, labels
+
+
+def surprises(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The negative log likelihood of each token of blocks but the first: rows × (tokens − 1)."""
+    each = functional.cross_entropy(*of_followers(logits, tokens), reduction="none")
+    return each.view(len(tokens), -1)
 
 
 AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]

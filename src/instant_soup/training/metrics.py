@@ -1,6 +1,15 @@
 """Task metrics, from scikit-learn and scipy."""
 
+from typing import Any
+
 import numpy as np
+
+LOWER_IS_BETTER = frozenset({"perplexity"})
+
+
+def merit(metric: str, value: Any) -> Any:
+    """A metric's value, or values, as what to choose by: the higher, the better."""
+    return -value if metric in LOWER_IS_BETTER else value
 
 
 def score(metric: str, kind: str, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -26,15 +35,19 @@ def scores(kind: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, 
     """Compute all metrics of a task, as fractions.
 
     Args:
-        kind: `classification` or `regression`.
-        predictions: Logits, rows × classes; regression: one number a row.
+        kind: `classification`, `regression` or `language`.
+        predictions: Logits, rows × classes; regression: one number a row; language: each token's
+            negative log likelihood.
         labels: Class numbers or numbers, one a row.
 
     Returns:
         Classification: accuracy, F1 (of class 1; macro if there are more than two classes) and
         Matthews correlation. Regression: Pearson and Spearman correlation. A correlation with
-        constant predictions is undefined and counts as 0.
+        constant predictions is undefined and counts as 0. Language: perplexity, e to the power of
+        the mean, which is no fraction.
     """
+    if kind == "language":
+        return {"perplexity": float(np.exp(predictions.mean(dtype=np.float64)))}
     if kind == "regression":
         from scipy.stats import pearsonr, spearmanr
 

@@ -1,0 +1,397 @@
+"""Language models pruned without training, one block after the other.
+
+A block's inputs over the calibration text are what the blocks before it, already pruned, give out
+(Sun et al. 2024, arXiv 2306.11695; Frantar & Alistarh 2023, arXiv 2301.00774). So one block at a
+time is all that has to be in memory, beside embeddings, head and the text's activations: a
+checkpoint may be `streamed` from its files. Streamed or not, the same is computed from the same
+weights.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from instant_soup.data.batches import Blocks, evaluation_batches
+from instant_soup.errors import UserError
+from instant_soup.files import write_json
+from instant_soup.methods.n_of_m import largest_of_groups
+from instant_soup.methods.sparsegpt import of_blocks
+from instant_soup.models import causal
+from instant_soup.models.bert import transformers_auto
+from instant_soup.models.matrices import Weights, check_share, prunable
+from instant_soup.models.memory import WEIGHT, check_fits
+from instant_soup.models.ticket import BESIDE
+from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.sparse_gpt import WIDTH, factor, sweep
+from instant_soup.training.loop import surprises
+from instant_soup.training.metrics import scores as metrics_of
+
+METHODS = ("magnitude", "wanda", "sparsegpt")
+LOOK_AT_INPUTS = METHODS[1:]
+# A matrix's name and weight, and the second moments or mean squares of its inputs → mask, weight.
+Prune = Callable[[str, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+Call = tuple[torch.Tensor, tuple, dict[str, Any]]  # a block's input, and what comes with it
+
+
+def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None) -> Prune:
+    """How a matrix is pruned by one of METHODS, all of them together to exactly this sparsity.
+
+    Args:
+        method: magnitude ranks each matrix by itself, wanda each row, sparsegpt each block of 128
+            columns; the weights that stay make up for the others in sparsegpt.
+        weights: All prunable weights, of which the shapes are looked at.
+        sparsity: The share of the weights that go; of N:M patterns 1 − N / M.
+        m: Of an N:M pattern: the largest N of every M inputs stay, whatever the method.
+
+    Returns:
+        The function of a matrix.
+
+    Raises:
+        UserError: If there is no such method, or M does not divide the inputs of a matrix.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} is not allowed; allowed: {' | '.join(METHODS)}")
+    n = None if m is None else round((1 - sparsity) * m)
+    for name, w in weights.items():
+        if m is not None and w.shape[-1] % m:
+            raise UserError(f"pattern: {m} does not divide the {w.shape[-1]} inputs of {name}")
+    if method == "sparsegpt":
+        choose = of_groups(n, m) if n is not None and m else of_blocks(weights, sparsity)
+        return partial(_by_sweep, choose, m or WIDTH)
+    if n is not None and m:
+        return partial(_by_groups, n, m, method)
+    if method == "magnitude":
+        wanted = {name: (1 - sparsity) * w.numel() for name, w in weights.items()}
+        each = masks.share_out(wanted, masks.keep_count(weights, sparsity))
+        return lambda name, w, _: _kept(w, masks.largest(w.abs().flatten(), each[name]))
+    rows = {(n, i): (1 - sparsity) * w.shape[1] for n, w in weights.items() for i in range(len(w))}
+    kept = masks.share_out(rows, masks.keep_count(weights, sparsity))
+
+    def by_rows(
+        name: str, w: torch.Tensor, inputs: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        counts = torch.tensor([kept[name, i] for i in range(len(w))])
+        return _kept(w, scores.best_of_each(_worth(method, w, inputs), counts))
+
+    return by_rows
+
+
+def of_groups(n: int, m: int) -> Callable[[str, int, torch.Tensor], torch.Tensor]:
+    """The choice of SparseGPT's sweep in an N:M pattern: n of m columns in each row."""
+    return lambda name, i, costs: scores.best_of_each(costs, torch.full((len(costs),), n))
+
+
+def _worth(method: str, w: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
+    """|w|, times the root mean square of its input for wanda."""
+    if method == "magnitude":
+        return w.abs()
+    assert inputs is not None
+    return w.abs() * inputs.sqrt()
+
+
+def _kept(w: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    kept = kept.view(w.shape)
+    return kept, torch.where(kept, w, 0.0)
+
+
+def _by_groups(
+    n: int, m: int, method: str, name: str, w: torch.Tensor, inputs: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _kept(w, largest_of_groups({name: _worth(method, w, inputs)}, n, m)[name])
+
+
+def _by_sweep(
+    choose: Any, width: int, name: str, w: torch.Tensor, inputs: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert inputs is not None
+    kept, moved = sweep(w, factor(inputs), partial(choose, name), width)
+    return kept, moved.to(w.dtype)
+
+
+class Model:
+    """A checkpoint's language model, of which a block has memory only while it is needed.
+
+    Streamed, weights of blocks are read from the files each time; else all weights stay in memory
+    once they are read. `prunable` has the matrices of its blocks, by name and shape.
+    """
+
+    def __init__(self, folder: str | Path, streamed: bool = False) -> None:
+        """Read a folder's configuration, and of its weights what is in no block.
+
+        Raises:
+            UserError: If it holds no language model of equal blocks, or one that does not fit.
+        """
+        self.folder, self.streamed = Path(folder), streamed
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"model: {folder} has no .safetensors weights")
+        if not streamed:
+            check_fits(self.folder.name, files, WEIGHT)
+        auto, config = transformers_auto(), causal.configuration(folder)
+        if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
+            raise UserError(
+                f"model: {self.folder.name}: its blocks attend in {len(kinds)} ways; allowed: one"
+            )
+        with parameters_on_no_device():
+            self.network = causal.as_linear(auto.AutoModelForCausalLM.from_config(config)).eval()
+        self.prunable = prunable(self.network)
+        if not self.prunable:
+            raise UserError(f"model: {self.folder.name} has nothing prunable (no blocks)")
+        check_share(self.network, self.prunable)
+        self.turned = causal.conv1d_weights(folder)
+        self.stack, self.blocks = blocks_of(self.network, self.prunable)
+        self._files = {name: file for file in files for name in _names_in(file)}
+        self._read: Weights = {}  # to stay
+        self._load(self.network, "", but=f"{self.stack}.")
+        self.network.tie_weights()
+
+    def in_file(self, name: str) -> str:
+        """What a weight is called in the files; UserError where they lack it."""
+        short = name.removeprefix(f"{self.network.base_model_prefix}.")
+        known = next((one for one in (name, short) if one in self._files), None)
+        if known is None:
+            raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
+        return known
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight in fp32, matrices as outputs × inputs; UserError where the files lack it."""
+        if name in self._read:
+            return self._read[name]
+        weight = self.stored(name).float()
+        weight = weight.T.contiguous() if name in self.turned else weight
+        if not self.streamed:
+            self._read[name] = weight
+        return weight
+
+    def stored(self, name: str) -> torch.Tensor:
+        """A weight as it is in the files."""
+        known = self.in_file(name)
+        with safe_open(self._files[known], framework="pt") as opened:
+            return opened.get_tensor(known)
+
+    @contextlib.contextmanager
+    def block(self, i: int) -> Iterator[nn.Module]:
+        """Within this, the i-th block has its weights."""
+        block = self.blocks[i]
+        self._load(block, f"{self.stack}.{i}.")
+        yield block
+        for module in block.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.detach().to("meta"), False))
+
+    def _load(self, module: nn.Module, prefix: str, but: str = " ") -> None:
+        wanted = [prefix + name for name, _ in module.named_parameters()]
+        own = [name for name in wanted if not name.startswith(but)]
+        state = {name.removeprefix(prefix): self.read(name) for name in own}
+        module.load_state_dict(state, strict=False, assign=True)
+
+
+class Written:
+    """A folder that pruned blocks are written into, one file each, as loaders read them.
+
+    Names, layout and types are those of the model's own files.
+    """
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.where: dict[str, str] = {}  # name → file
+        self.size = 0
+
+    def write(self, weights: Weights) -> None:
+        """Write some weights into a file of their own."""
+        file, tensors = f"model-{len(set(self.where.values())):05d}.safetensors", {}
+        for name, weight in weights.items():
+            stored = self.model.stored(name)
+            own = weight.T if name in self.model.turned else weight
+            tensors[self.model.in_file(name)] = own.to(stored.dtype).contiguous()
+        save_file(tensors, self.folder / file, metadata={"format": "pt"})
+        self.where |= dict.fromkeys(tensors, file)
+        self.size += sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def finish(self) -> None:
+        """Write what is in no block, the index of all files, configuration and tokenizer."""
+        model = self.model
+        inside = f"{model.stack}."
+        rest = {n: w for n, w in model.network.named_parameters() if not n.startswith(inside)}
+        self.write({name: weight.detach() for name, weight in rest.items()})
+        index = {"metadata": {"total_size": self.size}, "weight_map": self.where}
+        write_json(self.folder / "model.safetensors.index.json", index)
+        for file in sorted(model.folder.iterdir()):
+            if file.suffix in BESIDE and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, self.folder / file.name)
+
+
+def _names_in(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+@contextlib.contextmanager
+def parameters_on_no_device() -> Iterator[None]:
+    """Within this, modules are made without memory for parameters; buffers are as always."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # a tied one is there already
+            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def blocks_of(network: nn.Module, prunable: Weights) -> tuple[str, nn.ModuleList]:
+    """The one stack of blocks that holds all prunable weights, and its name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and all(n.startswith(f"{name}.") for n in prunable):
+            return name, module
+    raise UserError("model: its matrices are in no one stack of blocks; allowed: a decoder of one")
+
+
+class _Seen(Exception):
+    """The first block has been called: its input is known."""
+
+
+def run_blocks(
+    model: Model,
+    calibration: Blocks,
+    test: Blocks,
+    method: str = "",
+    sparsity: float = 0.0,
+    m: int | None = None,
+    written: Written | None = None,
+) -> tuple[Mask, float]:
+    """Prune a model's blocks one after the other, and pass the test text through all of them.
+
+    Args:
+        model: The model, which stays as it is.
+        calibration: Text whose activations are looked at.
+        test: Held-out text.
+        method: One of METHODS; none: nothing is pruned.
+        sparsity: The share of the prunable weights that go.
+        m: Of an N:M pattern.
+        written: Where the pruned model goes, if it is kept.
+
+    Returns:
+        The mask, and the perplexity of the test text.
+
+    Raises:
+        UserError: If there is no such method, or it cannot prune these matrices.
+    """
+    prune = pruner(method, model.prunable, sparsity, m) if method else None
+    mask: Mask = {}
+    with torch.no_grad():
+        known = _calls(model, calibration) if method in LOOK_AT_INPUTS else []
+        tested = _calls(model, test)
+        for i in range(len(model.blocks)):
+            prefix = f"{model.stack}.{i}."
+            with model.block(i) as block:
+                if prune is not None:
+                    inputs = _inputs(block, prefix, model.prunable, known, method == "sparsegpt")
+                    for name, parameter in block.named_parameters():
+                        if (whole := prefix + name) in model.prunable:
+                            mask[whole], new = prune(whole, parameter, inputs.get(whole))
+                            parameter.data = new
+                if written is not None:
+                    written.write({prefix + n: p.detach() for n, p in block.named_parameters()})
+                for calls in (known, tested):
+                    calls[:] = [(_passed(block, call), *call[1:]) for call in calls]
+        perplexity = _perplexity(model, tested, test)
+    if written is not None:
+        written.finish()
+    return mask, perplexity
+
+
+def _calls(model: Model, text: Blocks) -> list[Call]:
+    """What the first block is called with, batch by batch."""
+    calls: list[Call] = []
+
+    def see(module: nn.Module, given: tuple, more: dict[str, Any]) -> None:
+        calls.append((given[0], given[1:], more))
+        raise _Seen
+
+    handle = model.blocks[0].register_forward_pre_hook(see, with_kwargs=True)
+    for index in evaluation_batches(text):
+        with contextlib.suppress(_Seen):
+            model.network(input_ids=text.rows(index)["input_ids"])
+    handle.remove()
+    return calls
+
+
+def _passed(block: nn.Module, call: Call) -> torch.Tensor:
+    """A block's output for a call."""
+    hidden, given, more = call
+    out = block(hidden, *given, **more)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _inputs(
+    block: nn.Module, prefix: str, prunable: Weights, calls: list[Call], moments: bool
+) -> Weights:
+    """Second moments or mean squares of the inputs of a block's matrices; nothing of no calls."""
+    totals: Weights = {}
+    rows: dict[str, int] = {}
+
+    def see(name: str, module: nn.Module, given: tuple, out: Any) -> None:
+        x = given[0].reshape(-1, given[0].shape[-1]).float()
+        new = x.T @ x if moments else x.square().sum(0)
+        totals[name] = totals[name] + new if name in totals else new
+        rows[name] = rows.get(name, 0) + len(x)
+
+    handles = [
+        module.register_forward_hook(partial(see, f"{prefix}{name}.weight"))
+        for name, module in block.named_modules()
+        if f"{prefix}{name}.weight" in prunable
+    ]
+    for call in calls:
+        _passed(block, call)
+    for handle in handles:
+        handle.remove()
+    missing = [n for n in prunable if n.startswith(prefix) and n not in totals]
+    if calls and missing:
+        raise UserError(f"method: {missing[0]} is no linear layer's; allowed: magnitude")
+    return {name: total / rows[name] for name, total in totals.items()}
+
+
+def _perplexity(model: Model, calls: list[Call], text: Blocks) -> float:
+    """The perplexity of a text by the last block's outputs: norm and head come after it."""
+    found, outputs = [], iter(calls)
+    parent = model.network.get_submodule(model.stack.rpartition(".")[0])
+    name, layers = model.stack.rpartition(".")[2], model.blocks
+    setattr(parent, name, nn.ModuleList([_Given(outputs)]))
+    try:
+        for index in evaluation_batches(text):
+            tokens = text.rows(index)["input_ids"]
+            found.append(surprises(model.network(input_ids=tokens).logits.float(), tokens))
+    finally:
+        setattr(parent, name, layers)
+    return metrics_of("language", torch.cat(found).numpy(), np.empty(0))["perplexity"]
+
+
+class _Given(nn.Module):
+    """In place of all blocks: what they have given out, call by call."""
+
+    def __init__(self, outputs: Iterator[Call]) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, hidden: torch.Tensor, *given: Any, **more: Any) -> Any:
+        """The last block's output."""
+        return next(self.outputs)[0]

@@ -1,0 +1,170 @@
+"""A language model's perplexity after one-shot pruning, over sparsities, patterns and criteria.
+
+Nothing is trained (Jaiswal et al. 2023, arXiv 2306.03805, section 9 in docs/method.md). Criteria of
+a matrix or row go block by block (block_by_block.py); those of all matrices together look at the
+whole network.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from instant_soup.config.sections import Data
+from instant_soup.data.batches import Blocks, check_tokens, pack
+from instant_soup.data.local import resolve_data
+from instant_soup.data.splits import cut_splits
+from instant_soup.errors import UserError
+from instant_soup.library.block_by_block import METHODS, Model, Written, run_blocks
+from instant_soup.methods.n_of_m import largest_of_groups
+from instant_soup.models import causal
+from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer
+from instant_soup.models.forward import logits_of
+from instant_soup.models.matrices import Weights, prunable
+from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.masks import Mask
+from instant_soup.training.loop import loss_of, predict
+from instant_soup.training.metrics import scores as metrics_of
+
+WHOLE = ("magnitude-global", "fisher")  # criteria of all matrices together
+EVERY = (*METHODS, *WHOLE)
+SPARSITIES = [i / 10 for i in range(10)]
+PATTERNS = ["1:2", "2:4", "4:8"]
+CALIBRATION = 128  # blocks
+LONGEST = 2048  # tokens of a block, where the model takes more
+
+
+def perplexities(
+    model: str,
+    dataset: str,
+    methods: list[str],
+    sparsities: list[float],
+    patterns: list[str],
+    *,
+    length: int | None = None,
+    blocks: int = CALIBRATION,
+    streamed: bool = False,
+    to: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Prune a model by each method to each sparsity and N:M pattern; measure what it then knows.
+
+    Args:
+        model: A checkpoint's folder, or hub:ORG/NAME.
+        dataset: Of plain text, as in params.yaml; calibration is of its training split.
+        methods: Some of EVERY.
+        sparsities: Shares of the prunable weights that go.
+        patterns: "2:4" and the like.
+        length: Tokens of a block; None: as many as the model takes, up to LONGEST.
+        blocks: Of calibration text.
+        streamed: Whether weights of blocks are read from the files each time they are needed.
+        to: A folder for the pruned model, of one method at one sparsity or pattern.
+
+    Returns:
+        For each: method, pattern (of a sparsity empty), sparsity as it is, perplexity.
+
+    Raises:
+        UserError: If something of this cannot be, before anything is pruned.
+    """
+    for method in methods:
+        if method not in EVERY:
+            raise UserError(f"--methods: {method} is not allowed; allowed: {' | '.join(EVERY)}")
+    wanted: list[tuple[float, int | None]] = [(s, None) for s in sparsities]
+    wanted += [_pattern(text) for text in patterns]
+    whole = [method for method in methods if method in WHOLE]
+    if streamed and whole:
+        raise UserError(
+            f"--stream: {whole[0]} ranks all matrices together; allowed: {' | '.join(METHODS)}"
+        )
+    if to is not None and (len(methods) != 1 or len(wanted) != 1 or whole):
+        raise UserError(
+            f"--to: one model is written; allowed: one of {' | '.join(METHODS)} at one sparsity or "
+            "pattern"
+        )
+    folder = downloaded(model.removeprefix("hub:")) if model.startswith("hub:") else Path(model)
+    calibration, test = _text(folder, dataset, length, blocks)
+    found = []
+    if any(method in METHODS for method in methods):
+        own = Model(folder, streamed)
+        for method in [one for one in methods if one in METHODS]:
+            for sparsity, m in wanted:
+                written = None if to is None else Written(own, to)
+                mask, value = run_blocks(
+                    own, calibration, test, method if sparsity else "", sparsity, m, written
+                )
+                found.append(_row(method, sparsity, m, mask, value))
+        del own
+    if whole:
+        found += _of_whole(causal.load_pretrained(folder), calibration, test, whole, wanted)
+    return found
+
+
+def _pattern(text: str) -> tuple[float, int]:
+    """Sparsity and M of an N:M pattern; UserError for what is none."""
+    n, _, m = text.partition(":")
+    if not (n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+        raise UserError(f"--patterns: {text!r} is not allowed; allowed: N:M with N < M, as 2:4")
+    return 1 - int(n) / int(m), int(m)
+
+
+def _text(folder: Path, dataset: str, length: int | None, blocks: int) -> tuple[Blocks, Blocks]:
+    """Calibration and test text, in blocks."""
+    load_tokenizer(folder)  # which says what is wrong with it
+    config = causal.configuration(folder).get_text_config()
+    length = length or min(getattr(config, "max_position_embeddings", LONGEST), LONGEST)
+    rows = Data(train_rows="all", validation_rows=1, test_rows=2000)
+    splits = cut_splits(resolve_data(dataset, "causal", rows, model=str(folder)))
+    parts = []
+    for name in ("train", "test"):
+        part = pack(folder / TOKENIZER, splits[name].iloc[:, 0].tolist(), length)
+        check_tokens(str(folder), part, config.vocab_size)
+        parts.append(part)
+    return parts[0].subset(torch.arange(min(blocks, len(parts[0])))), parts[1]
+
+
+def _row(method: str, sparsity: float, m: int | None, mask: Mask, value: float) -> dict[str, Any]:
+    pattern = "" if m is None else f"{round((1 - sparsity) * m)}:{m}"
+    reached = masks.sparsity(mask) if mask else 0.0
+    return {"method": method, "pattern": pattern, "sparsity": reached, "perplexity": value}
+
+
+def _of_whole(
+    network: nn.Module,
+    calibration: Blocks,
+    test: Blocks,
+    methods: list[str],
+    wanted: list[tuple[float, int | None]],
+) -> list[dict[str, Any]]:
+    """The rows of criteria that rank all matrices together."""
+    weights = {name: w.detach() for name, w in prunable(network).items()}
+    before = {name: w.clone() for name, w in weights.items()}
+    found = []
+    for method in methods:
+        if method == "fisher":
+            worth = scores.fisher_scores(before, mean_squared_gradient(network, calibration))
+        else:
+            worth = scores.magnitude_scores(before)
+        for sparsity, m in wanted:
+            if m is None:
+                mask = scores.best(worth, sparsity)
+            else:
+                mask = largest_of_groups(worth, round((1 - sparsity) * m), m)
+            masks.apply(mask, weights)
+            value = metrics_of(*predict(network, test, "fp32"))["perplexity"]
+            found.append(_row(method, sparsity, m, mask, value))
+            for name, w in weights.items():
+                w.copy_(before[name])
+    return found
+
+
+def mean_squared_gradient(network: nn.Module, text: Blocks) -> Weights:
+    """The mean over blocks of the squared gradients of each block's loss, by prunable weight."""
+    network.eval()
+    every = prunable(network)
+    total = {name: torch.zeros_like(w) for name, w in every.items()}
+    for i in range(len(text)):
+        batch = text.rows(torch.tensor([i]))
+        loss = loss_of(logits_of(network, batch), batch["labels"])
+        for name, g in zip(every, torch.autograd.grad(loss, list(every.values())), strict=True):
+            total[name] += g.square()
+    return {name: sum_ / len(text) for name, sum_ in total.items()}

@@ -1,0 +1,199 @@
+"""Causal language models through transformers: loading, what is checked of them, their layout.
+
+The whole model is trained: its head is the base model's own, and often its table of embeddings.
+Prunable are the matrices of the repeated blocks. GPT-2's stand transposed in its checkpoints
+(`Conv1D`: inputs × outputs); here every matrix is outputs × inputs, so that rows, inputs and N:M
+patterns mean the same of all models. Files have each checkpoint's own layout, under the names that
+transformers has for the model now (Mixtral's experts are one tensor there).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from instant_soup.data.batches import check_tokens, pack
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json
+from instant_soup.models.bert import (
+    TOKENIZER,
+    folder_of,
+    load_tokenizer,
+    positions,
+    reason,
+    transformers_auto,
+)
+from instant_soup.models.forward import logits_of
+from instant_soup.models.head import Head
+from instant_soup.models.known import BaseModel
+from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
+from instant_soup.models.memory import check_fits
+from instant_soup.sparsity.compact import apart
+
+CONFIG, WEIGHTS = "causal_lm.json", "model.safetensors"
+
+
+def load_pretrained(folder: str | Path) -> Any:
+    """A folder's pre-trained language model, in fp32, its matrices outputs × inputs.
+
+    UserError when it cannot be had, when the memory that is free is too little for it, or when
+    the checkpoint lacks any weight: random ones must never pass for pre-trained ones.
+    """
+    auto = transformers_auto()
+    check_fits(Path(folder).name, sorted(Path(folder).glob("*.safetensors")))
+    try:
+        model, loading = auto.AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+        )
+    except Exception as error:  # transformers raises a dozen kinds, by what is damaged
+        raise UserError(f"model: {folder} cannot be loaded: {reason(error)}") from None
+    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if new:
+        raise UserError(
+            f"model: {folder} lacks {len(new)} weights of a language model, first {min(new)}; "
+            "allowed: a checkpoint of a causal language model"
+        )
+    return as_linear(model)
+
+
+def prepare_base(model: BaseModel, folder: Path) -> Weights:
+    """Write a pre-trained language model into `folder`; return what is prunable of it.
+
+    Writes configuration, weights and tokenizer as the checkpoint has them, and in CONFIG what is
+    read of them here. UserError for a model that predicts no tokens of texts.
+    """
+    source = folder_of(model)
+    tokenizer, network = load_tokenizer(source), load_pretrained(source)
+    check_finite(model.name, dict(network.named_parameters()))
+    found = checked_prunable(model.name, network)
+    tokenizer.save_pretrained(folder)
+    network.config.save_pretrained(folder)
+    write_json(folder / CONFIG, {"positions": positions(network)})
+    check_predicts(model.name, network, folder / TOKENIZER)
+    weights = turned(folder, network.state_dict())
+    own = apart({name: w.contiguous() for name, w in weights.items()})
+    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+    return found
+
+
+def check_predicts(name: str, network: Any, tokenizer: Path) -> None:
+    """UserError unless a network predicts the tokens of a text, as its tokenizer gives them."""
+    tokens = pack(tokenizer, ["A short sentence, and another one."], 2)
+    check_tokens(name, tokens, network.config.get_text_config().vocab_size)
+    try:
+        with torch.no_grad():
+            logits = logits_of(network.eval(), tokens.rows(torch.arange(1)))
+    except Exception as error:  # whatever a network makes of inputs that it is not made for
+        raise UserError(f"model: {name} takes no block of tokens: {reason(error)}") from None
+    if logits.shape[:2] != (1, 2) or not logits.isfinite().all():
+        raise UserError(f"model: {name} gives no finite numbers for texts")
+
+
+def configuration(base: str | Path) -> Any:
+    """The model configuration of a base folder."""
+    transformers_auto()
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    config.dtype = torch.float32  # of what is trained, whatever the checkpoint had
+    config.use_cache = False  # a block is predicted at once
+    return config
+
+
+def as_linear(model: Any) -> Any:
+    """The model with a linear layer in place of each Conv1D of GPT-2."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if is_conv1d(child):
+                inputs, outputs = child.weight.shape
+                linear = nn.Linear(inputs, outputs, device="meta")
+                linear.weight, linear.bias = nn.Parameter(child.weight.T.contiguous()), child.bias
+                setattr(module, name, linear)
+    return model
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear layer, whose weight is inputs × outputs."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def conv1d_weights(folder: str | Path) -> set[str]:
+    """The weights of a folder's model that are inputs × outputs in its checkpoint."""
+    auto = transformers_auto()
+    with torch.device("meta"):
+        model = auto.AutoModelForCausalLM.from_config(configuration(folder))
+    return {f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module)}
+
+
+def turned(folder: str | Path, tensors: Weights) -> Weights:
+    """Weights or masks of a folder's model out of its checkpoint's layout into ours, and back.
+
+    Those of a Conv1D are transposed; all others stay as they are.
+    """
+    odd = conv1d_weights(folder)
+    return {name: t.T.contiguous() if name in odd else t for name, t in tensors.items()}
+
+
+def tied(network: nn.Module) -> set[str]:
+    """The weights of a network that are another one's under a second name."""
+    own = dict(network.named_parameters())
+    every = dict(network.named_parameters(remove_duplicate=False))
+    return every.keys() - own.keys()
+
+
+def read_weights(base: Path) -> Weights:
+    """All weights of a base folder, under their own names, matrices as outputs × inputs."""
+    return turned(base, load_file(base / WEIGHTS))
+
+
+def start_weights(base: Path, head: Head) -> Weights:
+    """The base's weights: its head is its own."""
+    return read_weights(base)
+
+
+def random_weights(base: Path, head: Head) -> Weights:
+    """A whole language model of the base's architecture, drawn from the seed."""
+    torch.manual_seed(head.seed)
+    auto = transformers_auto()
+    return as_linear(auto.AutoModelForCausalLM.from_config(configuration(base))).state_dict()
+
+
+def classifier(
+    base: Path,
+    weights: Weights,
+    *,
+    outputs: int = 0,
+    dropout: float | str | None = None,
+    freeze_embeddings: bool | None = None,
+) -> nn.Module:
+    """The language model of a base folder's architecture around given weights.
+
+    Its outputs are rows × tokens × vocabulary. The settings are those of bert.classifier and mean
+    nothing here. UserError when the weights are not exactly the architecture's.
+    """
+    auto = transformers_auto()
+    config = configuration(base)
+    model_class = auto.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=turned(base, weights),
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+    )
+    model = as_linear(model)
+    check_weights(base, model, {**weights, **{n: model.state_dict()[n] for n in tied(model)}})
+    return model
+
+
+def longest(base: Path) -> int:
+    """The most tokens of a block that a base folder's model takes."""
+    return int(read_json(base / CONFIG)["positions"])

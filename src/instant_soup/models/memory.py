@@ -1,0 +1,44 @@
+"""What fits into memory: the bytes that are free, and those that a checkpoint takes."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from instant_soup.errors import UserError
+
+WEIGHT, TRAINED = 4, 16  # bytes in fp32: a weight; with its gradient and two moments
+
+
+def free_memory(where: torch.device) -> int:
+    """The bytes that can still be had on a device."""
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable"))
+        return 1024 * int(line.split()[1])
+    except (OSError, ValueError):  # no Linux: all that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_fits(name: str, files: list[Path], each: int = TRAINED) -> None:
+    """UserError where `each` bytes for each weight of a checkpoint's files are more than are free.
+
+    Files that cannot be read are left to whoever loads them.
+    """
+    count = 0
+    try:
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                shapes = (opened.get_slice(key).get_shape() for key in opened.keys())  # noqa: SIM118
+                count += sum(map(math.prod, shapes))
+    except (OSError, SafetensorError):
+        return
+    if (wanted := each * count) > (free := free_memory(torch.device("cpu"))):
+        raise UserError(
+            f"model: {name}: {count:,} weights take {wanted:,} bytes, {each} for each, more than "
+            f"the {free:,} that are free; allowed: a smaller model"
+        )

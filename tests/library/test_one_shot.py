@@ -1,0 +1,203 @@
+"""Language models pruned without training: known answers, exact counts, the same when streamed."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import CAUSAL, save_causal
+from instant_soup import cli
+from instant_soup.data.batches import Blocks
+from instant_soup.errors import UserError
+from instant_soup.library import block_by_block, harness, one_shot
+from instant_soup.library.block_by_block import METHODS, Model, Written, run_blocks
+from instant_soup.models import bert, causal, memory
+from instant_soup.sparsity import masks
+from instant_soup.training.loop import predict
+from instant_soup.training.metrics import scores
+
+pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
+KINDS = sorted(set(CAUSAL) - {"mixtral"})
+
+
+def text(rows: int, seed: int = 0) -> Blocks:
+    draws = torch.Generator().manual_seed(seed)
+    return Blocks(torch.randint(0, 300, (rows, 16), generator=draws, dtype=torch.int32))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def checkpoint(request, tmp_path_factory) -> Path:
+    return save_causal(tmp_path_factory.mktemp(request.param) / request.param, request.param)
+
+
+def test_dense_blocks_one_by_one_are_the_model(checkpoint: Path) -> None:
+    network = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(checkpoint)
+    expected = scores(*predict(network, text(5), "fp32"))["perplexity"]
+    for streamed in (False, True):
+        mask, found = run_blocks(Model(checkpoint, streamed), text(2), text(5))
+        assert not mask and found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_streamed_is_in_memory_to_the_bit(checkpoint: Path, tmp_path: Path, method: str) -> None:
+    found = []
+    for streamed in (False, True):
+        model, folder = Model(checkpoint, streamed), tmp_path / f"{streamed}"
+        folder.mkdir()
+        mask, value = run_blocks(
+            model, text(4, 1), text(5), method, 0.5, written=Written(model, folder)
+        )
+        assert masks.count(mask)[0] * 2 == masks.count(mask)[1]
+        again = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(folder)
+        assert value == pytest.approx(
+            scores(*predict(again, text(5), "fp32"))["perplexity"], rel=1e-5
+        )
+        found.append((mask, value, {f.name: load_file(f) for f in folder.glob("*.safetensors")}))
+    (one, a, files), (other, b, same) = found
+    assert a == b and all(torch.equal(kept, other[name]) for name, kept in one.items())
+    for name, tensors in files.items():
+        assert all(torch.equal(t, same[name][key]) for key, t in tensors.items())
+
+
+def test_a_streamed_block_has_no_memory_outside_its_turn(tmp_path: Path) -> None:
+    model = Model(save_causal(tmp_path / "llama", "llama"), streamed=True)
+    for i in range(2):
+        with model.block(i) as block:
+            assert not any(p.is_meta for p in block.parameters())
+            others = [b for b in model.blocks if b is not block]
+            assert all(p.is_meta for b in others for p in b.parameters())
+    assert model._read == {} or not any(".layers." in name for name in model._read)
+
+
+def test_wandas_mask_is_that_of_the_inputs_of_its_block(tmp_path: Path) -> None:
+    """Of the first block: nothing before it is pruned, so all is known from the dense model."""
+    folder = save_causal(tmp_path / "llama", "llama")
+    network = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(folder).eval()
+    seen = []
+    layer = network.model.layers[0].mlp.down_proj
+    layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, 1)))
+    with torch.no_grad():
+        network(input_ids=text(4, 1).input_ids.long())
+    mask, _ = run_blocks(Model(folder), text(4, 1), text(2), "wanda", 0.5)
+    # The norms of inputs that other matrices of the block do not change but by being dense.
+    worth = layer.weight.abs() * seen[0].norm(dim=0)
+    ranks = worth.argsort(1, descending=True).argsort(1)
+    assert torch.equal(mask["model.layers.0.mlp.down_proj.weight"], ranks < 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_patterns_hold_in_every_group(tmp_path: Path, method: str) -> None:
+    mask, _ = run_blocks(
+        Model(save_causal(tmp_path / "gpt2", "gpt2")), text(4, 1), text(2), method, 0.75, 4
+    )
+    assert all((kept.reshape(-1, 4).sum(1) == 1).all() for kept in mask.values())
+
+
+def test_the_hand_computable_answers() -> None:
+    """Two rows of two weights, norms 4 and 1; one row of ones, H = [[2, 1], [1, 2]]."""
+    weights = {"w": torch.tensor([[1.0, 2.0], [3.0, 1.0]])}
+    wanda = block_by_block.pruner("wanda", weights, 0.5)
+    mask, new = wanda("w", weights["w"], torch.tensor([16.0, 1.0]))
+    assert mask.tolist() == [[True, False], [True, False]]
+    assert new.tolist() == [[1.0, 0.0], [3.0, 0.0]]
+    row = {"w": torch.ones(1, 2)}
+    damped = torch.tensor([[2.0, 1.0], [1.0, 2.0]]) - 0.02 * torch.eye(2) / 1.01
+    mask, new = block_by_block.pruner("sparsegpt", row, 0.5)("w", row["w"], damped)
+    assert mask.tolist() == [[False, True]]
+    assert new.tolist() == [[0.0, pytest.approx(1.5, abs=1e-2)]]
+
+
+def test_fisher_is_the_mean_of_squared_gradients(tmp_path: Path) -> None:
+    network = causal.load_pretrained(save_causal(tmp_path / "llama", "llama"))
+    found = one_shot.mean_squared_gradient(network, text(2))
+    name = "model.layers.1.mlp.up_proj.weight"
+    weight = dict(network.named_parameters())[name]
+    expected = torch.zeros_like(weight)
+    for block in text(2).input_ids.long():
+        loss = network(input_ids=block[None], labels=block[None]).loss
+        expected += torch.autograd.grad(loss, weight)[0].square() / 2
+    assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-12)
+
+
+def test_all_criteria_from_the_command_line(tmp_path: Path, capsys) -> None:
+    model, texts = save_causal(tmp_path / "llama", "llama"), tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("\n\n".join(f"the film is fine {i}" for i in range(100)))
+    given = ["oneshot", str(model), f"local:{texts}", "--length", "16", "--blocks", "4"]
+    given += ["--sparsities", "0", "0.5", "--patterns", "2:4", "--json"]
+    assert cli.main(given) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["method"] for row in rows] == [m for m in one_shot.EVERY for _ in range(3)]
+    assert all(row["sparsity"] == pytest.approx(0.5) for row in rows if row["sparsity"])
+    dense = [row["perplexity"] for row in rows if not row["sparsity"]]
+    assert dense == pytest.approx([dense[0]] * len(dense), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--methods", "wand"], "--methods: wand is not allowed; allowed: magnitude | wanda"),
+        (["--stream", "--methods", "fisher"], "--stream: fisher ranks all matrices together"),
+        (["--patterns", "4:2"], "--patterns: '4:2' is not allowed; allowed: N:M with N < M"),
+        (["--sparsities", "1"], "--sparsities: 1 is not allowed"),
+        (["--to", "new"], "--to: one model is written; allowed: one of"),
+        (["--length", "4096"], "a block has 4096 tokens, and the text only"),
+        (["--patterns", "3:7", "--methods", "wanda"], "pattern: 7 does not divide the 32 inputs"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch, capsys, given: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, texts = save_causal(tmp_path / "llama", "llama"), tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("\n\n".join(f"the film is fine {i}" for i in range(100)))
+    length = [] if "--length" in given else ["--length", "16"]
+    assert cli.main(["oneshot", str(model), f"local:{texts}", *length, *given]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_models_without_one_stack_or_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch
+) -> None:
+    bare = save_causal(tmp_path / "bare", "llama", num_hidden_layers=0)
+    with pytest.raises(UserError, match="has nothing prunable"):
+        Model(bare)
+    with pytest.raises(UserError, match=r"model: .* has no \.safetensors weights"):
+        Model(tmp_path)
+    model = save_causal(tmp_path / "llama", "llama")
+    monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
+    with pytest.raises(UserError, match=r"weights take [0-9,]+ bytes, 4 for each"):
+        Model(model)
+    assert Model(model, streamed=True).prunable
+
+
+def test_the_harness_gets_the_model_in_memory(tmp_path: Path, monkeypatch) -> None:
+    """A stand-in for lm-evaluation-harness, which is not installed here."""
+    folder = save_causal(tmp_path / "llama", "llama")
+    for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"pip install 'instant-soup\[harness\]'"):
+        harness.choices(folder, ["piqa"])
+    got: dict[str, Any] = {}
+
+    def simple_evaluate(model: Any, tasks: list[str], limit: int | None) -> dict[str, Any]:
+        return {"results": {task: {"alias": task, "acc,none": 0.5} for task in tasks}}
+
+    def held(**given: Any) -> str:
+        got.update(given)
+        return "held"
+
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=simple_evaluate))
+    monkeypatch.setitem(sys.modules, "lm_eval.models", SimpleNamespace())
+    own = SimpleNamespace(HFLM=held)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", own)
+    assert harness.choices(folder, ["piqa"]) == {"piqa": {"acc,none": 0.5}}
+    assert got["pretrained"].config.model_type == "llama" and got["batch_size"] == 8
