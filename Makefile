@@ -93,6 +93,6 @@ docs: setup  ## build the docs as a site in site/, and check its links (installs
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
 	@echo 'Site: site/index.html; with its search: python -m http.server -d site'
 
-ui: setup  ## MLflow's pages on http://127.0.0.1:5000
+ui: setup  ## MLflow's pages on http://127.0.0.1:5000; prints the address of the list of runs
 	python -m instant_soup.pipeline.tracking flush
 	mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -732,7 +732,9 @@ def test_command_line(
     monkeypatch.setattr(sys, "argv", ["tracking", "flush"])
     capsys.readouterr()
     tracking.main()
-    assert capsys.readouterr().out.startswith("1 record")
+    said, link = capsys.readouterr().out.splitlines()
+    assert said.startswith("1 record")
+    assert re.search(r"http://127.0.0.1:5000/#/experiments/\d+/runs\?.*ShareKey=pruning$", link)
     assert len(runs_of(repo)[1]) == 1
 
 

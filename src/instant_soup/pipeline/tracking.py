@@ -47,8 +47,19 @@ EXPERIMENT = "instant-soup"
 PARENT_KEY, CHILD_KEY = "instant_soup.pipeline", "instant_soup.record"  # tags to find runs by
 LIVE_SECONDS = 60.0  # live() flushes at most this often
 PARENT_TAGS = ("model", "dataset", "sparsity", "seed", "preset")  # from params.yaml
+# A view of the list of runs: whole runs only, with what somebody who prunes looks for.
+VIEW = {
+    "searchFilter": f"tags.`{PARENT_KEY}` != ''",
+    "selectedColumns": [
+        "attributes.`Created`",
+        *(f"metrics.`accuracy/{row}`" for row in ("dense", "one_shot", "isp", "isp_plus")),
+        *("metrics.`tera_flops/dense`", "metrics.`tera_flops/isp`"),
+        *("tags.`sparsity`", "tags.`seed`", "tags.`preset`"),
+    ],
+}
 # What MLflow's pages make of the experiment. Without a kind they open with pages for chats.
 EXPERIMENT_TAGS = {
+    "mlflow.sharedViewState.pruning": json.dumps(VIEW),
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
         "A run for each `dvc repro` and each experiment, named after model, data, sparsity and "
@@ -575,6 +586,20 @@ def _log_artifacts(client: Any, run: Any, folder: Path) -> None:
         client.log_artifacts(run.info.run_id, str(folder / "artifacts"))
 
 
+def page_of_runs() -> str:
+    """The address of MLflow's list of runs with the columns of VIEW, as `make ui` serves it.
+
+    Raises:
+        UserError: If the tracking URI can't be used.
+    """
+    ensure_database()
+    _, experiment = _connect()
+    uri = tracking_uri()
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    view = "workflowType=machine_learning&viewStateShareKey=pruning"
+    return f"{server}/#/experiments/{experiment}/runs?{view}"
+
+
 def main() -> None:
     """Command line: `init` creates the database, `flush` (the default) mirrors the spool."""
     parser = argparse.ArgumentParser(
@@ -595,6 +620,7 @@ def main() -> None:
             print(f"MLflow database ready: {tracking_uri()}")
         else:
             print(f"{flush(quiet=False)} records mirrored to {tracking_uri()}")
+            print(f"the runs: {page_of_runs()}")
     except (UserError, RuntimeError, OSError) as error:
         sys.exit(f"error: {_one_line(error)}")
 
