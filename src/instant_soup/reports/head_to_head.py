@@ -88,6 +88,7 @@ def _compare(ours: Runs, theirs: Runs, metric: str, ranked: bool) -> list[Cell]:
     )
     gaps = scale(metric) * (values[0] - values[1])
     text = f"{gaps.mean():+.2f}" + (f" ± {gaps.std(ddof=1):.2f}" if len(seeds) > 1 else "")
-    mark = mark_of(*(pd.Series(own, seeds) for own in values), metric) if ranked else ""
+    isp, other = (pd.Series(own, seeds) for own in values)
+    mark = mark_of(isp, other, metric) if ranked else ""
     ratio = (flops[0] / flops[1]).mean()
     return [Cell(f"{text} (n = {len(seeds)})", mark=mark), Cell(number(ratio, ".2f"))]
