@@ -20,7 +20,8 @@ from instant_soup.pipeline.processes import duration
 from instant_soup.pipeline.stage_files import IDLE, PLAN, CalibrateStage, RetrainStage, TicketStage
 from instant_soup.training.schedule import steps_of
 
-FIRST = ("data", "pretrain", "base", "encode", "start")  # all other stages depend on theirs
+# All other stages depend on those of these.
+FIRST = ("data", "pretrain_clip", "pretrain_lm", "base", "encode", "start")
 OF_ROUNDS = ("calibrate", "weak", "soup")
 OF_ROWS = ("dense", "ticket", "retrain", "evaluate", "tables", "export")
 STAGE_SECONDS = 2.0  # DVC's own time and the start of a stage (reports/benchmarks.md)
@@ -119,7 +120,7 @@ def steps_of_stage(name: str, plan: dict[str, Any], rows: dict[str, int]) -> flo
     if kind == "retrain":
         rounds = RetrainStage.of(own).isp_rounds
         return total - (ends(rounds - 1)[rounds] if rest == "isp" else 0)
-    return FORWARD * rows["test"] / recipe["batch_size"] if kind == "evaluate" else 0.0
+    return FORWARD * rows.get("test", 0) / recipe["batch_size"] if kind == "evaluate" else 0.0
 
 
 def left_of(texts: dict[str, str], lock: str, rows: dict[str, int]) -> Left:
