@@ -320,6 +320,7 @@ LATER = (
     *("teacher", "temperature", "hardness"),
     *("retrain", "retrain_rate", "lora_rank", "lora_alpha"),
     *("schedule", "prunes", "first_cut", "begin", "end", "cycles", "lowest_rate"),
+    *("draws", "validation_share"),
 )
 
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from helpers import ROOT, make_table
-from instant_soup.config.sections import Recipe
+from instant_soup.config.fields import defaults_of
+from instant_soup.config.sections import Data, Recipe
 from instant_soup.data import batches, folders, labels, reviews, tables, texts
 from instant_soup.data.batches import Texts
 from instant_soup.data.datasets import DATASETS, Dataset
@@ -193,6 +194,21 @@ def test_fewer_training_rows_are_among_more(tmp_path: Path) -> None:
 def test_a_small_table_gives_up_a_fifth_at_most() -> None:
     rest, taken = cut(make_table(20), 500)
     assert (len(rest), len(taken)) == (16, 4)
+
+
+def test_validation_takes_its_share_at_most(tmp_path: Path) -> None:
+    make_table(95).to_parquet(tmp_path / "train.parquet")
+    make_table(10, seed=1).to_parquet(tmp_path / "validation.parquet")
+    rows = {
+        share: len(read_splits(planned(tmp_path, validation_share=share))["validation"])
+        for share in (0.1, 0.2, 0.5)
+    }
+    assert rows == {0.1: 9, 0.2: 19, 0.5: 30}  # data.validation_rows is 30
+
+
+@pytest.mark.parametrize(("preset", "share"), [("paper", 0.1), ("quick", 0.2)])
+def test_the_papers_preset_takes_a_tenth(preset: str, share: float) -> None:
+    assert defaults_of(Data, "bert", preset)["validation_share"] == share
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_what_was_understood(tmp_path: Path) -> None:
     assert found[2:] == [
         "rows: train 16, validation 4 (cut from the training rows), test 4",
         "data.train_rows: 100 asked for, 16 taken",
-        "data.validation_rows: 6 asked for, 4 taken, a fifth of the rows that there are",
+        "data.validation_rows: 6 asked for, 4 taken, 20 % of the rows that there are",
         "not read: notes.txt",
         "rows with an empty text: test 1",
         found[-1],
@@ -59,7 +59,7 @@ def test_shared_rows_are_pairs(tmp_path: Path) -> None:
 def test_without_a_test_split_one_is_said_to_be_cut(tmp_path: Path) -> None:
     found = lines(tmp_path, make_table(50), test_rows=20)
     assert "test 10 (cut from the training rows)" in found
-    assert "data.test_rows: 20 asked for, 10 taken, a fifth" in found
+    assert "data.test_rows: 20 asked for, 10 taken, 20 % of the rows" in found
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ def draws(name: str, count: int = 600) -> list[float]:
     return [getattr(draw(40, (0, i // 4, i % 4)), name) for i in range(count)]
 
 
+def test_a_uniform_factor_has_the_place_of_the_logarithmic_one():
+    """Both spend one draw, so all else that is drawn is the same."""
+    logarithmic = draw_protocol(RECIPE, [1.0, 10.0], DECAYS, 0.5, 200, (3,))
+    uniform = draw_protocol(RECIPE, [1.0, 10.0], DECAYS, 0.5, 200, (3,), uniform=True)
+    place = math.log10(logarithmic.learning_rate / RECIPE.learning_rate)
+    assert uniform.learning_rate == pytest.approx(RECIPE.learning_rate * (1 + 9 * place))
+    assert uniform.weight_decay == logarithmic.weight_decay
+    assert torch.equal(uniform.rows, logarithmic.rows) and uniform.seed == logarithmic.seed
+
+
 def test_the_same_key_draws_the_same_protocol() -> None:
     one = draw(1000, (3, 1, 2))
     torch.rand(5)

@@ -75,6 +75,13 @@ class Data:
     validation_rows: int = setting(
         "cut from the training rows", integer(1), paper=2000, quick=500, default=2000
     )
+    validation_share: float = setting(
+        "validation is at most this share of the rows that it is cut from",
+        number(0, 0.5, low_too=False),
+        paper=0.1,
+        quick=0.2,
+        default=0.2,
+    )
     test_rows: int = setting(
         "cut from the training rows where there is no test split", integer(1), default=2000
     )

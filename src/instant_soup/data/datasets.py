@@ -53,6 +53,7 @@ class Dataset(Stored):
     digest: str = ""  # of its files
     train_rows: int | str = "all"  # | a number
     validation_rows: int = 2000  # cut from the training rows
+    validation_share: float = 0.2  # at most, of these
     test_rows: int = 2000  # cut from all rows, where there is no test split
 
     @property

@@ -64,6 +64,7 @@ def resolve_data(
         dataset,
         train_rows=data.train_rows,
         validation_rows=data.validation_rows,
+        validation_share=data.validation_share,
         test_rows=data.test_rows,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from instant_soup.data import folders
 from instant_soup.data.datasets import Dataset
+from instant_soup.data.splits import FIFTH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +78,10 @@ def _rows(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     ]
     asked = {"train": dataset.train_rows, "validation": dataset.validation_rows}
     asked |= {"test": dataset.test_rows} if cut else {}
+    most = {"validation": dataset.validation_share, "test": FIFTH}
     return [f"rows: {', '.join(shown)}"] + [
         f"data.{name}_rows: {number:,} asked for, {rows[name]:,} taken"
-        + ("" if name == "train" else ", a fifth of the rows that there are")
+        + ("" if name == "train" else f", {100 * most[name]:g} % of the rows that there are")
         for name, number in asked.items()
         if isinstance(number, int) and number > rows[name]
     ]

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 SPLIT_SEED = 20230610
 
 
-def cut(table: "pd.DataFrame", rows: int) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+FIFTH = 0.2  # the most that a test split takes
+
+
+def cut(
+    table: "pd.DataFrame", rows: int, share: float = FIFTH
+) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """Split a table at random, but always the same way: the rest, and at most `rows` rows.
 
-    Small tables give up a fifth at most.
+    Small tables give up `share` of their rows at most.
     """
-    rows = min(rows, len(table) // 5)
+    # Rounded, as 0.29 · 100 is 28.999999999999996 in floats.
+    rows = min(rows, int(round(share * len(table), 6)))
     order = np.random.default_rng(SPLIT_SEED).permutation(len(table))
     rest, taken = np.sort(order[rows:]), np.sort(order[:rows])
     return table.iloc[rest].reset_index(drop=True), table.iloc[taken].reset_index(drop=True)
@@ -53,7 +59,7 @@ def read_train_and_test(
 def cut_splits(dataset: Dataset, labels_only: bool = False) -> dict[str, "pd.DataFrame"]:
     """Train, validation and test tables of a dataset, as `read_train_and_test` reads them."""
     train, test = read_train_and_test(dataset, labels_only)
-    train, validation = cut(train, dataset.validation_rows)
+    train, validation = cut(train, dataset.validation_rows, dataset.validation_share)
     if isinstance(dataset.train_rows, int):
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
         train = train.iloc[np.sort(order[: dataset.train_rows])].reset_index(drop=True)

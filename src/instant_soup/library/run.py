@@ -198,7 +198,12 @@ class LibraryRun(Run):
         return score
 
     def draw_protocol(
-        self, rates: list[float], decays: list[float], subset: float, *key: int
+        self,
+        rates: list[float],
+        decays: list[float],
+        subset: float,
+        *key: int,
+        uniform: bool = False,
     ) -> Protocol:
         """Choose a denoiser's protocol, on all batches or a share of them.
 
@@ -207,12 +212,14 @@ class LibraryRun(Run):
             decays: Lowest and highest weight decay.
             subset: Share of the batches.
             *key: Numbers that seed the choice, beside the run's seed.
+            uniform: Whether the factor is drawn uniformly, not log-uniformly.
 
         Returns:
             A protocol; its rows are the numbers of batches in a pass.
         """
         rows = 1 if subset == 1 else self.rows
-        drawn = draw_protocol(self.recipe, rates, decays, subset, rows, (self.seed, *key))
+        whole = (self.seed, *key)
+        drawn = draw_protocol(self.recipe, rates, decays, subset, rows, whole, uniform)
         return replace(drawn, rows=ALL) if subset == 1 else drawn
 
     def _given_batches(self) -> Iterable[Any]:

@@ -5,10 +5,12 @@ from typing import Any
 from instant_soup.config.fields import setting, span
 
 
-def rate_range(whose: str, *, default: Any, section: str = "") -> Any:
+def rate_range(
+    whose: str, *, default: Any, section: str = "", drawn: str = "drawn log-uniformly"
+) -> Any:
     """Define the range of factors on the learning rate."""
     return setting(
-        f"{whose} factor on learning_rate, drawn log-uniformly",
+        f"{whose} factor on learning_rate, {drawn}",
         span(0, low_too=False),
         default=default,
         section=section,

@@ -56,7 +56,14 @@ class ISP(OnTheWay):
         default=0.1,
         library=1.0,
     )
-    learning_rate_range: list[float] = rate_range("a denoiser's", default=[0.5, 5.0])
+    learning_rate_range: list[float] = rate_range(
+        "a denoiser's", default=[0.5, 5.0], drawn="as `draws` says"
+    )
+    draws: str = setting(
+        "log_uniform | uniform: how that factor is drawn",
+        one_of("log_uniform", "uniform"),
+        default="log_uniform",
+    )
     weight_decay_range: list[float] = decay_range(
         "a denoiser's", default=ByFamily([0.0, 0.1], [0.0, 0.2])
     )
@@ -100,9 +107,9 @@ class ISP(OnTheWay):
 
     def protocol(self, run: "Run", i: int, n: int) -> "Protocol":
         """Denoiser n's training protocol in round i, and its data subset."""
-        return run.draw_protocol(
-            self.learning_rate_range, self.weight_decay_range, self.subset, i, n
-        )
+        ranges = self.learning_rate_range, self.weight_decay_range
+        uniform = self.draws == "uniform"
+        return run.draw_protocol(*ranges, self.subset, i, n, uniform=uniform)
 
     def weak_mask(self, run: "Run", i: int, n: int, sparsity: float) -> "Mask":
         """Denoiser n's mask (Algorithm 2, lines 3–6): look ahead C steps on a copy, then rank."""

@@ -73,7 +73,7 @@ ENGINE = code.PACKAGE / "pipeline/run.py"
 SHARED = (Data, Training, Pretraining)  # the sections that are no method's
 # What ISP's weak masks and soups depend on.
 OF_WEAK_MASKS = (
-    *("look_ahead", "subset", "learning_rate_range", "weight_decay_range"),
+    *("look_ahead", "subset", "learning_rate_range", "draws", "weight_decay_range"),
     *("score", "denoisers"),
 )
 OF_SOUPS = ("combine", "own_mask", "score", "denoisers")

@@ -39,30 +39,34 @@ def draw_protocol(
     subset: float,
     rows: int,
     key: tuple[int, ...],
+    uniform: bool = False,
 ) -> Protocol:
     """Choose one denoiser's training protocol P_n and data subset D_n at random.
 
     Args:
         recipe: The run's settings of training.
         learning_rate_range: The denoiser's rate is the recipe's times a factor, sampled
-            log-uniformly from this range.
+            log-uniformly from this range, unless `uniform`.
         weight_decay_range: The decay is sampled uniformly from this range. It is a value of its
             own, not a factor, as BERT's base decay is zero.
         subset: Share of the training rows, at least one batch.
         rows: How many training rows there are.
         key: Numbers that seed the choice.
+        uniform: Whether the factor is sampled uniformly.
 
     Returns:
         The protocol; its `seed` orders the subset and drives dropout.
     """
     draws = generator(*key)
-    low, high = torch.tensor(list(learning_rate_range), dtype=torch.float64).log()
-    factor = torch.rand((), dtype=torch.float64, generator=draws) * (high - low) + low
+    ends = torch.tensor(list(learning_rate_range), dtype=torch.float64)
+    low, high = ends if uniform else ends.log()
+    place = torch.rand((), dtype=torch.float64, generator=draws) * (high - low) + low
+    factor = place if uniform else place.exp()
     least, most = weight_decay_range
     decay = torch.rand((), dtype=torch.float64, generator=draws) * (most - least) + least
     size = min(rows, max(recipe.batch_size, round(subset * rows)))
     return Protocol(
-        learning_rate=recipe.learning_rate * float(factor.exp()),
+        learning_rate=recipe.learning_rate * float(factor),
         weight_decay=float(decay),
         rows=torch.randperm(rows, generator=draws)[:size].sort().values,
         seed=int(torch.randint(2**31, (), generator=draws)),

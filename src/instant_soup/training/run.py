@@ -304,10 +304,16 @@ class Run(ABC):
         return trained
 
     def draw_protocol(
-        self, rates: list[float], decays: list[float], subset: float, *key: int
+        self,
+        rates: list[float],
+        decays: list[float],
+        subset: float,
+        *key: int,
+        uniform: bool = False,
     ) -> Protocol:
         """Choose a training protocol that depends on the seed and the key."""
-        return draw_protocol(self.recipe, rates, decays, subset, self.rows, (self.seed, *key))
+        whole = (self.seed, *key)
+        return draw_protocol(self.recipe, rates, decays, subset, self.rows, whole, uniform)
 
     def search(self, key: Any, find: Callable[..., Found], *arguments: Any) -> Found:
         """Find a mask or a cut, or take what an equal call has found; its cost is added.
