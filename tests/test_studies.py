@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import better_soups
+import denoiser_rates
 import pandas as pd
 import pytest
 
@@ -185,3 +186,13 @@ def test_pre_training_is_reported_by_the_seeds_that_are_through(
     assert [row[-2] for row in rows] == ["90 (90 … 90)", "80"]
     assert rows[0][-1] == "0.2 → 10.0 |"
     assert (tmp_path / "pretraining.png").stat().st_size
+
+
+def test_denoisers_that_hardly_move_agree_with_the_network(project: Path) -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    for key, value in CHANGES.items():
+        params[key] = {**params[key], **value} if isinstance(value, dict) else value
+    with chdir(project):
+        still, far = (denoiser_rates.run(check(params), factor) for factor in (1e-9, 300.0))
+    assert still["weak"] == still["soup"] == still["held"] == pytest.approx(1.0)
+    assert far["weak"] < far["soup"] < 1 and far["held"] < 1
