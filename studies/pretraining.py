@@ -34,7 +34,7 @@ from instant_soup.pipeline.stage_files import TrainStage
 from instant_soup.pipeline.tracking import stage_run
 from instant_soup.pretraining import clip_glyph
 from instant_soup.reports.essential_sparsity import knee_over_seeds
-from instant_soup.reports.paper import seeds_cell
+from instant_soup.reports.marks import seeds_cell
 from instant_soup.reports.render import Cell, Chapter, Table, markdown
 
 FOLDER = ROOT / "reports/studies"

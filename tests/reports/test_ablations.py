@@ -27,7 +27,11 @@ def test_each_value_of_a_setting_has_its_row_beside_the_papers(tmp_path):
     assert list(found) == [
         "Denoisers off and on (Table 4)",
         "Number of denoisers N (Table 5)",
+        "Other changed settings: minilm · reviews · quick",
     ]
+    others = found["Other changed settings: minilm · reviews · quick"]
+    assert cells_of(others, "ISP") == ["81.00 ± 1.00"] and others.count("| ISP (") == 1
+    assert cells_of(others, "ISP (isp.denoisers=6 isp.look_ahead=30)") == ["61.33 ± 1.53"]
     table = found["Number of denoisers N (Table 5)"]
     assert cells_of(table, "0") == ["80.00 ± 1.00 (n = 3)", "0.67", "70.32"]
     assert cells_of(table, "3") == ["81.00 ± 1.00 (n = 3)", "1.00", "–"]  # the quick preset's own
@@ -107,3 +111,23 @@ def test_schedules_stand_beside_the_presets_own(tmp_path):
 def test_nothing_measured_is_said(tmp_path):
     chapter = ablations.chapter(ledger_of(tmp_path, result("isp")))
     assert chapter.tables == [] and "No results yet" in markdown([chapter])
+
+
+def test_what_no_ablation_names_stands_beneath_the_preset_s_own(tmp_path):
+    fp32 = {"variant": "training.precision=fp32"}
+    found = tables_of(
+        tmp_path,
+        *(result(method, 0.8) for method in ("isp", "one_shot", "snip")),
+        *(result(method, 0.9, **fp32) for method in ("dense", "isp", "one_shot")),
+        result("dense", 0.9),
+        result("isp", 0.7, variant="isp.combine=vote"),
+    )
+    assert list(found) == [
+        "Combination of the weak masks",
+        "Other changed settings: minilm · reviews · quick",
+    ]
+    table = found["Other changed settings: minilm · reviews · quick"]
+    assert "* Full (dense) (training.precision=fp32), unpruned: 90.00\n" in table
+    assert cells_of(table, "One-shot magnitude") == ["80.00"]
+    assert cells_of(table, "One-shot magnitude (training.precision=fp32)") == ["90.00"]
+    assert "SNIP" not in table and "vote" not in table and "**" not in table

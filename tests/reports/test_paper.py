@@ -13,18 +13,22 @@ from hypothesis import strategies as st
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.data.datasets import DATASETS
 from instant_soup.models.known import MODELS
-from instant_soup.reports import ledger, paper
+from instant_soup.reports import accuracy_tables, ledger, marks, paper
 from instant_soup.reports.render import MISSING, Chapter, markdown
 
 PAPER = paper.read_paper()
 SST2 = {"model": "bert-base", "dataset": "sst2", "preset": "paper", "target_sparsity": 0.6}
 
 
-def chapters_of(name: str, runs: pd.DataFrame) -> tuple[Chapter, Chapter]:
-    """What was measured here, and the paper's columns."""
-    numbers = paper.comparison(PAPER[name], runs)
-    ours, theirs = paper.chapters(name, PAPER[name], numbers)
-    return ours, theirs
+def chapter_of(name: str, runs: pd.DataFrame) -> Chapter:
+    """The paper's columns, ours beside them."""
+    return paper.chapter(name, PAPER[name], paper.comparison(PAPER[name], runs))
+
+
+def results_of(runs: pd.DataFrame) -> Chapter:
+    """What was measured here, in a chapter whatever data it is of."""
+    found = accuracy_tables.chapters(runs)
+    return Chapter("Results", "", [table for chapter in found for table in chapter.tables])
 
 
 def printed(name: str) -> dict[tuple[str, str, float], str]:
@@ -75,11 +79,13 @@ def test_isp_is_the_paper_s_best_but_for_three_columns():
 
 def test_the_paper_s_numbers_are_shown_as_printed(tmp_path):
     nothing = ledger_of(tmp_path)
-    _, paper = chapters_of("table3", nothing)
-    text = markdown([paper])
-    assert cells_of(text, "ISP")[:2] == ["–", "82.71 ± 0.6"]
+    three = chapter_of("table3", nothing)
+    text = markdown([three])
+    assert cells_of(text, "ISP")[0] == "82.71 ± 0.6"
     assert "90.0" in cells_of(text, "LTH (IMP)")  # not 90
-    assert len(paper.tables) == 3 and len(chapters_of("table2", nothing)[1].tables) == 6
+    assert "Full (dense), unpruned: MNLI: paper 82.4 ± 0.5; QQP: paper 90.2 ± 0.5" in text
+    assert "ours" not in text.partition("## ")[2] and "–" not in text.partition("## ")[2]
+    assert len(three.tables) == 3 and len(chapter_of("table2", nothing).tables) == 6
 
 
 # The test against LTH
@@ -92,17 +98,17 @@ def series(**values: float) -> pd.Series:
 def test_p_values_by_hand():
     # Student's t with 2 degrees of freedom: p = 1 − |t| / √(t² + 2); here t = 2 / (1 / √3).
     lth = series(s0=10.0, s1=20.0, s2=30.0)
-    p, difference = paper.paired_test(series(s0=11.0, s1=22.0, s2=33.0), lth)
+    p, difference = marks.paired_test(series(s0=11.0, s1=22.0, s2=33.0), lth)
     assert p == pytest.approx(1 - math.sqrt(12) / math.sqrt(14)) and difference == 2.0
     # With 1 degree: p = 1 − (2/π) · arctan |t|; differences −1 and −3, t = −2.
-    p, difference = paper.paired_test(series(s0=9.0, s1=17.0), lth)
+    p, difference = marks.paired_test(series(s0=9.0, s1=17.0), lth)
     assert p == pytest.approx(1 - 2 / math.pi * math.atan(2)) and difference == -2.0
 
 
 def test_pairs_are_the_seeds_that_both_have():
     lth = series(s0=10.0, s1=20.0, s2=30.0, s7=0.0)
     shuffled = series(s5=1.0, s2=33.0, s0=11.0, s1=22.0)
-    p, difference = paper.paired_test(shuffled, lth)
+    p, difference = marks.paired_test(shuffled, lth)
     assert p == pytest.approx(1 - math.sqrt(12) / math.sqrt(14)) and difference == 2.0
 
 
@@ -110,7 +116,7 @@ def test_pairs_are_the_seeds_that_both_have():
     series(s1=1.0), series(s8=1.0, s9=2.0), series(s0=0.83, s1=0.84, s2=0.85),
 ])  # fmt: skip
 def test_no_p_value_without_two_pairs_or_without_spread(other):
-    p, _ = paper.paired_test(other, series(s0=0.80, s1=0.81, s2=0.82))
+    p, _ = marks.paired_test(other, series(s0=0.80, s1=0.81, s2=0.82))
     assert math.isnan(p)
 
 
@@ -123,14 +129,14 @@ def test_marks_are_for_significant_differences_in_their_direction(tmp_path):
         *of_seeds("snip", 0.82, 0.81, 0.85),  # ahead, but not significantly
         *of_seeds("dense", 0.95, 0.951, 0.952),
     )
-    table = markdown(list(chapters_of("table3", runs)))
+    table = markdown([results_of(runs)])
     assert cells_of(table, "ISP") == ["**85.10 ± 2.05 ▲**"]
     assert cells_of(table, "Random") == ["72.10 ± 2.05 ▼"]
     assert cells_of(table, "SNIP") == ["82.67 ± 2.08"]
     assert cells_of(table, "LTH (IMP)") == ["82.00 ± 2.00"]
-    assert cells_of(table, "Full (dense)") == ["95.10 ± 0.10"]
-    marks = paper.against_lth(runs).set_index("method")["mark"]
-    assert marks.to_dict() == {"isp": "better", "random": "worse", "snip": ""}
+    assert "* Full (dense), unpruned: 95.10 ± 0.10\n" in table
+    found = marks.against_lth(runs).set_index("method")["mark"]
+    assert found.to_dict() == {"isp": "better", "random": "worse", "snip": ""}
 
 
 def test_lth_of_another_sparsity_or_section_is_no_partner(tmp_path):
@@ -141,7 +147,7 @@ def test_lth_of_another_sparsity_or_section_is_no_partner(tmp_path):
         *of_seeds("lth", 0.80, 0.82, 0.84, dataset="other"),
         *of_seeds("lth", 0.80, 0.82, 0.84, variant="lth.rounds=3"),
     )
-    assert paper.against_lth(runs).empty
+    assert marks.against_lth(runs).empty
 
 
 # What stands where
@@ -155,18 +161,22 @@ def test_our_run_of_the_paper_s_column_stands_beside_the_paper_s(tmp_path):
         *of_seeds("n_of_m", 0.80, 0.81, 0.82, **SST2),
         *of_seeds("dense", 0.95, 0.95, 0.98, **{**SST2, "target_sparsity": 0.0}),
     )
-    ours, paper = chapters_of("table3", runs)
-    assert ours.tables == []
-    table = paper.tables[2]
-    assert table.columns[2:4] == [("SST-2 60 %", "ours"), ("SST-2 60 %", "paper")]
+    three = chapter_of("table3", runs)
+    table = three.tables[2]
+    assert table.columns[2:4] == [("SST-2", "60 % ours"), ("SST-2", "60 % paper")]
     rows = {name: [cell.text for cell in cells[2:4]] for name, cells in table.rows}
     assert rows["ISP"] == ["92.00 ± 2.00", "92.43 ± 0.6"]
-    assert rows["Full (dense)"] == ["96.00 ± 1.73", "92.1 ± 0.1"]
+    ((dense, cells),) = table.unpruned
+    assert dense == "Full (dense)"
+    assert [cell.text for cell in cells][:2] == [
+        "paper 66.2 ± 3.6",
+        "ours 96.00 ± 1.73 · paper 92.1 ± 0.1",
+    ]
     assert rows["N:M magnitude"] == ["81.00 ± 1.00", MISSING]  # measured, not in the paper
     assert rows["EarlyBird"] == [MISSING, "91.2"]  # in the paper, not measured
     bold = [name for name, cells in table.rows if cells[2].bold]
     assert bold == ["ISP"] and not any(cells[3].bold for _, cells in table.rows)
-    assert "N:M magnitude" not in dict(paper.tables[0].rows)
+    assert "N:M magnitude" not in dict(three.tables[0].rows)
 
 
 PLACES = st.fixed_dictionaries(
@@ -193,22 +203,21 @@ COLUMNS_OF_PAPER = {("sst2", "accuracy", 0.6), ("cola", "matthews", 0.5)}
 def test_only_the_paper_s_own_settings_stand_in_the_paper_s_columns(tmp_path_factory, places):
     values = {f"{11 + i}.11": place for i, place in enumerate(places)}
     runs = [result("isp", float(text) / 100, **place) for text, place in values.items()]
-    ours, paper = chapters_of("table3", ledger_of(tmp_path_factory.mktemp("l"), *runs))
+    found = ledger_of(tmp_path_factory.mktemp("l"), *runs)
+    three, ours = chapter_of("table3", found), results_of(found)
     for text, place in values.items():
         column = (place["dataset"], place["metric"], place["target_sparsity"])
         same = place["model"] == "bert-base" and place["preset"] == "paper"
         of_paper = same and column in COLUMNS_OF_PAPER
         seen = [
             [table.heading for table in chapter.tables if text in str(table.rows)]
-            for chapter in (ours, paper)
+            for chapter in (ours, three)
         ]
         own = f"{place['model']} · {place['dataset']} · {place['preset']}"
-        if place["variant"]:
-            assert seen == [[], []]
-        elif of_paper:
-            assert seen == [[], ["RTE, SST-2, CoLA"]]
+        if place["variant"]:  # of a section that has none of its own, it has the table
+            assert not seen[1] and set(seen[0]) <= {f"{own} · {place['variant']}"}
         else:
-            assert seen == [[f"{own} (no counterpart in the paper)"], []]
+            assert seen == [[own], ["RTE, SST-2, CoLA"] if of_paper else []]
 
 
 def test_families_stay_in_their_table(tmp_path):
@@ -228,37 +237,34 @@ def test_families_stay_in_their_table(tmp_path):
             zero_shot={"accuracy": 0.7},
         ),
     )
-    two, three = (markdown(list(chapters_of(name, runs))) for name in ("table2", "table3"))
-    assert all(number in two and number not in three for number in ("11.11", "22.22", "33.33"))
-    assert all(number in three and number not in two for number in ("44.44", "55.55"))
-    assert cells_of(two.partition("clip-vit-b32 · mnist")[2], "Zero-shot") == ["70.00"]
+    numbers = {name: paper.comparison(table, runs) for name, table in PAPER.items()}
+    shown = {
+        name: sorted(round(mean, 2) for mean in found.loc[found["n"] > 0, "mean"])
+        for name, found in numbers.items()
+    }
+    assert shown == {"table2": [11.11, 22.22, 33.33, 66.66, 70.0], "table3": [44.44, 55.55]}
 
 
-def test_every_method_of_the_paper_has_its_row_and_what_is_missing_shows(tmp_path):
-    ours, _ = chapters_of(
-        "table2", ledger_of(tmp_path, result(dataset="mnist-sample", family="clip"))
-    )
-    (table,) = ours.tables
-    assert [name for name, _ in table.rows] == [
-        "Full (dense)", "Random", "One-shot magnitude", "Progressive magnitude", "EarlyBird",
-        "SNIP", "GraSP", "LTH (IMP)", "LTH-Rewind", "Lottery Pool", "ISP",
-    ]  # fmt: skip
-    assert [cells[0].text for _, cells in table.rows] == [MISSING] * 10 + ["80.00"]
-    assert "–: not measured" in ours.text
+def test_every_method_of_the_paper_has_its_row(tmp_path):
+    for table in chapter_of("table2", ledger_of(tmp_path)).tables:
+        assert [name for name, _ in table.unpruned] == ["Full (dense)"]
+        assert [name for name, _ in table.rows] == [
+            "Random", "One-shot magnitude", "Progressive magnitude", "EarlyBird",
+            "SNIP", "GraSP", "LTH (IMP)", "LTH-Rewind", "Lottery Pool", "ISP",
+        ]  # fmt: skip
 
 
 def test_other_sparsities_of_the_paper_s_data_stand_apart(tmp_path):
     more = {**SST2, "target_sparsity": 0.9}
     runs = ledger_of(tmp_path, result("isp", 0.7, **SST2), result("isp", 0.4, **more))
-    ours, paper = chapters_of("table3", runs)
-    assert [table.columns for table in ours.tables] == [[("", "90 % sparse")]]
-    assert "40.00" in markdown([ours]) and "70.00" not in markdown([ours])
-    assert "70.00" in markdown([paper]) and "40.00" not in markdown([paper])
+    three = markdown([chapter_of("table3", runs)])
+    assert "70.00" in three and "40.00" not in three
+    assert cells_of(markdown([results_of(runs)]), "ISP") == ["70.00", "40.00"]
 
 
 def test_counts_of_seeds_that_differ_are_shown(tmp_path):
     runs = ledger_of(tmp_path, *of_seeds("isp", 0.8, 0.9), result("snip", 0.7))
-    table = markdown(list(chapters_of("table3", runs)))
+    table = markdown([results_of(runs)])
     assert cells_of(table, "ISP") == ["**85.00 ± 7.07 (n = 2)**"]
     assert cells_of(table, "SNIP") == ["70.00 (n = 1)"]
 
@@ -311,6 +317,6 @@ def test_the_same_results_in_any_order_give_the_same_bytes(tmp_path):
 
 def test_an_empty_ledger_leaves_the_paper_s_numbers(tmp_path):
     written = paper.write_tables(tmp_path, ledger_of(tmp_path))
-    assert "No results yet." in written[0].read_text()
+    assert "Not measured here yet." in written[0].read_text()
     table = pd.read_csv(io.StringIO(written[2].read_text()))
     assert (table["n"] == 0).all() and table["paper_mean"].notna().all()

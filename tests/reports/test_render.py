@@ -5,7 +5,17 @@ from html.parser import HTMLParser
 
 import pytest
 
-from instant_soup.reports.render import Cell, Chapter, Table, html, in_markdown, markdown, tex
+from instant_soup.reports.render import (
+    Cell,
+    Chapter,
+    Table,
+    csv,
+    html,
+    in_markdown,
+    markdown,
+    shown,
+    tex,
+)
 
 NASTY = r"a_b & 50 % #1 {x} $y ~ ^ \z <b> | ± “é”"
 TABLE = Table(
@@ -119,3 +129,61 @@ def test_html_is_well_formed_and_shows_text_as_text():
 def test_a_chapter_without_tables_says_so(show):
     assert "No results yet." in show(Chapter("T", "Text.", []))
     assert "No results yet." not in show(CHAPTER)
+
+
+NONE = Cell("–")
+WIDE = Table(
+    "Wide",
+    [("Cars", "ours"), ("Cars", "paper"), ("MNIST", "ours"), ("MNIST", "paper"), ("SVHN", "ours")],
+    [
+        ("SNIP", [NONE, Cell("1"), NONE, Cell("2"), NONE]),
+        ("LTH", [NONE] * 5),
+        ("ISP", [NONE, NONE, Cell("3", mark="better"), Cell("4"), NONE]),
+    ],
+    "",
+    unpruned=[("Dense", [Cell("8"), Cell("9"), NONE]), ("Soup", [NONE, NONE, Cell("7")])],
+    task="cars",
+)
+
+
+def test_rows_and_columns_without_values_are_not_shown():
+    (table,) = shown(Chapter("T", "", [WIDE, Table("Empty", [("", "a")], [("x", [NONE])], "")]))
+    assert table.columns == [("Cars", "paper"), ("MNIST", "ours"), ("MNIST", "paper")]
+    assert [(name, [cell.text for cell in cells]) for name, cells in table.rows] == [
+        ("SNIP", ["1", "–", "2"]),
+        ("ISP", ["–", "3", "4"]),
+    ]
+    assert [(name, [cell.text for cell in cells]) for name, cells in table.unpruned] == [
+        ("Dense", ["8", "9"])
+    ]
+
+
+def test_unpruned_rows_stand_once_for_each_group_of_columns():
+    chapter = Chapter("T", "", [WIDE])
+    assert "\n* Dense, unpruned: Cars: 8; MNIST: 9\n" in markdown([chapter])
+    assert r"Dense & \multicolumn{1}{c}{8} & \multicolumn{2}{c}{9} \\" in tex([chapter])
+    assert '<th scope="row">Dense</th><td>8</td><td colspan="2">9</td>' in html(chapter)
+    assert '<figure data-task="cars">' in html(chapter)
+    alone = Table("Alone", [("", "any")], [], "", unpruned=[("Dense", [Cell("8")])])
+    assert "* Dense, unpruned: 8\n" in markdown([Chapter("T", "", [alone])])
+    assert "|" not in markdown([Chapter("T", "", [alone])])
+
+
+def test_csv_has_a_line_for_each_value():
+    assert csv([Chapter("T", "", [WIDE])]).splitlines() == [
+        "chapter,table,row,column,value,mark",
+        "T,Wide,Dense,Cars,8,",
+        "T,Wide,Dense,MNIST,9,",
+        "T,Wide,SNIP,Cars: paper,1,",
+        "T,Wide,SNIP,MNIST: paper,2,",
+        "T,Wide,ISP,MNIST: ours,3,better",
+        "T,Wide,ISP,MNIST: paper,4,",
+    ]
+
+
+def test_long_tables_open_on_demand_on_the_page():
+    rows = [(f"row {number}", [Cell("1")]) for number in range(31)]
+    for count, details in ((30, 0), (31, 1)):
+        text = html(Chapter("T", "", [Table("Long", [("", "a")], rows[:count], "")]))
+        assert text.count("<details><summary>31 rows</summary>") == details
+        assert text.count("</details>") == details

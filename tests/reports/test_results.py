@@ -9,33 +9,32 @@ from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.methods import registry
 from instant_soup.reports import (
     ablations,
+    accuracy_tables,
+    cost_tables,
     dense_soups,
     essential_sparsity,
     figures,
     head_to_head,
     ledger,
     paper,
-    results,
 )
 from instant_soup.reports.render import markdown
 from instant_soup.reports.results import (
     METHOD_NAMES,
     UNPRUNED,
-    cost_chapter,
+    costs,
     preset_rows,
-    results_chapter,
     row_order,
     terminal_table,
-    write_tables,
 )
 
 
 def results_of(runs: pd.DataFrame) -> str:
-    return markdown([results_chapter(runs)])
+    return markdown(accuracy_tables.chapters(runs))
 
 
 def cost_of(runs: pd.DataFrame) -> str:
-    return markdown([cost_chapter(runs)])
+    return markdown([cost_tables.chapter(runs)])
 
 
 def test_mean_and_standard_deviation(tmp_path):
@@ -45,7 +44,7 @@ def test_mean_and_standard_deviation(tmp_path):
     assert "(n = 3)" in table and "error bar" not in table
 
 
-def test_missing_cells_dense_row_variants_and_order(tmp_path):
+def test_missing_cells_dense_row_and_order(tmp_path):
     table = results_of(
         ledger_of(
             tmp_path,
@@ -59,13 +58,11 @@ def test_missing_cells_dense_row_variants_and_order(tmp_path):
         )
     )
     assert "| method | 50 % sparse | 70 % sparse |" in table
-    assert cells_of(table, "Full (dense)") == ["90.00 (n = 1)"] * 2
+    assert table.count("Full (dense)") == 1 and "* Full (dense), unpruned: 90.00 (n = 1)\n" in table
     assert cells_of(table, "One-shot magnitude") == ["–", "76.00 ± 1.41 (n = 2)"]
     assert cells_of(table, "ISP") == ["83.00 (n = 1)", "**81.00 (n = 1)**"]
-    assert cells_of(table, "ISP (isp.combine=vote)") == ["–", "80.00 (n = 1)"]
     rows = re.findall(r"^\| (\w[^|]*) \| [^-]", table, flags=re.M)[1:]
-    names = ["Full (dense)", "One-shot magnitude", "ISP", "ISP (isp.combine=vote)", "my_method"]
-    assert rows == names
+    assert rows == ["One-shot magnitude", "ISP", "my_method"]  # variants are ablations
     assert "Single runs (n = 1) carry no error bar" in table
 
 
@@ -111,17 +108,16 @@ def test_where_the_dense_network_guesses_no_row_is_best_or_better(
     assert ("**" in table) != silent and ("▲ |" in against) != silent
     for text in (table, against):
         assert ("no better than guessing" in text) == silent
-    assert cells_of(table, "ISP") == ["91.00 ± 1.00" if silent else "**91.00 ± 1.00**"]
+    assert cells_of(table, "ISP") == ["91.00 ± 1.00" if silent else "**91.00 ± 1.00 ▲**"]
 
 
-def test_marks_of_the_papers_tables_need_a_dense_network_that_has_learned(tmp_path):
+def test_marks_need_a_dense_network_that_has_learned(tmp_path):
     own = {"dataset": "wnli", "preset": "quick"}
     runs = [of_seeds("isp", 0.60, 0.61, 0.62, **own), of_seeds("lth", 0.5, 0.52, 0.53, **own)]
-    shown, table = [], paper.read_paper()["table3"]
+    shown = []
     for dense in (0.3, 0.57):
         every = [*of_seeds("dense", dense, dense, dense, **own), *runs[0], *runs[1]]
-        numbers = paper.comparison(table, ledger_of(tmp_path / str(dense), *every))
-        shown.append(markdown(paper.chapters("table3", table, numbers)[:1]))
+        shown.append(results_of(ledger_of(tmp_path / str(dense), *every)))
     assert "61.00 ± 1.00 ▲" not in shown[0] and "no better than guessing" in shown[0]
     assert "**61.00 ± 1.00 ▲**" in shown[1] and "no better than guessing" not in shown[1]
 
@@ -170,12 +166,14 @@ def test_cost_is_relative_to_dense_of_the_same_seed_and_training(tmp_path):
         result("isp", seed=1),
     )
     table = cost_of(runs)
-    assert "training FLOPs (TFLOP)" in table
+    assert "training FLOPs (TFLOP)" in table and "combine" not in table  # with the preset's own
     common = ["70 %", "220", "110", "18.0", "9.00", "88.2", "1.50"]
-    assert cells_of(table, "ISP (isp.combine=vote)") == [*common, "1.50", "1.50", "1"]
-    both = cells_of(table, "ISP (training.epochs=4 isp.combine=vote)")
-    assert both == [*common, "0.75", "0.75", "1"]
     assert cells_of(table, "ISP") == [*common, "–", "–", "1"]
+    every = costs(runs).set_index(["method", "variant"])
+    for variant, ratio in (("", 1.5), ("training.epochs=4 ", 0.75)):
+        row = every.loc["isp", f"{variant}isp.combine=vote"]
+        assert list(row[["steps", "search_steps", "flops"]]) == [220, 110, 1.8e13]
+        assert list(row[["steps_vs_dense", "flops_vs_dense", "n"]]) == [ratio, ratio, 1]
 
 
 def test_cost_of_a_method_with_settings_of_its_own_and_of_unknown_memory(tmp_path):
@@ -183,12 +181,12 @@ def test_cost_of_a_method_with_settings_of_its_own_and_of_unknown_memory(tmp_pat
     table = cost_of(
         ledger_of(
             tmp_path,
-            result("dense", zero_shot={"accuracy": 0.1}),
-            result("lth", variant="lth.rounds=4", cost=cost),
+            result("dense", zero_shot={"accuracy": 0.1}, variant="training.epochs=9"),
+            result("lth", variant="training.epochs=9 lth.rounds=4", cost=cost),
         )
     )
     lth = ["70 %", "220", "660", "48.0", "20.0", "1.0", "–", "4.00", "4.00", "1"]
-    assert cells_of(table, "LTH (IMP) (lth.rounds=4)") == lth
+    assert cells_of(table, "LTH (IMP) (training.epochs=9 lth.rounds=4)") == lth
     assert "Zero-shot" not in table
 
 
@@ -201,11 +199,15 @@ def test_every_method_has_a_name_and_the_paper_s_come_in_its_order():
 
 
 def test_written_tables(tmp_path):
-    written = write_tables(tmp_path / "tables", ledger_of(tmp_path, result(value=1 / 3)))
-    assert [p.name for p in written] == ["results.md", "results.csv", "cost.md", "cost.csv"]
-    assert ",0.3333333333333333," in written[1].read_text()
-    empty = write_tables(tmp_path / "empty", ledger.merge_ledger(tmp_path / "e", [], "v"))
-    assert "No results yet" in empty[0].read_text()
+    runs = ledger_of(tmp_path, result(value=1 / 3))
+    for module, name in ((accuracy_tables, "results"), (cost_tables, "cost")):
+        written = module.write_tables(tmp_path / "tables", runs)
+        assert [p.name for p in written] == [f"{name}.{kind}" for kind in ("md", "tex", "csv")]
+        empty = module.write_tables(
+            tmp_path / "empty", ledger.merge_ledger(tmp_path / "e", [], "v")
+        )
+        assert "No results yet" in empty[0].read_text()
+    assert ",0.3333333333333333," in (tmp_path / "tables/results.csv").read_text()
 
 
 def test_terminal_table_without_terminal(capsys):
@@ -228,11 +230,11 @@ def test_figures_and_bold_are_of_the_presets_own_settings_where_there_are_any(tm
     )  # fmt: skip
     shown = preset_rows(ledger)
     assert sorted(shown["value"]) == [0.1, 0.5, 0.6, 0.7, 0.9]
-    text = markdown([results_chapter(ledger)])
+    text = results_of(ledger)
     text, of_mine = sorted(text.split("## ")[1:], key=lambda table: "· mine ·" in table)
     assert of_mine.splitlines()[0].endswith(" · training.epochs=9")
-    assert cells_of(of_mine, "ISP") == ["50.00"] and cells_of(of_mine, "Zero-shot") == ["10.00"]
-    assert cells_of(text, "ISP (isp.combine=vote)") == ["80.00"]
+    assert cells_of(of_mine, "ISP") == ["50.00"] and "Zero-shot, unpruned: 10.00" in of_mine
+    assert "vote" not in text and "**70.00**" in text
 
 
 def test_every_kind_of_row_can_be_shown(tmp_path):
@@ -249,7 +251,7 @@ def test_every_kind_of_row_can_be_shown(tmp_path):
         for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9)
     ]  # fmt: skip
     ledger = ledger_of(tmp_path, *rows)
-    for module in (results, paper, head_to_head, ablations, dense_soups,
+    for module in (accuracy_tables, cost_tables, paper, head_to_head, ablations, dense_soups,
                    essential_sparsity):  # fmt: skip
         for path in module.write_tables(tmp_path, ledger):
             assert path.stat().st_size, path
@@ -269,20 +271,22 @@ def test_rows_with_a_teacher_are_in_tables_of_their_own(tmp_path):
         result("isp", 0.86, variant=f"isp.combine=vote {taught}"),
         result("one_shot", 0.88, variant="training.teacher=dense"),
     )
-    for chapter in (results_chapter(runs), cost_chapter(runs)):
-        plain, of_teacher = chapter.tables
-        assert [name for name, _ in plain.rows] == ["Full (dense)", "One-shot magnitude", "ISP"]
+    (chapter,) = accuracy_tables.chapters(runs)
+    for tables in (chapter.tables, cost_tables.chapter(runs).tables):
+        plain, of_teacher = tables
+        names = ["Full (dense)", "One-shot magnitude", "ISP"]
+        assert [name for name, _ in [*plain.unpruned, *plain.rows]] == names
         assert "teacher" not in plain.heading and "learnt" not in plain.caption
         assert of_teacher.heading == f"{plain.heading} · training.teacher=dense"
         assert "Every row but Full (dense) learnt from that row's network" in of_teacher.caption
-        assert [name for name, _ in of_teacher.rows] == [
-            *("Full (dense)", "One-shot magnitude", "ISP"),
-            "ISP (isp.combine=vote training.temperature=4.0)",
-        ]
-    best = [
-        {name for name, cells in table.rows if cells[0].bold}
-        for table in results_chapter(runs).tables
+        assert [name for name, _ in [*of_teacher.unpruned, *of_teacher.rows]] == names
+    (changed,) = ablations.chapter(runs).tables
+    assert changed.heading == f"Other changed settings: {of_teacher.heading}"
+    assert [(name, cells[0].text) for name, cells in changed.rows] == [
+        ("ISP", "85.00"),
+        ("ISP (isp.combine=vote training.temperature=4.0)", "86.00"),
     ]
+    best = [{name for name, cells in table.rows if cells[0].bold} for table in chapter.tables]
     assert best == [{"ISP"}, {"One-shot magnitude"}]
     figures.accuracy_vs_sparsity(runs, tmp_path / "figure.png")
 
@@ -298,11 +302,14 @@ def test_rows_retrained_in_part_are_in_tables_of_their_own(tmp_path):
         result("dense", 0.9, variant="training.teacher=dense training.retrain=mask_lora"),
         result("isp", 0.87, variant="training.teacher=dense training.retrain=mask_lora"),
     )
-    whole, part, both = results_chapter(runs).tables
-    assert [name for name, _ in whole.rows] == ["Full (dense)", "ISP"]
+    (chapter,) = accuracy_tables.chapters(runs)
+    whole, part, both = chapter.tables
+    assert [name for name, _ in [*whole.unpruned, *whole.rows]] == ["Full (dense)", "ISP"]
     assert "after the last mask" not in whole.caption and "after the last mask" in part.caption
     assert part.heading == f"{whole.heading} · training.retrain=mask_lora"
-    rows = ["Full (dense)", "ISP", "ISP (training.lora_rank=4)"]
-    assert [name for name, _ in part.rows] == rows
+    assert [name for name, _ in [*part.unpruned, *part.rows]] == ["Full (dense)", "ISP"]
+    (changed,) = ablations.chapter(runs).tables
+    assert changed.heading == f"Other changed settings: {part.heading}"
+    assert [name for name, _ in changed.rows] == ["ISP", "ISP (training.lora_rank=4)"]
     assert both.heading.endswith("training.teacher=dense training.retrain=mask_lora")
     assert "learnt from" in both.caption and "after the last mask" in both.caption

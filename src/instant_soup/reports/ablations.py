@@ -5,18 +5,39 @@ the preset's own row of the same model, data, sparsity and seeds. grids/ablation
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from instant_soup.config.fields import FAMILIES, default_of, settings_of
 from instant_soup.methods.registry import sections
 from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.paper import seeds_cell
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
-from instant_soup.reports.results import heading, number, percent, unit, write_texts
+from instant_soup.reports.marks import seeds_cell
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.results import (
+    UNPRUNED,
+    blocks,
+    by_section,
+    column_of,
+    heading,
+    in_units,
+    methods_of,
+    number,
+    one_count,
+    percent,
+    preset_rows,
+    rows_of,
+    sparse_columns,
+    spread_words,
+    summary,
+    unit,
+    unpruned_rows,
+    write_texts,
+)
 
 # Title, setting, what its values mean, the paper's numbers (value → text) and what they are of.
 ABLATIONS: list[tuple[str, str, str, dict[Any, str], str]] = [
@@ -70,14 +91,19 @@ Runs: TypeAlias = pd.DataFrame  # ledger rows of one setting in one column, by s
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write ablations.md; its path."""
-    return write_texts(folder, {"ablations.md": markdown([chapter(ledger)])})
+    """Write ablations.md, .tex and .csv; their paths."""
+    return write_texts(folder, in_all_forms("ablations", [chapter(ledger)]))
 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """All ablations that something was measured for."""
     tables = [_on_off(ledger), *(_one_setting(ledger, *ablation) for ablation in ABLATIONS)]
     tables.append(_schedules(ledger))
+    tables += [
+        _others(section, block, rows)
+        for block, own in blocks(ledger)
+        for section, rows in by_section(own)
+    ]
     return Chapter("Ablations", TEXT, [table for table in tables if table is not None])
 
 
@@ -181,6 +207,45 @@ def _schedules(ledger: pd.DataFrame) -> Table | None:
         name = f"{variant}: {SCHEDULES[variant]}" if variant else "the preset's"
         lines.append((name, cells))
     return Table("Schedules", _pairs(found), lines, "", corner="schedule")
+
+
+def _others(section: tuple, block: str, ledger: pd.DataFrame) -> Table | None:
+    """Rows with settings of their own that no other table has, beneath the preset's own rows."""
+    preset = preset_rows(ledger)
+    changed = ledger.drop(preset.index)
+    single = {setting for _, setting, *_ in ABLATIONS}
+    named = [
+        method == "isp" and (v in SCHEDULES or (v.partition("=")[0] in single and " " not in v))
+        for method, v in zip(changed["method"], changed["variant"], strict=True)
+    ]
+    changed = changed if block else changed[~np.array(named, dtype=bool)]
+    if not len(changed):
+        return None
+    cells = in_units(summary(pd.concat([preset[_same_place(preset, changed)], changed])))
+    count = one_count(cells)
+    methods = [pair for pair in methods_of(cells) if pair[0] not in UNPRUNED]
+    sparsities = sparse_columns(cells) if methods else []
+    columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
+    # The best of many variants is so by chance: nothing is bold.
+    rows = [
+        (name, [replace(cell, bold=False) for cell in row])
+        for name, row in rows_of(methods, columns)
+    ]
+    header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
+    return Table(
+        f"Other changed settings: {heading(section, block)}",
+        header or [("", "any sparsity")],
+        rows,
+        f"Test {section[3]}{unit(section[3])}, {spread_words(cells)}",
+        unpruned=unpruned_rows(cells, count),
+    )
+
+
+def _same_place(rows: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
+    """Which rows have a method and a sparsity that others have, too."""
+    places = set(zip(others["method"], others["target_sparsity"], strict=True))
+    own = zip(rows["method"], rows["target_sparsity"], strict=True)
+    return pd.Series([place in places for place in own], index=rows.index, dtype=bool)
 
 
 def _on_off(ledger: pd.DataFrame) -> Table | None:

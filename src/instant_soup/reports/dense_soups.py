@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.paper import seeds_cell
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
-from instant_soup.reports.results import SOUPS, costs, heading, label, number, unit, write_texts
+from instant_soup.reports.marks import seeds_cell
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.results import (
+    SOUPS,
+    by_section,
+    costs,
+    heading,
+    label,
+    number,
+    unit,
+    write_texts,
+)
 
 # The paper's columns; its CIFAR headers are garbled in the text at hand, so these two are named
 # after their dense values.
@@ -29,17 +37,15 @@ TEXT = (
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write dense_soups.md; its path."""
-    return write_texts(folder, {"dense_soups.md": markdown([chapter(ledger)])})
+    """Write dense_soups.md, .tex and .csv; their paths."""
+    return write_texts(folder, in_all_forms("dense_soups", [chapter(ledger)]))
 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """One table: fine-tuning and each soup, a pair of columns for each section with a soup."""
     own = ledger[(ledger["variant"] == "") & ledger["method"].isin(PAPER)]
     found = [
-        (section, runs)
-        for section, runs in own.groupby(SECTION, sort=True)
-        if runs["method"].isin(SOUPS).any()
+        (section, runs) for section, runs in by_section(own) if runs["method"].isin(SOUPS).any()
     ]
     if not found:
         return Chapter("Dense soups", TEXT, [])

@@ -9,9 +9,22 @@ import numpy as np
 import pandas as pd
 
 from instant_soup.reports.ledger import SECTION
+<<<<<<< HEAD
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.reports.results import heading, number, percent, scale, unit, write_texts
 from instant_soup.training.metrics import LOWER_IS_BETTER
+=======
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.results import (
+    by_section,
+    heading,
+    number,
+    percent,
+    scale,
+    unit,
+    write_texts,
+)
+>>>>>>> 6160ca1 (The report page: verdict first, an interactive chart, sortable tables of the chosen task; tables without empty rows and columns, as Markdown, TeX and CSV; rows that do not compare stand apart)
 
 TOLERANCE = 0.01  # ε: what a result may lie below dense
 LEAST = 5  # sparsities that a curve needs
@@ -107,7 +120,7 @@ def curves_of(ledger: pd.DataFrame) -> dict[tuple, tuple[list[float], np.ndarray
         Section → sparsities, one-shot's values (seeds × sparsities) and dense's (seeds).
     """
     found = {}
-    for section, runs in ledger[ledger["variant"] == ""].groupby(SECTION):
+    for section, runs in by_section(ledger[ledger["variant"] == ""]):
         one_shot = runs[runs["method"] == "one_shot"]
         wide = one_shot.pivot(index="seed", columns="target_sparsity", values="value")
         dense = runs[runs["method"] == "dense"].set_index("seed")["value"]
@@ -172,5 +185,5 @@ def _similarity_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write essential_sparsity.md; its path."""
-    return write_texts(folder, {"essential_sparsity.md": markdown([chapter(ledger)])})
+    """Write essential_sparsity.md, .tex and .csv; their paths."""
+    return write_texts(folder, in_all_forms("essential_sparsity", [chapter(ledger)]))

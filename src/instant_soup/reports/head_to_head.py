@@ -12,12 +12,13 @@ import pandas as pd
 
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.paper import mark_of
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.reports.marks import mark_of
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
 from instant_soup.reports.results import (
     UNPRUNED,
     UNRANKED,
     ZERO_SHOT,
+    by_section,
     heading,
     label,
     number,
@@ -40,8 +41,8 @@ Runs: TypeAlias = dict[int, tuple[float, float]]  # of one method and sparsity: 
 
 
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write isp_against.md; its path."""
-    return write_texts(folder, {"isp_against.md": markdown([chapter(ledger)])})
+    """Write isp_against.md, .tex and .csv; their paths."""
+    return write_texts(folder, in_all_forms("isp_against", [chapter(ledger)]))
 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:
@@ -49,8 +50,11 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
     of_preset = ledger["variant"] == ledger["variant"].map(shared_settings)
     columns = [*SECTION, "variant", "method", "target_sparsity", "seed", "value", "flops"]
     own = ledger.loc[of_preset & (ledger["method"] != ZERO_SHOT), columns]
-    sections = own.groupby([*SECTION, "variant"], sort=True) if len(own) else []
-    tables = [_table(section, runs) for section, runs in sections]
+    tables = [
+        _table((*section, variant), runs)
+        for section, of_section in by_section(own)
+        for variant, runs in of_section.groupby("variant")
+    ]
     return Chapter("ISP against the others", TEXT, [t for t in tables if t is not None])
 
 
@@ -74,7 +78,8 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
             cells += _compare(by_row["isp", sparsity], theirs, section[3], ranked)
         rows.append((label(method), cells))
     caption = f"Test {section[3]}{unit(section[3])}, as differences.{'' if ranked else UNRANKED}"
-    return Table(heading(section, section[4]), columns, rows, caption)
+    title = heading(section, section[4])
+    return Table(title, columns, rows, caption, task=heading(section))
 
 
 def _compare(ours: Runs, theirs: Runs, metric: str, ranked: bool) -> list[Cell]:

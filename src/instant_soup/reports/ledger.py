@@ -36,6 +36,7 @@ RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "pr
 ORIGIN = ["family", "code_version", "finished", "processor", "validation", *OF_BASE]
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
+RUN = " (run "  # behind a model's name where rows do not compare with those of the plain name
 NOT_SETTLED = " (not settled)"  # behind the epoch that a search drew its ticket after
 FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in ledgers and results of before
 
@@ -252,6 +253,43 @@ def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
     at_sparsity = by_time.groupby([*same, ledger["target_sparsity"]])["base"].transform("last")
     newest = at_sparsity.where(ledger["target_sparsity"] > 0, of_all)
     return ledger[ledger["base"] == newest.reindex(ledger.index)]
+
+
+def apart_by_origin(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The whole ledger, with models of different names where rows do not compare.
+
+    Rows compare that began at the same weights and ran on the same kind of processor. Of each
+    comparison (as in `of_newest_base`) those keep the model's name that most rows compare with, of
+    equally many the newest; the others have their weights or processor behind it. So a single run
+    elsewhere, of clip-glyph for instance, neither hides rows nor mixes with them.
+    """
+    same = _comparisons(ledger)
+    origin = [ledger["base"], ledger["processor"]]
+    weight = ledger.assign(
+        size=ledger.groupby([*same, *origin])["seed"].transform("size"),
+        newest=ledger.groupby([*same, *origin])["finished"].transform("max"),
+    ).sort_values(["size", "newest"], kind="stable")
+    main = [weight.groupby(same)[name].transform("last") for name in ("base", "processor")]
+    names = []
+    for (_, row), base, processor in zip(
+        ledger.iterrows(), *(own.reindex(ledger.index) for own in main), strict=True
+    ):
+        words = []
+        if row["base"] != base:
+            words.append(f"with weights {row['base'] or 'not recorded'}")
+        if row["processor"] != processor:
+            words.append(f"on {row['processor'] or 'an unrecorded processor'}")
+        names.append(row["model"] + (f"{RUN}{' '.join(words)})" if words else ""))
+    return ledger.assign(model=pd.Series(names, index=ledger.index, dtype=object))
+
+
+def _comparisons(ledger: pd.DataFrame) -> list[pd.Series]:
+    """What rows share that stand in one column: the pre-training asked for, and the sparsity."""
+    pretraining = ledger["variant"].map(
+        lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
+    )
+    places = [ledger[name] for name in ("model", "dataset", "preset", "target_sparsity")]
+    return [*places, pretraining.rename("pretraining")]
 
 
 @contextmanager

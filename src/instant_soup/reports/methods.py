@@ -11,7 +11,7 @@ import pandas as pd
 
 from instant_soup.methods.registry import DENSE, ISP
 from instant_soup.reports.ledger import KEY, SECTION
-from instant_soup.reports.paper import seeds_cell
+from instant_soup.reports.marks import seeds_cell
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
 from instant_soup.reports.results import (
     UNPRUNED,
@@ -46,11 +46,16 @@ TEXT = (
 )
 
 
+def chapters(ledger: pd.DataFrame) -> list[Chapter]:
+    """The comparison, and the trials that chose its settings."""
+    return [_comparison_chapter(comparison(ledger)), _trials_chapter(ledger)]
+
+
 def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
     """Write methods.md and methods.csv; their paths."""
     found = comparison(ledger)
     texts = {
-        "methods.md": markdown([_comparison_chapter(found), _trials_chapter(ledger)]),
+        "methods.md": markdown(chapters(ledger)),
         "methods.csv": found.to_csv(index=False),
     }
     return write_texts(folder, texts)

@@ -1,57 +1,46 @@
-"""The paper's Tables 2 and 3 with our numbers: what was measured here, then the paper's columns.
+"""The paper's Tables 2 and 3, with our numbers beside the columns that were measured here.
 
 A *column* is a section at a sparsity. It is the paper's only where model, dataset, preset, metric
-and sparsity are; what else was measured stands apart. Only runs with a preset's own settings
-(variant "") enter. What the paper printed is in paper.yaml.
+and sparsity are; what else was measured stands in accuracy_tables.py. Only runs with a preset's own
+settings (variant "") enter. What the paper printed is in paper.yaml.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.special import stdtr
 
 from instant_soup.files import read_yaml
 from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.marks import against_lth
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
 from instant_soup.reports.results import (
     CELL,
     UNPRUNED,
     bold_words,
     column_of,
-    heading,
     in_units,
+    label,
     methods_of,
     one_count,
     percent,
     row_order,
     rows_of,
-    scale,
-    sparse_columns,
     spread_words,
     summary,
-    unit,
     write_texts,
 )
 from instant_soup.training.metrics import merit
 
 PAPER = "paper"  # the preset that has the paper's settings
-SIGNIFICANT = 0.05
 COLUMNS_PER_TABLE = 3  # of the paper's, each with ours and the paper's number
 
-OURS_TEXT = (
-    "Rows as in the paper; columns are what was measured here and has no counterpart in the paper. "
-    "Only runs with a preset's own settings enter. ▲ and ▼: better and worse than LTH (IMP) at the "
-    "same sparsity, p < 0.05 in a two-sided t-test paired over common seeds, not corrected for "
-    "the number of tests; with three seeds it has little power, so no mark does not mean no "
-    "difference. –: not measured."
-)
-PAPER_TEXT = (
-    "Numbers of ours stand here only where model, data, preset, metric and sparsity are the "
-    "paper's. Paper: as printed, in percent, means of three runs; the spread where it is given. "
-    "Marks and bold are about ours, as above. –: not measured here, or not in the paper."
+TEXT = (
+    "Comparable with the paper is only the same model, data, preset, metric and sparsity: those "
+    "numbers of ours stand here, all others under Results. Paper: as printed, in percent, means of "
+    "three runs; the spread where it is given. ▲, ▼ and bold are about ours, as there. –: not "
+    "measured here, or not in the paper."
 )
 
 
@@ -65,8 +54,8 @@ def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
     texts = {}
     for name, table in read_paper().items():
         numbers = comparison(table, ledger)
-        texts[f"{name}.md"] = markdown(chapters(name, table, numbers))
-        texts[f"{name}.tex"] = tex(chapters(name, table, numbers))
+        texts[f"{name}.md"] = markdown([chapter(name, table, numbers)])
+        texts[f"{name}.tex"] = tex([chapter(name, table, numbers)])
         texts[f"{name}.csv"] = long_form(name, numbers).to_csv(index=False, lineterminator="\n")
     return write_texts(folder, texts)
 
@@ -74,7 +63,7 @@ def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
 def chapters_of(ledger: pd.DataFrame) -> list[Chapter]:
     """The chapters of both tables, for the page."""
     tables = read_paper().items()
-    return [c for name, table in tables for c in chapters(name, table, comparison(table, ledger))]
+    return [chapter(name, table, comparison(table, ledger)) for name, table in tables]
 
 
 # Numbers
@@ -116,6 +105,7 @@ def comparison(table: dict[str, Any], ledger: pd.DataFrame) -> pd.DataFrame:
     return both.assign(order=order).sort_values("order").drop(columns="order")
 
 
+<<<<<<< HEAD
 def against_lth(ledger: pd.DataFrame) -> pd.DataFrame:
     """Per CELL with an LTH at the same sparsity: CELL, p_vs_lth, and mark: better, worse or ""."""
     rows = []
@@ -165,6 +155,8 @@ def seeds_cell(values: pd.Series | None, other: pd.Series | None, metric: str) -
     return Cell(f"{text} (n = {len(values)})", mark=mark)
 
 
+=======
+>>>>>>> 6160ca1 (The report page: verdict first, an interactive chart, sortable tables of the chosen task; tables without empty rows and columns, as Markdown, TeX and CSV; rows that do not compare stand apart)
 def long_form(name: str, numbers: pd.DataFrame) -> pd.DataFrame:
     """The comparison as a table for programs; n, mean and std empty where nothing was measured."""
     paper = numbers["paper"].str.split("±", expand=True).reindex(columns=[0, 1]).astype(float)
@@ -178,38 +170,13 @@ def long_form(name: str, numbers: pd.DataFrame) -> pd.DataFrame:
 # Tables
 
 
-def chapters(name: str, table: dict[str, Any], numbers: pd.DataFrame) -> list[Chapter]:
-    """What was measured here and the paper has not; then the paper's columns, ours beside them."""
-    title = name.replace("table", "Table ")
-    ours = Chapter(f"{title}, measured here", OURS_TEXT, _measured(table, numbers))
+def chapter(name: str, table: dict[str, Any], numbers: pd.DataFrame) -> Chapter:
+    """The paper's table; beside each of its columns ours, where it was measured."""
     columns = [(c, sparsity) for c in table["columns"] for sparsity in c["sparsities"]]
     groups = [columns[i : i + COLUMNS_PER_TABLE] for i in range(0, len(columns), COLUMNS_PER_TABLE)]
     tables = [_beside_paper(table, group, numbers) for group in groups]
-    return [ours, Chapter(f"{title} of the paper: {table['network']}", PAPER_TEXT, tables)]
-
-
-def _paper_sections(table: dict[str, Any]) -> list[tuple]:
-    return [(table["model"], c["dataset"], PAPER, c["metric"]) for c in table["columns"]]
-
-
-def _measured(table: dict[str, Any], numbers: pd.DataFrame) -> list[Table]:
-    """A table for each section that was measured here, without the paper's columns."""
-    printed = numbers[numbers["paper"].notna()]
-    of_paper = set(printed[[*SECTION, "target_sparsity"]].itertuples(index=False, name=None))
-    tables = []
-    for section, cells in numbers[numbers["n"] > 0].groupby(SECTION, sort=True):
-        sparsities = [s for s in sparse_columns(cells) if (*section, s) not in of_paper]
-        if not sparsities:
-            continue
-        methods = methods_of(pd.concat([printed, cells]))
-        count = one_count(cells)
-        columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
-        metric = section[3]
-        caption = f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)}"
-        header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
-        title = f"{heading(section)} (no counterpart in the paper)"
-        tables.append(Table(title, header, rows_of(methods, columns), caption))
-    return tables
+    number = name.removeprefix("table")
+    return Chapter(f"Table {number} of the paper: {table['network']}", TEXT, tables)
 
 
 def _beside_paper(
@@ -220,20 +187,48 @@ def _beside_paper(
     cells = numbers[pd.MultiIndex.from_frame(numbers[SECTION]).isin(sections)]
     ours = cells[cells["n"] > 0]
     methods, count = methods_of(cells), one_count(ours)
+    dense = [pair for pair in methods if pair[0] in UNPRUNED]
+    sparse = [pair for pair in methods if pair[0] not in UNPRUNED]
     header, columns = [], []
+    whole: dict[str, list[list[Cell]]] = {}  # of each dataset: the unpruned rows, ours and paper's
     for section, (column, sparsity) in zip(sections, group, strict=True):
         own = (cells[SECTION] == list(section)).all(axis=1)
         metric = "" if column["metric"] == "accuracy" else f", {column['metric']}"
-        name = f"{column['name']} {percent(sparsity)}{metric}"
-        header += [(name, "ours"), (name, "paper")]
-        columns.append(column_of(ours[own[ours.index]], methods, sparsity, count))
-        columns.append(_paper_column(cells[own], methods, sparsity))
-    names = dict.fromkeys(column["name"] for column, _ in group)
+        name = f"{column['name']}{metric}"
+        header += [(name, f"{percent(sparsity)} ours"), (name, f"{percent(sparsity)} paper")]
+        mine = ours[own[ours.index]]
+        columns.append(column_of(mine, sparse, sparsity, count))
+        columns.append(_paper_column(cells[own], sparse, sparsity))
+        whole[name] = [
+            column_of(mine, dense, sparsity, count),
+            _paper_column(cells[own], dense, sparsity),
+        ]
+    unpruned = [
+        (label(*pair), [_both(mine[row], paper[row]) for mine, paper in whole.values()])
+        for row, pair in enumerate(dense)
+    ]
+    title = ", ".join(dict.fromkeys(column["name"] for column, _ in group))
     measured = (
-        f"{spread_words(ours)}{bold_words(ours, columns)}" if len(ours) else "not measured yet."
+        f"Ours: model {table['model']}, preset {PAPER}; {spread_words(ours)}"
+        f"{bold_words(ours, columns)}"
+        if len(ours)
+        else "Not measured here yet."
     )
-    caption = f"Ours (model {table['model']}, preset {PAPER}): {measured}"
-    return Table(", ".join(names), header, rows_of(methods, columns), caption)
+    return Table(title, header, rows_of(sparse, columns), measured, unpruned=unpruned)
+
+
+def _both(ours: Cell, paper: Cell) -> Cell:
+    """An unpruned network's value here and in the paper, in one cell."""
+    texts = [
+        f"{name} {cell.text}"
+        for name, cell in (("ours", ours), ("paper", paper))
+        if cell.text != MISSING
+    ]
+    return Cell(" · ".join(texts) or MISSING)
+
+
+def _paper_sections(table: dict[str, Any]) -> list[tuple]:
+    return [(table["model"], c["dataset"], PAPER, c["metric"]) for c in table["columns"]]
 
 
 def _paper_column(

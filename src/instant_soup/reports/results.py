@@ -1,4 +1,4 @@
-"""Ledger → tables: numbers over seeds, and the tables of results and of cost."""
+"""Ledger → tables: numbers over seeds, and the cells, names and words that tables share."""
 
 import math
 from collections.abc import Hashable
@@ -14,8 +14,12 @@ from instant_soup.data.datasets import DATASETS
 from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
+<<<<<<< HEAD
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, terminal
 from instant_soup.training.metrics import merit
+=======
+from instant_soup.reports.render import MISSING, Cell, terminal
+>>>>>>> 6160ca1 (The report page: verdict first, an interactive chart, sortable tables of the chosen task; tables without empty rows and columns, as Markdown, TeX and CSV; rows that do not compare stand apart)
 
 ZERO_SHOT = "zero_shot"  # the row of an untrained image classifier; no method makes it
 # Display names, in the order of table rows. Methods not named here follow, as they are.
@@ -83,6 +87,17 @@ def preset_rows(rows: pd.DataFrame) -> pd.DataFrame:
     have_own = {section for section, variant, method in told if not variant and method != ZERO_SHOT}
     kept = [not variant or section not in have_own for section, variant, _ in told]
     return rows[np.array(kept, dtype=bool)]
+
+
+def is_own(section: tuple) -> bool:
+    """Whether a section's model or data is one's own or chosen freely: local:, hub:, open_clip:."""
+    return ":" in section[0] or ":" in section[1]
+
+
+def by_section(rows: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """(section, its rows), in reading order: one's own first, then those with the most runs."""
+    found = [(section, own) for section, own in rows.groupby(SECTION, sort=True)]
+    return sorted(found, key=lambda one: (not is_own(one[0]), -len(one[1])))
 
 
 def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -160,37 +175,6 @@ def shared_settings(variant: str) -> str:
 # Tables
 
 
-def results_chapter(ledger: pd.DataFrame) -> Chapter:
-    """Per section, methods by sparsities: mean ± std over seeds, variants beneath their method."""
-    tables = [
-        _results_table(section, block, cells, own)
-        for block, own in blocks(ledger)
-        for section, cells in summary(own).groupby(SECTION, sort=True)
-    ]
-    return Chapter("Results", "", tables)
-
-
-def cost_chapter(ledger: pd.DataFrame) -> Chapter:
-    """Per section, what each method cost at each sparsity, means over seeds."""
-    tables = [
-        _cost_table(section, block, cells, own)
-        for block, own in blocks(ledger)
-        for section, cells in costs(own).groupby(SECTION, sort=True)
-    ]
-    return Chapter("Cost", COST_TEXT, tables)
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write results.md, results.csv, cost.md and cost.csv (full precision); their paths."""
-    texts = {
-        "results.md": markdown([results_chapter(ledger)]),
-        "results.csv": summary(ledger).to_csv(index=False, lineterminator="\n"),
-        "cost.md": markdown([cost_chapter(ledger)]),
-        "cost.csv": costs(ledger).to_csv(index=False, lineterminator="\n"),
-    }
-    return write_texts(folder, texts)
-
-
 def write_texts(folder: str | Path, texts: dict[str, str]) -> list[Path]:
     """Write files of a folder, each atomically; their paths."""
     for name, text in texts.items():
@@ -242,6 +226,16 @@ def column_of(
     return column
 
 
+def unpruned_rows(cells: pd.DataFrame, count: int | None) -> list[tuple[str, list[Cell]]]:
+    """The rows of a section's summary, in_units, that have one value whatever the sparsity."""
+    known = {(cell["method"], cell["variant"]): cell for cell in cells.to_dict("records")}
+    return [
+        (label(*pair), [Cell(_value(known[pair], plain=count is not None or pair[0] == ZERO_SHOT))])
+        for pair in methods_of(cells)
+        if pair[0] in UNPRUNED
+    ]
+
+
 def sparse_columns(cells: pd.DataFrame) -> list[float]:
     """The sparsities that a summary's table has columns of; [0.0] if nothing in it is sparse."""
     sparse = cells[~cells["method"].isin(UNPRUNED)]
@@ -287,26 +281,6 @@ def _value(cell: dict[Hashable, Any], plain: bool) -> str:
     return text if plain else f"{text} (n = {cell['n']})"
 
 
-def _results_table(section: tuple, block: str, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
-    model, dataset, preset, metric = section
-    variant, cells = common_variant(in_units(cells))
-    methods, count = methods_of(cells), one_count(cells)
-    sparsities = sparse_columns(cells)
-    columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
-    mine = (ledger[SECTION] == list(section)).all(axis=1)
-    precision, bases = (
-        ", ".join(sorted(set(ledger.loc[mine, name]) - {""})) for name in ("precision", "base")
-    )
-    caption = (
-        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
-        f"Model {model} (weights {bases or 'not recorded'}), data {dataset}, preset {preset}, "
-        f"precision {precision or 'not recorded'}."
-        f"{_unsettled_words(_drawn_in(ledger, section, variant))}{_apart_words(block)}"
-    )
-    header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities]
-    return Table(heading(section, block, variant), header, rows_of(methods, columns), caption)
-
-
 def spread_words(cells: pd.DataFrame) -> str:
     """What a caption says of means, deviations and seeds."""
     count = one_count(cells)
@@ -327,7 +301,7 @@ APART = {  # what sets rows apart, and what to say of those that have it
 }
 
 
-def _apart_words(block: str) -> str:
+def apart_words(block: str) -> str:
     """What a block's rows have in common, for a caption."""
     return "".join(words for sign, words in APART.items() if sign in block)
 
@@ -343,67 +317,14 @@ def bold_words(cells: pd.DataFrame, columns: list[list[Cell]]) -> str:
     return " Bold: the best sparse method at that sparsity." if bold else ""
 
 
-COST_TEXT = (
-    "Means over n seeds. Training FLOPs are dense-equivalent; sparsity-aware FLOPs leave out the "
-    "pruned weights' multiply-adds. Search steps are those outside the run of the budget T: ISP's "
-    "look-ahead, EarlyBird's search, the earlier rounds of iterative pruning; FLOPs, wall time and "
-    "both ratios include them. Ratios are to dense fine-tuning with the same data, preset and "
-    "seed. Peak memory is that of a method's most demanding stage, of the GPU where there is one. "
-    "Wall time and memory depend on the machine. –: not recorded, or no dense run to compare with."
-)
-
-
-def _cost_table(section: tuple, block: str, cells: pd.DataFrame, ledger: pd.DataFrame) -> Table:
-    per_unit, flop = _flop_unit(cells[["flops", "sparse_flops"]].max(axis=None))
-    columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
-    columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
-    columns += ["steps ÷ dense", "FLOPs ÷ dense", "n"]
-    variant, cells = common_variant(cells)
-    order = [row_order(m, v) for m, v in zip(cells["method"], cells["variant"], strict=True)]
-    cells = cells.assign(order=order).sort_values(["order", "target_sparsity"])
-    rows = []
-    for cell in cells.to_dict("records"):
-        texts = [
-            percent(cell["target_sparsity"]),
-            number(cell["steps"], ".0f"),
-            number(cell["search_steps"], ".0f"),
-            number(cell["flops"] / per_unit, "#.3g"),
-            number(cell["sparse_flops"] / per_unit, "#.3g"),
-            number(cell["seconds"], ".1f"),
-            number(cell["peak_memory"] / 2**30, ".2f"),
-            number(cell["steps_vs_dense"], ".2f"),
-            number(cell["flops_vs_dense"], ".2f"),
-            str(cell["n"]),
-        ]
-        rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
-    drawn = _drawn_in(ledger, section, variant)
-    caption = _drawing_words(drawn) + _unsettled_words(drawn) + _apart_words(block)
-    header = [("", name) for name in columns]
-    return Table(heading(section, block, variant), header, rows, caption.strip())
-
-
-def _drawn_in(ledger: pd.DataFrame, section: tuple, variant: str) -> pd.DataFrame:
+def drawn_in(ledger: pd.DataFrame, section: tuple, variant: str) -> pd.DataFrame:
     """A section's runs that searched, in the order of sparsities and seeds."""
     own = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
     own = own.assign(variant="") if variant else own
     return own.sort_values(["target_sparsity", "seed"])
 
 
-def _drawing_words(runs: pd.DataFrame) -> str:
-    """When searches drew their tickets, run by run."""
-    words = []
-    for (method, variant), own in runs.groupby(["method", "variant"]):
-        listed = [
-            f"at {percent(sparsity)} sparse "
-            + ", ".join(text.removesuffix(NOT_SETTLED) for text in drawn)
-            for sparsity, drawn in own.groupby("target_sparsity")["drawn"]
-        ]
-        name = label(method, variant)
-        words.append(f"{name} drew its tickets after these epochs, by seed: {'; '.join(listed)}.")
-    return " ".join(words)
-
-
-def _unsettled_words(runs: pd.DataFrame) -> str:
+def unsettled_words(runs: pd.DataFrame) -> str:
     """Which searches ended with the budget, before their masks had settled."""
     words = []
     for (method, variant), own in runs.groupby(["method", "variant"]):
@@ -418,12 +339,6 @@ def _unsettled_words(runs: pd.DataFrame) -> str:
                 "last of the budget was drawn."
             )
     return "".join(words)
-
-
-def _flop_unit(largest: float) -> tuple[float, str]:
-    """Divisor and name of the unit in which a table's largest number of FLOPs reads well."""
-    units = [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")]
-    return next((u for u in units if largest >= u[0]), units[-1])
 
 
 def percent(fraction: float) -> str:

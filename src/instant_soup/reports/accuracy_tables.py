@@ -1,0 +1,102 @@
+"""The main tables: methods by sparsities, a table for each task, with the preset's own settings.
+
+One's own data and models come first, in a chapter of their own. Changed settings of a method are
+in ablations.py.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from instant_soup.reports.marks import against_lth
+from instant_soup.reports.render import Chapter, Table, markdown, tex
+from instant_soup.reports.results import (
+    CELL,
+    UNPRUNED,
+    apart_words,
+    blocks,
+    bold_words,
+    by_section,
+    column_of,
+    common_variant,
+    drawn_in,
+    heading,
+    in_units,
+    is_own,
+    methods_of,
+    one_count,
+    percent,
+    preset_rows,
+    rows_of,
+    sparse_columns,
+    spread_words,
+    summary,
+    unit,
+    unpruned_rows,
+    unsettled_words,
+    write_texts,
+)
+
+TEXT = (
+    "Test metric by method and sparsity, with the preset's own settings. ▲ and ▼: better and worse "
+    "than LTH (IMP) at the same sparsity, p < 0.05 in a two-sided t-test paired over common seeds, "
+    "not corrected for the number of tests. Three seeds have little power: no mark does not mean "
+    "no difference. –: not measured."
+)
+
+
+def chapters(ledger: pd.DataFrame) -> list[Chapter]:
+    """A table for each task: those of one's own data or model, if there are any; then the rest."""
+    tables = [
+        (is_own(section), _table(section, block, rows))
+        for block, own in blocks(ledger)
+        for section, rows in by_section(preset_rows(own))
+    ]
+    own = [table for mine, table in tables if mine]
+    others = [table for mine, table in tables if not mine]
+    return [
+        *([Chapter("Results on your own data and models", TEXT, own)] if own else []),
+        *([Chapter("Results", TEXT, others)] if others or not own else []),
+    ]
+
+
+def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
+    """Write results.md, results.tex and results.csv (full precision, all settings); their paths."""
+    found = chapters(ledger)
+    texts = {
+        "results.md": markdown(found),
+        "results.tex": tex(found),
+        "results.csv": summary(ledger).to_csv(index=False, lineterminator="\n"),
+    }
+    return write_texts(folder, texts)
+
+
+def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table:
+    model, dataset, preset, metric = section
+    cells = in_units(summary(ledger)).merge(against_lth(ledger), on=CELL, how="left")
+    variant, cells = common_variant(cells.assign(mark=cells["mark"].fillna("")))
+    count = one_count(cells)
+    methods = [pair for pair in methods_of(cells) if pair[0] not in UNPRUNED]
+    sparsities = sparse_columns(cells) if methods else []
+    columns = [column_of(cells, methods, sparsity, count) for sparsity in sparsities]
+    precision, bases, processors = (
+        ", ".join(sorted(set(ledger[name]) - {""})) or "not recorded"
+        for name in ("precision", "base", "processor")
+    )
+    caption = (
+        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
+        f"Model {model} (weights {bases}), data {dataset}, preset {preset}, precision {precision}, "
+        f"processor {processors}."
+        f"{unsettled_words(drawn_in(ledger, section, variant))}{apart_words(block)}"
+    )
+    header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities] or [
+        ("", "any sparsity")
+    ]
+    return Table(
+        heading(section, block, variant),
+        header or [("", "any sparsity")],
+        rows_of(methods, columns),
+        caption,
+        unpruned=unpruned_rows(cells, count),
+        task=heading(section),
+    )

@@ -1,0 +1,102 @@
+"""What the page's chart draws: a point for each task, method and sparsity, means over seeds."""
+
+from typing import Any
+
+import pandas as pd
+
+from instant_soup.reports.commands import command
+from instant_soup.reports.figures import MAIN, _colour_and_marker
+from instant_soup.reports.results import (
+    CELL,
+    UNPRUNED,
+    blocks,
+    by_section,
+    common_variant,
+    costs,
+    heading,
+    label,
+    methods_of,
+    preset_rows,
+    scale,
+    summary,
+    unit,
+)
+
+SHAPES = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down"}
+SHAPES |= {"<": "triangle-left", ">": "triangle-right", "P": "cross", "X": "cross", "*": "diamond"}
+BUDGETS = (1, 2, 5)  # fine-tunings that the reader may choose
+
+
+def chart_data(ledger: pd.DataFrame, chosen: str = "") -> dict[str, Any]:
+    """Tasks with their points, methods with their looks, and the task shown at first, as JSON.
+
+    `chosen`: the heading of that task; else it is the first. Metrics are in the units that tables
+    show, `cost` is in dense fine-tunings, `cosine` that of the mask with the one-shot mask.
+    """
+    tasks = [
+        task
+        for block, own in blocks(ledger)
+        for section, rows in by_section(preset_rows(own))
+        if (task := _task(section, block, rows))["points"]
+    ]
+    names = {point["method"]: point["name"] for task in tasks for point in task["points"]}
+    methods = []
+    for method, name in names.items():
+        known = method.partition(" ")[0]
+        colour, marker = _colour_and_marker(known, [name.partition(" ")[0] for name in names])
+        look = {"colour": colour, "shape": SHAPES.get(marker, "circle"), "main": method in MAIN}
+        methods.append({"id": method, "name": name, **look})
+    chosen = next((task["title"] for task in tasks if task["task"] == chosen), "")
+    return {"tasks": tasks, "methods": methods, "budgets": BUDGETS, "chosen": chosen}
+
+
+def _task(section: tuple, block: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """A task's points, sparse methods only, and its dense network."""
+    factor = scale(section[3])
+    keys = ["method", "variant", "target_sparsity"]
+    cells = summary(rows).merge(costs(rows), on=CELL, suffixes=("", "_of_cost"))
+    first = rows.sort_values("seed").groupby(keys)
+    seeds = first["seed"].agg(lambda own: ", ".join(map(str, own))).to_dict()
+    cosines = first["overlap_one_shot"].mean().to_dict()
+    commands = {key: command(_whole(own.iloc[0], block)) for key, own in first}
+    variant, short = common_variant(cells)
+    order = {pair: place for place, pair in enumerate(methods_of(short))}
+    points, dense = [], None
+    for cell, named in zip(cells.to_dict("records"), short["variant"], strict=True):
+        place = (cell["method"], cell["variant"], cell["target_sparsity"])
+        point = {
+            "method": " ".join(filter(None, (cell["method"], named))),
+            "name": label(cell["method"], named),
+            "sparsity": _rounded(100 * cell["target_sparsity"]),
+            "mean": _rounded(factor * cell["mean"]),
+            "spread": _rounded(factor * cell["std"]),
+            "seeds": seeds[place],
+            "steps": _rounded(cell["steps"] + cell["search_steps"]),
+            "cost": _rounded(cell["flops_vs_dense"]),
+            "teraflops": _rounded(cell["flops"] / 1e12),
+            "cosine": _rounded(cosines[place]),
+            "command": commands[place],
+            "order": order[cell["method"], named],
+        }
+        if cell["method"] == "dense":
+            dense = point
+        elif cell["method"] not in UNPRUNED:
+            points.append(point)
+    points.sort(key=lambda point: (point.pop("order"), point["sparsity"]))
+    return {
+        "title": heading(section, block, variant),
+        "task": heading(section),
+        "metric": f"test {section[3]}{unit(section[3])}",
+        "dense": dense,
+        "points": points,
+    }
+
+
+def _whole(row: pd.Series, block: str) -> dict[Any, Any]:
+    """A ledger row with what `blocks` took out of its variant."""
+    return {**row.to_dict(), "variant": f"{block} {row['variant']}".strip()}
+
+
+def _rounded(value: float) -> float | None:
+    """A number with five significant digits, as JSON has no NaN."""
+    return None if pd.isna(value) else float(f"{value:.5g}")

@@ -1,0 +1,31 @@
+"""The paper's claim, and what the ledger says of it, in three sentences."""
+
+import pandas as pd
+
+from instant_soup.reports.verdict import against, comparable, costs_of, short, with_interval
+
+CLAIM = "The paper says that ISP beats lottery tickets (LTH) at about the cost of one fine-tuning."
+
+
+def claim(ledger: pd.DataFrame) -> str:
+    """What was measured of ISP and of ISP+ against LTH, over tasks, seeds and sparsities.
+
+    Of the preset with the most runs. Nothing where LTH and ISP were not run on the same tasks.
+    """
+    runs = comparable(ledger)
+    sentences = [CLAIM]
+    for method in ("isp", "isp_plus"):
+        own = runs[runs["preset"].isin(runs["preset"].mode()[:1])]
+        pair = own[own["method"].isin((method, "lth"))]
+        places = pair.groupby(["task", "sparsity"])["method"].transform("nunique")
+        pair = pair[places == 2]
+        if len(pair):
+            line, cost = against(pair, "lth").loc[method], costs_of(pair)
+            points = with_interval(line["mean"], line["low"], line["high"])
+            within = "beyond noise" if line["differs"] else "within noise"
+            sentences.append(
+                f"Here {short(method)} is {points} points from LTH over {line['tasks']:.0f} tasks "
+                f"({within}), for {cost[method]:.1f} fine-tunings where LTH takes "
+                f"{cost['lth']:.1f}."
+            )
+    return " ".join(sentences) if len(sentences) > 1 else ""

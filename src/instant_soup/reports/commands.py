@@ -1,0 +1,26 @@
+"""The command that makes a row of the ledger again."""
+
+import shlex
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from instant_soup.methods import registry
+from instant_soup.reports.ledger import RUN
+
+ALWAYS = ("dense", "isp")  # rows of every run
+LOCAL = "@local"  # behind a dataset that was read from a local copy
+
+
+def command(row: Mapping[Hashable, Any]) -> str:
+    """`dvc exp run …` with all that the row's KEY names; FOLDER stands for a local copy's place."""
+    model = row["model"].partition(RUN)[0]
+    dataset = row["dataset"].removesuffix(LOCAL)
+    changes = [f"model={model}", f"dataset={dataset}", f"preset={row['preset']}"]
+    if dataset != row["dataset"]:
+        changes.append("data.path=FOLDER")
+    if row["method"] not in registry.dense_rows():
+        changes.append(f"sparsity={row['target_sparsity']:g}")
+    changes.append(f"seed={row['seed']}")
+    changes.append(f"methods=[{'' if row['method'] in ALWAYS else row['method']}]")
+    changes += row["variant"].split()
+    return " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])
