@@ -186,7 +186,7 @@ def test_choices_change_the_chart_and_the_tables(browser):
     texts, drawn = "minilm · reviews · quick", chart()
     assert browser.input_value("#task") == texts and set(tables()) == {texts}
     assert browser.input_value("#sparsity") == "80" and methods() == ["ISP"]
-    assert "the highest of the methods shown is ISP: 72.00 ± 1.00 (−19.00 from dense)" in (
+    assert "the best of the methods shown is ISP: 72.00 ± 1.00 (−19.00 from dense)" in (
         browser.inner_text("#summary")
     )
     browser.select_option("#sparsity", "70")

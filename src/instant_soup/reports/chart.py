@@ -21,6 +21,7 @@ from instant_soup.reports.results import (
     summary,
     unit,
 )
+from instant_soup.training.metrics import LOWER_IS_BETTER
 
 SHAPES = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down"}
 SHAPES |= {"<": "triangle-left", ">": "triangle-right", "P": "cross", "X": "cross", "*": "diamond"}
@@ -87,6 +88,7 @@ def _task(section: tuple, block: str, rows: pd.DataFrame) -> dict[str, Any]:
         "title": heading(section, block, variant),
         "task": heading(section),
         "metric": f"test {section[3]}{unit(section[3])}",
+        "lower": section[3] in LOWER_IS_BETTER,
         "dense": dense,
         "points": points,
     }

@@ -9,11 +9,6 @@ import numpy as np
 import pandas as pd
 
 from instant_soup.reports.ledger import SECTION
-<<<<<<< HEAD
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
-from instant_soup.reports.results import heading, number, percent, scale, unit, write_texts
-from instant_soup.training.metrics import LOWER_IS_BETTER
-=======
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
 from instant_soup.reports.results import (
     by_section,
@@ -24,7 +19,7 @@ from instant_soup.reports.results import (
     unit,
     write_texts,
 )
->>>>>>> 6160ca1 (The report page: verdict first, an interactive chart, sortable tables of the chosen task; tables without empty rows and columns, as Markdown, TeX and CSV; rows that do not compare stand apart)
+from instant_soup.training.metrics import LOWER_IS_BETTER
 
 TOLERANCE = 0.01  # ε: what a result may lie below dense
 LEAST = 5  # sparsities that a curve needs

@@ -7,6 +7,7 @@ from scipy.special import stdtr
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell
 from instant_soup.reports.results import CELL, UNPRUNED, scale
+from instant_soup.training.metrics import merit
 
 SIGNIFICANT = 0.05
 
@@ -21,7 +22,8 @@ def against_lth(ledger: pd.DataFrame) -> pd.DataFrame:
         for cell in cells.to_dict("records"):
             if "lth" in values and cell["method"] != "lth":
                 pair = values[cell["method"]], values["lth"]
-                rows.append([*(cell[key] for key in CELL), paired_test(*pair)[0], mark_of(*pair)])
+                rows.append([*(cell[key] for key in CELL), paired_test(*pair)[0]])
+                rows[-1].append(mark_of(*pair, cell["metric"]))
     types = {**dict.fromkeys(CELL, str), "target_sparsity": float, "p_vs_lth": float, "mark": str}
     return pd.DataFrame(rows, columns=list(types)).astype(types)
 
@@ -41,9 +43,9 @@ def paired_test(one: pd.Series, other: pd.Series) -> tuple[float, float]:
     return float(2 * stdtr(n - 1, -abs(t))), mean  # scipy.stats' ttest_rel, without its import
 
 
-def mark_of(one: pd.Series, other: pd.Series) -> str:
+def mark_of(one: pd.Series, other: pd.Series, metric: str) -> str:
     """Whether one is significantly better or worse than another, by `paired_test`; else nothing."""
-    p, difference = paired_test(one, other)
+    p, difference = paired_test(merit(metric, one), merit(metric, other))
     return ("better" if difference > 0 else "worse") if p < SIGNIFICANT else ""
 
 
@@ -55,5 +57,5 @@ def seeds_cell(values: pd.Series | None, other: pd.Series | None, metric: str) -
     text = f"{factor * values.mean():.2f}"
     if len(values) > 1:
         text += f" ± {factor * values.std(ddof=1):.2f}"
-    mark = mark_of(values, other) if other is not None and other is not values else ""
+    mark = mark_of(values, other, metric) if other is not None and other is not values else ""
     return Cell(f"{text} (n = {len(values)})", mark=mark)

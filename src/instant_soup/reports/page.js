@@ -24,6 +24,7 @@ const task = () => data.tasks[byId("task").selectedIndex];
 const budget = () => Number(byId("budget").value || Infinity);
 const affordable = (point) =>
   budget() === Infinity || (point.cost !== null && Math.round(10 * point.cost) / 10 <= budget());
+const byMerit = (a, b) => (task().lower ? a.mean - b.mean : b.mean - a.mean); // the better one first
 const points = () =>
   task().points.filter((point) => shown.has(point.method) && affordable(point) && point.mean !== null);
 const atSparsity = () => points().filter((point) => point.sparsity === Number(byId("sparsity").value));
@@ -146,8 +147,8 @@ function setApart(values, width, height, costs, domain) {
 
 function paretoFront(values) {
   const front = [];
-  for (const point of [...values].sort((a, b) => a.cost - b.cost || b.mean - a.mean)) {
-    if (!front.length || point.mean > front.at(-1).mean) front.push(point);
+  for (const point of [...values].sort((a, b) => a.cost - b.cost || byMerit(a, b))) {
+    if (!front.length || byMerit(point, front.at(-1)) < 0) front.push(point);
   }
   return front;
 }
@@ -196,7 +197,7 @@ async function draw(id, spec) {
 
 function fillNumbers() {
   const front = new Set(paretoFront(atSparsity().filter((point) => point.cost !== null)).map((point) => point.method));
-  const rows = atSparsity().sort((a, b) => b.mean - a.mean).map((point) => {
+  const rows = atSparsity().sort(byMerit).map((point) => {
     const row = document.createElement("tr");
     const head = document.createElement("th");
     head.scope = "row";
@@ -216,12 +217,12 @@ function fillNumbers() {
   });
   byId("numbers").querySelector("tbody").replaceChildren(...rows);
   byId("metric").textContent = task().metric;
-  const [best] = atSparsity().sort((a, b) => b.mean - a.mean);
+  const [best] = atSparsity().sort(byMerit);
   const within = budget() === Infinity ? "" : ` within ${budget()} fine-tuning${budget() === 1 ? "" : "s"}`;
   const where = `At ${byId("sparsity").value} % sparsity${within}`;
   const gap = best && task().dense ? ` (${number(best.mean - task().dense.mean, 2).replace("-", "−")} from dense)` : "";
   byId("summary").textContent = best
-    ? `${where} the highest of the methods shown is ${best.name}: ${withSpread(best)}${gap}.`
+    ? `${where} the best of the methods shown is ${best.name}: ${withSpread(best)}${gap}.`
     : `${where} none of the methods shown has a result.`;
 }
 

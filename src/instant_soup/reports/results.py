@@ -14,12 +14,8 @@ from instant_soup.data.datasets import DATASETS
 from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
-<<<<<<< HEAD
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, terminal
-from instant_soup.training.metrics import merit
-=======
 from instant_soup.reports.render import MISSING, Cell, terminal
->>>>>>> 6160ca1 (The report page: verdict first, an interactive chart, sortable tables of the chosen task; tables without empty rows and columns, as Markdown, TeX and CSV; rows that do not compare stand apart)
+from instant_soup.training.metrics import merit
 
 ZERO_SHOT = "zero_shot"  # the row of an untrained image classifier; no method makes it
 # Display names, in the order of table rows. Methods not named here follow, as they are.
