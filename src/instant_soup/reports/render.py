@@ -253,7 +253,10 @@ def _html_cell(cell: Cell, width: int = 1) -> str:
 def _html_table(table: Table, chapter: str) -> str:
     groups = _groups(table)
     names = "".join(f'<th scope="col">{escape(name)}</th>' for _, name in table.columns)
-    spans = [f'<th scope="colgroup" colspan="{n}">{escape(g)}</th>' for g, n in groups]
+    spans = [
+        f'<th scope="colgroup" colspan="{n}">{escape(g)}</th>' if g else f'<td colspan="{n}"></td>'
+        for g, n in groups
+    ]
     corner = f'<th scope="col" rowspan="{2 if groups else 1}">{escape(table.corner)}</th>'
     head = [corner + "".join(spans), names] if groups else [corner + names]
     widths = [width for _, width in groups] or [len(table.columns)]
