@@ -6,10 +6,9 @@ import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.methods.soups import greedy_soup
-from instant_soup.reports import head_to_head, paper, verdict
+from instant_soup.reports import accuracy_tables, head_to_head, verdict
 from instant_soup.reports.essential_sparsity import chapter, worst
 from instant_soup.reports.render import markdown
-from instant_soup.reports.results import results_chapter
 from instant_soup.training.metrics import merit, scores
 
 PLAIN = {"metric": "perplexity", "family": "causal", "model": "llama", "dataset": "wikitext2"}
@@ -21,7 +20,7 @@ def test_the_lowest_perplexity_is_the_best(tmp_path) -> None:
         *of_seeds("isp", 25.0, 26.0, 25.5, **PLAIN),
         *of_seeds("one_shot", 30.0, 31.5, 30.5, **PLAIN),
     ]
-    table = markdown([results_chapter(ledger_of(tmp_path, *runs))])
+    table = markdown(accuracy_tables.chapters(ledger_of(tmp_path, *runs)))
     assert cells_of(table, "ISP") == ["**25.50 ± 0.50**"]
     assert cells_of(table, "One-shot magnitude") == ["30.67 ± 0.76"]
     assert "Test perplexity, mean" in table and "no row is called best" not in table
@@ -34,8 +33,8 @@ def test_the_lowest_perplexity_is_the_best(tmp_path) -> None:
 def test_a_mark_goes_by_the_metric() -> None:
     one, other = (pd.Series([a, a + 1.1, a + 2], range(3)) for a in (3.0, 5.01))
     other[2] += 0.02
-    assert paper.mark_of(one, other, "accuracy") == "worse"
-    assert paper.mark_of(one, other, "perplexity") == "better"
+    assert marks.mark_of(one, other, "accuracy") == "worse"
+    assert marks.mark_of(one, other, "perplexity") == "better"
 
 
 def test_soups_choose_by_merit() -> None:
