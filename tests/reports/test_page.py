@@ -203,3 +203,30 @@ def test_choices_change_the_chart_and_the_tables(browser):
     assert set(tables()) == {"clip-glyph · mnist-sample · quick"}
     browser.check("#all-tasks")
     assert set(tables()) == {texts, "clip-glyph · mnist-sample · quick"}
+    browser.locator("#over-cost path[aria-roledescription=point]").first.hover(force=True)
+    assert "dvc exp run" in browser.locator("#vg-tooltip-element").inner_text()
+
+
+def test_tables_sort_by_keyboard(browser):
+    table = browser.locator("#results table").last
+    names = lambda: table.locator("tbody:last-child th").all_inner_texts()  # noqa: E731
+    assert names() == ["One-shot magnitude", "ISP"]
+    for order, direction in ((["ISP", "One-shot magnitude"], "descending"),
+                             (["One-shot magnitude", "ISP"], "ascending")):  # fmt: skip
+        table.get_by_role("button", name="70 % sparse").press("Enter")
+        assert names() == order
+        assert table.locator(f"th[aria-sort={direction}]").count() == 1
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
+def test_page_can_be_read_by_all_and_asks_for_nothing(browser, width, scheme):
+    """No error of axe, nothing wider than the window, no request, no complaint."""
+    package = pytest.importorskip("axe_playwright_python")
+    browser.set_viewport_size({"width": width, "height": 900})
+    browser.emulate_media(color_scheme=scheme)
+    browser.wait_for_function("[...charts.values()].every(Boolean)")
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    browser.evaluate((Path(package.__file__).with_name("axe.min.js")).read_text())
+    found = browser.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+    assert [said for said in browser.said if not said.startswith(("data:", "file:"))] == []

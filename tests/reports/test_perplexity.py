@@ -6,7 +6,7 @@ import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.methods.soups import greedy_soup
-from instant_soup.reports import accuracy_tables, head_to_head, verdict
+from instant_soup.reports import accuracy_tables, head_to_head, marks, verdict
 from instant_soup.reports.essential_sparsity import chapter, worst
 from instant_soup.reports.render import markdown
 from instant_soup.training.metrics import merit, scores
