@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from instant_soup.errors import UserError
-from instant_soup.grids.cells import Cell, Identity, change, lanes_of
+from instant_soup.grids.cells import Cell, Identity, change, entry_of, lanes_of
 from instant_soup.grids.commits import (
     check_identity,
     commit_of,
@@ -96,17 +96,21 @@ class Runner:
         self.lock(copy).unlink(missing_ok=True)
 
     def run_cell(self, copy: Path, cell: Cell) -> None:
-        """Run one cell; then it is an experiment, and in the ledger."""
+        """Run one cell, row by row: each goes to the ledger when done, all become an experiment."""
         with open(self.log(cell), "a") as log:
             if not copy.exists():
                 self.make_copy(copy)
             write_params(copy / "params.yaml", self.params, cell)
             self.prepare(cell, lambda stage: self.dvc(copy, cell, log, "repro", stage))
-            self.dvc(copy, cell, log, "repro", *cell.targets)
+            for method in cell.to_run:
+                self.dvc(copy, cell, log, "repro", entry_of(method))
+                results = read_results(copy / "reports/results", [method])
+                with self.collecting:
+                    merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
+            if not cell.targets:
+                self.dvc(copy, cell, log, "repro")  # the tables, so that nothing is left to run
         with self.collecting:
             self.save_experiment(copy, cell)
-            results = read_results(copy / "reports/results", list(cell.to_run))
-            merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
 
     def prepare(self, cell: Cell, make: Callable[[str], Any]) -> None:
         """Make what lanes share, one lane at a time: nothing is made twice."""
