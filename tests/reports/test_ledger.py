@@ -425,10 +425,12 @@ def test_a_repository_that_git_does_not_read_is_told(tmp_path, capsys):
 def test_zero_shot_is_one_row_of_what_it_depends_on():
     """Of the settings that a zero-shot network does not see, none makes a row of its own."""
     variant = "data.max_length=9 isp.denoisers=2 training.epochs=3 training.precision=fp32"
-    dense = result("dense", seed=2, variant=variant) | {"zero_shot": {"accuracy": 0.25}}
+    dense = result("dense", seed=2, variant=variant, validation=0.75)
+    dense["zero_shot"] = {"accuracy": 0.25}
     zero_shot, same = ledger.with_zero_shot([dense])
     assert same == dense
     assert (zero_shot["method"], zero_shot["seed"]) == ("zero_shot", 0)
     assert zero_shot["variant"] == "data.max_length=9 training.precision=fp32"
     assert zero_shot["test"] == {"accuracy": 0.25}
     assert not any(zero_shot["cost"].values())
+    assert zero_shot["validation"] is None  # only the trained network was validated

@@ -100,7 +100,8 @@ def with_zero_shot(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             kept = [part for part in parts if part.startswith(ZERO_SHOT_SETTINGS)]
             same = {"method": "zero_shot", "seed": 0, "variant": " ".join(kept)}
             cost = {key: type(value)(0) for key, value in result["cost"].items()}
-            found.append({**result, **same, "test": result["zero_shot"], "cost": cost})
+            told = {"test": result["zero_shot"], "cost": cost, "validation": None}
+            found.append({**result, **same, **told})
         found.append(result)
     return found
 
