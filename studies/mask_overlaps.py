@@ -107,7 +107,7 @@ def chapter(rows: pd.DataFrame) -> Chapter:
         lines = []
         for line in means.to_dict("records"):
             cells = [Cell(f"{line['with_isp_plus']:.3f}"), Cell(f"{line['with_one_shot']:.3f}")]
-            cells += [Cell(percent(line[kind])) for kind in shares.columns]
+            cells += [Cell(f"{100 * line[kind]:.1f} %") for kind in shares.columns]
             lines.append((label(line["method"], line["variant"]), cells))
         columns = [("cosine with", "ISP+"), ("cosine with", "one-shot")]
         columns += [("stays in", kind) for kind in shares.columns]
