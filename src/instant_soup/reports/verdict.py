@@ -94,13 +94,14 @@ def own_setting(column: pd.DataFrame) -> tuple[str, ...] | None:
     """What ORIGIN is in the setting of a task that its rows are compared in; None without rows.
 
     `column`: the ledger's rows of one task and sparsity with no setting of their own. The empty
-    variant is it where there is one; then what most methods, and most runs, have, and the last.
+    variant is it where there is one; then what has most seeds, methods and runs, and the last.
     """
     settings = [
-        (not variant, own["method"].nunique(), len(own), own["finished"].max(), variant, *others)
+        (not variant, *(own[name].nunique() for name in ("seed", "method")), len(own))
+        + (own["finished"].max(), variant, *others)
         for (variant, *others), own in column.groupby(ORIGIN)
     ]
-    return max(settings)[4:] if settings else None
+    return max(settings)[5:] if settings else None
 
 
 def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
