@@ -71,7 +71,7 @@ def write_reports(results: list[dict]) -> list[Path]:
     written += cost_tables.write_tables(tables, runs)
     written += paper.write_tables(tables, runs)
     written += head_to_head.write_tables(tables, runs)
-    written += methods.write_tables(tables, runs)
+    written += methods.write_tables(tables, every)
     written += ablations.write_tables(tables, runs)
     written += dense_soups.write_tables(tables, runs)
     written += essential_sparsity.write_tables(tables, runs)

@@ -60,6 +60,13 @@ def test_a_column_has_chosen_settings_of_one_processor(field):
     assert len(found) == found["method"].nunique() == 10 and "isp" not in set(found["method"])
     assert found.set_index("method")["variant"]["gmp"] == "gmp.cycles=2"
     assert set(found["cost"]) == {2.0}
+    # Where the chosen settings were not run the defaults stand.
+    elsewhere = field[~field["variant"].str.startswith("gmp.")].assign(dataset="reviews-rating")
+    both = methods.comparison(pd.concat([field, elsewhere]))
+    assert dict(both[both["method"] == "gmp"][["dataset", "own"]].to_numpy()) == {
+        "reviews-rating": "",
+        "reviews-sentiment": "gmp.cycles=2",
+    }
 
 
 def test_files(field, tmp_path):

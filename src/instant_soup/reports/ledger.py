@@ -260,16 +260,18 @@ def apart_by_origin(ledger: pd.DataFrame) -> pd.DataFrame:
     """The whole ledger, with models of different names where rows do not compare.
 
     Rows compare that began at the same weights and ran on the same kind of processor. Of each
-    comparison (as in `of_newest_base`) those keep the model's name that most rows compare with, of
-    equally many the newest; the others have their weights or processor behind it. So a single run
-    elsewhere, of clip-glyph for instance, neither hides rows nor mixes with them.
+    comparison (as in `of_newest_base`) those keep the model's name that have most seeds, of equally
+    many most rows, then the newest; the others have their weights or processor behind it. So a
+    single run elsewhere, of clip-glyph for instance, neither hides rows nor mixes with them.
     """
     same = _comparisons(ledger)
     origin = [ledger["base"], ledger["processor"]]
+    of_origin = ledger.groupby([*same, *origin])
     weight = ledger.assign(
-        size=ledger.groupby([*same, *origin])["seed"].transform("size"),
-        newest=ledger.groupby([*same, *origin])["finished"].transform("max"),
-    ).sort_values(["size", "newest"], kind="stable")
+        seeds=of_origin["seed"].transform("nunique"),
+        size=of_origin["seed"].transform("size"),
+        newest=of_origin["finished"].transform("max"),
+    ).sort_values(["seeds", "size", "newest"], kind="stable")
     main = [weight.groupby(same)[name].transform("last") for name in ("base", "processor")]
     names = []
     for (_, row), base, processor in zip(

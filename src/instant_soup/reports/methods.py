@@ -27,7 +27,7 @@ from instant_soup.reports.results import (
 )
 from instant_soup.training.metrics import merit
 
-REFERENCE = "isp_plus"
+REFERENCE, ORIGIN = "isp_plus", ["base", "processor"]
 # Where the trials are: with the first seed, at one sparsity, on the packaged texts.
 SECTION_OF_TRIALS = ("minilm", "reviews-sentiment", "quick", "accuracy")
 SPARSITY_OF_TRIALS, SEED_OF_TRIALS = 0.8, 0
@@ -42,7 +42,8 @@ TEXT = (
     "validation chose. ▲ and ▼: better and worse than ISP+, p < 0.05 in a two-sided t-test paired "
     "over common seeds, not corrected for the number of tests. Cost: training FLOPs, search "
     "included, ÷ those of one dense fine-tuning. Overlap: cosine with one-shot magnitude's mask. "
-    "All rows of a column are from one kind of processor. –: not measured."
+    "A row without settings in brackets has its defaults, by choice or because the chosen ones "
+    "were not run there. All rows of a column are from one kind of processor. –: not measured."
 )
 
 
@@ -79,34 +80,35 @@ def chosen(ledger: pd.DataFrame) -> dict[str, str]:
 
 
 def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the comparison: a row each, with `shared` settings and `cost` in fine-tunings.
+    """The runs of the comparison: a row each, with `own` and `shared` settings, and `cost`.
 
-    Each method is there with its chosen settings, at every sparsity where LEAST methods or more
-    were run with the same shared settings on the kind of processor that ran ISP+ there.
+    `cost` is in fine-tunings. Each method is there with its chosen settings, or with its default
+    where these were not run, at every sparsity where LEAST methods or more were run with the same
+    shared settings, from the weights and on the kind of processor that ISP+ was run with last.
     """
-    settings = {ISP: "", **chosen(ledger)}
+    settings = chosen(ledger)
     shared = ledger["variant"].map(shared_settings)
     own = [
         " ".join(part for part in variant.split(" ") if part not in common.split(" "))
         for variant, common in zip(ledger["variant"], shared, strict=True)
     ]
-    chosen_ones = [settings.get(m) == v for m, v in zip(ledger["method"], own, strict=True)]
-    wanted = pd.Series(chosen_ones, ledger.index, dtype=bool)
-    runs = ledger.assign(shared=shared)
+    runs = ledger.assign(shared=shared, own=pd.Series(own, ledger.index, dtype=object))
+    place = [*SECTION, "base", "seed"]
     dense = runs[(runs["method"] == DENSE) & (runs["variant"] == "")]
-    runs = runs[wanted]
-    same = [*SECTION, "base", "seed"]
-    of_dense = dense[[*same, "flops"]].drop_duplicates(same)
-    runs = runs.merge(of_dense, on=same, suffixes=("", "_of_dense"))
+    dense = dense[[*place, "flops"]].drop_duplicates(place)
+    runs = runs[~runs["method"].isin(UNPRUNED)].merge(dense, on=place, suffixes=("", "_of_dense"))
     runs["cost"] = runs["flops"] / runs.pop("flops_of_dense")
-    kept = []
+    kept = [runs[:0]]
     for _, column in runs.groupby([*SECTION, "shared", "target_sparsity"]):
-        ran = column.loc[column["method"] == REFERENCE].sort_values("finished")["processor"]
-        if len(ran):
-            column = column[column["processor"] == ran.iloc[-1]]
-            if column["method"].nunique() >= LEAST:
-                kept.append(column)
-    return pd.concat(kept).sort_values(KEY, ignore_index=True) if kept else runs[:0]
+        last = column[column["method"] == REFERENCE].sort_values("finished")[ORIGIN].tail(1)
+        column = column.merge(last, on=ORIGIN)
+        rows = [
+            one[one["own"] == (settings[method] if settings.get(method) in set(one["own"]) else "")]
+            for method, one in column.groupby("method")
+        ]
+        if sum(len(one) > 0 for one in rows) >= LEAST:
+            kept += rows
+    return pd.concat(kept).sort_values([*KEY, *ORIGIN], ignore_index=True)
 
 
 def _comparison_chapter(found: pd.DataFrame) -> Chapter:
@@ -121,36 +123,32 @@ def _comparison_chapter(found: pd.DataFrame) -> Chapter:
 def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
     """Methods by sparsities, the best at the trials' sparsity first."""
     metric, sparsities = section[3], sorted(set(runs["target_sparsity"]))
-    by_cell = {
-        key: own.set_index("seed") for key, own in runs.groupby(["method", "target_sparsity"])
-    }
+    cells_of = runs.groupby(["method", "own", "target_sparsity"])
+    by_cell = {key: one.set_index("seed") for key, one in cells_of}
+    reference = {s: by_cell[m, own, s]["value"] for m, own, s in by_cell if m == REFERENCE}
     at = SPARSITY_OF_TRIALS if SPARSITY_OF_TRIALS in sparsities else sparsities[-1]
 
-    def rank(method: str) -> tuple:
-        own = by_cell.get((method, at))
-        return (
-            own is None,
-            0.0 if own is None else -merit(metric, own["value"].mean()),
-            row_order(method),
-        )
+    def rank(row: tuple[str, str]) -> tuple:
+        found = by_cell.get((*row, at))
+        worth = 0.0 if found is None else merit(metric, found["value"].mean())
+        return (found is None, -worth, row_order(*row))
 
     rows = []
-    for method in sorted(set(runs["method"]), key=rank):
+    for method, own in sorted({key[:2] for key in by_cell}, key=rank):
         cells: list[Cell] = []
         for sparsity in sparsities:
-            own, others = by_cell.get((method, sparsity)), by_cell.get((REFERENCE, sparsity))
-            if own is None:
+            found = by_cell.get((method, own, sparsity))
+            if found is None:
                 cells += [Cell(MISSING)] * 4
                 continue
-            reference = None if others is None or method == REFERENCE else others["value"]
+            other = None if method == REFERENCE else reference.get(sparsity)
             cells += [
-                seeds_cell(own["value"], reference, metric),
-                Cell(_difference(own["value"], reference, metric)),
-                Cell(number(own["cost"].mean(), ".2f")),
-                Cell(number(own["overlap_one_shot"].mean(), ".3f")),
+                seeds_cell(found["value"], other, metric),
+                Cell(_difference(found["value"], other, metric)),
+                Cell(number(found["cost"].mean(), ".2f")),
+                Cell(number(found["overlap_one_shot"].mean(), ".3f")),
             ]
-        variants = set(runs.loc[runs["method"] == method, "variant"])
-        rows.append((label(method, variants.pop()), cells))
+        rows.append((label(method, own), cells))
     names = (f"{metric}{unit(metric)}", "− ISP+", "cost", "overlap")
     columns = [(f"{percent(s)} sparse", name) for s in sparsities for name in names]
     processors = "; ".join(sorted(set(runs["processor"]) - {""})) or "unknown"

@@ -73,7 +73,7 @@ def write_page(
             cost_tables.chapter(ledger),
             equal_cost.chapter(every),
             *paper.chapters_of(ledger),
-            *methods.chapters(ledger),
+            *methods.chapters(every),
             ablations.chapter(ledger),
             dense_soups.chapter(ledger),
         )

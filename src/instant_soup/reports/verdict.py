@@ -96,12 +96,11 @@ def own_setting(column: pd.DataFrame) -> tuple[str, ...] | None:
     `column`: the ledger's rows of one task and sparsity with no setting of their own. The empty
     variant is it where there is one; then what has most seeds, methods and runs, and the last.
     """
-    settings = [
-        (not variant, *(own[name].nunique() for name in ("seed", "method")), len(own))
-        + (own["finished"].max(), variant, *others)
-        for (variant, *others), own in column.groupby(ORIGIN)
-    ]
-    return max(settings)[5:] if settings else None
+    settings = []
+    for origin, own in column.groupby(ORIGIN):
+        seeds, rows = own["seed"].nunique(), own["method"].nunique()
+        settings.append(((not origin[0], seeds, rows, len(own), own["finished"].max()), origin))
+    return max(settings)[1] if settings else None
 
 
 def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
