@@ -151,8 +151,12 @@ def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
         rows.append((label(method, own), cells))
     names = (f"{metric}{unit(metric)}", "− ISP+", "cost", "overlap")
     columns = [(f"{percent(s)} sparse", name) for s in sparsities for name in names]
-    processors = "; ".join(sorted(set(runs["processor"]) - {""})) or "unknown"
-    return Table(heading(section[:4], section[4]), columns, rows, f"Processor: {processors}.")
+    ran_on = [
+        f"{percent(s)} {', '.join(sorted(set(own['processor'].replace('', 'not recorded'))))}"
+        for s, own in runs.groupby("target_sparsity")
+    ]
+    caption = f"Processor: {'; '.join(ran_on)}."
+    return Table(heading(section[:4], section[4]), columns, rows, caption)
 
 
 def _difference(own: pd.Series, others: pd.Series | None, metric: str) -> str:
