@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.essential_sparsity import curves_of, heights, knee_over_seeds, worst
-from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.ledger import RUN, SECTION
 from instant_soup.reports.results import (
     CELL,
     SOUPS,
@@ -297,7 +297,7 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
             axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
         if section[3] in LOWER_IS_BETTER:
             axes.set_yscale("log")
-        axes.set_title(heading(section), fontsize=9)
+        axes.set_title(title_of(heading(section)), fontsize=9)
         axes.legend(fontsize=8, frameon=False, loc="lower left")
         _label_axes(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
     if not curves:
@@ -351,8 +351,7 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
     for axes, (section, block, own) in zip(panels, sections, strict=False):
         variant, own = common_variant(own)
         draw(axes, own, section[3], list(cells["method"]))
-        title = filter(None, (heading(section), block, variant))
-        axes.set_title("\n".join(title), fontsize=9)
+        axes.set_title(title_of(heading(section), block, variant), fontsize=9)
     handles: dict[str, Any] = {}
     for axes in panels:
         found, names = axes.get_legend_handles_labels()
@@ -520,6 +519,11 @@ def _without_common_prefix(names: list[str]) -> list[str]:
     while len(names) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
         same += 1
     return [".".join(p[same:]) for p in parts]
+
+
+def title_of(*parts: str) -> str:
+    """A panel's title, a part a line; what rows do not compare by has a line of its own."""
+    return "\n".join(filter(None, parts)).replace(RUN, f"\n{RUN.lstrip()}")
 
 
 def _label_axes(axes: Axes, x: str, y: str) -> None:
