@@ -131,7 +131,7 @@ def test_points_of_the_chart(tmp_path):
     assert places == [("early_bird", 70), ("lth", 70), ("isp", 70), ("isp", 80)]
     assert texts["points"][2] == {
         "method": "isp", "name": "ISP", "sparsity": 70.0, "mean": 82.0, "spread": 1.0,
-        "seeds": "0, 1, 2", "steps": 330.0, "cost": 1.5, "teraflops": 18.0, "cosine": None,
+        "seeds": "0, 1, 2", "steps": 330.0, "cost": 1.5, "teraflops": 18.0, "cosine": 0.97,
         "command": "dvc exp run -S model=minilm -S dataset=reviews -S preset=quick "
         "-S sparsity=0.7 -S seed=0 -S 'methods=[]'",
     }  # fmt: skip

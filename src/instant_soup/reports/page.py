@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -35,7 +36,7 @@ from instant_soup.reports import (
 from instant_soup.reports.chart import chart_data
 from instant_soup.reports.claim import claim
 from instant_soup.reports.ledger import apart_by_origin
-from instant_soup.reports.render import html, shown
+from instant_soup.reports.render import Chapter, html, shown
 from instant_soup.reports.results import heading, label, percent
 
 INTRODUCTION = (
@@ -61,7 +62,7 @@ def write_page(
     ledger = apart_by_origin(every)
     best, against, ranks = verdict.chapters(every)
     sections = [
-        (best.title, _claim(every) + html(best) + _gallery(["verdict.png"], pictures)),
+        (best.title, _verdict(every, best) + _gallery(["verdict.png"], pictures)),
         ("Compare methods", _resource("compare.html")),
     ]
     sections += [
@@ -150,8 +151,10 @@ def _gallery(names: Iterable[str], folder: str | Path) -> str:
     return "\n".join(['<div class="pictures">', *parts, "</div>"])
 
 
-def _claim(ledger: pd.DataFrame) -> str:
-    return f'<p class="verdict">{escape(claim(ledger))}</p>\n'
+def _verdict(ledger: pd.DataFrame, best: Chapter) -> str:
+    """The paper's claim and the table; how to read it comes after them."""
+    table = html(replace(best, text=""))
+    return f'<p class="verdict">{escape(claim(ledger))}</p>\n{table}\n<p>{escape(best.text)}</p>\n'
 
 
 def _task_of(results: list[dict[str, Any]], every: pd.DataFrame, apart: pd.DataFrame) -> str:
