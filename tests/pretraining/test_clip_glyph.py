@@ -260,7 +260,7 @@ def test_open_clip_loads_the_folder_as_it_is(tmp_path: Path) -> None:
 
 
 def run_the_stage(settings: dict) -> None:
-    write_yaml("models/plan/pretrain.yaml", settings)
+    write_yaml("models/plan/pretrain_clip.yaml", settings)
     runpy.run_path(str(STAGE), run_name="__main__")
 
 

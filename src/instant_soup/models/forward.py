@@ -61,8 +61,9 @@ def _flops_of(
     model: nn.Module, prunable: Iterable[str], batch: Batch, rows: int
 ) -> tuple[float, float]:
     if model not in _architectures:
-        shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-        _architectures[model] = f"{type(model)} {getattr(model, 'config', '')} {shapes}"
+        shapes = [(name, tuple(p.shape)) for name, p in model.state_dict().items()]
+        # As it prints: two models may have weights of the same shapes, and use them otherwise.
+        _architectures[model] = f"{model} {getattr(model, 'config', '')} {shapes}"
     shape = tuple((name, tuple(rest.shape[1:])) for name, rest in batch.items())
     key = (_architectures[model], frozenset(prunable), shape, rows)
     if key not in _counted:
