@@ -60,9 +60,27 @@ def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
     Raises:
         UserError: If it cannot be loaded, or if more than the head is missing from the checkpoint.
     """
-    auto = transformers_auto()
+    model, new = read_checkpoint(transformers_auto().AutoModelForSequenceClassification, folder)
+    encoder_prefix = f"{model.base_model_prefix}."
+    lost = sorted(n for n in new if n.startswith(encoder_prefix) and "pooler" not in n)
+    if lost:
+        raise UserError(
+            f"model: {folder} lacks {len(lost)} weights of its encoder, first {lost[0]}"
+        )
+    return model, new
+
+
+def read_checkpoint(kind: Any, folder: str | Path) -> tuple[Any, set[str]]:
+    """Read a folder's checkpoint as a kind of model, by one of transformers' auto classes.
+
+    Returns:
+        The model, in fp32, and the names of its weights that the checkpoint does not have.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
     try:
-        model, loading = auto.AutoModelForSequenceClassification.from_pretrained(
+        model, loading = kind.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -72,14 +90,7 @@ def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
         )
     except Exception as error:  # transformers raises a dozen kinds, by what is damaged
         raise UserError(f"model: {folder} cannot be loaded: {reason(error)}") from None
-    new = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
-    encoder_prefix = f"{model.base_model_prefix}."
-    lost = sorted(n for n in new if n.startswith(encoder_prefix) and "pooler" not in n)
-    if lost:
-        raise UserError(
-            f"model: {folder} lacks {len(lost)} weights of its encoder, first {lost[0]}"
-        )
-    return model, new
+    return model, {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
 
 
 def reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ from instant_soup.models.bert import (
     folder_of,
     load_tokenizer,
     positions,
+    read_checkpoint,
     reason,
     transformers_auto,
 )
@@ -41,20 +42,8 @@ def load_pretrained(folder: str | Path) -> Any:
     UserError when it cannot be had, when the memory that is free is too little for it, or when
     the checkpoint lacks any weight: random ones must never pass for pre-trained ones.
     """
-    auto = transformers_auto()
     check_fits(Path(folder).name, sorted(Path(folder).glob("*.safetensors")))
-    try:
-        model, loading = auto.AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-        )
-    except Exception as error:  # transformers raises a dozen kinds, by what is damaged
-        raise UserError(f"model: {folder} cannot be loaded: {reason(error)}") from None
-    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    model, new = read_checkpoint(transformers_auto().AutoModelForCausalLM, folder)
     if new:
         raise UserError(
             f"model: {folder} lacks {len(new)} weights of a language model, first {min(new)}; "
