@@ -226,6 +226,19 @@ class Recipe(Training):
         """Whether the network learns from a teacher."""
         return self.teacher != NO_TEACHER
 
+    @classmethod
+    def of_pretraining(cls, settings: Pretraining, clip_norm: float) -> "Recipe":
+        """What the engine looks at while it pre-trains a model of ours."""
+        return cls(
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            clip_norm=clip_norm,
+            precision=settings.precision,
+            seed=settings.seed,
+        )
+
     @property
     def partial(self) -> bool:
         """Whether only some of the network trains."""

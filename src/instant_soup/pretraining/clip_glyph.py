@@ -173,15 +173,7 @@ def pretrain(
     tokenizer = package.get_tokenizer("", context_length=model_config["text_cfg"]["context_length"])
     loss_of = package.ClipLoss()
     model = build(model_config, seed)
-    recipe = Recipe(
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        warmup=settings.warmup,
-        clip_norm=CLIP_NORM,
-        precision=settings.precision,
-        seed=seed,
-    )
+    recipe = Recipe.of_pretraining(settings, CLIP_NORM)
     vectors: torch.Tensor | None = None  # of the classes, where they are what images are held to
     seen: dict[str, torch.Tensor] = {}  # of the last batch
 

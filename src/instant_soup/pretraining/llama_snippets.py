@@ -110,15 +110,7 @@ def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, fl
     equal call goes on from an interrupted one's checkpoint to the same result.
     """
     model_config, where, total = read_json(MODEL_CONFIG), loop.device(), settings.steps
-    recipe = Recipe(
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        warmup=settings.warmup,
-        clip_norm=CLIP_NORM,
-        precision=settings.precision,
-        seed=settings.seed,
-    )
+    recipe = Recipe.of_pretraining(settings, CLIP_NORM)
     train, held_out = split(texts())
     vocabulary, length = model_config["vocab_size"], model_config["max_position_embeddings"]
     train_tokenizer(folder, train, vocabulary)
