@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 import instant_soup
-from helpers import ROOT
+from helpers import ROOT, run_command
 
 
 def run(script: str) -> None:
@@ -49,10 +49,18 @@ def test_the_version_stands_in_one_place() -> None:
     assert instant_soup.__version__.count(".") == 2
 
 
-def test_types_are_for_others_too() -> None:
-    assert (ROOT / "src/instant_soup/py.typed").exists()
+def test_what_is_no_python_comes_with_the_package_too() -> None:
+    """Settings of pre-trainings, prompts, the page's parts, the mark that types are there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["instant_soup"]
+    patterns = project["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, globs in patterns.items()
+        for glob in globs
+        for path in (ROOT / "src" / package.replace(".", "/")).glob(glob)
+    }
+    listed = run_command(ROOT, "git", "ls-files", "src/instant_soup").splitlines()
+    assert packed == {ROOT / path for path in listed if not path.endswith(".py")}
 
 
 @pytest.mark.parametrize(
