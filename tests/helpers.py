@@ -154,6 +154,13 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "mistral": _DECODER,
     "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
+# Those, and others of which the files alone are tested.
+EXPORTED: dict[str, dict[str, Any]] = {
+    **CAUSAL,
+    "qwen3": _DECODER,
+    "qwen2_moe": {**_DECODER, "num_experts": 4, "moe_intermediate_size": 16,
+                  "shared_expert_intermediate_size": 32},
+}  # fmt: skip
 
 
 def save_causal(folder: Path, kind: str, **changes: Any) -> Path:
@@ -165,7 +172,7 @@ def save_causal(folder: Path, kind: str, **changes: Any) -> Path:
     llama_snippets.train_tokenizer(folder, [" ".join(words)], 300)
     torch.manual_seed(0)
     tokens = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AutoConfig.for_model(kind, **{**tokens, **CAUSAL[kind], **changes})
+    config = AutoConfig.for_model(kind, **{**tokens, **EXPORTED[kind], **changes})
     auto.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 

@@ -27,10 +27,12 @@ from instant_soup.methods.n_of_m import largest_of_groups
 from instant_soup.methods.sparsegpt import of_blocks
 from instant_soup.models import causal
 from instant_soup.models.bert import transformers_auto
+from instant_soup.models.layout import Layout
 from instant_soup.models.matrices import Weights, check_share, prunable
 from instant_soup.models.memory import WEIGHT, check_fits
 from instant_soup.models.ticket import BESIDE
 from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.sparse_gpt import WIDTH, factor, sweep
 from instant_soup.training.loop import surprises
@@ -61,10 +63,8 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not allowed; allowed: {' | '.join(METHODS)}")
+    check_prunes(method, weights, m)
     n = None if m is None else round((1 - sparsity) * m)
-    for name, w in weights.items():
-        if m is not None and w.shape[-1] % m:
-            raise UserError(f"pattern: {m} does not divide the {w.shape[-1]} inputs of {name}")
     if method == "sparsegpt":
         choose = of_groups(n, m) if n is not None and m else of_blocks(weights, sparsity)
         return partial(_by_sweep, choose, m or WIDTH)
@@ -84,6 +84,18 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
         return _kept(w, scores.best_of_each(_worth(method, w, inputs), counts))
 
     return by_rows
+
+
+def check_prunes(method: str, weights: Weights, m: int | None = None) -> None:
+    """UserError where a method, or an N:M pattern, cannot prune some matrices."""
+    for name, w in weights.items():
+        if m is not None and w.shape[-1] % m:
+            raise UserError(f"pattern: {m} does not divide the {w.shape[-1]} inputs of {name}")
+        if method in LOOK_AT_INPUTS and w.ndim > 2:
+            raise UserError(
+                f"method: {method} looks at the inputs of one matrix, and {name} is several "
+                "(experts); allowed: magnitude | magnitude-global | fisher"
+            )
 
 
 def of_groups(n: int, m: int) -> Callable[[str, int, torch.Tensor], torch.Tensor]:
@@ -132,7 +144,7 @@ class Model:
             UserError: If it holds no language model of equal blocks, or one that does not fit.
         """
         self.folder, self.streamed = Path(folder), streamed
-        files = sorted(self.folder.glob("*.safetensors"))
+        files = causal.weight_files(folder)
         if not files:
             raise UserError(f"model: {folder} has no .safetensors weights")
         if not streamed:
@@ -143,41 +155,34 @@ class Model:
                 f"model: {self.folder.name}: its blocks attend in {len(kinds)} ways; allowed: one"
             )
         with parameters_on_no_device():
-            self.network = causal.as_linear(auto.AutoModelForCausalLM.from_config(config)).eval()
+            network = auto.AutoModelForCausalLM.from_config(config)
+        self._files = {name: file for file in files for name in _names_in(file)}
+        self.layout = Layout(network, self._files)
+        self.network = causal.as_linear(network).eval()
         self.prunable = prunable(self.network)
         if not self.prunable:
             raise UserError(f"model: {self.folder.name} has nothing prunable (no blocks)")
         check_share(self.network, self.prunable)
-        self.turned = causal.conv1d_weights(folder)
         self.stack, self.blocks = blocks_of(self.network, self.prunable)
-        self._files = {name: file for file in files for name in _names_in(file)}
         self._read: Weights = {}  # to stay
         self._load(self.network, "", but=f"{self.stack}.")
         self.network.tie_weights()
-
-    def in_file(self, name: str) -> str:
-        """What a weight is called in the files; UserError where they lack it."""
-        short = name.removeprefix(f"{self.network.base_model_prefix}.")
-        known = next((one for one in (name, short) if one in self._files), None)
-        if known is None:
-            raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
-        return known
 
     def read(self, name: str) -> torch.Tensor:
         """A weight in fp32, matrices as outputs × inputs; UserError where the files lack it."""
         if name in self._read:
             return self._read[name]
-        weight = self.stored(name).float()
-        weight = weight.T.contiguous() if name in self.turned else weight
+        if name not in self.layout.sources:
+            raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
+        weight = self.layout.read(name, self.stored).float()
         if not self.streamed:
             self._read[name] = weight
         return weight
 
     def stored(self, name: str) -> torch.Tensor:
-        """A weight as it is in the files."""
-        known = self.in_file(name)
-        with safe_open(self._files[known], framework="pt") as opened:
-            return opened.get_tensor(known)
+        """A tensor of the files."""
+        with safe_open(self._files[name], framework="pt") as opened:
+            return opened.get_tensor(name)
 
     @contextlib.contextmanager
     def block(self, i: int) -> Iterator[nn.Module]:
@@ -211,10 +216,9 @@ class Written:
         """Write some weights into a file of their own."""
         file, tensors = f"model-{len(set(self.where.values())):05d}.safetensors", {}
         for name, weight in weights.items():
-            stored = self.model.stored(name)
-            own = weight.T if name in self.model.turned else weight
-            tensors[self.model.in_file(name)] = own.to(stored.dtype).contiguous()
-        save_file(tensors, self.folder / file, metadata={"format": "pt"})
+            for own, part in self.model.layout.parts(name, weight).items():
+                tensors[own] = part.to(self.model.stored(own).dtype).contiguous()
+        save_file(apart(tensors), self.folder / file, metadata={"format": "pt"})
         self.where |= dict.fromkeys(tensors, file)
         self.size += sum(t.numel() * t.element_size() for t in tensors.values())
 

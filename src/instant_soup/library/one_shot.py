@@ -16,12 +16,19 @@ from instant_soup.data.batches import Blocks, check_tokens, pack
 from instant_soup.data.local import resolve_data
 from instant_soup.data.splits import cut_splits
 from instant_soup.errors import UserError
-from instant_soup.library.block_by_block import METHODS, Model, Written, run_blocks
+from instant_soup.library.block_by_block import (
+    METHODS,
+    Model,
+    Written,
+    check_prunes,
+    run_blocks,
+)
 from instant_soup.methods.n_of_m import largest_of_groups
 from instant_soup.models import causal
 from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer
 from instant_soup.models.forward import logits_of
 from instant_soup.models.matrices import Weights, prunable
+from instant_soup.models.memory import check_fits
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training.loop import loss_of, predict
@@ -82,18 +89,25 @@ def perplexities(
             "pattern"
         )
     folder = downloaded(model.removeprefix("hub:")) if model.startswith("hub:") else Path(model)
+    if whole:
+        check_fits(folder.name, causal.weight_files(folder))
+    by_blocks = [method for method in methods if method in METHODS]
+    own = Model(folder, streamed) if by_blocks else None
+    matrices = prunable(causal.skeleton(folder)) if own is None else own.prunable
+    for method in methods:
+        for _, m in wanted:
+            check_prunes(method, matrices, m)
     calibration, test = _text(folder, dataset, length, blocks)
     found = []
-    if any(method in METHODS for method in methods):
-        own = Model(folder, streamed)
-        for method in [one for one in methods if one in METHODS]:
-            for sparsity, m in wanted:
-                written = None if to is None else Written(own, to)
-                mask, value = run_blocks(
-                    own, calibration, test, method if sparsity else "", sparsity, m, written
-                )
-                found.append(_row(method, sparsity, m, mask, value))
-        del own
+    for method in by_blocks:
+        assert own is not None
+        for sparsity, m in wanted:
+            written = None if to is None else Written(own, to)
+            mask, value = run_blocks(
+                own, calibration, test, method if sparsity else "", sparsity, m, written
+            )
+            found.append(_row(method, sparsity, m, mask, value))
+    del own  # before all weights are read
     if whole:
         found += _of_whole(causal.load_pretrained(folder), calibration, test, whole, wanted)
     return found

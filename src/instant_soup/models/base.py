@@ -39,9 +39,9 @@ def base_weights(base: Path) -> Weights:
 
 
 def as_in_files(base: Path, tensors: Weights) -> Weights:
-    """Weights or masks of a base folder's model, laid out as its checkpoint has them."""
+    """Weights or masks of a base folder's model, named and laid out as its checkpoint has them."""
     own = family(base)
-    return own.turned(base, tensors) if own is causal else tensors
+    return own.layout(base).written(tensors) if own is causal else tensors
 
 
 def pretrained_prunable(base: Path) -> Weights:

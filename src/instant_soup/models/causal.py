@@ -3,10 +3,11 @@
 The whole model is trained: its head is the base model's own, and often its table of embeddings.
 Prunable are the matrices of the repeated blocks. GPT-2's stand transposed in its checkpoints
 (`Conv1D`: inputs × outputs); here every matrix is outputs × inputs, so that rows, inputs and N:M
-patterns mean the same of all models. Files have each checkpoint's own layout, under the names that
-transformers has for the model now (Mixtral's experts are one tensor there).
+patterns mean the same of all models. A base folder has the names that transformers has for the
+model now (Mixtral's experts are one tensor there), an exported one those of the hub.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,24 @@ from instant_soup.models.bert import (
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
+from instant_soup.models.layout import Layout, is_conv1d
 from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
-from instant_soup.models.memory import check_fits
+from instant_soup.models.memory import TRAINED, check_fits
 from instant_soup.sparsity.compact import apart
 
 CONFIG, WEIGHTS = "causal_lm.json", "model.safetensors"
+GENERATION = "generation_config.json"  # how texts are made, where a checkpoint says so
+SHARD = 5 * 10**9  # bytes: what is larger is written in several files
 
 
-def load_pretrained(folder: str | Path) -> Any:
+def load_pretrained(folder: str | Path, each: int = TRAINED) -> Any:
     """A folder's pre-trained language model, in fp32, its matrices outputs × inputs.
 
-    UserError when it cannot be had, when the memory that is free is too little for it, or when
-    the checkpoint lacks any weight: random ones must never pass for pre-trained ones.
+    UserError when it cannot be had, when the memory that is free is too little for it (`each`
+    bytes for a weight), or when the checkpoint lacks any weight: random ones must never pass for
+    pre-trained ones.
     """
-    check_fits(Path(folder).name, sorted(Path(folder).glob("*.safetensors")))
+    check_fits(Path(folder).name, weight_files(folder), each)
     model, new = read_checkpoint(transformers_auto().AutoModelForCausalLM, folder)
     if new:
         raise UserError(
@@ -64,6 +69,8 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     found = checked_prunable(model.name, network)
     tokenizer.save_pretrained(folder)
     network.config.save_pretrained(folder)
+    if (source / GENERATION).exists():
+        shutil.copyfile(source / GENERATION, folder / GENERATION)
     write_json(folder / CONFIG, {"positions": positions(network)})
     check_predicts(model.name, network, folder / TOKENIZER)
     weights = turned(folder, network.state_dict())
@@ -108,17 +115,16 @@ def as_linear(model: Any) -> Any:
     return model
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's linear layer, whose weight is inputs × outputs."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def conv1d_weights(folder: str | Path) -> set[str]:
-    """The weights of a folder's model that are inputs × outputs in its checkpoint."""
+def skeleton(folder: str | Path) -> Any:
+    """The network of a folder's model with its weights on no device, as transformers makes it."""
     auto = transformers_auto()
     with torch.device("meta"):
-        model = auto.AutoModelForCausalLM.from_config(configuration(folder))
-    return {f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module)}
+        return auto.AutoModelForCausalLM.from_config(configuration(folder))
+
+
+def layout(folder: str | Path) -> Layout:
+    """How the weights of a folder's model stand in files."""
+    return Layout(skeleton(folder))
 
 
 def turned(folder: str | Path, tensors: Weights) -> Weights:
@@ -126,8 +132,20 @@ def turned(folder: str | Path, tensors: Weights) -> Weights:
 
     Those of a Conv1D are transposed; all others stay as they are.
     """
-    odd = conv1d_weights(folder)
-    return {name: t.T.contiguous() if name in odd else t for name, t in tensors.items()}
+    return layout(folder).turn(tensors)
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files of a folder with a checkpoint's weights, whole or in shards."""
+    own = sorted(Path(folder).glob("model*.safetensors"))
+    return own or sorted(Path(folder).glob("*.safetensors"))
+
+
+def write_weights(folder: Path, weights: Weights) -> None:
+    """Write weights as loaders read them: in several files with their index, if above SHARD."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(apart(weights), folder, max_shard_size=SHARD, metadata={"format": "pt"})
 
 
 def tied(network: nn.Module) -> set[str]:

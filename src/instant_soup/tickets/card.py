@@ -96,7 +96,8 @@ def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dty
     pruned = f"pruned to {percent(round(masks.sparsity(mask), 6))} sparsity and " * (kept < total)
     layers = [(e["name"], f"{1 - e['sparsity']:.4f}") for e in masks.sparsity_by_layer(mask)]
     scores = [(name, f"{value:.4f}") for name, value in result["test"].items()]
-    weights = {"clip": clip.WEIGHTS}.get(family, bert.WEIGHTS)
+    names = {"clip": clip.WEIGHTS, "causal": "model*.safetensors"}
+    weights = names.get(family, bert.WEIGHTS)
     files = [(weights, f"the weights in {dtype} under their usual names, with exact zeros"), *FILES]
     parts = [
         f"---\n{yaml.safe_dump(front_matter(result, data, base), sort_keys=False)}---",

@@ -18,6 +18,7 @@ from instant_soup.files import path_of, read_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, causal, clip, encoding
 from instant_soup.models.head import Head
+from instant_soup.models.memory import WEIGHT
 from instant_soup.models.ticket import FORMAT, TICKET
 from instant_soup.tickets.weights import header
 from instant_soup.training import loop, metrics
@@ -68,7 +69,7 @@ def evaluate(
         model = _image_classifier(folder, data.labels, data.templates)
         split: Split = encoding.encode_images(folder, load_files(table), "test")
     elif ticket["family"] == "causal":
-        model = causal.classifier(folder, causal.read_weights(folder)).float()
+        model = causal.load_pretrained(folder, WEIGHT)
         split = encoding.encode_blocks(folder, table, data.text, ticket["max_length"])
     else:
         model = _text_classifier(folder, max(1, len(data.labels)))
@@ -106,7 +107,9 @@ def read_ticket(folder: Path) -> dict[str, Any]:
             f"{folder}: a {ticket.get('model')}, which cannot be built for evaluation; allowed: a "
             "text classifier or language model saved with its tokenizer, or a model of open_clip"
         )
-    header(folder / models.family(folder).WEIGHTS)  # which says what is wrong with it
+    family = models.family(folder)
+    files = causal.weight_files(folder) if family is causal else []
+    header((files or [folder / family.WEIGHTS])[0])  # which says what is wrong with it
     return ticket
 
 

@@ -59,7 +59,10 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
         weights = compact.apart(
             {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
         )
-        save_file(weights, unfinished / models.family(BASE).WEIGHTS, metadata={"format": "pt"})
+        if (family := models.family(BASE)) is causal:
+            causal.write_weights(unfinished, weights)
+        else:
+            save_file(weights, unfinished / family.WEIGHTS, metadata={"format": "pt"})
         ticket = {**_identity(result, data), **task, "dtype": dtype}
         write_ticket(unfinished, weights, mask, ticket)
         (unfinished / "README.md").write_text(card.card(result, data, base, mask, dtype))

@@ -1,0 +1,94 @@
+"""How a language model's weights stand in a checkpoint's files, and how in its network.
+
+transformers merges some tensors of a checkpoint into one parameter, as the experts of Mixtral, and
+takes them apart again when it saves. Its own conversions are used, both ways. The matrices of
+GPT-2's files are inputs × outputs (`Conv1D`); here all are outputs × inputs.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from instant_soup.models.matrices import Weights
+
+
+class Layout:
+    """The weights of a network, and the tensors of the files that they are made of.
+
+    `sources` has for each weight its tensors in the files, in order. A weight that is not in them,
+    as a head that is the table of embeddings, has no entry.
+    """
+
+    def __init__(self, network: Any, in_files: Iterable[str] = ()) -> None:
+        """Lay out a network of transformers, with GPT-2's own layers, and the names in its files.
+
+        The network may have its weights on no device.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        self.network = network
+        self.turned = {f"{n}.weight" for n, module in network.named_modules() if is_conv1d(module)}
+        both = get_model_conversion_mapping(network)
+        renamings = [one for one in both if isinstance(one, WeightRenaming)]
+        converters = [one for one in both if isinstance(one, WeightConverter)]
+        self._merge = {pattern: one for one in converters for pattern in one.source_patterns}
+        self._pattern: dict[str, str | None] = {}  # of a file's tensor: how it is merged, if it is
+        self.sources: dict[str, list[str]] = {}
+        known, prefix = network.state_dict(), network.base_model_prefix
+        for own in sorted(in_files, key=dot_natural_key):
+            name, self._pattern[own] = rename_source_key(own, renamings, converters, prefix, known)
+            self.sources.setdefault(name, []).append(own)
+
+    def turn(self, tensors: Weights) -> Weights:
+        """Weights or masks with those of a Conv1D transposed: from the files' layout, and back."""
+        return {n: t.T.contiguous() if n in self.turned else t for n, t in tensors.items()}
+
+    def read(self, name: str, get: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """A weight of the network out of its tensors in the files, which `get` reads by name."""
+        sources = self.sources[name]
+        pattern = self._pattern[sources[0]]
+        if pattern is None:
+            weight = get(sources[0])
+        else:
+            merge = copy.deepcopy(self._merge[pattern])
+            for own in sources:
+                merge.add_tensor(name, own, self._pattern[own], get(own))
+            weight = merge.convert(name, model=self.network, config=self.network.config)[name]
+        return self.turn({name: weight})[name]
+
+    def parts(self, name: str, weight: torch.Tensor) -> Weights:
+        """A weight of the network as its tensors in the files, under the names that these have."""
+        from transformers.core_model_loading import dot_natural_key
+
+        sources = self.sources[name]
+        if len(sources) == 1:
+            return {sources[0]: self.turn({name: weight})[name]}
+        own = self.written({name: weight})
+        in_order = sorted(own, key=dot_natural_key)
+        return {name: own[theirs] for name, theirs in zip(sources, in_order, strict=True)}
+
+    def written(self, tensors: Weights) -> Weights:
+        """Weights or masks as transformers saves them: as the hub's checkpoints have them."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        found = revert_weight_conversion(self.network, self.turn(tensors))
+        return {name: t.clone() if _is_part(t) else t for name, t in found.items()}
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a view of a larger one, which would be written with it."""
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear layer, whose weight is inputs × outputs."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
