@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from helpers import CAUSAL, save_causal
 from instant_soup import cli
@@ -22,7 +22,7 @@ from instant_soup.training.loop import predict
 from instant_soup.training.metrics import scores
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
-KINDS = sorted(set(CAUSAL) - {"mixtral"})
+KINDS = sorted(CAUSAL)
 
 
 def text(rows: int, seed: int = 0) -> Blocks:
@@ -39,8 +39,8 @@ def test_dense_blocks_one_by_one_are_the_model(checkpoint: Path) -> None:
     network = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(checkpoint)
     expected = scores(*predict(network, text(5), "fp32"))["perplexity"]
     for streamed in (False, True):
-        mask, found = run_blocks(Model(checkpoint, streamed), text(2), text(5))
-        assert not mask and found == pytest.approx(expected, rel=1e-6)
+        gone, found = run_blocks(Model(checkpoint, streamed), text(2), text(5))
+        assert not gone and found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -49,10 +49,11 @@ def test_streamed_is_in_memory_to_the_bit(checkpoint: Path, tmp_path: Path, meth
     for streamed in (False, True):
         model, folder = Model(checkpoint, streamed), tmp_path / f"{streamed}"
         folder.mkdir()
-        mask, value = run_blocks(
-            model, text(4, 1), text(5), method, 0.5, written=Written(model, folder)
+        mask: masks.Mask = {}
+        gone, value = run_blocks(
+            model, text(4, 1), text(5), method, 0.5, written=Written(model, folder), mask=mask
         )
-        assert masks.count(mask)[0] * 2 == masks.count(mask)[1]
+        assert gone == 0.5 and masks.count(mask)[0] * 2 == masks.count(mask)[1]
         again = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(folder)
         assert value == pytest.approx(
             scores(*predict(again, text(5), "fp32"))["perplexity"], rel=1e-5
@@ -74,27 +75,95 @@ def test_a_streamed_block_has_no_memory_outside_its_turn(tmp_path: Path) -> None
     assert model._read == {} or not any(".layers." in name for name in model._read)
 
 
-def test_wandas_mask_is_that_of_the_inputs_of_its_block(tmp_path: Path) -> None:
-    """Of the first block: nothing before it is pruned, so all is known from the dense model."""
-    folder = save_causal(tmp_path / "llama", "llama")
-    network = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(folder).eval()
-    seen = []
-    layer = network.model.layers[0].mlp.down_proj
+def first_block(folder: Path, of: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix of the dense model's first block, outputs × inputs, and the rows it multiplies.
+
+    Nothing before that block is pruned, so all is known from the dense model.
+    """
+    network = causal.load_pretrained(folder).eval()
+    layer, seen = network.get_submodule(of), []
     layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, 1)))
     with torch.no_grad():
         network(input_ids=text(4, 1).input_ids.long())
-    mask, _ = run_blocks(Model(folder), text(4, 1), text(2), "wanda", 0.5)
+    return layer.weight.detach(), seen[0]
+
+
+# A matrix of a llama, and one of GPT-2, which its files have as inputs × outputs.
+OF_FIRST_BLOCK = [("llama", "model.layers.0.mlp.down_proj"), ("gpt2", "transformer.h.0.mlp.c_proj")]
+
+
+@pytest.mark.parametrize(("kind", "of"), OF_FIRST_BLOCK)
+def test_wandas_mask_is_that_of_the_inputs_of_its_block(tmp_path: Path, kind: str, of: str) -> None:
+    weight, inputs = first_block(save_causal(tmp_path / kind, kind), of)
+    mask: masks.Mask = {}
+    run_blocks(Model(tmp_path / kind), text(4, 1), text(2), "wanda", 0.5, mask=mask)
     # The norms of inputs that other matrices of the block do not change but by being dense.
-    worth = layer.weight.abs() * seen[0].norm(dim=0)
-    ranks = worth.argsort(1, descending=True).argsort(1)
-    assert torch.equal(mask["model.layers.0.mlp.down_proj.weight"], ranks < 32)
+    ranks = (weight.abs() * inputs.norm(dim=0)).argsort(1, descending=True).argsort(1)
+    assert torch.equal(mask[f"{of}.weight"], ranks < weight.shape[1] // 2)
+
+
+@pytest.mark.parametrize(("kind", "of"), OF_FIRST_BLOCK)
+def test_sparsegpt_settles_one_column_after_the_other(tmp_path: Path, kind: str, of: str) -> None:
+    """By plain loops: a column that goes moves those behind it by H⁻¹ of what is not settled."""
+    weight, inputs = first_block(save_causal(tmp_path / kind, kind), of)
+    (model, folder), mask = (Model(tmp_path / kind), tmp_path / "new"), {}
+    folder.mkdir()
+    run_blocks(
+        model, text(4, 1), text(2), "sparsegpt", 0.5, written=Written(model, folder), mask=mask
+    )
+    kept, x = mask[f"{of}.weight"], inputs.double()
+    h = x.T @ x / len(x)
+    h += 0.01 * h.diagonal().mean() * torch.eye(len(h))
+    expected = weight.double().clone()
+    for j in range(len(h)):
+        inverse = torch.linalg.inv(h[j:, j:])
+        for row, stays in zip(expected, kept, strict=True):
+            if not stays[j]:
+                row[j:] -= row[j].item() / inverse[0, 0] * inverse[0]
+    stored = {n: t for f in folder.glob("*.safetensors") for n, t in load_file(f).items()}
+    found = stored[f"{of}.weight"]
+    assert found.shape == (weight.T if kind == "gpt2" else weight).shape
+    found = found.T if kind == "gpt2" else found
+    assert torch.allclose(found, expected.float().where(kept, 0.0), rtol=1e-3, atol=1e-5)
+
+
+def test_wandas_mask_of_an_expert_is_that_of_the_tokens_that_come_to_it(tmp_path: Path) -> None:
+    network = causal.load_pretrained(save_causal(tmp_path / "mixtral", "mixtral")).eval()
+    seen: list[torch.Tensor] = []
+    layer = network.model.layers[0].mlp
+    layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, 1)))
+    with torch.no_grad():
+        network(input_ids=text(4, 1).input_ids.long())
+        chosen = (seen[0] @ layer.gate.weight.T).topk(2, dim=1).indices
+    mask: masks.Mask = {}
+    run_blocks(Model(tmp_path / "mixtral"), text(4, 1), text(2), "wanda", 0.5, mask=mask)
+    for expert, weight in enumerate(layer.experts.gate_up_proj):
+        inputs = seen[0][(chosen == expert).any(1)]
+        assert 0 < len(inputs) < len(seen[0])
+        ranks = (weight.abs() * inputs.norm(dim=0)).argsort(1, descending=True).argsort(1)
+        assert torch.equal(mask["model.layers.0.mlp.experts.gate_up_proj"][expert], ranks < 16)
+
+
+def test_an_expert_without_tokens_is_pruned_by_magnitude(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "mixtral", "mixtral", num_experts_per_tok=1)
+    weights = load_file(folder / "model.safetensors")
+    gate = weights["model.layers.0.block_sparse_moe.gate.weight"]
+    gate[1], gate[2:] = -gate[0], 0.0  # one of the first two is above the others
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    mask: masks.Mask = {}
+    run_blocks(Model(folder), text(4, 1), text(2), "wanda", 0.5, mask=mask)
+    w = weights["model.layers.0.block_sparse_moe.experts.3.w2.weight"].abs()
+    ranks = w.argsort(1, descending=True).argsort(1)
+    assert torch.equal(mask["model.layers.0.mlp.experts.down_proj"][3], ranks < 32)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_patterns_hold_in_every_group(tmp_path: Path, method: str) -> None:
-    mask, _ = run_blocks(
-        Model(save_causal(tmp_path / "gpt2", "gpt2")), text(4, 1), text(2), method, 0.75, 4
-    )
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
+def test_patterns_hold_in_every_group(tmp_path: Path, kind: str, method: str) -> None:
+    mask: masks.Mask = {}
+    model = Model(save_causal(tmp_path / kind, kind))
+    gone, _ = run_blocks(model, text(4, 1), text(2), method, 0.75, 4, mask=mask)
+    assert gone == 0.75
     assert all((kept.reshape(-1, 4).sum(1) == 1).all() for kept in mask.values())
 
 

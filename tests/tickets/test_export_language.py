@@ -87,9 +87,7 @@ def test_what_lies_beside_the_weights_comes_along(exported) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["use_cache"] and "LM" in config["architectures"][0]
     again = compact.load(folder / "compact.safetensors")
-    assert all(
-        torch.equal(w, again[n]) for n, w in load_file(folder / "model.safetensors").items()
-    )
+    assert all(torch.equal(w, again[n]) for n, w in load_file(folder / "model.safetensors").items())
     perplexity = read_json(project / "reports/results/one_shot.json")["test"]["perplexity"]
     assert f"| perplexity | {perplexity:.4f} |" in (folder / "README.md").read_text()
     texts = "".join(f.read_text() for f in folder.iterdir() if f.suffix in (".json", ".md"))

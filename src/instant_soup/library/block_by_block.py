@@ -35,6 +35,7 @@ from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.sparse_gpt import WIDTH, factor, sweep
+from instant_soup.training.activations import watched
 from instant_soup.training.loop import surprises
 from instant_soup.training.metrics import scores as metrics_of
 
@@ -49,8 +50,8 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
     """How a matrix is pruned by one of METHODS, all of them together to exactly this sparsity.
 
     Args:
-        method: magnitude ranks each matrix by itself, wanda each row, sparsegpt each block of 128
-            columns; the weights that stay make up for the others in sparsegpt.
+        method: magnitude ranks each matrix (each expert's) by itself, wanda each row, sparsegpt
+            each block of 128 columns, where the weights that stay make up for the others.
         weights: All prunable weights, of which the shapes are looked at.
         sparsity: The share of the weights that go; of N:M patterns 1 − N / M.
         m: Of an N:M pattern: the largest N of every M inputs stay, whatever the method.
@@ -63,8 +64,9 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not allowed; allowed: {' | '.join(METHODS)}")
-    check_prunes(method, weights, m)
+    check_pattern(weights, m)
     n = None if m is None else round((1 - sparsity) * m)
+    weights = {n: w for name, several in weights.items() for n, w in each(name, several).items()}
     if method == "sparsegpt":
         choose = of_groups(n, m) if n is not None and m else of_blocks(weights, sparsity)
         return partial(_by_sweep, choose, m or WIDTH)
@@ -72,8 +74,8 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
         return partial(_by_groups, n, m, method)
     if method == "magnitude":
         wanted = {name: (1 - sparsity) * w.numel() for name, w in weights.items()}
-        each = masks.share_out(wanted, masks.keep_count(weights, sparsity))
-        return lambda name, w, _: _kept(w, masks.largest(w.abs().flatten(), each[name]))
+        counts = masks.share_out(wanted, masks.keep_count(weights, sparsity))
+        return lambda name, w, _: _kept(w, masks.largest(w.abs().flatten(), counts[name]))
     rows = {(n, i): (1 - sparsity) * w.shape[1] for n, w in weights.items() for i in range(len(w))}
     kept = masks.share_out(rows, masks.keep_count(weights, sparsity))
 
@@ -86,16 +88,18 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
     return by_rows
 
 
-def check_prunes(method: str, weights: Weights, m: int | None = None) -> None:
-    """UserError where a method, or an N:M pattern, cannot prune some matrices."""
+def check_pattern(weights: Weights, m: int | None) -> None:
+    """UserError where an N:M pattern does not fit into the rows of some matrices."""
     for name, w in weights.items():
         if m is not None and w.shape[-1] % m:
             raise UserError(f"pattern: {m} does not divide the {w.shape[-1]} inputs of {name}")
-        if method in LOOK_AT_INPUTS and w.ndim > 2:
-            raise UserError(
-                f"method: {method} looks at the inputs of one matrix, and {name} is several "
-                "(experts); allowed: magnitude | magnitude-global | fisher"
-            )
+
+
+def each(name: str, weight: torch.Tensor) -> Weights:
+    """A weight's matrices by name: itself, or each expert's where they lie in one tensor."""
+    if weight.ndim == 2:
+        return {name: weight}
+    return {f"{name}.{i}": matrix for i, matrix in enumerate(weight)}
 
 
 def of_groups(n: int, m: int) -> Callable[[str, int, torch.Tensor], torch.Tensor]:
@@ -164,6 +168,8 @@ class Model:
             raise UserError(f"model: {self.folder.name} has nothing prunable (no blocks)")
         check_share(self.network, self.prunable)
         self.stack, self.blocks = blocks_of(self.network, self.prunable)
+        if any(w.ndim > 2 for w in self.prunable.values()):
+            self.network.set_experts_implementation("eager")  # expert by expert, as they are seen
         self._read: Weights = {}  # to stay
         self._load(self.network, "", but=f"{self.stack}.")
         self.network.tie_weights()
@@ -281,7 +287,8 @@ def run_blocks(
     sparsity: float = 0.0,
     m: int | None = None,
     written: Written | None = None,
-) -> tuple[Mask, float]:
+    mask: Mask | None = None,
+) -> tuple[float, float]:
     """Prune a model's blocks one after the other, and pass the test text through all of them.
 
     Args:
@@ -292,15 +299,16 @@ def run_blocks(
         sparsity: The share of the prunable weights that go.
         m: Of an N:M pattern.
         written: Where the pruned model goes, if it is kept.
+        mask: Gets the mask, where it is wanted: a byte for each weight.
 
     Returns:
-        The mask, and the perplexity of the test text.
+        The share of the prunable weights that went, and the perplexity of the test text.
 
     Raises:
         UserError: If there is no such method, or it cannot prune these matrices.
     """
     prune = pruner(method, model.prunable, sparsity, m) if method else None
-    mask: Mask = {}
+    gone, total = 0, sum(w.numel() for w in model.prunable.values())
     with torch.no_grad():
         known = _calls(model, calibration) if method in LOOK_AT_INPUTS else []
         tested = _calls(model, test)
@@ -309,10 +317,19 @@ def run_blocks(
             with model.block(i) as block:
                 if prune is not None:
                     inputs = _inputs(block, prefix, model.prunable, known, method == "sparsegpt")
-                    for name, parameter in block.named_parameters():
-                        if (whole := prefix + name) in model.prunable:
-                            mask[whole], new = prune(whole, parameter, inputs.get(whole))
-                            parameter.data = new
+                    own = {prefix + name: p for name, p in block.named_parameters()}
+                    for name in [name for name in own if name in model.prunable]:
+                        parts = [
+                            prune(n, w, inputs.get(n)) for n, w in each(name, own[name]).items()
+                        ]
+                        kept, new = (
+                            torch.stack(one).view(own[name].shape)
+                            for one in zip(*parts, strict=True)
+                        )
+                        own[name].data = new
+                        gone += int((~kept).sum())
+                        if mask is not None:
+                            mask[name] = kept
                 if written is not None:
                     written.write({prefix + n: p.detach() for n, p in block.named_parameters()})
                 for calls in (known, tested):
@@ -320,7 +337,7 @@ def run_blocks(
         perplexity = _perplexity(model, tested, test)
     if written is not None:
         written.finish()
-    return mask, perplexity
+    return gone / total, perplexity
 
 
 def _calls(model: Model, text: Blocks) -> list[Call]:
@@ -352,25 +369,31 @@ def _inputs(
     """Second moments or mean squares of the inputs of a block's matrices; nothing of no calls."""
     totals: Weights = {}
     rows: dict[str, int] = {}
+    wanted = {
+        name: matrix
+        for own, parameter in block.named_parameters()
+        if prefix + own in prunable
+        for name, matrix in each(prefix + own, parameter).items()
+    }
+    names = {matrix.data_ptr(): name for name, matrix in wanted.items()}
 
-    def see(name: str, module: nn.Module, given: tuple, out: Any) -> None:
-        x = given[0].reshape(-1, given[0].shape[-1]).float()
-        new = x.T @ x if moments else x.square().sum(0)
-        totals[name] = totals[name] + new if name in totals else new
-        rows[name] = rows.get(name, 0) + len(x)
+    def see(given: torch.Tensor, weight: torch.Tensor) -> None:
+        if (name := names.get(weight.data_ptr())) is not None:
+            x = given.reshape(-1, given.shape[-1]).float()
+            new = x.T @ x if moments else x.square().sum(0)
+            totals[name] = totals[name] + new if name in totals else new
+            rows[name] = rows.get(name, 0) + len(x)
 
-    handles = [
-        module.register_forward_hook(partial(see, f"{prefix}{name}.weight"))
-        for name, module in block.named_modules()
-        if f"{prefix}{name}.weight" in prunable
-    ]
-    for call in calls:
-        _passed(block, call)
-    for handle in handles:
-        handle.remove()
-    missing = [n for n in prunable if n.startswith(prefix) and n not in totals]
-    if calls and missing:
-        raise UserError(f"method: {missing[0]} is no linear layer's; allowed: magnitude")
+    with watched(see):
+        for call in calls:
+            _passed(block, call)
+    for name in wanted.keys() - totals.keys() if calls else ():
+        if name in prunable:
+            raise UserError(f"method: {name} is no linear layer's; allowed: magnitude")
+        # An expert that no token has come to: all of its inputs are as good.
+        width = wanted[name].shape[-1]
+        totals[name] = torch.eye(width) if moments else torch.ones(width)
+        rows[name] = 1
     return {name: total / rows[name] for name, total in totals.items()}
 
 

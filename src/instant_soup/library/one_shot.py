@@ -20,7 +20,7 @@ from instant_soup.library.block_by_block import (
     METHODS,
     Model,
     Written,
-    check_prunes,
+    check_pattern,
     run_blocks,
 )
 from instant_soup.methods.n_of_m import largest_of_groups
@@ -30,7 +30,6 @@ from instant_soup.models.forward import logits_of
 from instant_soup.models.matrices import Weights, prunable
 from instant_soup.models.memory import check_fits
 from instant_soup.sparsity import masks, scores
-from instant_soup.sparsity.masks import Mask
 from instant_soup.training.loop import loss_of, predict
 from instant_soup.training.metrics import scores as metrics_of
 
@@ -94,19 +93,18 @@ def perplexities(
     by_blocks = [method for method in methods if method in METHODS]
     own = Model(folder, streamed) if by_blocks else None
     matrices = prunable(causal.skeleton(folder)) if own is None else own.prunable
-    for method in methods:
-        for _, m in wanted:
-            check_prunes(method, matrices, m)
+    for _, m in wanted:
+        check_pattern(matrices, m)
     calibration, test = _text(folder, dataset, length, blocks)
     found = []
     for method in by_blocks:
         assert own is not None
         for sparsity, m in wanted:
             written = None if to is None else Written(own, to)
-            mask, value = run_blocks(
+            reached, value = run_blocks(
                 own, calibration, test, method if sparsity else "", sparsity, m, written
             )
-            found.append(_row(method, sparsity, m, mask, value))
+            found.append(_row(method, sparsity, m, reached, value))
     del own  # before all weights are read
     if whole:
         found += _of_whole(causal.load_pretrained(folder), calibration, test, whole, wanted)
@@ -136,9 +134,10 @@ def _text(folder: Path, dataset: str, length: int | None, blocks: int) -> tuple[
     return parts[0].subset(torch.arange(min(blocks, len(parts[0])))), parts[1]
 
 
-def _row(method: str, sparsity: float, m: int | None, mask: Mask, value: float) -> dict[str, Any]:
+def _row(
+    method: str, sparsity: float, m: int | None, reached: float, value: float
+) -> dict[str, Any]:
     pattern = "" if m is None else f"{round((1 - sparsity) * m)}:{m}"
-    reached = masks.sparsity(mask) if mask else 0.0
     return {"method": method, "pattern": pattern, "sparsity": reached, "perplexity": value}
 
 
@@ -165,7 +164,7 @@ def _of_whole(
                 mask = largest_of_groups(worth, round((1 - sparsity) * m), m)
             masks.apply(mask, weights)
             value = metrics_of(*predict(network, test, "fp32"))["perplexity"]
-            found.append(_row(method, sparsity, m, mask, value))
+            found.append(_row(method, sparsity, m, masks.sparsity(mask), value))
             for name, w in weights.items():
                 w.copy_(before[name])
     return found

@@ -69,7 +69,7 @@ def _means(run: "Run", batches: int, summed: Callable[[torch.Tensor], torch.Tens
         swapped = _sequence_first(network)
         for batch in each:
             tokens = _attended(batch)
-            with _watched(see):
+            with watched(see):
                 run.loss(network, batch)
     if missing := [name for name in run.mask if not rows.get(name)]:
         raise UserError(
@@ -80,7 +80,7 @@ def _means(run: "Run", batches: int, summed: Callable[[torch.Tensor], torch.Tens
 
 
 @contextmanager
-def _watched(see: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+def watched(see: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
     """Tell `see` of the inputs and weights of all linear maps within this context."""
     linear, fast = functional.linear, torch.backends.mha.get_fastpath_enabled()
 
