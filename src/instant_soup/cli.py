@@ -70,7 +70,8 @@ examples:
   instant-soup oneshot ../llama wikitext2 --methods sparsegpt --sparsities 0.5 --stream --to pruned
 
 methods: magnitude (of each matrix), wanda (of each row), sparsegpt, and of all matrices together
-magnitude-global and fisher. With --stream a block's weights are in memory only while it is pruned.
+magnitude-global and fisher; if asked for, magnitude-rows and fisher-rows. With --stream a block's
+weights are in memory only while it is pruned; fisher needs the whole model.
 Calibration text is of the training split, perplexity of the test split."""
 
 
@@ -154,7 +155,8 @@ def oneshot(options: argparse.Namespace) -> None:
     from instant_soup.files import new_folder
     from instant_soup.library import one_shot
 
-    methods = options.methods or [*one_shot.METHODS, *([] if options.stream else one_shot.WHOLE)]
+    refused = one_shot.WHOLE if options.stream else ()
+    methods = options.methods or [name for name in one_shot.USUAL if name not in refused]
     given = options.sparsities is not None or options.patterns is not None
     sparsities = (options.sparsities or []) if given else one_shot.SPARSITIES
     patterns = (options.patterns or []) if given else one_shot.PATTERNS
@@ -231,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
     own = add(oneshot, ONESHOT)
     own.add_argument("model", metavar="MODEL", help="a language model's folder, or hub:ORG/NAME")
     own.add_argument("dataset", metavar="TEXTS", help="reviews-text, wikitext2, … or local:FOLDER")
-    own.add_argument("--methods", nargs="+", metavar="METHOD", help="(default: all)")
+    own.add_argument("--methods", nargs="+", metavar="METHOD", help="(default: the first five)")
     own.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="(default 0 … 0.9)")
     own.add_argument("--patterns", nargs="+", metavar="N:M", help="(default 1:2 2:4 4:8)")
     own.add_argument("--length", type=int, metavar="TOKENS", help="of a block (default 2048)")

@@ -32,6 +32,7 @@ from instant_soup.models.matrices import Weights, check_share, prunable
 from instant_soup.models.memory import WEIGHT, check_fits
 from instant_soup.models.ticket import BESIDE
 from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.by_parts import kth_largest
 from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.sparse_gpt import WIDTH, factor, sweep
@@ -39,8 +40,8 @@ from instant_soup.training.activations import watched
 from instant_soup.training.loop import surprises
 from instant_soup.training.metrics import scores as metrics_of
 
-METHODS = ("magnitude", "wanda", "sparsegpt")
-LOOK_AT_INPUTS = METHODS[1:]
+METHODS = ("magnitude", "wanda", "sparsegpt", "magnitude-global", "magnitude-rows")
+LOOK_AT_INPUTS = METHODS[1:3]
 # A matrix's name and weight, and the second moments or mean squares of its inputs → mask, weight.
 Prune = Callable[[str, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 Call = tuple[torch.Tensor, tuple, dict[str, Any]]  # a block's input, and what comes with it
@@ -49,9 +50,12 @@ Call = tuple[torch.Tensor, tuple, dict[str, Any]]  # a block's input, and what c
 def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None) -> Prune:
     """How a matrix is pruned by one of METHODS, all of them together to exactly this sparsity.
 
+    That of magnitude-global is `of_all`, unless there is a pattern.
+
     Args:
-        method: magnitude ranks each matrix (each expert's) by itself, wanda each row, sparsegpt
-            each block of 128 columns, where the weights that stay make up for the others.
+        method: magnitude ranks each matrix (each expert's) by itself, magnitude-rows and wanda
+            each row, sparsegpt each block of 128 columns, where the weights that stay make up for
+            the others.
         weights: All prunable weights, of which the shapes are looked at.
         sparsity: The share of the weights that go; of N:M patterns 1 − N / M.
         m: Of an N:M pattern: the largest N of every M inputs stay, whatever the method.
@@ -88,6 +92,27 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
     return by_rows
 
 
+def of_all(model: "Model", sparsity: float) -> Prune:
+    """How a matrix is pruned where the largest of all matrices stay; of equals the first.
+
+    Matrices have to come in the model's order. Their weights are read twice before.
+    """
+    kept = masks.keep_count(model.prunable, sparsity)
+    least, left = kth_largest(lambda: (model.read(n).abs() for n in model.prunable), kept)
+
+    def prune(
+        name: str, w: torch.Tensor, inputs: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal left
+        sizes = w.abs()
+        equal = (sizes == least).flatten()
+        chosen = equal & (equal.cumsum(0) <= left)
+        left -= int(chosen.sum())
+        return _kept(w, (sizes > least).flatten() | chosen)
+
+    return prune
+
+
 def check_pattern(weights: Weights, m: int | None) -> None:
     """UserError where an N:M pattern does not fit into the rows of some matrices."""
     for name, w in weights.items():
@@ -109,7 +134,7 @@ def of_groups(n: int, m: int) -> Callable[[str, int, torch.Tensor], torch.Tensor
 
 def _worth(method: str, w: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
     """|w|, times the root mean square of its input for wanda."""
-    if method == "magnitude":
+    if method not in LOOK_AT_INPUTS:
         return w.abs()
     assert inputs is not None
     return w.abs() * inputs.sqrt()
@@ -307,7 +332,11 @@ def run_blocks(
     Raises:
         UserError: If there is no such method, or it cannot prune these matrices.
     """
-    prune = pruner(method, model.prunable, sparsity, m) if method else None
+    prune: Prune | None = None
+    if method == "magnitude-global" and m is None:
+        prune = of_all(model, sparsity)
+    elif method:
+        prune = pruner(method, model.prunable, sparsity, m)
     gone, total = 0, sum(w.numel() for w in model.prunable.values())
     with torch.no_grad():
         known = _calls(model, calibration) if method in LOOK_AT_INPUTS else []
@@ -318,7 +347,7 @@ def run_blocks(
                 if prune is not None:
                     inputs = _inputs(block, prefix, model.prunable, known, method == "sparsegpt")
                     own = {prefix + name: p for name, p in block.named_parameters()}
-                    for name in [name for name in own if name in model.prunable]:
+                    for name in [name for name in model.prunable if name in own]:
                         parts = [
                             prune(n, w, inputs.get(n)) for n, w in each(name, own[name]).items()
                         ]

@@ -1,8 +1,8 @@
 """A language model's perplexity after one-shot pruning, over sparsities, patterns and criteria.
 
-Nothing is trained (Jaiswal et al. 2023, arXiv 2306.03805, section 9 in docs/method.md). Criteria of
-a matrix or row go block by block (block_by_block.py); those of all matrices together look at the
-whole network.
+Nothing is trained (Jaiswal et al. 2023, arXiv 2306.03805, section 9 in docs/method.md). All but one
+criterion go block by block (block_by_block.py). Fisher scores need the gradient of the loss, and so
+the whole network.
 """
 
 from pathlib import Path
@@ -21,6 +21,7 @@ from instant_soup.library.block_by_block import (
     Model,
     Written,
     check_pattern,
+    each,
     run_blocks,
 )
 from instant_soup.methods.n_of_m import largest_of_groups
@@ -30,11 +31,13 @@ from instant_soup.models.forward import logits_of
 from instant_soup.models.matrices import Weights, prunable
 from instant_soup.models.memory import check_fits
 from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity.masks import Mask
 from instant_soup.training.loop import loss_of, predict
 from instant_soup.training.metrics import scores as metrics_of
 
-WHOLE = ("magnitude-global", "fisher")  # criteria of all matrices together
+WHOLE = ("fisher", "fisher-rows")  # criteria that need the whole network in memory
 EVERY = (*METHODS, *WHOLE)
+USUAL = (*METHODS[:4], *WHOLE[:1])
 SPARSITIES = [i / 10 for i in range(10)]
 PATTERNS = ["1:2", "2:4", "4:8"]
 CALIBRATION = 128  # blocks
@@ -80,7 +83,8 @@ def perplexities(
     whole = [method for method in methods if method in WHOLE]
     if streamed and whole:
         raise UserError(
-            f"--stream: {whole[0]} ranks all matrices together; allowed: {' | '.join(METHODS)}"
+            f"--stream: {whole[0]} needs the gradients of the whole model; allowed: "
+            f"{' | '.join(METHODS)}"
         )
     if to is not None and (len(methods) != 1 or len(wanted) != 1 or whole):
         raise UserError(
@@ -148,26 +152,33 @@ def _of_whole(
     methods: list[str],
     wanted: list[tuple[float, int | None]],
 ) -> list[dict[str, Any]]:
-    """The rows of criteria that rank all matrices together."""
+    """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row."""
     weights = {name: w.detach() for name, w in prunable(network).items()}
     before = {name: w.clone() for name, w in weights.items()}
+    worth = scores.fisher_scores(before, mean_squared_gradient(network, calibration))
     found = []
     for method in methods:
-        if method == "fisher":
-            worth = scores.fisher_scores(before, mean_squared_gradient(network, calibration))
-        else:
-            worth = scores.magnitude_scores(before)
         for sparsity, m in wanted:
-            if m is None:
-                mask = scores.best(worth, sparsity)
-            else:
+            if m is not None:
                 mask = largest_of_groups(worth, round((1 - sparsity) * m), m)
+            else:
+                mask = (best_of_rows if method == "fisher-rows" else scores.best)(worth, sparsity)
             masks.apply(mask, weights)
             value = metrics_of(*predict(network, test, "fp32"))["perplexity"]
             found.append(_row(method, sparsity, m, masks.sparsity(mask), value))
             for name, w in weights.items():
                 w.copy_(before[name])
     return found
+
+
+def best_of_rows(worth: Weights, sparsity: float) -> Mask:
+    """The best weights of each row, of experts too."""
+    own = {name: each(name, several) for name, several in worth.items()}
+    mask = scores.best_of_rows({n: w for one in own.values() for n, w in one.items()}, sparsity)
+    return {
+        name: torch.stack([mask[n] for n in one]).view(worth[name].shape)
+        for name, one in own.items()
+    }
 
 
 def mean_squared_gradient(network: nn.Module, text: Blocks) -> Weights:

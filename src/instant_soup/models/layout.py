@@ -59,7 +59,7 @@ class Layout:
         if pattern is None:
             weight = get(sources[0])
         else:
-            merge = copy.deepcopy(self._merge[pattern])
+            merge: Any = copy.deepcopy(self._merge[pattern])
             for own in sources:
                 merge.add_tensor(name, own, self._pattern[own], get(own))
             weight = merge.convert(name, model=self.network, config=self.network.config)[name]
