@@ -188,7 +188,7 @@ class Pretraining(Stored):
         integer(1, 10**7),
         families=OURS,
         paper=ByFamily(None, 20000, 3000),
-        quick=ByFamily(None, 1000, 300),
+        quick=ByFamily(None, 1000, 1000),
     )
     batch_size: int = setting(
         "",
@@ -201,7 +201,7 @@ class Pretraining(Stored):
         quick=ByFamily(None, 128, 32),
     )
     learning_rate: float = setting(
-        "", number(0, 1, low_too=False), families=OURS, default=ByFamily(None, 1e-3, 3e-3)
+        "", number(0, 1, low_too=False), families=OURS, default=ByFamily(None, 1e-3, 2e-3)
     )
     weight_decay: float = setting("", number(0, 1), families=OURS, default=0.1)
     warmup: float = setting(
