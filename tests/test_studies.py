@@ -8,6 +8,7 @@ from typing import Any
 
 import better_soups
 import denoiser_rates
+import language_one_shot
 import pandas as pd
 import pytest
 
@@ -196,3 +197,32 @@ def test_denoisers_that_hardly_move_agree_with_the_network(project: Path) -> Non
         still, far = (denoiser_rates.run(check(params), factor) for factor in (1e-9, 300.0))
     assert still["weak"] == still["soup"] == still["held"] == pytest.approx(1.0)
     assert far["weak"] < far["soup"] < 1 and far["held"] < 1
+
+
+def test_a_language_model_is_measured_once_and_the_lowest_perplexity_is_bold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def fake(folder: Path, texts: str, method: str) -> list[dict[str, Any]]:
+        measured.append(method)
+        found = 20.0 if method == "wanda" else 30.0 + len(measured)
+        return [
+            {"method": method, "pattern": pattern, "sparsity": 0.50004, "perplexity": value}
+            for pattern, value in (("", found), ("2:4", 1234.5))
+        ]
+
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(language_one_shot, "RESULTS", tmp_path / "rows.csv")
+    monkeypatch.setattr(language_one_shot, "measured", fake)
+    monkeypatch.setattr(sys, "argv", ["x", "--model", str(tmp_path)])
+    for _ in range(2):
+        language_one_shot.main()
+    assert measured == [*language_one_shot.NAMES]
+    page = (tmp_path / "rows.md").read_text()
+    assert "| method | 50 % | 2:4 |" in page
+    assert "| Wanda, each row | **20.0** | **1,234** |" in page
+    assert "| Magnitude, each matrix | 31.0 | **1,234** |" in page
+    monkeypatch.setattr(sys, "argv", ["x", "--model", str(tmp_path / "none")])
+    with pytest.raises(UserError, match="is not there"):
+        language_one_shot.main()
