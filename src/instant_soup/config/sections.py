@@ -111,7 +111,7 @@ class Training:
         "at the start; falls linearly to zero over T",
         number(0, 1, low_too=False),
         paper=ByFamily(2e-5, 1e-5),
-        quick=ByFamily(1e-4, 5e-4, 5e-4),
+        quick=ByFamily(1e-4, 5e-4, 2e-3),
     )
     weight_decay: float = setting("of matrices", number(0, 1), default=ByFamily(0.0, 0.1))
     batch_size: int = setting("rows a step", integer(1, MOST_ROWS), default=ByFamily(32, 128))

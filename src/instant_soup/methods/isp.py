@@ -44,7 +44,7 @@ class ISP(OnTheWay):
         "C: steps a denoiser trains",
         integer(1, MOST_STEPS),
         paper=ByFamily(30, 50),
-        quick=10,
+        quick=ByFamily(10, 10, 5),
         library=10,
     )
     denoisers: int = setting(
