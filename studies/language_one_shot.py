@@ -38,7 +38,9 @@ NAMES = {
     "magnitude-global": "Magnitude, all matrices",
     "wanda": "Wanda, each row",
     "sparsegpt": "SparseGPT, each block of 128 columns",
+    "magnitude-rows": "Magnitude, each row",
     "fisher": "Fisher, all matrices",
+    "fisher-rows": "Fisher, each row",
 }
 TEXT = (
     "Test perplexity (lower is better) of a language model that is pruned once and not trained "
