@@ -16,10 +16,10 @@ from instant_soup.reports.results import (
     heading,
     label,
     methods_of,
+    on_test,
     preset_rows,
     scale,
     summary,
-    unit,
 )
 from instant_soup.training.metrics import LOWER_IS_BETTER
 
@@ -87,7 +87,7 @@ def _task(section: tuple, block: str, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "title": heading(section, block, variant),
         "task": heading(section),
-        "metric": f"test {section[3]}{unit(section[3])}",
+        "metric": on_test(section[3]),
         "lower": section[3] in LOWER_IS_BETTER,
         "dense": dense,
         "points": points,

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, NullLocator
 
 from instant_soup.files import new_file
 from instant_soup.methods import registry
@@ -24,6 +25,7 @@ from instant_soup.reports.results import (
     heading,
     label,
     methods_of,
+    on_test,
     percent,
     preset_rows,
     row_order,
@@ -287,19 +289,20 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
         for own in every:
             axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
         axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
-        lowest = worst(section[3], float(dense.mean()))
-        axes.axhline(factor * lowest, color="#555555", lw=0.8, ls=":", label="dense − ε")
+        lower = section[3] in LOWER_IS_BETTER
+        allowed, words = worst(section[3], float(dense.mean())), f"dense {'+' if lower else '−'} ε"
+        axes.axhline(factor * allowed, color="#555555", lw=0.8, ls=":", label=words)
         middle, low, high = knee_over_seeds(
             sparsities, heights(section[3], values), heights(section[3], dense)
         )
         axes.axvline(100 * middle, color="#D55E00", lw=1.2, label=f"knee: {100 * middle:.0f} %")
         if not np.isnan(low):
             axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)
-        if section[3] in LOWER_IS_BETTER:
-            axes.set_yscale("log")
+        if lower:
+            _by_logarithm(axes)
         axes.set_title(title_of(heading(section)), fontsize=9)
-        axes.legend(fontsize=8, frameon=False, loc="lower left")
-        _label_axes(axes, "sparsity (%)", f"test {section[3]}{unit(section[3])}")
+        axes.legend(fontsize=8, frameon=False, loc="upper left" if lower else "lower left")
+        _label_axes(axes, "sparsity (%)", on_test(section[3]))
     if not curves:
         panels[0].text(0.5, 0.5, "not measured yet", ha="center", va="center")
         panels[0].set_axis_off()
@@ -396,7 +399,7 @@ def _sparsity_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[
         x = 100 * own["target_sparsity"] + apart
         axes.errorbar(x, mean, yerr=bars, capsize=2, elinewidth=0.8, **look)
     _fit_height(axes, factor * cells.set_index("method")["mean"], metric)
-    _label_axes(axes, "sparsity (%)", f"test {metric}{unit(metric)}")
+    _label_axes(axes, "sparsity (%)", on_test(metric))
 
 
 def _similarity_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
@@ -430,7 +433,7 @@ def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     _fit_height(axes, scale(metric) * cells.set_index("method")["mean"], metric)
-    _label_axes(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
+    _label_axes(axes, "training FLOPs ÷ dense", on_test(metric))
 
 
 def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
@@ -470,9 +473,19 @@ def _score(value: Any, metric: str) -> float:
 def _fit_height(axes: Axes, means: pd.Series, metric: str) -> None:
     """Let a panel show what matters: of perplexities, which may be a thousandfold, by logarithm."""
     if metric in LOWER_IS_BETTER:
-        axes.set_yscale("log")
+        _by_logarithm(axes)
     else:
         _leave_out_far_below(axes, means)
+
+
+def _by_logarithm(axes: Axes) -> None:
+    """Make a drawn panel's height logarithmic, with plain numbers even within one power of ten."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(AutoLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _leave_out_far_below(axes: Axes, means: pd.Series) -> None:

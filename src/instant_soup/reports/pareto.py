@@ -19,7 +19,7 @@ from instant_soup.reports.figures import (
     _save,
 )
 from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.results import heading, percent, ranks_nothing, row_order, scale, unit
+from instant_soup.reports.results import heading, on_test, percent, ranks_nothing, row_order, scale
 from instant_soup.reports.verdict import short
 from instant_soup.training.metrics import merit
 
@@ -128,5 +128,5 @@ def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> dict[str, Any]:
     axes.set_xticks([], minor=True)
     _fit_height(axes, pd.Series(values, index=methods), metric)
     axes.margins(y=0.12)
-    _label_axes(axes, "training FLOPs ÷ dense", f"test {metric}{unit(metric)}")
+    _label_axes(axes, "training FLOPs ÷ dense", on_test(metric))
     return drawn

@@ -15,7 +15,7 @@ from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
 from instant_soup.reports.render import MISSING, Cell, terminal
-from instant_soup.training.metrics import merit
+from instant_soup.training.metrics import LOWER_IS_BETTER, merit
 
 ZERO_SHOT = "zero_shot"  # the row of an untrained image classifier; no method makes it
 # Display names, in the order of table rows. Methods not named here follow, as they are.
@@ -41,6 +41,12 @@ def scale(metric: str) -> float:
 def unit(metric: str) -> str:
     """A metric's unit as words end: " (%)" or nothing."""
     return " (%)" if metric in PERCENT else ""
+
+
+def on_test(metric: str) -> str:
+    """What an axis shows: "test accuracy (%)", "test perplexity, lower is better"."""
+    direction = ", lower is better" if metric in LOWER_IS_BETTER else ""
+    return f"test {metric}{unit(metric)}{direction}"
 
 
 def label(method: str, variant: str = "") -> str:
@@ -367,7 +373,7 @@ def terminal_table(results: list[dict[str, Any]]) -> None:
     metric = results[0]["metric"] if results else "metric"
     dense = next((r["cost"]["flops"] for r in results if r["method"] == "dense"), None)
     table = Table(title=_run_title(results), title_justify="left")
-    headers = ["sparsity", f"test {metric}{unit(metric)}", "steps", "FLOPs ÷ dense", "seconds"]
+    headers = ["sparsity", on_test(metric), "steps", "FLOPs ÷ dense", "seconds"]
     table.add_column("method", overflow="fold")
     for header in headers:
         table.add_column(header, justify="right")
