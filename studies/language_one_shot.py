@@ -10,7 +10,6 @@ its weights. A method's rows are kept when it is done, and the same command goes
 
 import argparse
 import csv
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from common import ROOT
 
 from instant_soup.errors import UserError
-from instant_soup.files import new_file, sha256
+from instant_soup.files import new_file
 from instant_soup.library import one_shot
+from instant_soup.models import base, causal
 from instant_soup.models.bert import downloaded
+from instant_soup.models.matrices import prunable
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports.render import Cell, Chapter, Table, markdown
 from instant_soup.reports.results import percent
@@ -58,8 +59,7 @@ def main() -> None:
     folder = folder_of(options.model)
     if not folder.is_dir():
         raise UserError(f"--model: {folder} is not there; for {OURS}: make repro FAMILY=lm")
-    files = [sha256(file) for file in sorted(folder.glob("*.safetensors"))]
-    weights = hashlib.sha256("".join(files).encode()).hexdigest()[:8]
+    weights = base.digest(prunable(causal.load_pretrained(folder)))  # as in the ledger
     place = dict(zip(PLACE, (options.model, weights, options.texts), strict=True))
     for method in NAMES:
         known = read_rows()

@@ -11,6 +11,7 @@ import denoiser_rates
 import language_one_shot
 import pandas as pd
 import pytest
+import torch
 
 import pretraining
 from helpers import ROOT, make_project, run_isp, run_script
@@ -212,7 +213,8 @@ def test_a_language_model_is_measured_once_and_the_lowest_perplexity_is_bold(
             for pattern, value in (("", found), ("2:4", 1234.5))
         ]
 
-    (tmp_path / "model.safetensors").write_bytes(b"x")
+    weights = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    monkeypatch.setattr(language_one_shot.causal, "load_pretrained", lambda folder: weights)
     monkeypatch.setattr(language_one_shot, "RESULTS", tmp_path / "rows.csv")
     monkeypatch.setattr(language_one_shot, "measured", fake)
     monkeypatch.setattr(sys, "argv", ["x", "--model", str(tmp_path)])
