@@ -168,7 +168,8 @@ def oneshot(options: argparse.Namespace) -> None:
     with new_folder(options.to) if options.to else contextlib.nullcontext() as folder:
         found = one_shot.perplexities(
             options.model, options.dataset, methods, sparsities, patterns,
-            length=options.length, blocks=options.blocks, streamed=options.stream, to=folder,
+            column=options.column, length=options.length, blocks=options.blocks,
+            streamed=options.stream, to=folder,
         )  # fmt: skip
     if options.json:
         return write({"rows": found})
@@ -236,6 +237,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--methods", nargs="+", metavar="METHOD", help="(default: the first five)")
     own.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="(default 0 … 0.9)")
     own.add_argument("--patterns", nargs="+", metavar="N:M", help="(default 1:2 2:4 4:8)")
+    own.add_argument("--column", metavar="COLUMN", help="of texts, if it cannot be guessed")
     own.add_argument("--length", type=int, metavar="TOKENS", help="of a block (default 2048)")
     own.add_argument("--blocks", type=int, default=128, help="of calibration text (default 128)")
     own.add_argument("--stream", action="store_true", help="read each block when it is needed")

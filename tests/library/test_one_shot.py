@@ -1,6 +1,7 @@
 """Language models pruned without training: known answers, exact counts, the same when streamed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,7 +244,10 @@ def test_all_criteria_from_the_command_line(tmp_path: Path, capsys) -> None:
         (["--patterns", "4:2"], "--patterns: '4:2' is not allowed; allowed: N:M with N < M"),
         (["--sparsities", "1"], "--sparsities: 1 is not allowed"),
         (["--to", "new"], "--to: one model is written; allowed: one of"),
-        (["--length", "4096"], "a block has 4096 tokens, and the text only"),
+        (["--length", "33"], "--length: 33 is not allowed; allowed: from 2 to 32"),
+        (["--length", "0"], "--length: 0 is not allowed; allowed: from 2 to 32"),
+        (["--blocks", "0"], "--blocks: 0 is not allowed; allowed: a whole number from 1"),
+        (["--column", "x"], "data.text: x: text files have no columns"),
         (["--patterns", "3:7", "--methods", "wanda"], "pattern: 7 does not divide the 32 inputs"),
     ],
 )
@@ -259,6 +263,112 @@ def test_what_cannot_be_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a.txt": "the film is fine"}, "--length: a block has 16 tokens, and the training text "),
+        ({"train.txt": "fine " * 99, "test.txt": "a"}, "16 tokens, and the test text only"),
+        (
+            {"a.txt": "the film\n\nis fine"},
+            "too few rows (paragraphs: blank lines end them) to cut",
+        ),
+        ({"a.csv": "x,y\n1,2"}, "data.text: name the column of texts; the data has ['x', 'y']"),
+        ({}, "has no text: allowed: files .txt, .parquet, .csv, .tsv"),
+        (None, "dataset: no folder "),
+    ],
+)
+def test_texts_that_are_none_or_too_short_are_one_line(
+    tmp_path: Path, capsys, texts: dict[str, str] | None, message: str
+) -> None:
+    model, folder = save_causal(tmp_path / "llama", "llama"), tmp_path / "texts"
+    for name, content in (texts or {}).items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    if texts == {}:
+        folder.mkdir()
+    assert cli.main(["oneshot", str(model), f"local:{folder}", "--length", "16"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def write_sentences(folder: Path) -> str:
+    """A folder with a hundred short paragraphs, as the command line takes it."""
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n\n".join(f"the film is fine {i}" for i in range(100)))
+    return f"local:{folder}"
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Spoil a checkpoint of a llama."""
+    file, name = folder / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(file)
+    if how == "lost":
+        del weights[name]
+    elif how == "cut":
+        weights[name] = weights[name][:5].clone()
+    elif how == "nan":
+        weights[name][0, 0] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    if how == "damaged":
+        file.write_bytes(b"abc")
+    elif how in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / how).unlink()
+    elif how == "nowhere":
+        folder.rename(folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("lost", "lacks model.layers.1.mlp.up_proj.weight; allowed: a whole checkpoint"),
+        ("cut", "up_proj.weight is 5 × 32 in the files, and 64 × 32 by config.json"),
+        ("nan", "up_proj.weight holds NaN or infinity; allowed: weights that are finite"),
+        ("damaged", "model.safetensors cannot be read as safetensors"),
+        ("model.safetensors", "llama has no .safetensors weights; allowed: a checkpoint in that"),
+        ("config.json", "model: the configuration of "),
+        ("tokenizer.json", "llama has no tokenizer (tokenizer.json); allowed: a model's folder"),
+        ("nowhere", "llama; allowed: a model's folder | hub:ORG/NAME"),
+    ],
+)
+def test_a_spoilt_checkpoint_is_one_line(tmp_path: Path, capsys, how: str, message: str) -> None:
+    model, texts = save_causal(tmp_path / "llama", "llama"), write_sentences(tmp_path / "texts")
+    spoil(model, how)
+    given = ["oneshot", str(model), texts, "--length", "16", "--sparsities", "0.5"]
+    assert cli.main(given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path: Path, capsys) -> None:
+    model = save_causal(tmp_path / "llama", "llama", vocab_size=8)
+    texts = write_sentences(tmp_path / "texts")
+    assert cli.main(["oneshot", str(model), texts, "--length", "16"]) == 1
+    assert "its vocab_size is 8; allowed: a model's own tokenizer" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_told_what_it_takes_when_streamed(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    model, texts = save_causal(tmp_path / "llama", "llama"), write_sentences(tmp_path / "texts")
+    given = ["oneshot", str(model), texts, "--length", "16", "--sparsities", "0.5", "--methods"]
+    monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
+    assert cli.main([*given, "sparsegpt"]) == 1
+    line = capsys.readouterr().err
+    told = re.search(
+        r"sparsegpt take ([\d,]+) bytes, .* the 1,000 .*--stream, which takes ([\d,]+)", line
+    )
+    assert told
+    whole, streamed = (int(number.replace(",", "")) for number in told.groups())
+    assert streamed < whole
+    for free, rc in ((streamed, 0), (streamed - 1, 1)):
+        monkeypatch.setattr(memory, "free_memory", lambda where, free=free: free)
+        assert cli.main([*given, "sparsegpt", "--stream"]) == rc
+    assert "allowed: a smaller model, fewer --blocks, or less" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
+    assert cli.main([*given, "fisher"]) == 1
+    assert "16 for each, more than the 1,000 that are free" in capsys.readouterr().err
 
 
 def test_models_without_one_stack_or_that_do_not_fit_are_refused(

@@ -92,6 +92,28 @@ def test_beside_the_knee_is_what_the_pq_index_of_the_same_weights_predicts(tmp_p
         assert cells_of(table, "One-shot magnitude") == ["90.00", *cells]
 
 
+def test_patterns_stand_beside_one_shot_at_their_density(tmp_path):
+    language = {"metric": "perplexity", "family": "causal", "model": "llama", "dataset": "texts"}
+    runs = of_seeds("dense", 50.0, 51.0, **language)
+    for sparsity in SPARSITIES:
+        runs += of_seeds("one_shot", 50.5, 51.5, target_sparsity=sparsity, **language)
+    half = {"target_sparsity": 0.5, **language}
+    runs += of_seeds("n_of_m", 51.0, 53.0, 60.0, **half)  # 2:4; a third seed has no equal
+    runs += of_seeds("n_of_m", 52.5, 53.5, variant="criteria.m=2", **half)
+    runs += of_seeds("n_of_m", 51.5, variant="criteria.m=8", **half)
+    runs += of_seeds("n_of_m", 1.0, variant="criteria.m=8 training.batch_size=16", **half)
+    runs += of_seeds("n_of_m", 60.0, target_sparsity=0.75, **language)  # without one-shot
+    ledger = ledger_of(tmp_path, *runs)
+    table = markdown([essential_sparsity.chapter(ledger)]).partition("N:M patterns")[2]
+    assert "50 %: 1:2 | 50 %: 2:4 | 50 %: 4:8 |" in table and "1:4" not in table
+    assert cells_of(table, "N:M magnitude") == ["53.00", "52.00", "51.50"]
+    assert cells_of(table, "One-shot magnitude") == ["51.00", "51.00", "50.50"]
+    gaps = ["+2.00 ± 0.00 (n = 2)", "+1.00 ± 0.71 (n = 2)", "+1.00 (n = 1)"]
+    assert cells_of(table, "difference") == gaps
+    figures.essential_sparsity(ledger, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 3000
+
+
 def test_without_curves_the_figure_says_so(tmp_path):
     figures.essential_sparsity(ledger_of(tmp_path, *of_seeds("one_shot", 0.5)), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -168,11 +168,18 @@ def encode(
     return Texts(input_ids, token_type_ids, lengths, torch.tensor(labels, dtype=kind))
 
 
-def pack(tokenizer_file: str | Path, texts: list[str], length: int) -> Blocks:
+def pack(
+    tokenizer_file: str | Path,
+    texts: list[str],
+    length: int,
+    setting: str = "data.max_length",
+    what: str = "text",
+) -> Blocks:
     """Texts as one, blank lines between them, tokenised and cut into blocks; the rest is left out.
 
     With the special tokens that the tokenizer itself puts around a text. So perplexities are those
-    of the literature (Frantar & Alistarh 2023). UserError where there is not one block.
+    of the literature (Frantar & Alistarh 2023). UserError where there is not one block; it names
+    the setting of the length, and what text it is.
     """
     from tokenizers import Tokenizer
 
@@ -183,7 +190,7 @@ def pack(tokenizer_file: str | Path, texts: list[str], length: int) -> Blocks:
     blocks = len(ids) // length
     if not blocks:
         raise UserError(
-            f"data.max_length: a block has {length} tokens, and the text only {len(ids)}; allowed: "
+            f"{setting}: a block has {length} tokens, and the {what} only {len(ids)}; allowed: "
             "a smaller one, or more text"
         )
     return Blocks(torch.tensor(ids[: blocks * length], dtype=torch.int32).view(blocks, length))

@@ -66,7 +66,8 @@ def cut_splits(dataset: Dataset, labels_only: bool = False) -> dict[str, "pd.Dat
     splits = {"train": train, "validation": validation, "test": test}
     empty = [name for name, table in splits.items() if not len(table)]
     if empty:
-        raise UserError(f"dataset: too few rows: the {empty[0]} split would be empty")
+        rows = "rows (paragraphs: blank lines end them)" if dataset.kind == "language" else "rows"
+        raise UserError(f"dataset: too few {rows}: the {empty[0]} split would be empty")
     return splits
 
 

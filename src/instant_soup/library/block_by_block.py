@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from instant_soup.data.batches import Blocks, evaluation_batches
+from instant_soup.data.batches import TOKENS, Blocks, evaluation_batches
 from instant_soup.errors import UserError
 from instant_soup.files import write_json
 from instant_soup.methods.n_of_m import largest_of_groups
@@ -28,7 +28,7 @@ from instant_soup.methods.sparsegpt import of_blocks
 from instant_soup.models import causal
 from instant_soup.models.bert import transformers_auto
 from instant_soup.models.layout import Layout
-from instant_soup.models.matrices import Weights, check_share, prunable
+from instant_soup.models.matrices import Weights, check_finite, check_share, prunable
 from instant_soup.models.memory import WEIGHT, check_fits
 from instant_soup.models.ticket import BESIDE
 from instant_soup.sparsity import masks, scores
@@ -42,6 +42,7 @@ from instant_soup.training.metrics import scores as metrics_of
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "magnitude-global", "magnitude-rows")
 LOOK_AT_INPUTS = METHODS[1:3]
+LOGITS, FACTORED = 3, 10  # tensors at once: of a batch's logits, of a matrix that is factored
 # A matrix's name and weight, and the second moments or mean squares of its inputs → mask, weight.
 Prune = Callable[[str, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 Call = tuple[torch.Tensor, tuple, dict[str, Any]]  # a block's input, and what comes with it
@@ -175,7 +176,9 @@ class Model:
         self.folder, self.streamed = Path(folder), streamed
         files = causal.weight_files(folder)
         if not files:
-            raise UserError(f"model: {folder} has no .safetensors weights")
+            raise UserError(
+                f"model: {folder} has no .safetensors weights; allowed: a checkpoint in that format"
+            )
         if not streamed:
             check_fits(self.folder.name, files, WEIGHT)
         auto, config = transformers_auto(), causal.configuration(folder)
@@ -196,16 +199,32 @@ class Model:
         if any(w.ndim > 2 for w in self.prunable.values()):
             self.network.set_experts_implementation("eager")  # expert by expert, as they are seen
         self._read: Weights = {}  # to stay
+        self._check_files()
         self._load(self.network, "", but=f"{self.stack}.")
         self.network.tie_weights()
 
+    def _check_files(self) -> None:
+        """UserError where the files lack a weight, or have one of another shape."""
+        for name, parameter in self.network.named_parameters():
+            if name not in self.layout.sources:
+                raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
+            if len(sources := self.layout.sources[name]) == 1:
+                with safe_open(self._files[sources[0]], framework="pt") as opened:
+                    shape = opened.get_slice(sources[0]).get_shape()
+                wanted = list(parameter.shape)
+                if shape != (wanted[::-1] if name in self.layout.turned else wanted):
+                    raise UserError(
+                        f"model: {self.folder}: {name} is {' × '.join(map(str, shape))} in the "
+                        f"files, and {' × '.join(map(str, wanted))} by config.json; allowed: "
+                        "weights that are as config.json says"
+                    )
+
     def read(self, name: str) -> torch.Tensor:
-        """A weight in fp32, matrices as outputs × inputs; UserError where the files lack it."""
+        """A weight in fp32, matrices as outputs × inputs; UserError where it is not finite."""
         if name in self._read:
             return self._read[name]
-        if name not in self.layout.sources:
-            raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
         weight = self.layout.read(name, self.stored).float()
+        check_finite(self.folder.name, {name: weight})
         if not self.streamed:
             self._read[name] = weight
         return weight
@@ -267,8 +286,11 @@ class Written:
 
 
 def _names_in(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model: {file} cannot be read as safetensors ({error})") from None
 
 
 @contextlib.contextmanager
@@ -298,6 +320,33 @@ def blocks_of(network: nn.Module, prunable: Weights) -> tuple[str, nn.ModuleList
         if isinstance(module, nn.ModuleList) and all(n.startswith(f"{name}.") for n in prunable):
             return name, module
     raise UserError("model: its matrices are in no one stack of blocks; allowed: a decoder of one")
+
+
+def working_memory(network: Any, method: str, tokens: int, streamed: bool) -> int:
+    """About how many bytes `run_blocks` takes at most, beside Python and its libraries.
+
+    Args:
+        network: The model, with its weights on no device.
+        method: One of METHODS.
+        tokens: Of both texts together; their activations stay from one block to the next.
+        streamed: Whether weights of blocks are read when they are needed.
+
+    Returns:
+        Bytes: of the weights that stay, a block's new ones, activations, the logits of a batch,
+        and of the second moments of sparsegpt.
+    """
+    weights = prunable(network)
+    stack, blocks = blocks_of(network, weights)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    numbers = sum(p.numel() for p in network.parameters())
+    numbers += 2 * max(sizes) - sum(sizes) if streamed else max(sizes)
+    config = network.config.get_text_config()
+    numbers += tokens * config.hidden_size + LOGITS * TOKENS * config.vocab_size
+    if method == "sparsegpt":
+        first = {n: w for n, w in weights.items() if n.startswith(f"{stack}.0.")}
+        widths = [w.shape[-1] for n, several in first.items() for w in each(n, several).values()]
+        numbers += sum(n**2 for n in widths) + FACTORED * max(widths) ** 2
+    return WEIGHT * numbers
 
 
 class _Seen(Exception):
@@ -362,7 +411,8 @@ def run_blocks(
                 if written is not None:
                     written.write({prefix + n: p.detach() for n, p in block.named_parameters()})
                 for calls in (known, tested):
-                    calls[:] = [(_passed(block, call), *call[1:]) for call in calls]
+                    for number, call in enumerate(calls):  # one at a time, to need no room for two
+                        calls[number] = (_passed(block, call), *call[1:])
         perplexity = _perplexity(model, tested, test)
     if written is not None:
         written.finish()

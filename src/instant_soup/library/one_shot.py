@@ -14,22 +14,24 @@ from torch import nn
 from instant_soup.config.sections import Data
 from instant_soup.data.batches import Blocks, check_tokens, pack
 from instant_soup.data.local import resolve_data
-from instant_soup.data.splits import cut_splits
+from instant_soup.data.splits import read_train_and_test
 from instant_soup.errors import UserError
 from instant_soup.library.block_by_block import (
+    LOOK_AT_INPUTS,
     METHODS,
     Model,
     Written,
     check_pattern,
     each,
     run_blocks,
+    working_memory,
 )
 from instant_soup.methods.n_of_m import largest_of_groups
 from instant_soup.models import causal
-from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer
+from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer, positions
 from instant_soup.models.forward import logits_of
-from instant_soup.models.matrices import Weights, prunable
-from instant_soup.models.memory import check_fits
+from instant_soup.models.matrices import Weights, check_finite, prunable
+from instant_soup.models.memory import check_fits, check_free
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training.loop import loss_of, predict
@@ -51,6 +53,7 @@ def perplexities(
     sparsities: list[float],
     patterns: list[str],
     *,
+    column: str | None = None,
     length: int | None = None,
     blocks: int = CALIBRATION,
     streamed: bool = False,
@@ -64,6 +67,7 @@ def perplexities(
         methods: Some of EVERY.
         sparsities: Shares of the prunable weights that go.
         patterns: "2:4" and the like.
+        column: The column of texts, if its name cannot be guessed.
         length: Tokens of a block; None: as many as the model takes, up to LONGEST.
         blocks: Of calibration text.
         streamed: Whether weights of blocks are read from the files each time they are needed.
@@ -92,14 +96,22 @@ def perplexities(
             "pattern"
         )
     folder = downloaded(model.removeprefix("hub:")) if model.startswith("hub:") else Path(model)
-    if whole:
-        check_fits(folder.name, causal.weight_files(folder))
-    by_blocks = [method for method in methods if method in METHODS]
-    own = Model(folder, streamed) if by_blocks else None
-    matrices = prunable(causal.skeleton(folder)) if own is None else own.prunable
+    if not folder.is_dir():
+        raise UserError(f"model: no folder {folder}; allowed: a model's folder | hub:ORG/NAME")
+    network = causal.as_linear(causal.skeleton(folder))
+    matrices = prunable(network)
+    if not matrices:
+        raise UserError(f"model: {folder.name} has nothing prunable (no blocks)")
     for _, m in wanted:
         check_pattern(matrices, m)
-    calibration, test = _text(folder, dataset, length, blocks)
+    calibration, test = _text(network, folder, dataset, column, length, blocks)
+    by_blocks = [method for method in methods if method in METHODS]
+    for method in by_blocks:
+        check_memory(network, folder.name, method, calibration, test, streamed)
+    if whole:
+        streams = f"a smaller model, or {' | '.join(METHODS)}"
+        check_fits(folder.name, causal.weight_files(folder), allowed=streams)
+    own = Model(folder, streamed) if by_blocks else None
     found = []
     for method in by_blocks:
         assert own is not None
@@ -123,19 +135,46 @@ def _pattern(text: str) -> tuple[float, int]:
     return 1 - int(n) / int(m), int(m)
 
 
-def _text(folder: Path, dataset: str, length: int | None, blocks: int) -> tuple[Blocks, Blocks]:
+def _text(
+    network: Any, folder: Path, dataset: str, column: str | None, length: int | None, blocks: int
+) -> tuple[Blocks, Blocks]:
     """Calibration and test text, in blocks."""
+    most = positions(network)
+    length = min(most, LONGEST) if length is None else length
+    if not 2 <= length <= most:
+        raise UserError(f"--length: {length} is not allowed; allowed: from 2 to {most:,}")
+    if blocks < 1:
+        raise UserError(f"--blocks: {blocks} is not allowed; allowed: a whole number from 1")
     load_tokenizer(folder)  # which says what is wrong with it
-    config = causal.configuration(folder).get_text_config()
-    length = length or min(getattr(config, "max_position_embeddings", LONGEST), LONGEST)
-    rows = Data(train_rows="all", validation_rows=1, test_rows=2000)
-    splits = cut_splits(resolve_data(dataset, "causal", rows, model=str(folder)))
+    rows = Data(test_rows=2000, text=[column] if column else None)
+    data = resolve_data(dataset, "causal", rows, model=str(folder))
     parts = []
-    for name in ("train", "test"):
-        part = pack(folder / TOKENIZER, splits[name].iloc[:, 0].tolist(), length)
-        check_tokens(str(folder), part, config.vocab_size)
+    for name, table in zip(("training", "test"), read_train_and_test(data), strict=True):
+        if not len(table):
+            raise UserError(
+                f"dataset: {dataset}: too few rows (paragraphs: blank lines end them) to cut a "
+                "test split from; allowed: more, or files called train and test"
+            )
+        part = pack(
+            folder / TOKENIZER, table[data.text[0]].tolist(), length, "--length", f"{name} text"
+        )
+        check_tokens(str(folder), part, network.config.get_text_config().vocab_size)
         parts.append(part)
     return parts[0].subset(torch.arange(min(blocks, len(parts[0])))), parts[1]
+
+
+def check_memory(
+    network: Any, name: str, method: str, calibration: Blocks, test: Blocks, streamed: bool
+) -> None:
+    """UserError where a method by blocks takes more memory than is free, with what it takes."""
+    used = (calibration, test) if method in LOOK_AT_INPUTS else (test,)
+    tokens = sum(text.input_ids.numel() for text in used)
+    wanted = working_memory(network, method, tokens, streamed)
+    allowed = "a smaller model, fewer --blocks, or less test text"
+    if not streamed:
+        less = working_memory(network, method, tokens, streamed=True)
+        allowed = f"--stream, which takes {less:,} | {allowed}"
+    check_free(f"{name}: weights, texts and {method} take {wanted:,} bytes", wanted, allowed)
 
 
 def _row(
@@ -154,6 +193,7 @@ def _of_whole(
 ) -> list[dict[str, Any]]:
     """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row."""
     weights = {name: w.detach() for name, w in prunable(network).items()}
+    check_finite(network.config.name_or_path, dict(network.named_parameters()))
     before = {name: w.clone() for name, w in weights.items()}
     worth = scores.fisher_scores(before, mean_squared_gradient(network, calibration))
     found = []

@@ -184,6 +184,11 @@ def load_tokenizer(folder: str | Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a dozen kinds, tokenizers' own among them
+        if not (Path(folder) / TOKENIZER).exists():
+            raise UserError(
+                f"model: {folder} has no tokenizer ({TOKENIZER}); allowed: a model's folder with "
+                "its own"
+            ) from None
         raise UserError(
             f"model: the tokenizer of {folder} cannot be loaded: {reason(error)}"
         ) from None

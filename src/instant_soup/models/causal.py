@@ -93,11 +93,17 @@ def check_predicts(name: str, network: Any, tokenizer: Path) -> None:
 
 
 def configuration(base: str | Path) -> Any:
-    """The model configuration of a base folder."""
+    """The model configuration of a base folder; UserError where it has none that is known."""
     transformers_auto()
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a dozen kinds, by what is wrong with it
+        raise UserError(
+            f"model: the configuration of {base} cannot be read: {reason(error)}; allowed: a "
+            "folder that transformers has saved"
+        ) from None
     config.dtype = torch.float32  # of what is trained, whatever the checkpoint had
     config.use_cache = False  # a block is predicted at once
     return config

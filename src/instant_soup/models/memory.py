@@ -24,7 +24,9 @@ def free_memory(where: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_fits(name: str, files: list[Path], each: int = TRAINED) -> None:
+def check_fits(
+    name: str, files: list[Path], each: int = TRAINED, allowed: str = "a smaller model"
+) -> None:
     """UserError where `each` bytes for each weight of a checkpoint's files are more than are free.
 
     Files that cannot be read are left to whoever loads them.
@@ -37,8 +39,12 @@ def check_fits(name: str, files: list[Path], each: int = TRAINED) -> None:
                 count += sum(map(math.prod, shapes))
     except (OSError, SafetensorError):
         return
-    if (wanted := each * count) > (free := free_memory(torch.device("cpu"))):
-        raise UserError(
-            f"model: {name}: {count:,} weights take {wanted:,} bytes, {each} for each, more than "
-            f"the {free:,} that are free; allowed: a smaller model"
-        )
+    wanted = each * count
+    told = f"{name}: {count:,} weights take {wanted:,} bytes, {each} for each"
+    check_free(told, wanted, allowed)
+
+
+def check_free(told: str, wanted: int, allowed: str) -> None:
+    """UserError where bytes are wanted that are not free; `told` says for what, and how many."""
+    if wanted > (free := free_memory(torch.device("cpu"))):
+        raise UserError(f"model: {told}, more than the {free:,} that are free; allowed: {allowed}")

@@ -1,6 +1,7 @@
 """Essential sparsity (paper, section 9): how much one-shot pruning a task forgives.
 
-A *curve* is a metric over sparsities, dense included, each value a mean over seeds.
+A *curve* is a metric over sparsities, dense included, each value a mean over seeds. Beside it stand
+N:M patterns, and lottery tickets.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from instant_soup.methods.n_of_m import NOfM
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
 from instant_soup.reports.results import (
@@ -26,17 +28,23 @@ LEAST = 5  # sparsities that a curve needs
 
 TEXT = (
     "How much one-shot magnitude pruning of the pre-trained weights a task forgives: the sparsity "
-    "up to which the mean over seeds stays within one point (ε = 0.01) of dense, interpolated "
-    "between the measured sparsities; beside it, the least and the most of the single seeds' own. "
-    "A test split of 1,000 rows measures an accuracy to about half a point (one standard error), "
-    "which is not in that range. Beside these, what the PQ index of the pre-trained matrices "
-    "predicts to be free (Diao et al. 2023; p = 1/2, q = 1, η = 0), whatever the task: –, where no "
-    "result says it yet. grids/essential.yaml measures the curves."
+    "up to which the mean over seeds stays within ε of dense (one point of an accuracy, one "
+    "percent of a perplexity), interpolated between the measured sparsities; beside it, the least "
+    "and the most of the single seeds' own. A test split of 1,000 rows measures an accuracy to "
+    "about half a point (one standard error), which is not in that range. Beside these, what the "
+    "PQ index of the pre-trained matrices predicts to be free (Diao et al. 2023; p = 1/2, q = 1, "
+    "η = 0), whatever the task: –, where no result says it yet. grids/essential.yaml, "
+    "grids/language.yaml and, for the N:M patterns, grids/n_of_m.yaml measure the curves."
 )
 SIMILARITY_TEXT = (
     "One-shot pruning against lottery tickets, test metric (mean over seeds), and the cosine "
     "similarity of their binary masks. The paper (figure 3) prints 96.27, 98.75 and 94.32 % at "
     "10, 20 and 30 %."
+)
+PATTERN_TEXT = (
+    "N:M magnitude pruning (N of every M consecutive inputs of a row stay) beside one-shot pruning "
+    "to the same density without a pattern: test metric, means over the seeds that both have. In "
+    "the last line, mean ± sample standard deviation of the differences."
 )
 
 
@@ -127,6 +135,28 @@ def curves_of(ledger: pd.DataFrame) -> dict[tuple, tuple[list[float], np.ndarray
     return found
 
 
+def patterns_of(section: tuple, ledger: pd.DataFrame) -> list[tuple[str, float, np.ndarray]]:
+    """A section's N:M patterns beside one-shot pruning to the same density.
+
+    Returns:
+        Pattern, sparsity, and values: seeds × (N:M, one-shot), of the seeds that both have.
+    """
+    own = ledger[(ledger[SECTION] == list(section)).all(axis=1)]
+    one_shot = own[(own["method"] == "one_shot") & (own["variant"] == "")]
+    rows = own[own["method"] == NOfM.name]
+    found = []
+    for (variant, sparsity), runs in rows.groupby(["variant", "target_sparsity"]):
+        setting, _, size = variant.partition("criteria.m=")
+        if setting or " " in size:  # something else is changed, too
+            continue
+        m = int(size or NOfM().m)
+        beside = one_shot[one_shot["target_sparsity"] == sparsity]
+        both = runs.merge(beside, on="seed")[["value_x", "value_y"]].to_numpy()
+        if len(both):
+            found.append((f"{round((1 - sparsity) * m)}:{m}", float(sparsity), both))
+    return sorted(found, key=lambda one: (one[1], int(one[0].partition(":")[2])))
+
+
 def predicted(section: tuple, ledger: pd.DataFrame) -> float:
     """The free sparsity by the PQ index of the weights that a section's rows began at.
 
@@ -156,8 +186,26 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
         names += ["single seeds (%)", "free by the PQ index (%)", "n"]
         row = [("One-shot magnitude", cells)]
         tables.append(Table(heading(section), [("", name) for name in names], row, ""))
+        tables.append(_pattern_table(section, ledger))
         tables.append(_similarity_table(section, ledger))
     return Chapter("Essential sparsity", TEXT, [table for table in tables if table is not None])
+
+
+def _pattern_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
+    """N:M patterns and one-shot pruning at the same densities."""
+    found, factor = patterns_of(section, ledger), scale(section[3])
+    if not found:
+        return None
+    lines: dict[str, list[Cell]] = {NOfM.title: [], "One-shot magnitude": [], "difference": []}
+    for _, _, values in found:
+        own, beside = factor * values.mean(0)
+        gaps = factor * (values[:, 0] - values[:, 1])
+        spread = f" ± {gaps.std(ddof=1):.2f}" if len(gaps) > 1 else ""
+        words = (f"{own:.2f}", f"{beside:.2f}", f"{gaps.mean():+.2f}{spread} (n = {len(gaps)})")
+        for cells, word in zip(lines.values(), words, strict=True):
+            cells.append(Cell(word))
+    columns = [(percent(sparsity), pattern) for pattern, sparsity, _ in found]
+    return Table(f"{heading(section)}: N:M patterns", columns, [*lines.items()], PATTERN_TEXT)
 
 
 def _similarity_table(section: tuple, ledger: pd.DataFrame) -> Table | None:

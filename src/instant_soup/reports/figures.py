@@ -13,7 +13,13 @@ from matplotlib.ticker import AutoLocator, NullLocator
 
 from instant_soup.files import new_file
 from instant_soup.methods import registry
-from instant_soup.reports.essential_sparsity import curves_of, heights, knee_over_seeds, worst
+from instant_soup.reports.essential_sparsity import (
+    curves_of,
+    heights,
+    knee_over_seeds,
+    patterns_of,
+    worst,
+)
 from instant_soup.reports.ledger import RUN, SECTION
 from instant_soup.reports.results import (
     CELL,
@@ -57,8 +63,8 @@ OF_LEDGER = {
     "cost_vs_sparsity.png": "Training FLOPs relative to dense fine-tuning over sparsity, means "
     "over seeds, search included.",
     "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
-    "where its mean leaves the tolerance of one point below dense (band: where the single seeds "
-    "leave it).",
+    "where its mean leaves the tolerance: one point below dense, of a perplexity one percent above "
+    "it (band: where the single seeds leave it). Diamonds: N:M patterns.",
     "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
     "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
     "the density as theirs (dotted).",
@@ -289,6 +295,12 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
         for own in every:
             axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
         axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
+        own, mark = STYLES["n_of_m"]
+        for number, (pattern, sparsity, found) in enumerate(patterns_of(section, ledger)):
+            at, value = 100 * sparsity, factor * found[:, 0].mean()
+            axes.plot([at], [value], mark, color=own, ms=6, label="" if number else "N:M")
+            beside = (5, -3) if number % 2 else (-20, -3)  # by turns, as some are near
+            axes.annotate(pattern, (at, value), beside, textcoords="offset points", fontsize=7)
         lower = section[3] in LOWER_IS_BETTER
         allowed, words = worst(section[3], float(dense.mean())), f"dense {'+' if lower else '−'} ε"
         axes.axhline(factor * allowed, color="#555555", lw=0.8, ls=":", label=words)

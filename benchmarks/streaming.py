@@ -1,0 +1,89 @@
+"""The most memory that pruning a language model without training takes, in memory and streamed.
+
+A made-up Llama of 0.2 billion weights in bf16 files (16 blocks of width 1,024) on made-up text.
+Beside what is measured: what `oneshot` itself says that it takes, before it starts. Three minutes
+on two cores.
+
+    python benchmarks/streaming.py
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import record, run
+from memory import MEASURE
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from instant_soup.library import block_by_block
+from instant_soup.library.block_by_block import METHODS
+from instant_soup.models import causal
+from instant_soup.pretraining import llama_snippets
+
+LENGTH, BLOCKS = 256, 4  # tokens of a block, blocks of calibration text (and of the test text)
+SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16}
+NONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}  # Python and libraries
+
+
+def write_model(folder: Path, shape: dict[str, int]) -> None:
+    """A Llama with random weights in bf16, in files of 0.1 GB, with its tokenizer."""
+    draws = torch.Generator().manual_seed(0)
+    words = [f"w{i}" for i in torch.randint(4000, (20_000,), generator=draws).tolist()]
+    llama_snippets.train_tokenizer(folder, [" ".join(words)], 8000)
+    heads = shape["hidden_size"] // 32
+    config = LlamaConfig(
+        **shape, vocab_size=8000, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=LENGTH,
+    )  # fmt: skip
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder, max_shard_size="100MB")
+    texts = folder / "texts"
+    texts.mkdir()
+    for name in ("train", "test"):
+        (texts / f"{name}.txt").write_text(" ".join(words[: 2 * LENGTH * BLOCKS]))
+
+
+def peak(folder: Path, method: str, streamed: bool) -> tuple[float, float]:
+    """GiB: the largest resident size of the command's process; and its wall seconds."""
+    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "instant_soup.cli", "oneshot"]
+    command += [str(folder), f"local:{folder / 'texts'}", "--methods", method]
+    command += ["--sparsities", "0.5", "--length", str(LENGTH), "--blocks", str(BLOCKS)]
+    started = time.perf_counter()
+    found = run([*command, *(["--stream"] if streamed else [])], folder)
+    return int(found) / 2**20, time.perf_counter() - started
+
+
+def told(folder: Path, method: str, streamed: bool) -> float:
+    """GiB: what the command says that it takes."""
+    network = causal.as_linear(causal.skeleton(folder))
+    tokens = LENGTH * BLOCKS * (2 if method in block_by_block.LOOK_AT_INPUTS else 1)
+    return block_by_block.working_memory(network, method, tokens, streamed) / 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        small, large = Path(name) / "small", Path(name) / "large"
+        write_model(small, NONE)
+        write_model(large, SHAPE)
+        bare, _ = peak(small, "magnitude", streamed=True)
+        for method in parser.parse_args().methods:
+            for streamed in (False, True):
+                found, seconds = peak(large, method, streamed)
+                rows.append({
+                    "method": method, "how": "streamed" if streamed else "in memory",
+                    "peak_gib": found, "own_gib": found - bare,
+                    "told_gib": told(large, method, streamed), "seconds": seconds,
+                })  # fmt: skip
+    record("streaming", rows, on_gpu=False)
+
+
+if __name__ == "__main__":
+    main()
