@@ -29,7 +29,7 @@ SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16
 NONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}  # Python and libraries
 
 
-def write_model(folder: Path, shape: dict[str, int]) -> None:
+def write_model(folder: Path, shape: dict[str, Any]) -> None:
     """A Llama with random weights in bf16, in files of 0.1 GB, with its tokenizer."""
     draws = torch.Generator().manual_seed(0)
     words = [f"w{i}" for i in torch.randint(4000, (20_000,), generator=draws).tolist()]

@@ -148,16 +148,16 @@ def _text(
     load_tokenizer(folder)  # which says what is wrong with it
     rows = Data(test_rows=2000, text=[column] if column else None)
     data = resolve_data(dataset, "causal", rows, model=str(folder))
-    parts = []
-    for name, table in zip(("training", "test"), read_train_and_test(data), strict=True):
-        if not len(table):
-            raise UserError(
-                f"dataset: {dataset}: too few rows (paragraphs: blank lines end them) to cut a "
-                "test split from; allowed: more, or files called train and test"
-            )
-        part = pack(
-            folder / TOKENIZER, table[data.text[0]].tolist(), length, "--length", f"{name} text"
+    train, test = read_train_and_test(data)
+    if not len(test):
+        raise UserError(
+            f"dataset: {dataset}: too few rows (paragraphs: blank lines end them) to cut a test "
+            "split from; allowed: more, or files called train and test"
         )
+    parts = []
+    for name, table in (("training", train), ("test", test)):
+        texts = table[data.text[0]].tolist()
+        part = pack(folder / TOKENIZER, texts, length, "--length", f"{name} text")
         check_tokens(str(folder), part, network.config.get_text_config().vocab_size)
         parts.append(part)
     return parts[0].subset(torch.arange(min(blocks, len(parts[0])))), parts[1]
@@ -185,7 +185,7 @@ def _row(
 
 
 def _of_whole(
-    network: nn.Module,
+    network: Any,
     calibration: Blocks,
     test: Blocks,
     methods: list[str],
