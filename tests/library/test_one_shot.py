@@ -268,7 +268,7 @@ def test_what_cannot_be_is_one_line(
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"a.txt": "the film is fine"}, "--length: a block has 16 tokens, and the training text "),
+        ({"train.txt": "a", "test.txt": "fine " * 99}, "16 tokens, and the training text only"),
         ({"train.txt": "fine " * 99, "test.txt": "a"}, "16 tokens, and the test text only"),
         (
             {"a.txt": "the film\n\nis fine"},

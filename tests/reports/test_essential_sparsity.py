@@ -104,7 +104,7 @@ def test_patterns_stand_beside_one_shot_at_their_density(tmp_path):
     runs += of_seeds("n_of_m", 1.0, variant="criteria.m=8 training.batch_size=16", **half)
     runs += of_seeds("n_of_m", 60.0, target_sparsity=0.75, **language)  # without one-shot
     ledger = ledger_of(tmp_path, *runs)
-    table = markdown([essential_sparsity.chapter(ledger)]).partition("N:M patterns")[2]
+    table = markdown([essential_sparsity.chapter(ledger)]).partition(": N:M patterns")[2]
     assert "50 %: 1:2 | 50 %: 2:4 | 50 %: 4:8 |" in table and "1:4" not in table
     assert cells_of(table, "N:M magnitude") == ["53.00", "52.00", "51.50"]
     assert cells_of(table, "One-shot magnitude") == ["51.00", "51.00", "50.50"]

@@ -295,10 +295,10 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
         for own in every:
             axes.plot(x, own, color=colour, lw=0.6, alpha=0.4)
         axes.plot(x, every.mean(0), color=colour, marker="^", ms=5, lw=1.8, label="One-shot")
-        own, mark = STYLES["n_of_m"]
+        shade, mark = STYLES["n_of_m"]
         for number, (pattern, sparsity, found) in enumerate(patterns_of(section, ledger)):
             at, value = 100 * sparsity, factor * found[:, 0].mean()
-            axes.plot([at], [value], mark, color=own, ms=6, label="" if number else "N:M")
+            axes.plot([at], [value], mark, color=shade, ms=6, label="" if number else "N:M")
             beside = (5, -3) if number % 2 else (-20, -3)  # by turns, as some are near
             axes.annotate(pattern, (at, value), beside, textcoords="offset points", fontsize=7)
         lower = section[3] in LOWER_IS_BETTER
