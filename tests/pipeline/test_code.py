@@ -60,5 +60,22 @@ def test_a_change_of_a_source_changes_the_digest(tmp_path: Path) -> None:
     script.write_text("from instant_soup import seeds\n")
     before = code.digest([script])
     assert before == code.digest([script])
-    script.write_text("from instant_soup import seeds  # another\n")
+    script.write_text("from instant_soup import files\n")
     assert code.digest([script]) != before
+
+
+def test_docstrings_comments_and_layout_do_not_change_the_digest(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+
+    def digest(source: str) -> str:
+        script.write_text(source)
+        return code.digest([script])
+
+    plain = "def double(x):\n    return 2 * x\n\n\nTEXT = 'words'\n"
+    told = (
+        "'Of numbers.'\n\ndef double( x ):  # any\n    'Twice x.'\n"
+        "    return 2 * x\nTEXT = 'words'\n"
+    )
+    assert digest(plain) == digest(told)
+    assert digest(told.replace("2 * x", "3 * x")) != digest(told)
+    assert digest(told.replace("'words'", "'others'")) != digest(told)

@@ -82,11 +82,11 @@ def queued(project: Path, tmp_path_factory, tiny_data: Path) -> dict[str, str]:
 
 
 @contextmanager
-def edited(project: Path, *names: str) -> Iterator[None]:
-    """Some files of the project with a comment at their end, for a while."""
+def edited(project: Path, *names: str, line: str = "EDITED = True") -> Iterator[None]:
+    """Some files of the project with a line more at their end, for a while."""
     before = {name: (project / name).read_text() for name in names}
     for name, text in before.items():
-        (project / name).write_text(f"{text}# edited\n")
+        (project / name).write_text(f"{text}{line}\n")
     try:
         yield
     finally:
@@ -232,8 +232,9 @@ def test_a_source_reruns_what_runs_it(project: Path, source: str, expected: set[
         run_command(project, "dvc", "checkout", "-q", "models/plan")
 
 
-def test_comments_of_params_rerun_the_plan_alone(project: Path):
-    with edited(project, "params.yaml"):
+def test_comments_rerun_the_plan_alone(project: Path):
+    sources = ("src/instant_soup/training/loop.py", "stages/evaluate.py")
+    with edited(project, "params.yaml", *sources, line="# edited"):
         assert stages_run(run_command(project, "dvc", "repro")) == {"plan"}
     assert stages_run(run_command(project, "dvc", "repro")) == set()  # DVC remembers
 
