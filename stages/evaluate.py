@@ -29,7 +29,7 @@ def main() -> None:
     tags = {**stage.identity(), "sparsity": stage.target_sparsity}
     with stage_run(f"evaluate {method}", stage.contents(), tags) as tracked:
         state = load_state(folder / "state", moments=False)
-        mask = masks.load(folder / "mask.safetensors", workspace.prunable_shapes())
+        mask = workspace.load_mask(folder)
         revived = [n for n, kept in mask.items() if state.weights[n][~kept].any()]
         if revived:
             raise UserError(f"{folder}: pruned weights of {revived[0]} are not zero")

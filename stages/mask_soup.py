@@ -28,14 +28,14 @@ def main() -> None:
     if stage is None:
         return mark_idle(folder / "mask.safetensors", folder / "soup.json")
 
-    from instant_soup.pipeline.workspace import load_start  # late: see calibrate.py
+    from instant_soup.pipeline.workspace import load_mask  # late: see calibrate.py
     from instant_soup.sparsity import mask_soup, masks
     from instant_soup.training.state import load_state
 
     tags = {"method": "isp", "round": i}
     with stage_run(f"soup {i}", stage.contents(), tags) as tracked:
         isp, sparsity = ISP(**stage.isp), stage.sparsity
-        _, before = load_start(stage.start)
+        before = load_mask(stage.start)
         state = load_state(folder / "state", moments=isp.score == "fisher")
         weak_masks = [masks.load(weak_mask_file(i, n)) for n in range(isp.denoisers)]
         started = time.perf_counter()

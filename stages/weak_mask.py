@@ -33,13 +33,12 @@ def main() -> None:
         return mark_idle(isp_round(i) / "weak")
 
     from instant_soup.pipeline.run import PipelineRun  # late: see calibrate.py
-    from instant_soup.pipeline.workspace import load_start
+    from instant_soup.pipeline.workspace import load_mask
     from instant_soup.sparsity import masks
     from instant_soup.training.cost import Cost
     from instant_soup.training.state import load_state
 
-    _, mask = load_start(stage.start)
-    state = load_state(isp_round(i) / "state", moments=False)
+    mask, state = load_mask(stage.start), load_state(isp_round(i) / "state", moments=False)
     run = PipelineRun(state, mask, stage.recipe, code=stage.code, engine=stage.engine)
     for n in range(isp.denoisers):
         tags = {"method": "isp", "round": i, "denoiser": n}

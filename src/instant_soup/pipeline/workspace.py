@@ -49,10 +49,14 @@ def prunable_shapes() -> dict[str, list[int]]:
 
 def load_start(folder: str | Path) -> tuple[State, Mask]:
     """A state and the mask that goes with it, already applied."""
-    state = load_state(Path(folder) / "state")
-    mask = masks.load(Path(folder) / "mask.safetensors", prunable_shapes())
+    state, mask = load_state(Path(folder) / "state"), load_mask(folder)
     state.prune(mask)
     return state, mask
+
+
+def load_mask(folder: str | Path) -> Mask:
+    """The mask in a folder, which must fit the base model."""
+    return masks.load(Path(folder) / "mask.safetensors", prunable_shapes())
 
 
 def save_ticket(folder: str | Path, run: Run, **description: object) -> None:
@@ -84,7 +88,7 @@ def load_ticket(
         search.
     """
     folder = Path(folder)
-    mask = masks.load(folder / "mask.safetensors", prunable_shapes())
+    mask = load_mask(folder)
     description = masks.describe(folder / "mask.safetensors")
     own = folder / "state"
     where = own if own.exists() else Path(start) / "state"
@@ -137,8 +141,7 @@ def mask_finding(rounds: int, denoisers: int) -> tuple[Cost, Curve, list[dict[st
 
 def isp_ticket(rounds: int, denoisers: int) -> tuple[Mask, Cost]:
     """The mask of ISP's last round, and what all rounds have cost."""
-    _, mask = load_start(isp_round(rounds - 1))
-    return mask, mask_finding(rounds, denoisers)[0]
+    return load_mask(isp_round(rounds - 1)), mask_finding(rounds, denoisers)[0]
 
 
 # Results
