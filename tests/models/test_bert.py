@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import ROOT, new_classifier
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.models import bert, known, matrices
+from instant_soup.models import bert, forward, known, matrices
 from instant_soup.models.head import Head
 
 SOURCES = str(ROOT / "src")
@@ -412,6 +412,31 @@ def test_forward_flops_are_those_that_torch_counts(family, sequences: int, lengt
     in_prunable, others = models.forward_flops(model, found, batch)
     assert in_prunable == 2 * weights * sequences * length
     assert in_prunable + others == counted(model, sequences, length, backward=False)
+
+
+def test_processes_share_their_counts_of_flops(
+    family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = family
+    model, file = new_classifier(folder, 3, 0), tmp_path / "flops.json"
+    found, batch = matrices.prunable(model), {"input_ids": torch.full((4, 12), 5)}
+
+    def count_as_a_new_process() -> tuple[float, float]:
+        monkeypatch.setattr(forward, "_counted", {})
+        monkeypatch.setattr(forward, "_shared", [])
+        forward.share_counts(file)
+        return models.forward_flops(model, found, batch)
+
+    counted_here = count_as_a_new_process()
+    known = json.loads(file.read_text())
+    assert len(known) == 2  # of one row and of two
+    with monkeypatch.context() as patch:
+        patch.setattr(forward, "logits_of", None)  # nothing is passed through any more
+        assert count_as_a_new_process() == counted_here
+    for damage in ("{", "[]", json.dumps(dict.fromkeys(known, "many"))):
+        file.write_text(damage)
+        assert count_as_a_new_process() == counted_here
+        assert json.loads(file.read_text()) == known
 
 
 @pytest.mark.parametrize("frozen", [False, True])

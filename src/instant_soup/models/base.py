@@ -16,6 +16,7 @@ import torch
 from instant_soup.files import read_json
 from instant_soup.models import bert, causal, clip
 from instant_soup.models.forward import forward_flops as forward_flops
+from instant_soup.models.forward import share_counts as share_counts
 from instant_soup.models.head import Head as Head
 from instant_soup.models.matrices import Weights
 

@@ -1,7 +1,9 @@
 """A classifier's forward pass: its logits for a batch, and what they cost, as torch counts it."""
 
 import functools
+import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json
 from instant_soup.models.matrices import Weights
 
 Batch = dict[str, torch.Tensor]
@@ -20,6 +24,7 @@ Batch = dict[str, torch.Tensor]
 GROUPED = ("_grouped_mm", "grouped_mm_fallback")
 # What a pass costs depends on the architecture and its inputs' shapes: it is counted once.
 _counted: dict[tuple, tuple[float, float]] = {}
+_shared: list[Path] = []  # the file that processes share their counts by, if there is one
 _architectures: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
@@ -57,6 +62,14 @@ def forward_flops(model: nn.Module, prunable: Iterable[str], batch: Batch) -> tu
     return inside, others
 
 
+def share_counts(file: Path) -> None:
+    """Take from a file what other processes have counted, and leave there what this one counts.
+
+    Counting takes a tenth of a second for each shape of inputs, and a run has dozens of processes.
+    """
+    _shared[:] = [file]
+
+
 def _flops_of(
     model: nn.Module, prunable: Iterable[str], batch: Batch, rows: int
 ) -> tuple[float, float]:
@@ -66,7 +79,7 @@ def _flops_of(
         _architectures[model] = f"{model} {getattr(model, 'config', '')} {shapes}"
     shape = tuple((name, tuple(rest.shape[1:])) for name, rest in batch.items())
     key = (_architectures[model], frozenset(prunable), shape, rows)
-    if key not in _counted:
+    if key not in _counted and not _take_shared(key):
         first = {name: part[:rows] for name, part in batch.items()}
         parameters, training = dict(model.named_parameters()), model.training
         counter = CountFlops({name: parameters[name] for name in prunable})
@@ -76,7 +89,34 @@ def _flops_of(
             logits_of(model, first)
         model.train(training)
         _counted[key] = (counter.within, counter.elsewhere)
+        for file in _shared:
+            write_json(file, {**_read_shared(file), _name(key): _counted[key]})
     return _counted[key]
+
+
+def _take_shared(key: tuple) -> bool:
+    """Whether another process has counted this: then it is known here, too."""
+    for file in _shared:
+        match _read_shared(file).get(_name(key)):
+            case [float(inside), float(others)]:
+                _counted[key] = (inside, others)
+    return key in _counted
+
+
+def _read_shared(file: Path) -> dict[str, Any]:
+    """The counts in a file; none where it is missing or damaged, as they can be made again."""
+    try:
+        found = read_json(file)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _name(key: tuple) -> str:
+    """A count's name in the file."""
+    architecture, prunable, shape, rows = key
+    told = repr((torch.__version__, architecture, sorted(prunable), shape, rows))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 class CountFlops(TorchDispatchMode):

@@ -17,6 +17,7 @@ from instant_soup.data.batches import (
     training_batches,
 )
 from instant_soup.errors import UserError
+from instant_soup.files import project_root
 from instant_soup.models import base as models
 from instant_soup.models.head import Head
 from instant_soup.pipeline import outlook, workspace
@@ -74,6 +75,7 @@ class PipelineRun(Run):
         self.head = Head()
         self.splits: dict[str, Split] = {}
         self.engine, self.teacher = engine, teacher
+        models.share_counts(project_root() / ".dvc/tmp/instant-soup/flops.json")
         if code:  # of a stage's own run, not of its teacher's
             outlook.tell()
 
