@@ -1,4 +1,4 @@
-"""ISP by `instant_soup.prune` in one process, as against_reference.py times it beside the stages.
+"""ISP by `instant_soup.prune` in one process, as other benchmarks time it beside the stages.
 
 Run in a prepared folder (common.prepare); prints one JSON line.
 """
@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from common import recipe_of
+from common import recipe_of, seconds
 
 import instant_soup
 from instant_soup.data.batches import Texts, epoch_batches, load_split, steps_per_epoch
@@ -63,15 +64,20 @@ def whole_isp() -> dict[str, float]:
         precision=recipe.precision,
     )  # fmt: skip
     wall = time.perf_counter() - started
-    test = load_split(ENCODED / "test.safetensors", data.labels.device)
     precision = loop.resolve_precision(recipe.precision)
-    score = metrics.score("accuracy", *loop.predict(pruned.model, test, precision))
+
+    def predict(split: str) -> tuple[str, np.ndarray, np.ndarray]:
+        rows = load_split(ENCODED / f"{split}.safetensors", data.labels.device)
+        return loop.predict(pruned.model, rows, precision)
+
+    score = metrics.score("accuracy", *predict("test"))
     return {
         "seconds": wall,
         "steps": pruned.cost["steps"],
         "search_steps": pruned.cost["search_steps"],
         "accuracy": score,
         "sparsity": masks.sparsity(pruned.mask),
+        "validation_seconds": seconds(lambda: predict("validation"), 3),
     }
 
 
