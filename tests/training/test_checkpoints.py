@@ -371,7 +371,7 @@ def test_the_engines_digest_is_that_of_all_it_imports_in_whatever_folder(
     engine = [package / ENGINE.relative_to(ROOT / "src/instant_soup")]
 
     def change(name: str) -> str:
-        (package / name).write_text((package / name).read_text() + "\n# another\n")
+        (package / name).write_text((package / name).read_text() + "\nANOTHER = True\n")
         return code.digest(engine)
 
     seen = [code.digest(engine)]
