@@ -626,13 +626,15 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": self.ids[row], "labels": (self.ids[row, 1] > 12).long()}
 
 
-def trainer(folder: Path, model: nn.Module, *callbacks: Any, eval_dataset: Any = None) -> Any:
+def trainer(
+    folder: Path, model: nn.Module, *callbacks: Any, eval_dataset: Any = None, **more: Any
+) -> Any:
     from transformers import Trainer, TrainingArguments  # late: seconds, which few tests need
 
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=TRAINER_STEPS, per_device_train_batch_size=8,
-        learning_rate=1e-2, weight_decay=0.1, save_strategy="no",
-        report_to=[], disable_tqdm=True, use_cpu=True,
+        learning_rate=1e-2, weight_decay=0.1, report_to=[], disable_tqdm=True, use_cpu=True,
+        **{"save_strategy": "no", **more},
     )  # fmt: skip
     return Trainer(
         model=model,

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from helpers import SHAPES, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, new_folder
-from instant_soup.sparsity import masks
+from instant_soup.sparsity import masks, ranking
 from instant_soup.sparsity.scores import magnitude
 
 LAW = settings(deadline=None, max_examples=100)
@@ -79,7 +79,7 @@ def test_the_ranking_is_global_across_tensors(scores: list[float], sample: int, 
     cut = data.draw(st.integers(0, len(scores)))
     k = data.draw(st.integers(0, len(scores)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "SAMPLE", sample)
+        patch.setattr(ranking, "SAMPLE", sample)
         mask = masks.keep_largest(in_pieces(torch.tensor(scores), [cut, len(scores) - cut]), k)
     np.testing.assert_array_equal(joined(mask), kept_by_stable_sort(np.array(scores), k))
 
@@ -89,7 +89,7 @@ def test_the_ranking_is_global_across_tensors(scores: list[float], sample: int, 
 def test_of_many_scores_exactly_the_k_largest_are_kept(kind: str, sparsity: float) -> None:
     """Enough of them that the threshold is bracketed by a sample."""
     draws = torch.Generator().manual_seed(1)
-    scores = torch.randn(3 * masks.SAMPLE, generator=draws).abs()
+    scores = torch.randn(3 * ranking.SAMPLE, generator=draws).abs()
     if kind == "pruned before":
         scores *= torch.rand(len(scores), generator=draws) < 0.3
     elif kind == "in rising order":
@@ -97,23 +97,23 @@ def test_of_many_scores_exactly_the_k_largest_are_kept(kind: str, sparsity: floa
     elif kind == "few values":
         scores = (4 * scores).floor()
     k = masks.number_kept(len(scores), sparsity)
-    mask = masks.keep_largest(in_pieces(scores, [masks.SAMPLE // 2, 5 * masks.SAMPLE // 2]), k)
+    mask = masks.keep_largest(in_pieces(scores, [ranking.SAMPLE // 2, 5 * ranking.SAMPLE // 2]), k)
     np.testing.assert_array_equal(joined(mask), kept_by_stable_sort(scores.numpy(), k))
 
 
 def test_what_the_best_level_lacks_is_filled_up_from_the_next_among_many_scores() -> None:
-    scores = torch.rand(4 * masks.SAMPLE, generator=torch.Generator().manual_seed(1))
-    first = torch.arange(len(scores)) < 2 * masks.SAMPLE
-    mask = masks.keep_largest({"w": scores}, 3 * masks.SAMPLE, {"w": first})["w"]
-    expected = scores[~first].topk(masks.SAMPLE).indices
-    assert mask[first].all() and mask.sum() == 3 * masks.SAMPLE and mask[~first][expected].all()
+    scores = torch.rand(4 * ranking.SAMPLE, generator=torch.Generator().manual_seed(1))
+    first = torch.arange(len(scores)) < 2 * ranking.SAMPLE
+    mask = masks.keep_largest({"w": scores}, 3 * ranking.SAMPLE, {"w": first})["w"]
+    expected = scores[~first].topk(ranking.SAMPLE).indices
+    assert mask[first].all() and mask.sum() == 3 * ranking.SAMPLE and mask[~first][expected].all()
 
 
 def test_nan_is_found_among_many_scores() -> None:
-    scores = torch.rand(2 * masks.SAMPLE)
+    scores = torch.rand(2 * ranking.SAMPLE)
     scores[12345] = math.nan
     with pytest.raises(UserError, match="NaN"):
-        masks.keep_largest({"w": scores}, masks.SAMPLE)
+        masks.keep_largest({"w": scores}, ranking.SAMPLE)
 
 
 def test_a_layer_of_small_weights_can_lose_everything() -> None:
@@ -123,13 +123,13 @@ def test_a_layer_of_small_weights_can_lose_everything() -> None:
 
 
 @LAW
-@given(TIED_SCORES, st.sampled_from([1, 7, masks.SAMPLE]), st.data())
+@given(TIED_SCORES, st.sampled_from([1, 7, ranking.SAMPLE]), st.data())
 def test_priority_comes_before_score_and_score_before_position(scores, sample, data) -> None:
     size = len(scores)
     priority = data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
     k, cut = data.draw(st.integers(0, size)), data.draw(st.integers(0, size))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "SAMPLE", sample)
+        patch.setattr(ranking, "SAMPLE", sample)
         mask = masks.keep_largest(
             in_pieces(torch.tensor(scores), [cut, size - cut]),
             k,

@@ -23,7 +23,6 @@ from instant_soup.library.model import (
     Wanted,
     check_gradients,
     check_precision,
-    check_single_process,
     check_trainable,
     choose,
     unwrapped,
@@ -35,6 +34,7 @@ from instant_soup.library.settings import (
     check_carried,
     check_function,
     check_retraining_carried,
+    check_same,
     check_sparsity,
     check_steps,
     method_of,
@@ -44,6 +44,7 @@ from instant_soup.library.settings import (
 from instant_soup.methods.base import AtStart
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.training import exchange
 from instant_soup.training import pruner as pruners
 from instant_soup.training.pruner import FixedMask, Tensors
 from instant_soup.training.retraining import freeze, small_parameters
@@ -54,7 +55,8 @@ class Pruner:
 
     Call `after_backward()` once for each step of the optimiser, when the gradients of all its
     batches are summed and before they are clipped. Call `after_step()` after the optimiser's step.
-    The loop owns the optimiser and the schedule. Between two steps the network is pruned.
+    The loop owns the optimiser and the schedule. Between two steps the network is pruned. Several
+    processes each have such a loop around DistributedDataParallel, and end with one mask.
 
     Attributes:
         method: The method with its settings.
@@ -109,39 +111,45 @@ class Pruner:
         Raises:
             UserError: If a setting is not allowed.
         """
-        self.method, self.target, self.total = method_of(method, settings), sparsity, steps
-        check_carried(self.method)
-        check_retraining_carried(self.method, retrain)
-        self.retrain, self.frozen = retrain, []  # type: tuple[str, list[nn.Parameter]]
-        check_steps(steps)
-        check_sparsity(sparsity)
-        check_single_process()
-        if self.method.wants_batches():
-            for name, given in (("batches", batches), ("loss", loss)):
-                if given is None:
-                    raise UserError(
-                        f"{name}: {self.method.name} trains beside the loop or takes gradients "
-                        f"before it, and none is given; allowed: {name} as in instant_soup.prune"
-                    )
-        if batches is not None:
-            check_batches(batches)
-        check_function("loss", loss, "(model, batch) -> scalar", needed=False)
-        check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
-        if epoch is not None:
-            check_value("epoch", epoch, integer(1))
-        bare = unwrapped(model)
-        check_trainable(bare)
-        chosen = choose(bare, prunable)
-        check_gradients(self.method, chosen)
-        check_precision(chosen)
-        optimizer = optimizer_of(optimizer, bare)
-        group = optimizer.param_groups[0]
-        if learning_rate is None:
-            learning_rate = float(group.get("initial_lr", group["lr"]))  # before a warm-up
-        recipe = recipe_of(
-            seed, learning_rate=learning_rate, weight_decay=0.0, precision=precision,
-            clip_norm=clip_norm,
+        with exchange.for_itself():
+            self.method, self.target, self.total = method_of(method, settings), sparsity, steps
+            check_carried(self.method)
+            check_retraining_carried(self.method, retrain)
+            self.retrain, self.frozen = retrain, []  # type: tuple[str, list[nn.Parameter]]
+            check_steps(steps)
+            check_sparsity(sparsity)
+            if self.method.wants_batches():
+                for name, given in (("batches", batches), ("loss", loss)):
+                    if given is None:
+                        raise UserError(
+                            f"{name}: {self.method.name} trains beside the loop or takes "
+                            f"gradients before it, and none is given; allowed: {name} as in "
+                            "instant_soup.prune"
+                        )
+            if batches is not None:
+                check_batches(batches)
+            check_function("loss", loss, "(model, batch) -> scalar", needed=False)
+            check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
+            if epoch is not None:
+                check_value("epoch", epoch, integer(1))
+            bare = unwrapped(model)
+            check_trainable(bare)
+            chosen = choose(bare, prunable)
+            check_gradients(self.method, chosen)
+            check_precision(chosen)
+            optimizer = optimizer_of(optimizer, bare)
+            group = optimizer.param_groups[0]
+            if learning_rate is None:
+                learning_rate = float(group.get("initial_lr", group["lr"]))  # before a warm-up
+            recipe = recipe_of(
+                seed, learning_rate=learning_rate, weight_decay=0.0, precision=precision,
+                clip_norm=clip_norm,
+            )  # fmt: skip
+        check_same(
+            self.method, sparsity, steps, recipe, chosen, batches,
+            retrain=retrain, epoch=epoch, resumed=resume is not None,
         )  # fmt: skip
+        exchange.load_first(bare)
         self.run = LoopRun(
             model, batches, loss, chosen, recipe, steps,
             optimizer=optimizer, looks_at=self.method.looks_at, epoch=epoch,
@@ -150,6 +158,7 @@ class Pruner:
             self.method.check(sparsity, self.run.epochs)
             if retrain != ALL:
                 small_parameters(bare, chosen)  # some there must be
+        self._averaged = exchange.size() == 1  # whether gradients are known to be all processes'
         self._due = "after_backward"  # the call that comes next
         self._checked = True  # whether the model's zeros are known to be the mask's
         if resume is None:
@@ -165,11 +174,13 @@ class Pruner:
                 parameters' own gradients.
 
         Raises:
-            UserError: If `after_step` is due, or the model is not that of the state.
+            UserError: If `after_step` is due, the model is not that of the state, or each of
+                several processes has gradients of its own.
         """
         self._check_order("after_backward")
         self._due = "after_step"
         self._check_zeros()
+        self._check_averaged()
         self.inner.after_backward(self.step, gradients)
 
     def after_step(self) -> None:
@@ -219,6 +230,19 @@ class Pruner:
                     f"resume: {name} is not zero where the state's mask prunes it; allowed: the "
                     "model with the weights that it had then"
                 )
+
+    def _check_averaged(self) -> None:
+        """Raise UserError if each process would go its own way, with its own gradients."""
+        if self._averaged:
+            return
+        self._averaged = True
+        gradients = [p.grad for p in self.run.model.parameters() if p.grad is not None]
+        every = exchange.gathered([float(g.double().abs().sum()) for g in gradients])
+        if any(own != every[0] for own in every):
+            raise UserError(
+                f"model: its gradients differ among {len(every)} processes; allowed: the mean of "
+                "all, as torch.nn.parallel.DistributedDataParallel(model) leaves it"
+            )
 
     @property
     def step(self) -> int:

@@ -41,6 +41,11 @@ def unwrapped(model: Any) -> nn.Module:
             )
 
 
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, for those who average its gradients themselves."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def choose(model: nn.Module, wanted: Wanted | None = None) -> Weights:
     """Choose the weights to prune (see `prune`), each once.
 
@@ -211,17 +216,3 @@ def in_full_width(model: nn.Module) -> Iterator[bool]:
         for tensor, before in narrow.values():
             tensor.grad = None
             tensor.data = tensor.data.to(before)
-
-
-def check_single_process() -> None:
-    """Refuse several processes: each would find a mask of its own.
-
-    Raises:
-        UserError: If torch.distributed runs more than one.
-    """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several and (size := torch.distributed.get_world_size()) > 1:
-        raise UserError(
-            f"processes: {size} are not allowed beside pruning, as each would find a mask of its "
-            "own; allowed: 1"
-        )

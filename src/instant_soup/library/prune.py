@@ -16,7 +16,6 @@ from instant_soup.errors import UserError
 from instant_soup.library.model import (
     Wanted,
     check_gradients,
-    check_single_process,
     check_trainable,
     choose,
     in_full_width,
@@ -28,6 +27,7 @@ from instant_soup.library.settings import (
     AMethod,
     check_batches,
     check_function,
+    check_same,
     check_sparsity,
     check_steps,
     method_of,
@@ -37,6 +37,7 @@ from instant_soup.library.settings import (
     store_of,
 )
 from instant_soup.sparsity import masks
+from instant_soup.training import exchange
 from instant_soup.training.retraining import small_parameters
 
 
@@ -64,6 +65,10 @@ def prune(
     **settings: Any,
 ) -> Pruned:
     """Train a model and prune it by a method: before training, on the way or throughout.
+
+    Several processes (torchrun, accelerate) call this with the same settings, each with a model and
+    batches of its own: a step takes the mean of their gradients. All begin with the first one's
+    weights, and end with one network and one mask. Denoisers are shared out over the processes.
 
     By default the matrices of the repeated blocks are pruned, those of `nn.MultiheadAttention`
     included. In a model without blocks these are all linear maps but the last. bf16 and fp16
@@ -109,30 +114,34 @@ def prune(
     Raises:
         UserError: If a setting is not allowed; before any training.
     """
-    chosen = method_of(method, settings)
-    check_steps(steps)
-    check_sparsity(sparsity)
-    check_batches(batches)
-    check_function("loss", loss, "(model, batch) -> scalar")
-    check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
-    check_function("validate", validate, "(model) -> score", needed=False)
-    if chosen.validates and validate is None:
-        raise UserError(
-            f"validate: {chosen.name} chooses among networks by a score; allowed: a function "
-            "(model) -> score"
-        )
-    recipe = recipe_of(
-        seed, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
-        clip_norm=clip_norm, precision=precision, **retraining_of(
-            chosen, retrain,
-            retrain_rate=retrain_rate, lora_rank=lora_rank, lora_alpha=lora_alpha,
-        ),
-    )  # fmt: skip
-    check_single_process()
-    bare = unwrapped(model)
-    check_trainable(bare)
-    check_gradients(chosen, choose(bare, prunable))  # while the model is as it was
-    store = store_of(checkpoint)
+    first = exchange.rank() == 0
+    with exchange.for_itself():
+        chosen = method_of(method, settings)
+        check_steps(steps)
+        check_sparsity(sparsity)
+        check_batches(batches)
+        check_function("loss", loss, "(model, batch) -> scalar")
+        check_function("prunable", prunable, "(name, parameter) -> bool", needed=False)
+        check_function("validate", validate, "(model) -> score", needed=False)
+        if chosen.validates and validate is None:
+            raise UserError(
+                f"validate: {chosen.name} chooses among networks by a score; allowed: a function "
+                "(model) -> score"
+            )
+        recipe = recipe_of(
+            seed, learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup,
+            clip_norm=clip_norm, precision=precision, **retraining_of(
+                chosen, retrain,
+                retrain_rate=retrain_rate, lora_rank=lora_rank, lora_alpha=lora_alpha,
+            ),
+        )  # fmt: skip
+        bare = unwrapped(model)
+        check_trainable(bare)
+        check_gradients(chosen, choose(bare, prunable))  # while the model is as it was
+        # The first process keeps the training, and tells the others what it finds there.
+        store = store_of(checkpoint) if first else None
+    check_same(chosen, sparsity, steps, recipe, choose(bare, prunable), batches)
+    exchange.load_first(bare)
     with in_full_width(bare) as narrow, own_words(chosen):
         if narrow and precision == "auto":
             recipe = replace(recipe, precision="bf16")  # computes as it did
@@ -148,5 +157,5 @@ def prune(
     model.eval()
     if store is not None:
         store.remove_used()
-    reached = masks.sparsity(run.mask)
-    return Pruned(model, run.mask, asdict(run.cost), chosen.name, reached, seed)
+    reached, cost = masks.sparsity(run.mask), exchange.from_first(asdict(run.cost))
+    return Pruned(model, run.mask, cost, chosen.name, reached, seed)

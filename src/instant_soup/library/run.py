@@ -12,12 +12,13 @@ from torch import nn
 
 from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
-from instant_soup.library.model import HALF, unwrapped
+from instant_soup.library.model import HALF, unwrapped, without_ddp
+from instant_soup.library.settings import length_of
 from instant_soup.methods.base import Method
 from instant_soup.models.forward import CountFlops
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training import loop
+from instant_soup.training import exchange, loop
 from instant_soup.training.checkpoints import Store, digest
 from instant_soup.training.cost import Cost
 from instant_soup.training.protocols import Protocol, draw_protocol
@@ -69,7 +70,7 @@ class LibraryRun(Run):
             epoch: Steps in a pass over the data, if that is not the number of batches.
             full: Whether bf16 tensors in a batch become fp32, as the model did.
         """
-        given, model = model, unwrapped(model)
+        given, model = without_ddp(model), unwrapped(model)
         shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
         origin = "" if store is None else digest("library", total, asdict(recipe), shapes, prunable)
         super().__init__(
@@ -142,7 +143,7 @@ class LibraryRun(Run):
         source = steps(self._given_batches(), state.step, last, recipe.seed, rows)
         return loop.take_steps(
             network, state, pruner, source, lambda batch: self.loss(network, batch),
-            lambda batch: self.flops(network, batch), recipe, cost,
+            lambda batch: self._all_flops(network, batch), recipe, cost,
             last=last, total=total, label=label, after_step=after_step,
         )  # fmt: skip
 
@@ -178,8 +179,13 @@ class LibraryRun(Run):
         """FLOPs of the last batch: in products with prunable weights, and elsewhere."""
         return self._last_flops
 
+    def _all_flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
+        """The same for all processes, whose batches are taken to be of one shape."""
+        within, elsewhere = self.flops(network, batch)
+        return within * exchange.size(), elsewhere * exchange.size()
+
     def score(self, weights: Weights) -> float:
-        """Ask `validate` for the score of a copy of the model.
+        """Ask `validate` for the score of a copy of the model; of several processes the mean.
 
         Raises:
             UserError: If there is no `validate`, or it returns no finite number.
@@ -187,15 +193,17 @@ class LibraryRun(Run):
         if self._validate is None:
             raise UserError("validate: none is given; allowed: a function (model) -> score")
         network = self.beside(State(weights), self.recipe).eval()
-        with torch.no_grad():
-            found: Any = self._validate(network)
-        try:
-            score = float(found)
-        except (TypeError, ValueError, RuntimeError):
-            raise UserError(f"validate: it returned {type(found).__name__}; {A_SCORE}") from None
-        if not math.isfinite(score):
-            raise UserError(f"validate: it returned {score}; {A_SCORE}")
-        return score
+        with exchange.for_itself():
+            with torch.no_grad():
+                found: Any = self._validate(network)
+            try:
+                score = float(found)
+            except (TypeError, ValueError, RuntimeError):
+                kind = type(found).__name__
+                raise UserError(f"validate: it returned {kind}; {A_SCORE}") from None
+            if not math.isfinite(score):
+                raise UserError(f"validate: it returned {score}; {A_SCORE}")
+        return exchange.mean(score)
 
     def draw_protocol(
         self,
@@ -271,14 +279,6 @@ def own_random_numbers(model: nn.Module) -> Iterator[None]:
     where = next(model.parameters()).device
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         yield
-
-
-def length_of(batches: Any) -> int | None:
-    """The number of batches; None if it is not known."""
-    try:
-        return len(batches)
-    except TypeError:
-        return None
 
 
 def to_device(batch: Any, where: torch.device, full: bool = False) -> Any:
@@ -385,6 +385,9 @@ def steps(
     while step < last:
         began = step
         torch.manual_seed((seed * 1_000_003 + (began if chosen is None else 0)) % 2**63)
+        for shuffler in (batches, getattr(batches, "sampler", None)):
+            if hasattr(shuffler, "set_epoch"):  # one of several processes, with a share of the rows
+                shuffler.set_epoch(began if chosen is None else 0)
         for number, batch in enumerate(batches):
             if chosen is not None and number not in chosen:
                 continue

@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, keys_of
 from instant_soup.methods.custom import Criterion, Custom
 from instant_soup.methods.registry import method_named, methods
+from instant_soup.training import exchange
 from instant_soup.training.checkpoints import Store
 
 # A name, a settings object (or its class), or the scores of one's own.
@@ -122,6 +123,14 @@ def check_batches(batches: Any) -> None:
         )
 
 
+def length_of(batches: Any) -> int | None:
+    """The number of batches; None if it is not known."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
 def check_function(name: str, given: Any, signature: str, needed: bool = True) -> None:
     """Check a function that is given, or left out if it is not needed.
 
@@ -215,6 +224,28 @@ def retraining_of(method: Method, retrain: str, **given: Any) -> dict[str, Any]:
             use = MASK_LORA if name != "retrain_rate" else f"{NORMS_AND_BIASES} | {MASK_LORA}"
             raise UserError(f"{name}: {value} is for retrain: {use}; allowed without it: None")
     return {"retrain": retrain, **chosen}
+
+
+def check_same(
+    method: Method,
+    sparsity: float,
+    steps: int,
+    recipe: Recipe,
+    prunable: Mapping[str, Any],
+    batches: Any,
+    **more: Any,
+) -> None:
+    """Check that all processes were called alike; their batches may differ, but not in number.
+
+    Raises:
+        UserError: If they were not, in all of them.
+    """
+    exchange.check_same({
+        "method": method.name, "sparsity": sparsity, "steps": steps, **asdict(recipe), **more,
+        "prunable": {name: list(w.shape) for name, w in prunable.items()},
+        **{name: getattr(method, name) for name in settings_of(type(method))},
+        "len(batches)": length_of(batches),
+    })  # fmt: skip
 
 
 @contextmanager

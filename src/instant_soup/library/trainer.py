@@ -34,6 +34,7 @@ from instant_soup.methods.rounds import OnTheWay
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.training import exchange
 from instant_soup.training.cost import Cost
 from instant_soup.training.pruner import Tensors
 
@@ -123,11 +124,6 @@ class InstantSoupCallback(TrainerCallback):
         for name, why in REFUSED.items():
             if getattr(args, name, None):
                 raise UserError(f"{name}: not allowed beside pruning, as {why}; allowed: false")
-        if args.world_size > 1:
-            raise UserError(
-                f"processes: {args.world_size} are not allowed beside pruning, as each would find "
-                "a mask of its own; allowed: 1"
-            )
         batches = self.batches
         if batches is None and hasattr(loader.dataset, "__len__"):
             batches = DataLoader(
@@ -151,7 +147,8 @@ class InstantSoupCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Pass on the dense gradients, which hooks gathered before clipping."""
         assert self.pruner is not None
-        self.pruner.after_backward(self.dense)
+        # Each process has its own batches' gradients here; the parameters have the means.
+        self.pruner.after_backward(exchange.means(self.dense, self.pruner.mask))
         self.dense = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
@@ -162,7 +159,8 @@ class InstantSoupCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Save beside the weights what their zeros do not tell."""
         assert self.pruner is not None
-        if tensors := self.pruner.inner.tensors():
+        tensors = self.pruner.inner.tensors()
+        if tensors and state.is_world_process_zero:
             own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(own, _checkpoint(args, state) / KEPT)
 
@@ -247,8 +245,14 @@ def trainers_loss() -> Loss | None:
     trainer: Any = frame.f_locals["self"]
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        _, items = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-        found: torch.Tensor = trainer.compute_loss(model, batch, num_items_in_batch=items)
+        arguments = trainer.args
+        counted = arguments.average_tokens_across_devices
+        arguments.average_tokens_across_devices = False  # this process's batch is all there is
+        try:
+            _, items = trainer.get_batch_samples(iter([batch]), 1, arguments.device)
+            found: torch.Tensor = trainer.compute_loss(model, batch, num_items_in_batch=items)
+        finally:
+            arguments.average_tokens_across_devices = counted
         return found
 
     return loss

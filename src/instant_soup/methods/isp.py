@@ -24,9 +24,10 @@ from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
+    from instant_soup.sparsity.ranking import Scores
     from instant_soup.training.protocols import Protocol
     from instant_soup.training.run import Run
-    from instant_soup.training.state import State, Weights
+    from instant_soup.training.state import State
 
 
 @register
@@ -86,7 +87,7 @@ class ISP(OnTheWay):
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """Algorithm 2: the soup of the denoisers' weak masks, adjusted."""
-        weak_masks = [self.weak_mask(run, i, n, sparsity) for n in range(self.denoisers)]
+        weak_masks = run.side_by_side(self.denoisers, lambda n: self.weak_mask(run, i, n, sparsity))
         ingredients = self.ingredients(run.state, run.mask, weak_masks, sparsity)
         adjust = self.adjusts or sparsity == run.target
         return self.soup(run.state, run.mask, ingredients, sparsity, adjust)
@@ -154,12 +155,12 @@ class ISP(OnTheWay):
         k = masks.number_kept(masks.count(before)[1], sparsity)
         return mask_soup.adjust(standing, self.worth(state, before), k)
 
-    def worth(self, state: "State", mask: "Mask") -> "Weights":
-        """What each prunable weight of a network is worth."""
+    def worth(self, state: "State", mask: "Mask") -> "Scores":
+        """What each prunable weight of a network is worth, computed as a ranking needs it."""
         from instant_soup.sparsity import scores
 
         weights = {name: state.weights[name] for name in mask}
-        return scores.scores_of(self.score, weights, state.second_moments)
+        return scores.worth_of(self.score, weights, state.second_moments)
 
     def some(self, *names: str) -> dict[str, Any]:
         """Some of the settings, as a stage's file holds those that it depends on."""

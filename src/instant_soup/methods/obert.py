@@ -165,6 +165,7 @@ class OBERT(OnTheWay):
         """Fisher blocks of the batches that come next."""
         import torch
 
+        from instant_soup.training import exchange
         from instant_soup.training.gradients import GRADIENT
 
         fisher: Weights = {}
@@ -173,6 +174,7 @@ class OBERT(OnTheWay):
             for loss in losses:
                 found = torch.autograd.grad(loss, every, materialize_grads=True)
                 fisher = self.gather(fisher, dict(zip(parameters, found, strict=True)))
+        exchange.average(fisher.values())
         return fisher
 
     def _check_run(self, run: "Run") -> None:

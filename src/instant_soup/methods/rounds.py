@@ -406,7 +406,7 @@ class OnTheWay(Method):
         return PrunesInRounds(
             run.mask,
             ends,
-            lambda i: self.find_mask(run, i, targets[i]),
+            lambda i: run.agreed(self.find_mask(run, i, targets[i])),
             done=done,
             gradients_at=self.gradients_at(ends),
             gather=self.gather,

@@ -63,7 +63,7 @@ class SparseSoup(OnTheWay):
         """The network's own mask: by w² · v, or by |w|."""
         from instant_soup.sparsity import scores
 
-        worth = scores.scores_of(self.score, run.weights, run.state.second_moments)
+        worth = scores.worth_of(self.score, run.weights, run.state.second_moments)
         return scores.best(worth, sparsity)
 
     def find(self, run: "Run", sparsity: float) -> None:

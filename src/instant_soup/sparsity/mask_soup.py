@@ -4,6 +4,8 @@ import torch
 
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import Scores
+from instant_soup.sparsity.scores import by_magnitude
 
 
 def votes(weak_masks: list[Mask]) -> dict[str, torch.Tensor]:
@@ -32,7 +34,7 @@ def combine(weak_masks: list[Mask], how: str) -> dict[str, torch.Tensor]:
     return {name: (t >= needed).to(torch.uint8) for name, t in tally.items()}
 
 
-def adjust(standing: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], k: int) -> Mask:
+def adjust(standing: dict[str, torch.Tensor], weights: Scores, k: int) -> Mask:
     """Keep exactly k weights, by standing first, then by magnitude (one-shot adjustment).
 
     For the union this is Algorithm 2's last line: the union keeps at least k weights, and the
@@ -43,13 +45,13 @@ def adjust(standing: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], 
 
     Args:
         standing: Name → small whole numbers, shaped like the weight; see `combine`.
-        weights: Name → weight of the main network.
+        weights: Name → weight of the main network; or scores that are not negative.
         k: How many weights stay, of all matrices together.
 
     Returns:
         Name → boolean tensor of the weight's shape; True: kept.
     """
-    return masks.keep_largest({n: weights[n].abs().float() for n in standing}, k, standing)
+    return masks.keep_largest({n: by_magnitude(weights[n]) for n in standing}, k, standing)
 
 
 def agreement(weak_masks: list[Mask]) -> dict[str, float]:

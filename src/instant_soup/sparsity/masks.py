@@ -18,17 +18,15 @@ from safetensors.numpy import save_file
 
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, order_header
+from instant_soup.sparsity import ranking
 from instant_soup.sparsity.names import layer_of
+from instant_soup.sparsity.ranking import NAN, WHOLE, Scores, Shards, Standing
 
 Mask = dict[str, torch.Tensor]
+Bits = dict[str, np.ndarray]  # of masks, by name
 Key = TypeVar("Key")
 
 FORMAT = "instant-soup-mask-1"
-NAN = (
-    "scores: some are NaN, as weights or gradients are not finite; allowed: a training that "
-    "does not diverge (a smaller learning rate)"
-)
-SAMPLE = 2**17  # scores that a threshold is estimated from
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -55,7 +53,7 @@ def number_kept(total: int, target_sparsity: float) -> int:
     return total - math.floor(target_sparsity * total + 0.5)
 
 
-def keep_count(weights: dict[str, torch.Tensor], target_sparsity: float) -> int:
+def keep_count(weights: Scores, target_sparsity: float) -> int:
     """How many weights of all tensors together stay at a sparsity."""
     return number_kept(sum(w.numel() for w in weights.values()), target_sparsity)
 
@@ -115,16 +113,21 @@ def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_largest(
-    scores: dict[str, torch.Tensor], k: int, priority: dict[str, torch.Tensor] | None = None
+    scores: Scores,
+    k: int,
+    priority: Mapping[str, torch.Tensor] | None = None,
+    shards: Shards = WHOLE,
 ) -> Mask:
     """Keep the k best weights of all tensors together: by priority first, then by score.
 
     This is one global ranking, as in the paper. So layers get the density that they earn.
 
     Args:
-        scores: Name → floats, shaped like the weight and all of one type.
+        scores: Name → floats, shaped like the weight and all of one type; or what computes or reads
+            them piece by piece (ranking.py).
         k: How many weights stay.
         priority: Name → small non-negative integers or booleans, shaped like the weight.
+        shards: Which part of all scores these are; None of the others is needed here.
 
     Returns:
         Name → boolean tensor of the weight's shape; True: kept.
@@ -133,66 +136,22 @@ def keep_largest(
         UserError: If a score is NaN.
     """
     if priority is None:
-        return _largest_of_all(scores, k)
-    if any(s.isnan().any() for s in scores.values()):
-        raise UserError(NAN)
-    mask = {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
+        return ranking.keep(scores, k, shards=shards)
     best = max(int(p.max()) for p in priority.values() if p.numel())
-    for level in range(best, -1, -1):
-        members = {name: priority[name] == level for name in scores}
-        chosen = _largest_of_all({name: s[members[name]] for name, s in scores.items()}, k)
-        for name, kept in chosen.items():
-            mask[name][members[name]] = kept
-            k -= kept.numel()
-        if k <= 0:
+    for level in range(max(map(int, shards.gather(torch.tensor(best)))), 0, -1):
+        here = sum(int((p == level).count_nonzero()) for p in priority.values())
+        members = sum(map(int, shards.gather(torch.tensor(here))))
+        if k < members:
             break
-    return mask
+        k -= members
+    else:
+        level = 0
+    return ranking.keep(scores, k, Standing(priority, level), shards)
 
 
-def keep_largest_each(scores: dict[str, torch.Tensor], kept: dict[str, int]) -> Mask:
+def keep_largest_each(scores: Scores, kept: dict[str, int]) -> Mask:
     """Keep the best weights of each tensor by itself: kept[name] of them."""
-    return {name: _largest_of_all({name: s}, kept[name])[name] for name, s in scores.items()}
-
-
-def _largest_of_all(scores: dict[str, torch.Tensor], k: int) -> Mask:
-    """Keep exactly the k largest of all tensors together, as if `largest` saw them joined.
-
-    A sample brackets the k-th largest; only scores in the bracket are ranked. So the scores are
-    read twice, but neither sorted nor copied.
-    """
-    for low, high in (_bracket(scores, k), (-math.inf, math.inf)):
-        mask = {name: s > high for name, s in scores.items()}
-        # Not `s >= low`: so that NaN lies in the bracket, where it is found.
-        within = {
-            name: (s < low).logical_not_().logical_xor_(mask[name]) for name, s in scores.items()
-        }
-        above = sum(int(m.count_nonzero()) for m in mask.values())
-        values = torch.cat([s[within[name]] for name, s in scores.items()])
-        if above < k <= above + values.numel():
-            break
-    counts = [int(w.count_nonzero()) for w in within.values()]
-    for name, kept in zip(mask, largest(values, k - above).split(counts), strict=True):
-        mask[name][within[name]] = kept
-    return mask
-
-
-def _bracket(scores: dict[str, torch.Tensor], k: int) -> tuple[float, float]:
-    """Two bounds between which the k-th largest score lies almost surely, out of a sample."""
-    total = sum(s.numel() for s in scores.values())
-    if total <= SAMPLE or k >= total:  # k: an intersection keeps fewer than are asked for
-        return -math.inf, math.inf
-    draws = torch.Generator().manual_seed(0)
-    sample = []
-    for s in scores.values():
-        wanted = math.ceil(SAMPLE * s.numel() / total)
-        index = torch.randint(max(1, s.numel()), (wanted,), generator=draws)
-        sample.append(s.flatten()[index.to(s.device)])
-    ordered = torch.cat(sample).sort(descending=True).values
-    rank, slack = k / total * len(ordered), 2 * math.sqrt(len(ordered))  # four deviations
-    first, last = math.floor(rank - slack), math.ceil(rank + slack)
-    high = float(ordered[first]) if first >= 0 else math.inf
-    low = float(ordered[last]) if last < len(ordered) else -math.inf
-    return low, high
+    return {name: ranking.keep({name: s}, kept[name])[name] for name, s in scores.items()}
 
 
 def apply(mask: Mask, tensors: dict[str, torch.Tensor]) -> None:
@@ -256,6 +215,16 @@ def unpack(bits: np.ndarray | None, name: str, shape: list[int]) -> torch.Tensor
     return torch.from_numpy(np.unpackbits(bits, count=size).view(np.bool_)).view(shape)
 
 
+def packed(mask: Mask) -> Bits:
+    """A mask as bits by name, to be sent or written."""
+    return {name: pack(kept) for name, kept in mask.items()}
+
+
+def unpacked(bits: Bits, shapes: Mapping[str, list[int]]) -> Mask:
+    """A mask of its bits; `shapes` has the weights' shapes by name. ValueError as in `unpack`."""
+    return {name: unpack(bits.get(name), name, shape) for name, shape in shapes.items()}
+
+
 def sparsity_by_matrix(mask: Mask) -> list[dict[str, Any]]:
     """Name and sparsity of each weight."""
     return [{"name": name, "sparsity": sparsity({name: kept})} for name, kept in mask.items()]
@@ -269,15 +238,15 @@ def save(path: str | Path, mask: Mask, **description: object) -> None:
         mask: Name → boolean tensor; True: kept.
         **description: JSON values to keep beside it, such as method, round and seed.
     """
-    packed = {name: pack(kept) for name, kept in mask.items()}
+    bits = packed(mask)
     header = {
         "format": FORMAT,
         "shapes": json.dumps({name: list(m.shape) for name, m in mask.items()}),
         "description": json.dumps({"sparsity": sparsity(mask), **description}),
     }
-    header["digest"] = _digest(header, packed)
+    header["digest"] = _digest(header, bits)
     with new_file(path) as unfinished:
-        save_file(packed, unfinished, metadata=header)
+        save_file(bits, unfinished, metadata=header)
         order_header(unfinished)
 
 
@@ -294,13 +263,13 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
     Raises:
         UserError: If the file is missing, damaged, not a mask, or a mask of another model.
     """
-    header, packed = _read(path)
+    header, bits = _read(path)
     stored = _parsed(path, header, "shapes")
     if shapes is not None and stored != {name: list(shape) for name, shape in shapes.items()}:
         odd = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n))
         raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
     try:
-        mask = {name: unpack(packed.get(name), name, shape) for name, shape in stored.items()}
+        mask = unpacked(bits, stored)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged mask ({error})") from None
     # Files of before have no digest, but all say how many weights they prune.
@@ -317,7 +286,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     return _parsed(path, header, "description")
 
 
-def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def _read(path: str | Path) -> tuple[dict[str, str], Bits]:
     """Read a mask file's header and its bits by name; check that they are what was saved.
 
     A file written before 0.2.0 has no digest, and is read without this check.
@@ -325,22 +294,22 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            bits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a mask ({error})") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: not a mask file of the format {FORMAT!r}")
-    if header.get("digest", "") not in ("", _digest(header, packed)):
+    if header.get("digest", "") not in ("", _digest(header, bits)):
         raise UserError(f"{path}: damaged mask (it is not what was saved)")
-    return header, packed
+    return header, bits
 
 
-def _digest(header: dict[str, str], packed: dict[str, np.ndarray]) -> str:
+def _digest(header: dict[str, str], bits: Bits) -> str:
     """Hex digest of a mask file's shapes, description and bits."""
     whole = hashlib.sha256(f"{header.get('shapes')} {header.get('description')}".encode())
-    for name in sorted(packed):
+    for name in sorted(bits):
         whole.update(name.encode())
-        whole.update(np.ascontiguousarray(packed[name]).data)
+        whole.update(np.ascontiguousarray(bits[name]).data)
     return whole.hexdigest()
 
 

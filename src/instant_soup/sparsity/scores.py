@@ -13,6 +13,7 @@ import torch
 from instant_soup.errors import UserError
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import Pieces, Scores, computed, pieces_of
 
 Weights = dict[str, torch.Tensor]
 
@@ -26,7 +27,7 @@ def magnitude_scores(weights: Weights) -> Weights:
 
 def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
     """w² · v of each weight, in fp32; `second_moments` holds v for at least these weights."""
-    return {n: w.float().square() * second_moments[n].float() for n, w in weights.items()}
+    return {n: _fisher(w, second_moments[n]) for n, w in weights.items()}
 
 
 def snip_scores(weights: Weights, gradients: Weights) -> Weights:
@@ -50,21 +51,44 @@ def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
     """
     if kind == "magnitude":
         return magnitude_scores(weights)
+    check_moments(weights, second_moments)
+    return fisher_scores(weights, second_moments)
+
+
+def check_moments(weights: Weights, second_moments: Weights) -> None:
+    """UserError if a weight has no second moment, which Fisher scores are made of."""
     for name in weights:
         if name not in second_moments:
             raise UserError(
                 f"score: fisher needs the second moments of Adam or AdamW, and {name} has none "
                 "(another optimizer, frozen, or pruned before the first step); allowed: magnitude"
             )
-    return fisher_scores(weights, second_moments)
 
 
-def best(scores: Weights, sparsity: float) -> Mask:
+def worth_of(kind: str, weights: Weights, second_moments: Weights) -> Scores:
+    """The same scores, computed piece by piece as a ranking needs them."""
+    if kind == "magnitude":
+        return {name: by_magnitude(w) for name, w in weights.items()}
+    check_moments(weights, second_moments)
+    return {n: computed(_fisher, w, second_moments[n]) for n, w in weights.items()}
+
+
+def by_magnitude(weight: torch.Tensor | Pieces) -> Pieces:
+    """|w| in fp32, piece by piece."""
+    pieces = pieces_of(weight)
+    return pieces._replace(read=lambda where: pieces.read(where).abs().float())
+
+
+def _fisher(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return w.float().square() * v.float()
+
+
+def best(scores: Scores, sparsity: float) -> Mask:
     """Keep exactly the best weights of all matrices together, at a sparsity."""
     return masks.keep_largest(scores, masks.keep_count(scores, sparsity))
 
 
-def best_each(scores: Weights, sparsity: float) -> Mask:
+def best_each(scores: Scores, sparsity: float) -> Mask:
     """Keep the best weights of each matrix; all matrices have one density, up to a weight."""
     kept = masks.share_out(
         {name: (1 - sparsity) * s.numel() for name, s in scores.items()},
@@ -106,9 +130,9 @@ def best_of_each(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 def magnitude(weights: Weights, sparsity: float) -> Mask:
     """Global magnitude pruning: the largest |w| of all matrices together stay."""
-    return best(magnitude_scores(weights), sparsity)
+    return best(worth_of("magnitude", weights, {}), sparsity)
 
 
 def fisher(weights: Weights, second_moments: Weights, sparsity: float) -> Mask:
     """Global Fisher pruning: the weights whose removal would cost the loss most stay."""
-    return best(fisher_scores(weights, second_moments), sparsity)
+    return best(worth_of("fisher", weights, second_moments), sparsity)

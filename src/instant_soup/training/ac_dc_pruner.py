@@ -42,7 +42,7 @@ class AcDcPruner(MovingMask):
 
     def _best(self) -> Mask:
         weights = {name: p.detach() for name, p in self.parameters.items()}
-        worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
+        worth = scores.worth_of(self.ranks_by, weights, self.second_moments())
         return {name: kept.cpu() for name, kept in scores.best(worth, self.sparsity).items()}
 
     def _reset_momentum(self) -> None:

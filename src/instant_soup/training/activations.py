@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from instant_soup.errors import UserError
+from instant_soup.training import exchange
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Run
@@ -71,6 +72,10 @@ def _means(run: "Run", batches: int, summed: Callable[[torch.Tensor], torch.Tens
             tokens = _attended(batch)
             with watched(see):
                 run.loss(network, batch)
+    if exchange.size() > 1:
+        counts = exchange.gathered(rows)
+        rows = {name: sum(own.get(name, 0) for own in counts) for name in run.mask}
+        totals = exchange.summed(totals, run.mask)
     if missing := [name for name in run.mask if not rows.get(name)]:
         raise UserError(
             f"prunable: {missing[0]} is the weight of no linear map that the loss of the batches "

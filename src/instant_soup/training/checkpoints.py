@@ -25,6 +25,7 @@ import torch
 
 from instant_soup.errors import UserError
 from instant_soup.files import check_seal, new_folder, project_root, read_json, write_json
+from instant_soup.training import exchange
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State, load_state, write_state
 
@@ -181,7 +182,7 @@ class Record:
 
     def resume(self, state: State, label: str) -> State:
         """The state of an equal call that was interrupted or is finished; else the given state."""
-        found = found_in(self.folder, _kept)
+        found = exchange.from_first(found_in(self.folder, _kept))
         if found is None:
             return state
         state, cost, losses, curve = found
@@ -190,7 +191,8 @@ class Record:
         for row in curve:
             self.add(row)
         done = "taking the finished training" if state.step >= self.last else "continuing"
-        print(f"{label}: {done} from the checkpoint at step {state.step}")
+        if exchange.rank() == 0:
+            print(f"{label}: {done} from the checkpoint at step {state.step}")
         return state
 
     def add(self, row: dict[str, Any]) -> None:

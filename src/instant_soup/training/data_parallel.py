@@ -1,8 +1,9 @@
 """Data-parallel training: several processes share every batch.
 
-A stage's own process is the first of them, and starts the others for the time of one training.
-Gradients are averaged before anything else is done with them. So all processes take the same steps,
-and whatever calls the engine knows nothing of the others (`training.processes` in params.yaml).
+A stage's own process is the first of them, and starts the others for the time of one training
+(`training.processes` in params.yaml). Users of the library start all of them, by torchrun or
+accelerate. Either way torch's DistributedDataParallel averages the gradients while the backward
+pass goes on. So all processes take the same steps.
 """
 
 import contextlib
@@ -10,20 +11,24 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from instant_soup.errors import UserError
 from instant_soup.models.torchvision_cpu import declare_missing_operators
+from instant_soup.training.exchange import rank, size
 
 Batch = dict[str, torch.Tensor]
+Loss = Callable[[Any], torch.Tensor]
 START, STEP = timedelta(minutes=1), timedelta(minutes=30)  # how long one waits for the others
-_group: dict[str, Any] = {"size": 1, "rank": 0, "device": torch.device("cpu")}
+_own: dict[str, torch.device] = {}
 
 
 class _Importable:
@@ -33,19 +38,9 @@ class _Importable:
         return declare_missing_operators, ()
 
 
-def size() -> int:
-    """How many processes train together; 1 outside of `together`."""
-    return _group["size"]
-
-
-def rank() -> int:
-    """This process's number among them."""
-    return _group["rank"]
-
-
 def own_device() -> torch.device:
     """The device of this process, if several train together."""
-    return _group["device"]
+    return _own.get("device", torch.device("cpu"))
 
 
 def share(batch: Batch) -> Batch:
@@ -53,13 +48,35 @@ def share(batch: Batch) -> Batch:
     return {name: rows[rank() :: size()] for name, rows in batch.items()}
 
 
-def average(tensors: list[torch.Tensor]) -> None:
-    """Replace tensors by their means over the processes, in place and in one exchange."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= size()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+class _Loss(nn.Module):
+    """A network with its loss as one module, whose output is the loss of a batch."""
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.loss(batch)
+
+
+def averaging(network: nn.Module, loss: Loss, but: Collection[str]) -> Loss:
+    """A loss whose backward pass leaves the mean gradients of all processes in the network.
+
+    Args:
+        network: What trains. All processes get the first one's weights and buffers.
+        loss: `loss(batch)` calls the network.
+        but: Names of parameters that are left as they are in each process.
+
+    Returns:
+        A function like `loss`; the loss itself if this process is alone.
+    """
+    if size() == 1:
+        return loss
+    whole = _Loss(network, loss)
+    kind = DistributedDataParallel
+    kind._set_params_and_buffers_to_ignore_for_model(whole, [f"network.{name}" for name in but])
+    # A loss may leave parameters out, another one in each step.
+    return kind(whole, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def check(processes: int, batch_size: int, rows: int, kind: str) -> None:
@@ -158,11 +175,10 @@ def _join(number: int, processes: int, kind: str, meeting_point: str) -> None:
     store.set_timeout(START)
     backend = "nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=STEP)
-    _group.update(size=processes, rank=number, device=where)
+    _own["device"] = where
 
 
 def _leave() -> None:
-    _group.update(size=1, rank=0)
     dist.destroy_process_group()
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from instant_soup.training import exchange
+
 if TYPE_CHECKING:
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
@@ -48,6 +50,7 @@ def _mean(run: "Run", batches: int, of: Callable[[Any], Any]) -> "Weights":
             gradients = list(torch.autograd.grad(loss, every, materialize_grads=True))
             torch._foreach_add_(total, of(gradients))
         torch._foreach_div_(total, batches)
+    exchange.average(total)
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}
 
 
@@ -75,4 +78,5 @@ def hessian_product(run: "Run", batches: int, vector: "Weights") -> "Weights":
             second = torch.autograd.grad(along, every, materialize_grads=True)  # type: ignore[arg-type]
             torch._foreach_add_(total, list(second))
         torch._foreach_div_(total, batches)
+    exchange.average(total)
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}

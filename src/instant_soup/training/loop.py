@@ -31,7 +31,7 @@ from instant_soup.errors import UserError
 from instant_soup.models.forward import forward_flops
 from instant_soup.models.forward import logits_of as logits_of
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training import data_parallel
+from instant_soup.training import data_parallel, exchange
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.pruner import FixedMask, Pruner
 from instant_soup.training.retraining import step_flops
@@ -234,7 +234,7 @@ def train(
     """
     pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
     processes = recipe.processes
-    if processes > 1 and data_parallel.size() == 1 and state.step < last:
+    if processes > 1 and exchange.size() == 1 and state.step < last:
         kind, cpu = data.labels.device.type, torch.device("cpu")
         data_parallel.check(processes, recipe.batch_size, len(data), kind)
         beside = copy.deepcopy(model).cpu() if kind == "cuda" else model
@@ -259,10 +259,10 @@ def train(
 
     def flops(batch: Batch) -> tuple[float, float]:
         of_share = forward_flops(model, pruner.mask, batch)
-        return of_share[0] * data_parallel.size(), of_share[1] * data_parallel.size()
+        return of_share[0] * exchange.size(), of_share[1] * exchange.size()
 
     batches: Iterable[tuple[int, Batch]] = training_batches(data, recipe, state.step, last)
-    if data_parallel.size() > 1:
+    if exchange.size() > 1:
         batches = ((step, data_parallel.share(batch)) for step, batch in batches)
     model.to(data.labels.device)
     if teacher is not None:
@@ -361,11 +361,14 @@ def take_steps(
     trainable = [p for p in parameters.values() if p.requires_grad]
     own = len(optimizer.param_groups)
     pruner.attach(parameters, optimizer, state.of_pruner)
-    trainable += [p for group in optimizer.param_groups[own:] for p in group["params"]]
+    beside = [p for group in optimizer.param_groups[own:] for p in group["params"]]
+    trainable += beside
     first = state.step
     if last <= first:
         return state
     warmup = round(recipe.warmup * total) if total else 0
+    # An adapter takes its matrix's gradient away, so its own are what is averaged.
+    shared_loss = data_parallel.averaging(model, loss_of_batch, getattr(pruner, "adapters", ()))
 
     taken = first  # steps: counted before anything moves, so that no torn state passes for one
     recent: dict[int, torch.Tensor] = {}  # losses not looked at yet: to look is to wait for a GPU
@@ -387,22 +390,22 @@ def take_steps(
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
     for step, batch in tqdm(
-        batches, desc=label, total=last - first, unit="step", mininterval=interval,
-        disable=data_parallel.rank() > 0,
+        exchange.each(batches), desc=label, total=last - first, unit="step", mininterval=interval,
+        disable=exchange.rank() > 0,
     ):  # fmt: skip
         # This step's dropout, of this process's rows.
-        torch.manual_seed((recipe.seed * 1_000_003 + step + 7_919 * data_parallel.rank()) % 2**63)
+        torch.manual_seed((recipe.seed * 1_000_003 + step + 7_919 * exchange.rank()) % 2**63)
         rate, falls = recipe.learning_rate, (warmup, recipe.cycles, recipe.lowest_rate)
         rate = rate if total is None else learning_rate(step, total, rate, *falls)
         for group in optimizer.param_groups:
             group["lr"] = rate
         unfused = sdpa_kernel(SDPBackend.MATH) if where.type == "cpu" else contextlib.nullcontext()
-        with autocast(precision, where), unfused:
-            loss = loss_of_batch(batch)
+        with exchange.a_step(), autocast(precision, where), unfused:
+            loss = shared_loss(batch)
         loss.backward()
-        if data_parallel.size() > 1:
+        if exchange.size() > 1:
             loss = loss.detach()
-            data_parallel.average([loss, *(p.grad for p in trainable if p.grad is not None)])
+            exchange.average([loss, *(p.grad for p in beside if p.grad is not None)])
         recent[step] = loss.detach().float().reshape(())
         if len(recent) == UNSEEN.get(where.type, 1):
             check()
@@ -414,16 +417,17 @@ def take_steps(
         pruner.after_step(step)
         if flops_of_batch is not None:
             in_prunable, others = flops_of_batch(batch)
-            beside = passes_beside * (in_prunable + others)
+            of_teacher = passes_beside * (in_prunable + others)
             whole, sparse = step_flops(recipe, in_prunable, others, kept, prunable)
-            cost.flops += whole + beside
-            cost.sparse_flops += sparse + beside
+            cost.flops += whole + of_teacher
+            cost.sparse_flops += sparse + of_teacher
         cost.steps += 1
         cost.seconds += time.perf_counter() - mark
         if after_step is not None:
             after_step(step + 1, loss, snapshot)
         mark = time.perf_counter()
     check()
+    exchange.load_first_buffers(model)
     cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
     cost.peak_memory = max(cost.peak_memory, peak_memory())
     return snapshot()

@@ -10,6 +10,7 @@ from torch import nn
 from instant_soup.errors import UserError
 from instant_soup.seeds import generator
 from instant_soup.sparsity import masks
+from instant_soup.training import exchange
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Run
@@ -47,7 +48,7 @@ def slopes(run: "Run", batches: int) -> dict[str, float]:
                     sides.append(float(run.loss(network, batch)))
                 parameter.copy_(before)
                 found[name] += _finite(abs(sides[0] - sides[1]) / (2 * STEP) / batches)
-    return found
+    return {name: exchange.mean(slope) for name, slope in found.items()}
 
 
 def distortions(
@@ -88,7 +89,7 @@ def distortions(
                         change += float(moved.double().square().mean()) / len(given)
                 found[name].append(_finite(change))
             parameter.copy_(before)
-    return found
+    return {name: [exchange.mean(one) for one in changes] for name, changes in found.items()}
 
 
 def output_of(run: "Run", network: nn.Module, batch: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ is here.
 """
 
 import time
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +25,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, write_json
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
-from instant_soup.training import retraining
+from instant_soup.training import exchange, retraining
 from instant_soup.training.checkpoints import Curve, Record, Store, digest, found_in
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
@@ -303,6 +304,33 @@ class Run(ABC):
         self.cost.add(cost.as_search())
         return trained
 
+    def side_by_side(self, number: int, find: Callable[[int], Mask]) -> list[Mask]:
+        """Find several masks, shared out over the processes; all get all of them, and their cost.
+
+        Args:
+            number: How many.
+            find: `find(n)` finds mask n in one process, without the others.
+
+        Returns:
+            The masks, in order.
+        """
+        processes = exchange.size()
+        if processes == 1:
+            return [find(n) for n in range(number)]
+        mine = range(exchange.rank(), number, processes)
+        before, self.cost = self.cost, Cost()
+        with exchange.for_itself():
+            own = [find(n) for n in mine]
+        told = exchange.gathered(([masks.packed(mask) for mask in own], asdict(self.cost)))
+        self.cost = before
+        self.cost.seconds += max(cost.pop("seconds") for _, cost in told)
+        for _, cost in told:
+            self.cost.add(cost)
+        shapes = {name: list(kept.shape) for name, kept in self.mask.items()}
+        return [
+            masks.unpacked(told[n % processes][0][n // processes], shapes) for n in range(number)
+        ]
+
     def draw_protocol(
         self,
         rates: list[float],
@@ -330,13 +358,13 @@ class Run(ABC):
         """
         parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
         with self._entry(*parts) as folder:
-            if kept := found_in(folder, _load):
+            if kept := exchange.from_first(found_in(folder, _load)):
                 self.cost.add(kept[1])
                 return kept[0]
             before, self.cost = self.cost, Cost()
             started = time.perf_counter()
             try:
-                found = find(*arguments)
+                found = self.agreed(find(*arguments))
                 self.cost.seconds = time.perf_counter() - started
                 self.cost.peak_memory = peak_memory()
                 if folder is not None:
@@ -348,6 +376,16 @@ class Run(ABC):
                 before.add(self.cost)
                 self.cost = before
         return found
+
+    def agreed(self, found: Found) -> Found:
+        """What the first process has found: whatever a method does, all have one mask."""
+        if exchange.size() == 1:
+            return found
+        mask, *changed = found if isinstance(found, Cut) else (found,)
+        shapes = {name: list(kept.shape) for name, kept in mask.items()}
+        bits, *changed = exchange.from_first((masks.packed(mask), *changed))
+        mask = masks.unpacked(bits, shapes)
+        return typing.cast(Found, Cut(mask, *changed) if changed else mask)
 
     @contextmanager
     def at_rest(
@@ -371,13 +409,16 @@ class Run(ABC):
         if hasattr(network, "set_attn_implementation"):
             network.set_attn_implementation("eager")  # type: ignore[operator]
 
+        processes = exchange.size()  # each has batches of its own
+
         def each() -> Iterator[Any]:
             for batch in self.batches(first, first + batches):
                 yield batch
                 flops = passes * sum(self.flops(network, batch))  # known when it was passed through
+                flops *= processes
                 self.cost.add({"flops": flops, "sparse_flops": flops})
 
-        with sdpa_kernel(SDPBackend.MATH):
+        with exchange.for_itself(), sdpa_kernel(SDPBackend.MATH):
             yield network, each()
         network.train()
 

@@ -1,0 +1,273 @@
+"""The k largest of many scores, found piece by piece: the exact ones, in little memory.
+
+Scores may be computed, or read from files, as they are needed (`Pieces`), and may be cut into
+shards that never meet (`Shards`). A sample brackets the k-th largest. A first pass counts the
+scores above the bracket and gathers those within, a hundredth of all; so the k-th largest is known
+exactly. A second pass writes the mask. Of equal scores those come first whose tensor, and then
+whose index, does. So the mask depends on neither pieces nor shards.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+
+from instant_soup.errors import UserError
+
+Mask = dict[str, torch.Tensor]
+Where = slice | torch.Tensor
+
+NAN = (
+    "scores: some are NaN, as weights or gradients are not finite; allowed: a training that "
+    "does not diverge (a smaller learning rate)"
+)
+SAMPLE = 2**17  # scores that a threshold is estimated from
+PIECE = 2**17  # scores that are looked at together; on a GPU, which should not wait for each, more
+ON_GPU = 2**9  # times as many
+
+
+class Pieces(NamedTuple):
+    """Scores of which only some are in memory: `read(where)` returns a vector of them.
+
+    `where` is a slice of the scores in order of index, or a vector of indices.
+    """
+
+    shape: torch.Size
+    read: Callable[[Where], torch.Tensor]
+    device: torch.device = torch.device("cpu")
+
+    def numel(self) -> int:
+        """How many scores these are."""
+        return math.prod(self.shape)
+
+
+Scores = Mapping[str, torch.Tensor | Pieces]
+
+
+class Shards(NamedTuple):
+    """Which part of all scores is here: each tensor is cut into shards along its first dimension.
+
+    `gather(x)` returns the x of all shards, in order; x is a tensor of any length. All shards rank
+    together, each with the same names.
+    """
+
+    number: int = 0
+    gather: Callable[[torch.Tensor], list[torch.Tensor]] = lambda own: [own]
+
+
+WHOLE = Shards()
+
+
+class Standing(NamedTuple):
+    """A level of priorities: what is above it is kept, what is at it competes by score."""
+
+    priority: Mapping[str, torch.Tensor]
+    level: int
+
+    def place(self, name: str, where: Where) -> torch.Tensor:
+        """The priorities of some scores."""
+        return self.priority[name].flatten()[where]
+
+
+class Threshold(NamedTuple):
+    """The k-th largest score, how many are larger, and how many are equal."""
+
+    value: float
+    larger: int
+    equal: int
+
+
+def computed(of: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> Pieces:
+    """Scores as a function of the entries of tensors of one shape."""
+    flat = [tensor.detach().flatten() for tensor in tensors]  # no copy of what is contiguous
+    first = tensors[0]
+    return Pieces(first.shape, lambda where: of(*(t[where] for t in flat)), first.device)
+
+
+def pieces_of(scores: torch.Tensor | Pieces) -> Pieces:
+    """Scores by pieces, whatever they are."""
+    return scores if isinstance(scores, Pieces) else computed(lambda s: s, scores)
+
+
+def keep(scores: Scores, k: int, standing: Standing | None = None, shards: Shards = WHOLE) -> Mask:
+    """Mark the k largest of those scores that compete, and all that stand above.
+
+    Args:
+        scores: Name → floats, all of one type.
+        k: How many of those that compete are kept.
+        standing: Who competes; None: all.
+        shards: Which part of all scores these are.
+
+    Returns:
+        Name → boolean tensor of the scores' shape; True: kept.
+
+    Raises:
+        UserError: If a score is NaN, which has no place in an order.
+    """
+    every = {name: pieces_of(s) for name, s in scores.items()}
+    total = _sum([sum(_competing(every, standing))], shards)[0]
+    if 0 < k < total:
+        found = _threshold(every, k, total, standing, shards)
+    else:
+        _refuse(_sum([_nans(s) for one in every.values() for _, s in _pieces(one)], shards))
+        found = Threshold(math.inf if k <= 0 else -math.inf, k, 0)
+    return _written(every, found, k - found.larger, standing, shards)
+
+
+def _threshold(
+    every: dict[str, Pieces], k: int, total: int, standing: Standing | None, shards: Shards
+) -> Threshold:
+    """The k-th largest score of all shards; UserError where one is NaN."""
+    sample, width = torch.empty(0), 2.0  # four deviations
+    if total > SAMPLE:
+        sample = _sample(every, standing, shards)
+    while True:
+        low, high = _bracket(sample, k / total, width)
+        counts, parts = [0, 0, 0, 0], []  # above, at its upper end, at its lower end, NaN
+        for name, one in every.items():
+            for here, scores in _pieces(one):
+                above = scores > high
+                # Not `scores >= low`: so that NaN lies in the bracket, where it is found.
+                within = (scores < low).logical_not_().logical_xor_(above)
+                if standing is not None:
+                    competing = standing.place(name, here) == standing.level
+                    above.logical_and_(competing)
+                    within.logical_and_(competing)
+                    counts[3] += _nans(scores)
+                values = scores[within]
+                counts[0] += int(above.count_nonzero())
+                counts[1] += int((values == high).count_nonzero())
+                counts[2] += int((values == low).count_nonzero()) if low < high else 0
+                counts[3] += _nans(values)
+                parts.append(values[(values > low) & (values < high)])
+        above, at_high, at_low, nans = _sum(counts, shards)
+        _refuse([nans])
+        inside = torch.cat(shards.gather(torch.cat(parts)))
+        larger = above + at_high
+        if above < k <= larger:
+            return Threshold(high, above, at_high)
+        if larger < k <= larger + len(inside):
+            value = inside.kthvalue(len(inside) - (k - larger) + 1).values
+            more = larger + int((inside > value).count_nonzero())
+            return Threshold(float(value), more, int((inside == value).count_nonzero()))
+        if larger + len(inside) < k <= larger + len(inside) + at_low:
+            return Threshold(low, larger + len(inside), at_low)
+        width *= 16  # the sample was an odd one
+
+
+def _bracket(sample: torch.Tensor, share: float, width: float) -> tuple[float, float]:
+    """Two bounds between which the score of a rank lies almost surely, out of a sample."""
+    if not len(sample):
+        return -math.inf, math.inf
+    rank, slack = share * len(sample), width * math.sqrt(len(sample))
+    first, last = math.floor(rank - slack), math.ceil(rank + slack)
+    high = float(sample[first]) if first >= 0 else math.inf
+    low = float(sample[last]) if last < len(sample) else -math.inf
+    return low, high
+
+
+def _sample(every: dict[str, Pieces], standing: Standing | None, shards: Shards) -> torch.Tensor:
+    """About SAMPLE of all scores that compete, largest first."""
+    (total,) = _sum([sum(s.numel() for s in every.values())], shards)
+    draws = torch.Generator().manual_seed(shards.number)
+    parts = []
+    for name, scores in every.items():
+        wanted = math.ceil(SAMPLE * scores.numel() / total)
+        index = torch.randint(max(1, scores.numel()), (wanted,), generator=draws)
+        index = index.to(scores.device)
+        if standing is not None:
+            index = index[standing.place(name, index) == standing.level]
+        parts.append(scores.read(index))
+    return torch.cat(shards.gather(torch.cat(parts))).sort(descending=True).values
+
+
+def _written(
+    every: dict[str, Pieces],
+    found: Threshold,
+    wanted: int,
+    standing: Standing | None,
+    shards: Shards,
+) -> Mask:
+    """The mask of all scores above a threshold, and of the first `wanted` that equal it."""
+    some = 0 < wanted < found.equal
+    quotas = {}
+    if some and shards is not WHOLE:
+        quotas = _quotas(every, found, wanted, standing, shards)
+    mask = {}
+    for name, one in every.items():
+        wanted = quotas.get(name, wanted)
+        mask[name] = torch.empty(one.shape, dtype=torch.bool, device=one.device)
+        flat = mask[name].view(-1)
+        for here, scores in _pieces(one):
+            kept = torch.gt(scores, found.value, out=flat[here])
+            if wanted > 0 or not some:
+                equal = scores == found.value
+                if standing is not None:
+                    equal.logical_and_(standing.place(name, here) == standing.level)
+                number = int(equal.count_nonzero()) if some else 0
+                if number > wanted:
+                    equal[equal.nonzero().flatten()[wanted:]] = False
+                wanted -= min(number, wanted)
+                kept.logical_or_(equal)
+            if standing is not None:
+                place = standing.place(name, here)
+                kept.logical_and_(place == standing.level).logical_or_(place > standing.level)
+    return mask
+
+
+def _quotas(
+    every: dict[str, Pieces],
+    found: Threshold,
+    wanted: int,
+    standing: Standing | None,
+    shards: Shards,
+) -> dict[str, int]:
+    """How many of the scores that equal the threshold are kept of each tensor's shard here."""
+    ties = dict.fromkeys(every, 0)
+    for name, one in every.items():
+        for here, scores in _pieces(one):
+            equal = scores == found.value
+            if standing is not None:
+                equal.logical_and_(standing.place(name, here) == standing.level)
+            ties[name] += int(equal.count_nonzero())
+    everywhere = [own.tolist() for own in shards.gather(torch.tensor(list(ties.values())))]
+    quotas = {}
+    for i, name in enumerate(every):
+        for number, own in enumerate(everywhere):
+            taken = min(wanted, own[i])
+            wanted -= taken
+            if number == shards.number:
+                quotas[name] = taken
+    return quotas
+
+
+def _pieces(scores: Pieces) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A tensor's scores, some at a time, and where they are."""
+    step = PIECE * (1 if scores.device.type == "cpu" else ON_GPU)
+    for begin in range(0, scores.numel(), step):
+        here = slice(begin, min(begin + step, scores.numel()))
+        yield here, scores.read(here)
+
+
+def _competing(every: dict[str, Pieces], standing: Standing | None) -> Iterator[int]:
+    """How many scores of each tensor compete."""
+    for name, scores in every.items():
+        if standing is None:
+            yield scores.numel()
+        else:
+            yield int((standing.priority[name] == standing.level).count_nonzero())
+
+
+def _nans(scores: torch.Tensor) -> int:
+    return int(scores.isnan().count_nonzero())
+
+
+def _refuse(nans: list[int]) -> None:
+    if any(nans):
+        raise UserError(NAN)
+
+
+def _sum(numbers: list[int], shards: Shards) -> list[int]:
+    """Sums over all shards."""
+    return torch.stack(shards.gather(torch.tensor(numbers))).sum(0).tolist()

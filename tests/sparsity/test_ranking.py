@@ -1,0 +1,126 @@
+"""Rankings piece by piece, of shards and of files: the mask of the whole, to the weight."""
+
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instant_soup.errors import UserError
+from instant_soup.sparsity import masks, ranking, scores
+from instant_soup.sparsity.ranking import Pieces, Shards
+
+LAW = settings(deadline=None, max_examples=30)
+# Few values, so that many are equal; two tensors of so many rows, of three columns.
+ROWS = st.lists(st.tuples(*[st.integers(-2, 2).map(float)] * 3), max_size=12)
+
+
+def on_shards(parts: list[Any], work: Any) -> list[Any]:
+    """`work(part, shards)` for each part at once; they meet where they gather."""
+    told: list[Any] = [None] * len(parts)
+    meeting = threading.Barrier(len(parts), timeout=60)
+
+    def gather_as(number: int) -> Any:
+        def gather(own: torch.Tensor) -> list[torch.Tensor]:
+            told[number] = own
+            meeting.wait()
+            every = list(told)
+            meeting.wait()
+            return every
+
+        return gather
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        found = [
+            pool.submit(work, part, Shards(number, gather_as(number)))
+            for number, part in enumerate(parts)
+        ]
+        return [one.result() for one in found]
+
+
+@LAW
+@given(ROWS, ROWS, st.integers(1, 3), st.sampled_from([1, 5, 2**17]), st.data())
+def test_shards_find_the_mask_of_the_whole(one, other, shards: int, few: int, data) -> None:
+    """Equal scores too are kept in the order of the whole; with priorities and without."""
+    whole = {"a": torch.tensor(one).view(-1, 3), "b": torch.tensor(other).view(-1, 3)}
+    sizes = [s.numel() for s in whole.values()]
+    k = data.draw(st.integers(0, sum(sizes)))
+    places = data.draw(st.lists(st.integers(0, 2), min_size=sum(sizes), max_size=sum(sizes)))
+    split = torch.tensor(places, dtype=torch.uint8).split(sizes)
+    priority = {name: p.view(-1, 3) for name, p in zip(whole, split, strict=True)}
+
+    def both(part: Any, own: Shards = ranking.WHOLE) -> list[masks.Mask]:
+        ranked = masks.keep_largest(part[0], k, part[1], own) if places else {}
+        return [masks.keep_largest(part[0], k, shards=own), ranked]
+
+    def cut(tensors: dict[str, torch.Tensor], i: int) -> dict[str, torch.Tensor]:
+        return {name: t.tensor_split(shards)[i] for name, t in tensors.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "SAMPLE", few)
+        patch.setattr(ranking, "PIECE", few)
+        found = on_shards([(cut(whole, i), cut(priority, i)) for i in range(shards)], both)
+    for wanted, *parts in zip(both((whole, priority)), *found, strict=True):
+        for name, kept in wanted.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), kept)
+
+
+def test_many_scores_in_shards_are_ranked_as_the_whole_is() -> None:
+    """Enough of them that a sample brackets the threshold; half of them equal."""
+    draws = torch.Generator().manual_seed(0)
+    whole = torch.randn(3 * ranking.SAMPLE, 2, generator=draws).abs()
+    whole[torch.rand(whole.shape, generator=draws) < 0.5] = 0.5
+    for sparsity in (0.2, 0.5, 0.9):
+        k = masks.number_kept(whole.numel(), sparsity)
+        wanted = masks.keep_largest({"w": whole}, k)["w"]
+        parts = on_shards(
+            list(whole.split([1000, 2 * ranking.SAMPLE, ranking.SAMPLE - 1000])),
+            lambda part, own, k=k: masks.keep_largest({"w": part}, k, shards=own)["w"],
+        )
+        assert torch.equal(torch.cat(parts), wanted) and int(wanted.sum()) == k
+
+
+def test_scores_are_read_from_a_file_piece_by_piece() -> None:
+    """As a model's that does not fit into memory: no more than a piece is ever read at once."""
+    weights = torch.randn(700, 500, generator=torch.Generator().manual_seed(0))
+    largest = 0
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "w.npy", weights.numpy())
+        stored = np.load(Path(folder) / "w.npy", mmap_mode="r").reshape(-1)
+
+        def read(where: Any) -> torch.Tensor:
+            nonlocal largest
+            found = torch.from_numpy(stored[where].copy())
+            largest = max(largest, len(found))
+            return found
+
+        streamed = {"w": scores.by_magnitude(Pieces(weights.shape, read))}
+        mask = scores.best(streamed, 0.7)["w"]
+    assert torch.equal(mask, scores.magnitude({"w": weights}, 0.7)["w"])
+    assert largest <= ranking.SAMPLE
+
+
+def test_fisher_scores_are_computed_as_they_are_needed() -> None:
+    draws = torch.Generator().manual_seed(0)
+    w, v = (torch.rand(60, 50, generator=draws) for _ in range(2))
+    mask = scores.best(scores.worth_of("fisher", {"w": w}, {"w": v}), 0.6)
+    assert torch.equal(mask["w"], scores.best({"w": w.square() * v}, 0.6)["w"])
+
+
+@pytest.mark.parametrize("k", [0, 3, 8])
+def test_nan_is_refused_on_all_shards(k: int) -> None:
+    parts = [torch.ones(4), torch.tensor([1.0, 2.0, float("nan"), 0.0])]
+
+    def refused(part: torch.Tensor, own: Shards) -> str:
+        with pytest.raises(UserError) as caught:
+            masks.keep_largest({"w": part}, k, shards=own)
+        return str(caught.value)
+
+    first, second = on_shards(parts, refused)
+    assert first == second and "NaN" in first
