@@ -31,7 +31,7 @@ SLOW_FILES = {
     *("test_early_bird", "test_lottery", "test_dense_soups", "test_registry", "test_golden"),
     *("test_prune", "test_pruned", "test_pruner", "test_trainer_callback"),
     *("test_clip", "test_clip_glyph", "test_images", "test_export"),
-    *("test_cli", "test_docs", "test_studies"),
+    *("test_cli", "test_docs", "test_studies", "test_several_processes"),
 }
 
 

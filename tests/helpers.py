@@ -632,9 +632,9 @@ def trainer(
     from transformers import Trainer, TrainingArguments  # late: seconds, which few tests need
 
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=TRAINER_STEPS, per_device_train_batch_size=8,
-        learning_rate=1e-2, weight_decay=0.1, report_to=[], disable_tqdm=True, use_cpu=True,
-        **{"save_strategy": "no", **more},
+        output_dir=str(folder), max_steps=TRAINER_STEPS, learning_rate=1e-2, weight_decay=0.1,
+        report_to=[], disable_tqdm=True, use_cpu=True,
+        **{"save_strategy": "no", "per_device_train_batch_size": 8, **more},
     )  # fmt: skip
     return Trainer(
         model=model,

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -158,6 +159,7 @@ def everything(folder: Path) -> dict[str, Any]:
         pruner.after_backward()
 
     found["gradients apart"] = said(apart)
+    found["sharded"] = said(pruned, loader(), model=fully_shard(network()))
     found["bad setting"] = said(pruned, loader(), sparsity=2 if own else 0.5)
     found["another setting"] = said(pruned, loader(), sparsity=0.5 + own / 4)
     found["bad step"] = said(pruned, loader(), failing(3), denoisers=0)

@@ -259,13 +259,6 @@ def test_a_checkpoint_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         assert line.startswith("checkpoint: ") and "cannot be written" in line
 
 
-def test_several_processes_are_refused_by_prune_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    line = said(instant_soup.prune, perceptron(), loader(), no_step, **PRUNE_SETTINGS)
-    assert line.startswith("processes: 2")
-
-
 # A Trainer
 
 

@@ -100,6 +100,7 @@ def test_prune_goes_on_in_one_process(folder: Path, found: list[dict], capsys: A
             "bad gradients",
             ["UserError: process 1 of 2: ValueError: a bad row", "ValueError: a bad\n"],
         ),
+        ("sharded", ["UserError: model: only a shard of 0.weight is here (FSDP"] * 2),
         ("gradients apart", ["UserError: model: its gradients differ among 2 processes"] * 2),
     ],
 )

@@ -24,7 +24,7 @@ ROWS = st.lists(st.tuples(*[st.integers(-2, 2).map(float)] * 3), max_size=12)
 def on_shards(parts: list[Any], work: Any) -> list[Any]:
     """`work(part, shards)` for each part at once; they meet where they gather."""
     told: list[Any] = [None] * len(parts)
-    meeting = threading.Barrier(len(parts), timeout=60)
+    meeting = threading.Barrier(len(parts), timeout=600)
 
     def gather_as(number: int) -> Any:
         def gather(own: torch.Tensor) -> list[torch.Tensor]:
@@ -111,6 +111,12 @@ def test_fisher_scores_are_computed_as_they_are_needed() -> None:
     w, v = (torch.rand(60, 50, generator=draws) for _ in range(2))
     mask = scores.best(scores.worth_of("fisher", {"w": w}, {"w": v}), 0.6)
     assert torch.equal(mask["w"], scores.best({"w": w.square() * v}, 0.6)["w"])
+
+
+def test_infinite_scores_are_kept_or_not_as_others_are() -> None:
+    scores = {"w": torch.tensor([float("inf"), 1.0, float("-inf")])}
+    for k in range(4):
+        assert masks.keep_largest(scores, k)["w"].tolist() == [k > 0, k > 1, k > 2]
 
 
 @pytest.mark.parametrize("k", [0, 3, 8])

@@ -145,8 +145,13 @@ def check_weight(name: str, weight: torch.Tensor) -> None:
     """Refuse a weight whose numbers are missing or cannot be ordered.
 
     Raises:
-        UserError: If it is on the meta device, of an odd type or layout, or not finite.
+        UserError: If it is sharded, on the meta device, of an odd type or layout, or not finite.
     """
+    if hasattr(weight, "to_local"):  # a DTensor
+        raise UserError(
+            f"model: only a shard of {name} is here (FSDP or tensor parallelism); allowed: whole "
+            "weights in every process, as in DistributedDataParallel"
+        )
     if weight.is_meta:
         raise UserError(f"model: {name} is on the meta device; allowed: weights that are loaded")
     if weight.dtype not in FLOATS or weight.layout != torch.strided:

@@ -137,16 +137,18 @@ def keep_largest(
     """
     if priority is None:
         return ranking.keep(scores, k, shards=shards)
-    best = max(int(p.max()) for p in priority.values() if p.numel())
-    for level in range(max(map(int, shards.gather(torch.tensor(best)))), 0, -1):
-        here = sum(int((p == level).count_nonzero()) for p in priority.values())
-        members = sum(map(int, shards.gather(torch.tensor(here))))
-        if k < members:
+    best = max([int(p.max()) for p in priority.values() if p.numel()], default=0)
+    best = max(map(int, shards.gather(torch.tensor(best))))
+    if best == 1:
+        priority = {n: p.view(torch.bool) if p.element_size() == 1 else p != 0
+                    for n, p in priority.items()}  # fmt: skip
+    for level in range(best, -1, -1):
+        standing = Standing(priority, level, best)
+        members = ranking.competing(scores, standing, shards)
+        if k < members or level == 0:
             break
         k -= members
-    else:
-        level = 0
-    return ranking.keep(scores, k, Standing(priority, level), shards)
+    return ranking.keep(scores, k, standing, shards)
 
 
 def keep_largest_each(scores: Scores, kept: dict[str, int]) -> Mask:

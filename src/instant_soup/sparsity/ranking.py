@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from instant_soup.errors import UserError
@@ -64,10 +65,18 @@ class Standing(NamedTuple):
 
     priority: Mapping[str, torch.Tensor]
     level: int
+    highest: int  # level that there is
 
-    def place(self, name: str, where: Where) -> torch.Tensor:
-        """The priorities of some scores."""
-        return self.priority[name].flatten()[where]
+    def competing(self, name: str, where: Where) -> torch.Tensor:
+        """Which of some scores are at the level."""
+        place = self.priority[name].flatten()[where]
+        if place.dtype is torch.bool:  # no comparison, which would take longer than all else
+            return place if self.level else place.logical_not()
+        return place == self.level
+
+    def above(self, name: str, where: Where) -> torch.Tensor:
+        """Which of some scores are above the level."""
+        return self.priority[name].flatten()[where] > self.level
 
 
 class Threshold(NamedTuple):
@@ -106,13 +115,25 @@ def keep(scores: Scores, k: int, standing: Standing | None = None, shards: Shard
         UserError: If a score is NaN, which has no place in an order.
     """
     every = {name: pieces_of(s) for name, s in scores.items()}
-    total = _sum([sum(_competing(every, standing))], shards)[0]
+    total = competing(scores, standing, shards)
     if 0 < k < total:
         found = _threshold(every, k, total, standing, shards)
     else:
-        _refuse(_sum([_nans(s) for one in every.values() for _, s in _pieces(one)], shards))
-        found = Threshold(math.inf if k <= 0 else -math.inf, k, 0)
+        has_nan = any(_has_nan(s) for one in every.values() for _, s in _pieces(one))
+        _refuse(_sum([has_nan], shards)[0])
+        found = Threshold(math.inf, k, 0) if k <= 0 else Threshold(-math.inf, 0, k)
     return _written(every, found, k - found.larger, standing, shards)
+
+
+def competing(scores: Scores, standing: Standing | None, shards: Shards) -> int:
+    """How many scores of all shards compete."""
+    number = 0
+    for name, one in scores.items():
+        if standing is None:
+            number += one.numel()
+        else:
+            number += _count(standing.competing(name, slice(None)))
+    return _sum([number], shards)[0]
 
 
 def _threshold(
@@ -124,33 +145,29 @@ def _threshold(
         sample = _sample(every, standing, shards)
     while True:
         low, high = _bracket(sample, k / total, width)
-        counts, parts = [0, 0, 0, 0], []  # above, at its upper end, at its lower end, NaN
+        counts, parts = [0, 0, 0, 0], []  # above, at its upper end, at its lower end, with NaN
         for name, one in every.items():
             for here, scores in _pieces(one):
-                above = scores > high
-                # Not `scores >= low`: so that NaN lies in the bracket, where it is found.
-                within = (scores < low).logical_not_().logical_xor_(above)
+                above, within = scores > high, scores >= low
                 if standing is not None:
-                    competing = standing.place(name, here) == standing.level
+                    competing = standing.competing(name, here)
                     above.logical_and_(competing)
                     within.logical_and_(competing)
-                    counts[3] += _nans(scores)
-                values = scores[within]
-                counts[0] += int(above.count_nonzero())
-                counts[1] += int((values == high).count_nonzero())
-                counts[2] += int((values == low).count_nonzero()) if low < high else 0
-                counts[3] += _nans(values)
+                values = scores[_indices(within.logical_xor_(above))]
+                counts[0] += _count(above)
+                counts[1] += _count(values == high)
+                counts[2] += _count(values == low) if low < high else 0
+                counts[3] += _has_nan(scores)
                 parts.append(values[(values > low) & (values < high)])
         above, at_high, at_low, nans = _sum(counts, shards)
-        _refuse([nans])
+        _refuse(nans)
         inside = torch.cat(shards.gather(torch.cat(parts)))
         larger = above + at_high
         if above < k <= larger:
             return Threshold(high, above, at_high)
         if larger < k <= larger + len(inside):
             value = inside.kthvalue(len(inside) - (k - larger) + 1).values
-            more = larger + int((inside > value).count_nonzero())
-            return Threshold(float(value), more, int((inside == value).count_nonzero()))
+            return Threshold(float(value), larger + _count(inside > value), _count(inside == value))
         if larger + len(inside) < k <= larger + len(inside) + at_low:
             return Threshold(low, larger + len(inside), at_low)
         width *= 16  # the sample was an odd one
@@ -177,7 +194,7 @@ def _sample(every: dict[str, Pieces], standing: Standing | None, shards: Shards)
         index = torch.randint(max(1, scores.numel()), (wanted,), generator=draws)
         index = index.to(scores.device)
         if standing is not None:
-            index = index[standing.place(name, index) == standing.level]
+            index = index[standing.competing(name, index)]
         parts.append(scores.read(index))
     return torch.cat(shards.gather(torch.cat(parts))).sort(descending=True).values
 
@@ -191,6 +208,7 @@ def _written(
 ) -> Mask:
     """The mask of all scores above a threshold, and of the first `wanted` that equal it."""
     some = 0 < wanted < found.equal
+    above = torch.ge if 0 < wanted == found.equal else torch.gt
     quotas = {}
     if some and shards is not WHOLE:
         quotas = _quotas(every, found, wanted, standing, shards)
@@ -200,19 +218,20 @@ def _written(
         mask[name] = torch.empty(one.shape, dtype=torch.bool, device=one.device)
         flat = mask[name].view(-1)
         for here, scores in _pieces(one):
-            kept = torch.gt(scores, found.value, out=flat[here])
-            if wanted > 0 or not some:
+            kept = above(scores, found.value, out=flat[here])
+            if some and wanted > 0:
                 equal = scores == found.value
                 if standing is not None:
-                    equal.logical_and_(standing.place(name, here) == standing.level)
-                number = int(equal.count_nonzero()) if some else 0
+                    equal.logical_and_(standing.competing(name, here))
+                number = _count(equal)
                 if number > wanted:
-                    equal[equal.nonzero().flatten()[wanted:]] = False
+                    equal[_indices(equal)[wanted:]] = False
                 wanted -= min(number, wanted)
                 kept.logical_or_(equal)
             if standing is not None:
-                place = standing.place(name, here)
-                kept.logical_and_(place == standing.level).logical_or_(place > standing.level)
+                kept.logical_and_(standing.competing(name, here))
+                if standing.level < standing.highest:
+                    kept.logical_or_(standing.above(name, here))
     return mask
 
 
@@ -229,8 +248,8 @@ def _quotas(
         for here, scores in _pieces(one):
             equal = scores == found.value
             if standing is not None:
-                equal.logical_and_(standing.place(name, here) == standing.level)
-            ties[name] += int(equal.count_nonzero())
+                equal.logical_and_(standing.competing(name, here))
+            ties[name] += _count(equal)
     everywhere = [own.tolist() for own in shards.gather(torch.tensor(list(ties.values())))]
     quotas = {}
     for i, name in enumerate(every):
@@ -250,21 +269,26 @@ def _pieces(scores: Pieces) -> Iterator[tuple[slice, torch.Tensor]]:
         yield here, scores.read(here)
 
 
-def _competing(every: dict[str, Pieces], standing: Standing | None) -> Iterator[int]:
-    """How many scores of each tensor compete."""
-    for name, scores in every.items():
-        if standing is None:
-            yield scores.numel()
-        else:
-            yield int((standing.priority[name] == standing.level).count_nonzero())
+def _count(marked: torch.Tensor) -> int:
+    """How many are true; numpy counts five times as fast on a CPU."""
+    if marked.device.type == "cpu":
+        return int(np.count_nonzero(marked.numpy()))
+    return int(marked.count_nonzero())
 
 
-def _nans(scores: torch.Tensor) -> int:
-    return int(scores.isnan().count_nonzero())
+def _indices(marked: torch.Tensor) -> torch.Tensor:
+    """Which of a vector are true, in order; numpy finds them five times as fast on a CPU."""
+    if marked.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(marked.numpy()))
+    return marked.nonzero().flatten()
 
 
-def _refuse(nans: list[int]) -> None:
-    if any(nans):
+def _has_nan(scores: torch.Tensor) -> bool:
+    return bool(scores.max().isnan())  # in one pass
+
+
+def _refuse(nans: int) -> None:
+    if nans:
         raise UserError(NAN)
 
 

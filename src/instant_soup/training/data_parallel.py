@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instant_soup.errors import UserError
 from instant_soup.models.torchvision_cpu import declare_missing_operators
-from instant_soup.training.exchange import rank, size
+from instant_soup.training.exchange import size
 
 Batch = dict[str, torch.Tensor]
 Loss = Callable[[Any], torch.Tensor]
@@ -43,9 +43,9 @@ def own_device() -> torch.device:
     return _own.get("device", torch.device("cpu"))
 
 
-def share(batch: Batch) -> Batch:
-    """This process's rows of a batch: every `size()`-th one."""
-    return {name: rows[rank() :: size()] for name, rows in batch.items()}
+def share(batch: Batch, own: slice) -> Batch:
+    """One process's rows of a batch."""
+    return {name: rows[own] for name, rows in batch.items()}
 
 
 class _Loss(nn.Module):

@@ -262,8 +262,9 @@ def train(
         return of_share[0] * exchange.size(), of_share[1] * exchange.size()
 
     batches: Iterable[tuple[int, Batch]] = training_batches(data, recipe, state.step, last)
+    own = slice(exchange.rank(), None, exchange.size())
     if exchange.size() > 1:
-        batches = ((step, data_parallel.share(batch)) for step, batch in batches)
+        batches = ((step, data_parallel.share(batch, own)) for step, batch in batches)
     model.to(data.labels.device)
     if teacher is not None:
         teacher.to(data.labels.device).eval()
