@@ -45,6 +45,10 @@ def test_the_trainers_callback(tmp_path: Path, tiny_bert: Path) -> None:
     assert run(BLOCKS[2], tmp_path)[-1] == "0.70"
 
 
+def test_a_script_for_several_processes_runs_in_one_too(tmp_path: Path) -> None:
+    assert run(BLOCKS[3], tmp_path)[-1] == "0.80"
+
+
 # The README's call, on a model and batches of ours and with fewer steps.
 IN_README = """
 import sys
@@ -72,7 +76,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_no_block_is_forgotten() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 @pytest.mark.parametrize("name", ["InstantSoupCallback", "prune", "Pruned", "Pruner"])

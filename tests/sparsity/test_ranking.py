@@ -1,8 +1,8 @@
 """Rankings piece by piece, of shards and of files: the mask of the whole, to the weight."""
 
+import contextlib
+import itertools
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,35 @@ LAW = settings(deadline=None, max_examples=30)
 ROWS = st.lists(st.tuples(*[st.integers(-2, 2).map(float)] * 3), max_size=12)
 
 
+class Waits(Exception):
+    """A shard has told what it has, and not all others have."""
+
+
 def on_shards(parts: list[Any], work: Any) -> list[Any]:
-    """`work(part, shards)` for each part at once; they meet where they gather."""
-    told: list[Any] = [None] * len(parts)
-    meeting = threading.Barrier(len(parts), timeout=600)
+    """`work(part, shards)` for each part. One that waits for others starts again when they told."""
+    told: list[dict[int, torch.Tensor]] = []  # of each meeting, by shard
 
     def gather_as(number: int) -> Any:
+        meetings = itertools.count()
+
         def gather(own: torch.Tensor) -> list[torch.Tensor]:
-            told[number] = own
-            meeting.wait()
-            every = list(told)
-            meeting.wait()
-            return every
+            at = next(meetings)
+            if at == len(told):
+                told.append({})
+            told[at][number] = own
+            if len(told[at]) < len(parts):
+                raise Waits
+            return [told[at][i] for i in range(len(parts))]
 
         return gather
 
-    with ThreadPoolExecutor(len(parts)) as pool:
-        found = [
-            pool.submit(work, part, Shards(number, gather_as(number)))
-            for number, part in enumerate(parts)
-        ]
-        return [one.result() for one in found]
+    while True:
+        found = []
+        for number, part in enumerate(parts):
+            with contextlib.suppress(Waits):
+                found.append(work(part, Shards(number, gather_as(number))))
+        if len(found) == len(parts):
+            return found
 
 
 @LAW

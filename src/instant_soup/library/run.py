@@ -385,6 +385,7 @@ def steps(
     while step < last:
         began = step
         torch.manual_seed((seed * 1_000_003 + (began if chosen is None else 0)) % 2**63)
+        shuffler: Any
         for shuffler in (batches, getattr(batches, "sampler", None)):
             if hasattr(shuffler, "set_epoch"):  # one of several processes, with a share of the rows
                 shuffler.set_epoch(began if chosen is None else 0)

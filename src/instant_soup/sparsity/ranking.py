@@ -159,12 +159,12 @@ def _threshold(
                 counts[2] += _count(values == low) if low < high else 0
                 counts[3] += _has_nan(scores)
                 parts.append(values[(values > low) & (values < high)])
-        above, at_high, at_low, nans = _sum(counts, shards)
+        larger, at_high, at_low, nans = _sum(counts, shards)
         _refuse(nans)
         inside = torch.cat(shards.gather(torch.cat(parts)))
-        larger = above + at_high
-        if above < k <= larger:
-            return Threshold(high, above, at_high)
+        if larger < k <= larger + at_high:
+            return Threshold(high, larger, at_high)
+        larger += at_high
         if larger < k <= larger + len(inside):
             value = inside.kthvalue(len(inside) - (k - larger) + 1).values
             return Threshold(float(value), larger + _count(inside > value), _count(inside == value))

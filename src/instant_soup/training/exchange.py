@@ -109,8 +109,8 @@ def summed(held: Tensors, names: Iterable[str]) -> Tensors:
     if size() == 1:
         return held
     shapes: dict[str, Any] = {}
-    for own in gathered({n: (list(t.shape), t.dtype) for n, t in held.items()}):
-        shapes |= own
+    for told in gathered({n: (list(t.shape), t.dtype) for n, t in held.items()}):
+        shapes |= told
     found = {}
     for name in (n for n in names if n in shapes):
         shape, kind = shapes[name]

@@ -381,11 +381,11 @@ class Run(ABC):
         """What the first process has found: whatever a method does, all have one mask."""
         if exchange.size() == 1:
             return found
-        mask, *changed = found if isinstance(found, Cut) else (found,)
+        mask, changed = found if isinstance(found, Cut) else (found, None)
         shapes = {name: list(kept.shape) for name, kept in mask.items()}
-        bits, *changed = exchange.from_first((masks.packed(mask), *changed))
+        bits, changed = exchange.from_first((masks.packed(mask), changed))
         mask = masks.unpacked(bits, shapes)
-        return typing.cast(Found, Cut(mask, *changed) if changed else mask)
+        return typing.cast(Found, mask if changed is None else Cut(mask, changed))
 
     @contextmanager
     def at_rest(
