@@ -161,7 +161,7 @@ def _threshold(
                 parts.append(values[(values > low) & (values < high)])
         larger, at_high, at_low, nans = _sum(counts, shards)
         _refuse(nans)
-        inside = torch.cat(shards.gather(torch.cat(parts)))
+        inside = torch.cat(shards.gather(torch.cat(parts) if parts else torch.empty(0)))
         if larger < k <= larger + at_high:
             return Threshold(high, larger, at_high)
         larger += at_high
