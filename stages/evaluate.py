@@ -22,7 +22,7 @@ from instant_soup.training.state import load_state
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
+    parser.add_argument("--method", required=True, help="as in params.yaml")
     method = parser.parse_args().method
     stage = EvaluateStage.read(f"models/plan/evaluate_{method}.yaml")
     folder = Path(f"models/retrained/{method}")

@@ -9,7 +9,7 @@ from instant_soup.tickets.export import EXPORTED, export
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
+    parser.add_argument("--method", required=True, help="as in params.yaml")
     method = parser.parse_args().method
     with stage_run(f"export {method}", {}, {"method": method}) as run:
         export(method, EXPORTED / method)

@@ -13,8 +13,8 @@ from instant_soup.pipeline.tracking import stage_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--of", choices=["start", "isp"], default="start", help="made of what")
+    parser.add_argument("--method", required=True, help="as in params.yaml")
+    parser.add_argument("--of", choices=["start", "isp"], default="start", help="its base")
     arguments = parser.parse_args()
     name, of = arguments.method, arguments.of
     out = Path(f"models/tickets/{name}/{'found' if of == 'start' else f'of_{of}'}")

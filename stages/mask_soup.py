@@ -22,7 +22,7 @@ from instant_soup.pipeline.tracking import stage_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--round", type=int, required=True)
+    parser.add_argument("--round", type=int, required=True, help="i, from 0")
     i = parser.parse_args().round
     stage, folder = read_stage(SoupStage, f"soup_{i}"), isp_round(i)
     if stage is None:

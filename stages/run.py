@@ -13,6 +13,8 @@ HERE = Path(__file__).resolve().parent
 SOURCES = str(HERE.parent / "src")
 
 if __name__ == "__main__":
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        sys.exit(__doc__)
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     # Processes that a stage starts read the same sources.
     os.environ["PYTHONPATH"] = os.pathsep.join(

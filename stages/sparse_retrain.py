@@ -17,7 +17,7 @@ from instant_soup.pipeline.workspace import load_start, load_ticket, mask_findin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
+    parser.add_argument("--method", required=True, help="as in params.yaml")
     method = parser.parse_args().method
     stage = RetrainStage.read(f"models/plan/retrain_{method}.yaml")
     with stage_run(f"retrain {method}", stage.contents(), {"method": method}) as tracked:

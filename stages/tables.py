@@ -10,23 +10,7 @@ import pandas as pd
 from instant_soup.files import project_root, read_yaml, write_json
 from instant_soup.pipeline import tracking
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.reports import (
-    ablations,
-    accuracy_tables,
-    cost_tables,
-    dense_soups,
-    equal_cost,
-    essential_sparsity,
-    figures,
-    head_to_head,
-    ledger,
-    methods,
-    page,
-    paper,
-    pareto,
-    verdict,
-    verdict_figures,
-)
+from instant_soup.reports import figures, ledger, page, pareto, parts, tables, verdict_figures
 from instant_soup.reports.results import row_order, terminal_table
 
 REPORTS = Path("reports")
@@ -41,6 +25,7 @@ def main() -> None:
         return terminal_table(results)
     if "DVC_STAGE" not in os.environ:  # `make tables`: nothing has run that MLflow could tell of
         write_reports(results)
+        parts.write(ledger.read_ledger(REPORTS / "results.csv"))
         return terminal_table(results)
 
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
@@ -58,7 +43,7 @@ def main() -> None:
 
 def write_reports(results: list[dict]) -> list[Path]:
     """Write ledger, tables, figures, page and metrics; the files for a reader."""
-    ledger_csv, tables = REPORTS / "results.csv", REPORTS / "tables"
+    ledger_csv = REPORTS / "results.csv"
     experiments = ledger.results_of_experiments(project_root())
     every = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
     runs = ledger.apart_by_origin(every)
@@ -67,20 +52,13 @@ def write_reports(results: list[dict]) -> list[Path]:
             f"{ledger_csv}: {model} does not compare with the other rows of that model: "
             "its tables stand apart"
         )
-    written = accuracy_tables.write_tables(tables, runs)
-    written += cost_tables.write_tables(tables, runs)
-    written += paper.write_tables(tables, runs)
-    written += head_to_head.write_tables(tables, runs)
-    written += methods.write_tables(tables, every)
-    written += ablations.write_tables(tables, runs)
-    written += dense_soups.write_tables(tables, runs)
-    written += essential_sparsity.write_tables(tables, runs)
-    written += verdict.write_tables(tables, every)
-    written += equal_cost.write_tables(tables, every)
+    chapters = tables.all_chapters(every)
+    written = tables.write_tables(REPORTS / "tables", every, chapters)
     written += draw_figures(results, runs, write_numbers(results))
     written += verdict_figures.draw(every, REPORTS / "figures")
     written += pareto.draw(every, REPORTS / "figures")
-    written.append(page.write_page(REPORTS / "index.html", every, results, REPORTS / "figures"))
+    pictures = REPORTS / "figures"
+    written.append(page.write_page(REPORTS / "index.html", every, results, pictures, chapters))
     return [*written, ledger_csv]
 
 

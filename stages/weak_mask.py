@@ -25,7 +25,7 @@ from instant_soup.pipeline.tracking import stage_run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--round", type=int, required=True)
+    parser.add_argument("--round", type=int, required=True, help="i, from 0")
     i = parser.parse_args().round
     stage = read_stage(WeakMasksStage, f"weak_masks_{i}")
     isp = ISP(**stage.isp) if stage else ISP(denoisers=0)

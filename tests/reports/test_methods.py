@@ -7,6 +7,7 @@ import pytest
 
 from instant_soup.reports import methods
 from instant_soup.reports.ledger import COLUMNS, NUMBERS
+from instant_soup.reports.tables import write_tables
 
 DEFAULTS = {
     **dict.fromkeys(COLUMNS, ""),
@@ -70,13 +71,17 @@ def test_a_column_has_chosen_settings_of_one_processor(field):
 
 
 def test_files(field, tmp_path):
-    markdown, csv = methods.write_tables(tmp_path, field)
+    def write(ledger) -> None:
+        write_tables(tmp_path, ledger, {"methods": methods.chapters(ledger)})
+
+    write(field)
+    markdown, csv = tmp_path / "methods.md", tmp_path / "methods.csv"
     text = markdown.read_text()
     assert text.index("GMP\\* (magnitude) (gmp.cycles=2)") < text.index("| BiP")  # the best first
     assert "+20.00" in text and "**90.00**" in text
     assert len(pd.read_csv(csv)) == 10
     before = [path.read_bytes() for path in (markdown, csv)]
-    methods.write_tables(tmp_path, field[::-1])
+    write(field[::-1])
     assert [path.read_bytes() for path in (markdown, csv)] == before
-    methods.write_tables(tmp_path, field[:0])
+    write(field[:0])
     assert "No results yet." in markdown.read_text()

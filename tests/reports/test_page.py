@@ -16,6 +16,7 @@ from PIL import Image
 from helpers import ledger_of, of_seeds, result
 from instant_soup.reports import page
 from instant_soup.reports.chart import chart_data
+from instant_soup.reports.tables import all_chapters
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -31,9 +32,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, pictures: Path, *results: dict) -> str:
     folder.mkdir()
-    path = page.write_page(
-        folder / "index.html", ledger_of(folder, *results), list(results), pictures
-    )
+    every = ledger_of(folder, *results)
+    chapters = all_chapters(every)
+    path = page.write_page(folder / "index.html", every, list(results), pictures, chapters)
     return path.read_text()
 
 
@@ -78,9 +79,10 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
         seen = Image.open(io.BytesIO(picture)).convert("RGB")
         drawn = Image.open(pictures / name)
         assert (seen.size, seen.getpixel((9, 9))) == (drawn.size, drawn.getpixel((9, 9)))
-    assert "EarlyBird drew its ticket after 0.25 epochs (step 55, mask distance 0.0123)." in text
+    assert "EarlyBird took its mask after 0.25 epochs (step 55, mask distance 0.0123)." in text
     assert "minilm · reviews · quick, 80 % sparse, seed 0." in text and "of 16 runs" in text
-    assert "Here ISP is +10.00" in text and "for 1.5 fine-tunings where LTH takes 5.0." in text
+    assert "Here ISP is 10.00 points above LTH" in text
+    assert "It costs 1.5 fine-tunings, and LTH 5.0." in text
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path, pictures):
@@ -116,7 +118,8 @@ def test_page_of_few_results(tmp_path, pictures):
 
 def test_a_ledger_without_a_run_of_its_own_has_its_page(tmp_path, pictures):
     ledger = ledger_of(tmp_path, *RUNS)
-    text = page.write_page(tmp_path / "index.html", ledger, [], pictures).read_text()
+    path = page.write_page(tmp_path / "index.html", ledger, [], pictures, all_chapters(ledger))
+    text = path.read_text()
     assert "92.43 ± 0.6" in text and "The latest run" not in text
 
 

@@ -15,6 +15,7 @@ from instant_soup.data.datasets import DATASETS
 from instant_soup.models.known import MODELS
 from instant_soup.reports import accuracy_tables, ledger, marks, paper
 from instant_soup.reports.render import MISSING, Chapter, markdown
+from instant_soup.reports.tables import write_tables
 
 PAPER = paper.read_paper()
 SST2 = {"model": "bert-base", "dataset": "sst2", "preset": "paper", "target_sparsity": 0.6}
@@ -275,8 +276,9 @@ def test_counts_of_seeds_that_differ_are_shown(tmp_path):
 def test_written_files(tmp_path):
     runs = [*of_seeds("isp", 0.90, 0.92, 0.94, **SST2), *of_seeds("lth", 0.9, 0.91, 0.9, **SST2)]
     runs += of_seeds("isp", 0.5, 0.7)
-    written = paper.write_tables(tmp_path / "a", ledger_of(tmp_path, *runs))
-    assert [path.name for path in written] == [
+    every = ledger_of(tmp_path, *runs)
+    written = write_tables(tmp_path / "a", every, paper.chapters(every))
+    assert [path.name for path in written[:6]] == [
         f"{name}.{kind}" for name in ("table2", "table3") for kind in ("md", "tex", "csv")
     ]  # fmt: skip
     table = pd.read_csv(written[5])
@@ -310,13 +312,15 @@ def test_the_same_results_in_any_order_give_the_same_bytes(tmp_path):
     files = []
     for name, some in (("a", runs), ("b", runs[::-1])):
         (tmp_path / name).mkdir()
-        written = paper.write_tables(tmp_path / name, ledger_of(tmp_path / name, *some))
+        every = ledger_of(tmp_path / name, *some)
+        written = write_tables(tmp_path / name, every, paper.chapters(every))
         files.append([path.read_bytes() for path in written])
     assert files[0] == files[1]
 
 
 def test_an_empty_ledger_leaves_the_paper_s_numbers(tmp_path):
-    written = paper.write_tables(tmp_path, ledger_of(tmp_path))
+    every = ledger_of(tmp_path)
+    written = write_tables(tmp_path, every, paper.chapters(every))
     assert "Not measured here yet." in written[0].read_text()
     table = pd.read_csv(io.StringIO(written[2].read_text()))
     assert (table["n"] == 0).all() and table["paper_mean"].notna().all()

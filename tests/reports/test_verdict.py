@@ -7,6 +7,7 @@ import pytest
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import verdict, verdict_figures
 from instant_soup.reports.render import markdown
+from instant_soup.reports.tables import all_chapters, write_tables
 
 DENSE = {"target_sparsity": 0.0}
 
@@ -137,8 +138,15 @@ def test_ranks_are_of_complete_tables(tmp_path):
 
 
 def test_tables_say_it_in_words(tmp_path):
-    verdict.write_tables(tmp_path, ledger_of(tmp_path, *RUNS))
+    every = ledger_of(tmp_path, *RUNS)
+    write_tables(tmp_path, every, all_chapters(every))
     text = (tmp_path / "verdict.md").read_text()
+    assert cells_of(text, "70 %") == [
+        "ISP+ −1.0 [−1.7, −0.3]; ahead on fewer tasks: SNIP",
+        "ISP+ −1.0 [−1.7, −0.3]; within noise: ISP; ahead on fewer tasks: SNIP",
+        "LTH +1.0 [+0.2, +1.7]; ahead on fewer tasks: SNIP",
+        "2",
+    ]
     best = cells_of(text, "70 % sparse, ≤ 5 fine-tunings")
     assert best[:3] == ["**LTH**", "+1.00 [+0.25, +1.67]", "4.00"]
     assert "70 % sparse, any cost" not in text  # admits no further row

@@ -1,5 +1,6 @@
 """Processes side by side: commands, their environment, GPUs and signals."""
 
+import argparse
 import errno
 import fcntl
 import os
@@ -153,8 +154,12 @@ def want_of(error: Exception) -> str:
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage script's `main`: a user's mistake is one line, and Ctrl-C a hint.
 
-    Standard input is closed, so that no library that a stage uses waits for an answer.
+    Standard input is closed, so that no library that a stage uses waits for an answer. --help does
+    not run a script that reads no arguments.
     """
+    script = sys.modules["__main__"]
+    if {"-h", "--help"} & {*sys.argv[1:]} and not hasattr(script, "argparse"):
+        argparse.ArgumentParser(description=script.__doc__).parse_args()
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     try:

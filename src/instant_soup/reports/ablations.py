@@ -7,7 +7,6 @@ the preset's own row of the same model, data, sparsity and seeds. grids/ablation
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from instant_soup.config.fields import FAMILIES, default_of, settings_of
 from instant_soup.methods.registry import sections
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.marks import seeds_cell
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     UNPRUNED,
     blocks,
@@ -36,7 +35,6 @@ from instant_soup.reports.results import (
     summary,
     unit,
     unpruned_rows,
-    write_texts,
 )
 
 # Title, setting, what its values mean, the paper's numbers (value → text) and what they are of.
@@ -67,9 +65,9 @@ ABLATIONS: list[tuple[str, str, str, dict[Any, str], str]] = [
 ]
 # Other schedules: a variant as the ledger names it → what it means.
 SCHEDULES = {
-    "isp.growing=false": "calibration of the same length in all rounds, as in the released code",
-    "isp.calibration=0.05 isp.growing=false": "the same length, and as many steps in all",
-    "isp.rate_of=remaining": "20 % of what remains at each prune, as in iterative pruning",
+    "isp.growing=false": "each round calibrates for the same time, as in the released code",
+    "isp.calibration=0.05 isp.growing=false": "the same time each round, and as many steps in all",
+    "isp.rate_of=remaining": "each prune takes 20 % of what remains, as in iterative pruning",
     "isp.learning_rate_range=[0.1,10.0]": "denoisers' rates from a tenth to ten times the main one",
 }
 # Denoisers off → on (Table 4).
@@ -80,19 +78,14 @@ PAPER_ON_OFF = {
     "BERT QNLI": ("89.28", "90.06"),
 }
 TEXT = (
-    "ISP with one setting changed at a time, everything else as in the preset; test metric, mean ± "
-    "sample standard deviation over seeds. ▲ and ▼: better and worse than the preset's own value, "
-    "p < 0.05 in a two-sided t-test paired over common seeds, not corrected for the number of "
-    "tests. FLOPs: all that the training took, ÷ the preset's own. –: not measured. Paper: as "
-    "printed, of other models and data."
+    "ISP with one setting changed at a time, and everything else as in the preset. Test metric, "
+    "mean ± sample standard deviation over seeds. ▲ and ▼: better and worse than the preset's own "
+    "value, with p < 0.05 in a two-sided t-test paired over common seeds. The p is not corrected "
+    "for the number of tests. FLOPs: all training, divided by that of the preset's own value. –: "
+    "not measured. Paper: as printed, with other models and data."
 )
 Column = tuple[Any, ...]  # a section and a sparsity
 Runs: TypeAlias = pd.DataFrame  # ledger rows of one setting in one column, by seed
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write ablations.md, .tex and .csv; their paths."""
-    return write_texts(folder, in_all_forms("ablations", [chapter(ledger)]))
 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:
@@ -124,10 +117,10 @@ def values_of(ledger: pd.DataFrame, setting: str) -> dict[Column, tuple[Any, dic
     of_preset = cache(partial(preset_value, setting))
     columns = ["family", *SECTION, "target_sparsity", "method", "variant", "seed", "value", "flops"]
     plain = ledger["variant"] == ""
-    named = ledger["variant"].map(lambda variant: variant.startswith(f"{setting}="))
+    named = ledger["variant"].str.startswith(f"{setting}=")
     wanted = (ledger["method"] == "isp") & (plain | named)
     wanted |= (ledger["method"] == "progressive") & plain
-    wanted &= ledger["family"].isin(FAMILIES)  # a ledger of before has none
+    wanted &= ledger["family"].isin(FAMILIES)  # old ledgers have none
     known = ledger.loc[wanted, columns]
     for (family, *column), rows in known.groupby(["family", *SECTION, "target_sparsity"]):
         preset = of_preset(family, column[2])
@@ -263,7 +256,7 @@ def _on_off(ledger: pd.DataFrame) -> Table | None:
         for name, (off, on) in PAPER_ON_OFF.items()
     ]
     columns = [("", "off (progressive)"), ("", "on (ISP)"), ("", "FLOPs, on ÷ off")]
-    caption = "▲ and ▼ here: against progressive pruning, which costs no look-ahead."
+    caption = "Here ▲ and ▼ compare with progressive pruning, which costs no look-ahead."
     return Table("Denoisers off and on (Table 4)", columns, rows, caption, corner="run")
 
 

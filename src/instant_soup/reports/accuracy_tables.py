@@ -4,12 +4,10 @@ One's own data and models come first, in a chapter of their own. Changed setting
 in ablations.py.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 from instant_soup.reports.marks import against_lth
-from instant_soup.reports.render import Chapter, Table, markdown, tex
+from instant_soup.reports.render import Chapter, Table
 from instant_soup.reports.results import (
     CELL,
     UNPRUNED,
@@ -34,14 +32,13 @@ from instant_soup.reports.results import (
     unit,
     unpruned_rows,
     unsettled_words,
-    write_texts,
 )
 
 TEXT = (
-    "Test metric by method and sparsity, with the preset's own settings. ▲ and ▼: better and worse "
-    "than LTH (IMP) at the same sparsity, p < 0.05 in a two-sided t-test paired over common seeds, "
-    "not corrected for the number of tests. Three seeds have little power: no mark does not mean "
-    "no difference. –: not measured."
+    "Test metric by method and sparsity, with the preset's own settings. ▲ and ▼: better and "
+    "worse than LTH (IMP) at the same sparsity, with p < 0.05 in a two-sided t-test paired over "
+    "common seeds. The p is not corrected for the number of tests. Three seeds have little power: "
+    "where there is no mark, there may still be a difference. –: not measured."
 )
 
 
@@ -58,17 +55,6 @@ def chapters(ledger: pd.DataFrame) -> list[Chapter]:
         *([Chapter("Results on your own data and models", TEXT, own)] if own else []),
         *([Chapter("Results", TEXT, others)] if others or not own else []),
     ]
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write results.md, results.tex and results.csv (full precision, all settings); their paths."""
-    found = chapters(ledger)
-    texts = {
-        "results.md": markdown(found),
-        "results.tex": tex(found),
-        "results.csv": summary(ledger).to_csv(index=False, lineterminator="\n"),
-    }
-    return write_texts(folder, texts)
 
 
 def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table:

@@ -1,11 +1,9 @@
 """What each method cost: steps, FLOPs, time and memory, means over seeds."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from instant_soup.reports.ledger import NOT_SETTLED
-from instant_soup.reports.render import Cell, Chapter, Table, markdown, tex
+from instant_soup.reports.render import Cell, Chapter, Table
 from instant_soup.reports.results import (
     apart_words,
     blocks,
@@ -20,16 +18,16 @@ from instant_soup.reports.results import (
     preset_rows,
     row_order,
     unsettled_words,
-    write_texts,
 )
 
 TEXT = (
-    "Means over n seeds. Training FLOPs are dense-equivalent; sparsity-aware FLOPs leave out the "
-    "pruned weights' multiply-adds. Search steps are those outside the run of the budget T: ISP's "
-    "look-ahead, EarlyBird's search, the earlier rounds of iterative pruning; FLOPs, wall time and "
-    "both ratios include them. Ratios are to dense fine-tuning with the same data, preset and "
-    "seed. Peak memory is that of a method's most demanding stage, of the GPU where there is one. "
-    "Wall time and memory depend on the machine. –: not recorded, or no dense run to compare with."
+    "Means over n seeds. Training FLOPs are dense-equivalent. Sparsity-aware FLOPs leave out the "
+    "multiply-adds of pruned weights. Search steps are those outside the main training of T "
+    "steps: ISP's look-ahead, EarlyBird's search, and the earlier rounds of iterative pruning. "
+    "FLOPs, wall time and both ratios include them. Ratios are to a dense fine-tuning with the "
+    "same data, preset and seed. Peak memory is that of a method's most demanding stage, and of "
+    "the GPU if there is one. Wall time and memory depend on the machine. –: not recorded, or no "
+    "dense run to compare with."
 )
 
 
@@ -41,16 +39,6 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
         for section, rows in by_section(preset_rows(own))
     ]
     return Chapter("Cost", TEXT, [table for table in tables if table is not None])
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write cost.md, cost.tex and cost.csv (full precision, all settings); their paths."""
-    texts = {
-        "cost.md": markdown([chapter(ledger)]),
-        "cost.tex": tex([chapter(ledger)]),
-        "cost.csv": costs(ledger).to_csv(index=False, lineterminator="\n"),
-    }
-    return write_texts(folder, texts)
 
 
 def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table | None:
@@ -87,7 +75,7 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table | None:
 
 
 def _drawing_words(runs: pd.DataFrame) -> str:
-    """When searches drew their tickets, run by run."""
+    """When searches took their masks, run by run."""
     words = []
     for (method, variant), own in runs.groupby(["method", "variant"]):
         listed = [
@@ -96,7 +84,7 @@ def _drawing_words(runs: pd.DataFrame) -> str:
             for sparsity, drawn in own.groupby("target_sparsity")["drawn"]
         ]
         name = label(method, variant)
-        words.append(f"{name} drew its tickets after these epochs, by seed: {'; '.join(listed)}.")
+        words.append(f"{name} took its masks after these epochs, by seed: {'; '.join(listed)}.")
     return " ".join(words)
 
 

@@ -1,11 +1,9 @@
 """Soups of dense networks beside plain fine-tuning, and the paper's Table 6; of the ledger."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from instant_soup.reports.marks import seeds_cell
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     SOUPS,
     by_section,
@@ -14,7 +12,6 @@ from instant_soup.reports.results import (
     label,
     number,
     unit,
-    write_texts,
 )
 
 # The paper's columns; its CIFAR headers are garbled in the text at hand, so these two are named
@@ -28,17 +25,13 @@ PAPER = {
     "91.23 ± 0.19",
 }
 TEXT = (
-    "Test metric, mean ± sample standard deviation over seeds, and training FLOPs relative to one "
-    "dense fine-tuning, validation included. Coefficients and members were chosen on validation "
-    "data. ▲ and ▼: better and worse than plain fine-tuning, p < 0.05 in a two-sided t-test paired "
-    "over common seeds, not corrected for the number of tests. –: not measured. Paper: Table 6 as "
-    "printed, of other models and data; its two CIFAR columns are identified by their dense values."
+    "Test metric, mean ± sample standard deviation over seeds, and training FLOPs in dense fine- "
+    "tunings, validation included. Coefficients and members were chosen on validation data. ▲ and "
+    "▼: better and worse than plain fine-tuning, with p < 0.05 in a two-sided t-test paired over "
+    "common seeds. The p is not corrected for the number of tests. –: not measured. Paper: Table "
+    "6 as printed, with other models and data. Its two CIFAR columns are identified by their "
+    "dense values."
 )
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write dense_soups.md, .tex and .csv; their paths."""
-    return write_texts(folder, in_all_forms("dense_soups", [chapter(ledger)]))
 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:

@@ -5,13 +5,11 @@ with other `training.epochs`, and rounds stretched with them (`isp.calibration`)
 fine-tunings of the dense network in the own setting. grids/equal_cost.yaml runs such rows.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     UNPRUNED,
     ZERO_SHOT,
@@ -24,7 +22,6 @@ from instant_soup.reports.results import (
     scale,
     shared_settings,
     unit,
-    write_texts,
 )
 from instant_soup.reports.verdict import ORIGIN, own_setting
 from instant_soup.training.metrics import merit
@@ -34,13 +31,13 @@ OF_LENGTH = ("training.epochs=", "isp.calibration=")
 SLACK = 1.05  # what a run may exceed its budget by: rounds end on whole steps
 
 TEXT = (
-    "Every row with as long a training as fits a budget, search included: of the lengths that it "
-    "was run with, the longest that costs at most that many fine-tunings of the dense network "
-    "(training FLOPs; 5 % over counts as fitting). Shorter and longer trainings have the whole "
-    "schedule shrunk or stretched, rounds included. So a lottery ticket that takes five "
-    "fine-tunings stands beside rows that train five times as long, and one at a budget of one "
-    "has a fifth of the steps in each of its rounds. Test metric, mean ± sample standard deviation "
-    "over seeds, and what it cost. Bold: the best sparse row of a budget. –: no such run."
+    "Here every row trains as long as a budget allows, search included. Of the lengths that a row "
+    "was run with, the table has the longest whose training FLOPs fit the budget, in fine-tunings "
+    "of the dense network; 5 % over still fits. A shorter or longer training shrinks or stretches "
+    "the whole schedule, rounds included. So a lottery ticket that takes five fine-tunings stands "
+    "beside rows that train five times as long. With a budget of one, each of its rounds has a "
+    "fifth of the steps. Test metric: mean ± sample standard deviation over seeds, and what it "
+    "cost. Bold: the best sparse row of a budget. –: no such run."
 )
 
 
@@ -109,11 +106,6 @@ def chapter(ledger: pd.DataFrame) -> Chapter:
 def epochs_of(variant: str) -> str:
     """What a variant says of a training's length: training.epochs=…, or nothing."""
     return next((part for part in variant.split() if part.startswith(OF_LENGTH[0])), "")
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write equal_cost.md; its path."""
-    return write_texts(folder, {"equal_cost.md": markdown([chapter(ledger)])})
 
 
 def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:

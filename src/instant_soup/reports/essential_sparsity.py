@@ -4,14 +4,12 @@ A *curve* is a metric over sparsities, dense included, each value a mean over se
 N:M patterns, and lottery tickets.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from instant_soup.methods.n_of_m import NOfM
 from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     by_section,
     heading,
@@ -19,7 +17,6 @@ from instant_soup.reports.results import (
     percent,
     scale,
     unit,
-    write_texts,
 )
 from instant_soup.training.metrics import LOWER_IS_BETTER
 
@@ -27,17 +24,18 @@ TOLERANCE = 0.01  # ε: what a result may lie below dense
 LEAST = 5  # sparsities that a curve needs
 
 TEXT = (
-    "How much one-shot magnitude pruning of the pre-trained weights a task forgives: the sparsity "
-    "up to which the mean over seeds stays within ε of dense (one point of an accuracy, one "
-    "percent of a perplexity), interpolated between the measured sparsities; beside it, the least "
-    "and the most of the single seeds' own. A test split of 1,000 rows measures an accuracy to "
-    "about half a point (one standard error), which is not in that range. Beside these, what the "
-    "PQ index of the pre-trained matrices predicts to be free (Diao et al. 2023; p = 1/2, q = 1, "
-    "η = 0), whatever the task: –, where no result says it yet. grids/essential.yaml, "
-    "grids/language.yaml and, for the N:M patterns, grids/n_of_m.yaml measure the curves."
+    "Essential sparsity says how much one-shot magnitude pruning of the pre-trained weights a "
+    "task forgives. It is the sparsity up to which the mean over seeds stays within ε of dense: "
+    "one point of an accuracy, one percent of a perplexity. It is interpolated between the "
+    "measured sparsities. Beside it are the lowest and the highest value of the single seeds. A "
+    "test split of 1,000 rows measures an accuracy to about half a point (one standard error); "
+    "that error is not in this range. The PQ index of the pre-trained matrices predicts how much "
+    "is free for any task (Diao et al. 2023; p = 1/2, q = 1, η = 0). –: no result says it yet. "
+    "grids/essential.yaml, grids/language.yaml and, for the N:M patterns, grids/n_of_m.yaml "
+    "measure the curves."
 )
 SIMILARITY_TEXT = (
-    "One-shot pruning against lottery tickets, test metric (mean over seeds), and the cosine "
+    "One-shot pruning against lottery tickets: the test metric (mean over seeds), and the cosine "
     "similarity of their binary masks. The paper (figure 3) prints 96.27, 98.75 and 94.32 % at "
     "10, 20 and 30 %."
 )
@@ -225,8 +223,3 @@ def _similarity_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
     rows = [(name, [Cell(number(v, ".2f")) for v in values]) for name, values in shown.items()]
     columns = [("", percent(sparsity)) for sparsity in means.index]
     return Table(f"{heading(section)}: one-shot and LTH", columns, rows, SIMILARITY_TEXT)
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write essential_sparsity.md, .tex and .csv; their paths."""
-    return write_texts(folder, in_all_forms("essential_sparsity", [chapter(ledger)]))

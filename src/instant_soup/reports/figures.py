@@ -48,35 +48,38 @@ STYLES = {
     **{name: method.style for name, method in registry.methods().items() if method.style},
 }
 OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100", "+")]
-# Drawn strongly; all others are thin and pale.
+# These have strong lines; all others are thin and pale.
 MAIN = tuple(name for name, method in registry.methods().items() if method.main)
 DPI = 150
 
 # Figure files with their captions; what one shows is in the docstring of the function of its name.
 OF_LEDGER = {
-    "accuracy_vs_sparsity.png": "Test metric over sparsity, mean and sample standard deviation "
-    "over seeds; methods are set a little apart so that ties stay visible. Lines that leave a "
-    "panel below go on; the tables have their values, and those of changed settings.",
-    "accuracy_vs_cost.png": "Test metric over training FLOPs relative to dense fine-tuning, means "
-    "over seeds, a point for each method and sparsity; larger points are sparser. Points of about "
-    "equal cost are set a little apart.",
-    "cost_vs_sparsity.png": "Training FLOPs relative to dense fine-tuning over sparsity, means "
-    "over seeds, search included.",
-    "essential_sparsity.png": "One-shot magnitude pruning over sparsities (thin: each seed), and "
-    "where its mean leaves the tolerance: one point below dense, of a perplexity one percent above "
-    "it (band: where the single seeds leave it). Diamonds: N:M patterns.",
-    "mask_similarity.png": "Cosine similarity of each method's mask with the one-shot magnitude "
-    "mask of the pre-trained weights at the same sparsity, means over seeds. Two random masks have "
-    "the density as theirs (dotted).",
+    "accuracy_vs_sparsity.png": "How the test metric falls with sparsity: mean and sample standard "
+    "deviation over seeds. Methods are set a little apart, so that ties stay visible. Lines that "
+    "leave a panel go on below it; the tables have their values.",
+    "accuracy_vs_cost.png": "What accuracy costs: the test metric over training FLOPs in dense "
+    "fine-tunings, means over seeds. There is a point for each method and sparsity; larger points "
+    "are sparser. Points of about equal cost are set a little apart.",
+    "cost_vs_sparsity.png": "How cost grows with sparsity: training FLOPs in dense fine-tunings, "
+    "search included, means over seeds. Lottery tickets take one more fine-tuning for each round.",
+    "essential_sparsity.png": "How much one-shot pruning by magnitude a task forgives. The line is "
+    "the mean over seeds, thin lines are single seeds. The vertical line is where the mean is one "
+    "point below dense, or one percent above it for a perplexity. The band is where single seeds "
+    "are. Diamonds: N:M patterns.",
+    "mask_similarity.png": "How alike masks are: the cosine similarity of each method's mask with "
+    "the one-shot magnitude mask of the pre-trained weights at the same sparsity, means over "
+    "seeds. Two random masks have their density as cosine (dotted).",
 }
 OF_RUN = {
-    "training_curves.png": "Training loss (smoothed; faint: each step of the main methods) and "
-    "validation metric over the optimiser steps of the budget.",
-    "isp_rounds.png": "ISP's rounds: sparsity, agreement of the weak masks, and the validation "
-    "metric before and just after each prune.",
-    "layer_sparsity.png": "Sparsity of each layer; methods are set a little apart.",
-    "matrix_density.png": "Share of the weights that each method keeps, by layer and by type of "
-    "matrix.",
+    "training_curves.png": "How the latest run trained. Left: training loss, smoothed; faint lines "
+    "are the single steps of the main methods. Right: the validation metric. Both are over "
+    "optimiser steps.",
+    "isp_rounds.png": "ISP's rounds. Left: the mask's sparsity, and how far the weak masks agree. "
+    "Right: the validation metric before and just after each prune.",
+    "layer_sparsity.png": "Where the pruned weights lie: the sparsity of each layer. Methods are "
+    "set a little apart.",
+    "matrix_density.png": "Which matrices keep their weights: the share that each method keeps, by "
+    "layer and type of matrix.",
 }
 BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8, "frameon": False}
 ABOVE: dict[str, Any] = {"loc": "lower center", "fontsize": 8, "frameon": False}

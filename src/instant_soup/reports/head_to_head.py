@@ -4,7 +4,6 @@ A view of the ledger. Methods enter with their preset's own settings; what all o
 training) may differ from it, and then makes a table of its own.
 """
 
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.marks import mark_of
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, in_all_forms
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     UNPRUNED,
     UNRANKED,
@@ -28,21 +27,16 @@ from instant_soup.reports.results import (
     scale,
     shared_settings,
     unit,
-    write_texts,
 )
 
 TEXT = (
-    "ISP's test metric minus each other method's at the same sparsity (or minus the dense "
-    "network's), mean ± sample standard deviation of the differences over common seeds. ▲ and ▼: "
-    "ISP is better and worse, p < 0.05 in a two-sided paired t-test, not corrected for the number "
-    "of tests. FLOPs: ISP's training FLOPs ÷ theirs, search included. –: not measured."
+    "ISP's test metric minus that of each other method at the same sparsity, or minus the dense "
+    "network's. Mean ± sample standard deviation of the differences over common seeds. ▲ and ▼: "
+    "ISP is better and worse, with p < 0.05 in a two-sided paired t-test. The p is not corrected "
+    "for the number of tests. FLOPs: ISP's training FLOPs divided by theirs, search included. –: "
+    "not measured."
 )
 Runs: TypeAlias = dict[int, tuple[float, float]]  # of one method and sparsity: seed → value, FLOPs
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write isp_against.md, .tex and .csv; their paths."""
-    return write_texts(folder, in_all_forms("isp_against", [chapter(ledger)]))
 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:

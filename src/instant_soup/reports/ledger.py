@@ -37,8 +37,8 @@ ORIGIN = ["family", "code_version", "finished", "processor", "validation", *OF_B
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
 RUN = " (run "  # behind a model's name where rows do not compare with those of the plain name
-NOT_SETTLED = " (not settled)"  # behind the epoch that a search drew its ticket after
-FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in ledgers and results of before
+NOT_SETTLED = " (not settled)"  # behind the epoch after which a search took its mask
+FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in old ledgers and results
 
 Row = dict[str, str]
 EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/\S+")  # DVC 3.67

@@ -5,14 +5,12 @@ at one place (…_OF_TRIALS), and what scores best on validation data there is t
 everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the comparison.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE, ISP
 from instant_soup.reports.ledger import KEY, SECTION
 from instant_soup.reports.marks import seeds_cell
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     UNPRUNED,
     heading,
@@ -23,7 +21,6 @@ from instant_soup.reports.results import (
     scale,
     shared_settings,
     unit,
-    write_texts,
 )
 from instant_soup.training.metrics import merit
 
@@ -35,31 +32,23 @@ LEAST = 10  # methods that make a comparison
 
 TEXT_OF_TRIALS = (
     "Validation score of each row with its default settings and with others, one run each. The "
-    "best one (bold) is the row's setting in the comparison; of equal ones the default."
+    "best one (bold) is the row's setting in the comparison. If two are equal, the default is "
+    "taken."
 )
 TEXT = (
-    "Test metric, mean ± sample standard deviation over seeds, of each row with the settings that "
-    "validation chose. ▲ and ▼: better and worse than ISP+, p < 0.05 in a two-sided t-test paired "
-    "over common seeds, not corrected for the number of tests. Cost: training FLOPs, search "
-    "included, ÷ those of one dense fine-tuning. Overlap: cosine with one-shot magnitude's mask. "
-    "A row without settings in brackets has its defaults, by choice or because the chosen ones "
-    "were not run there. All rows of a column are from one kind of processor. –: not measured."
+    "Test metric of each row with the settings that validation chose, mean ± sample standard "
+    "deviation over seeds. ▲ and ▼: better and worse than ISP+, with p < 0.05 in a two-sided "
+    "t-test paired over common seeds. The p is not corrected for the number of tests. Cost: "
+    "training FLOPs, search included, in dense fine-tunings. Overlap: cosine with the mask of "
+    "one-shot magnitude. Settings in brackets are the chosen ones. A row without them has its "
+    "defaults: they were chosen, or the chosen ones were not run there. All rows of a column ran "
+    "on one kind of processor. –: not measured."
 )
 
 
 def chapters(ledger: pd.DataFrame) -> list[Chapter]:
     """The comparison, and the trials that chose its settings."""
     return [_comparison_chapter(comparison(ledger)), _trials_chapter(ledger)]
-
-
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write methods.md and methods.csv; their paths."""
-    found = comparison(ledger)
-    texts = {
-        "methods.md": markdown(chapters(ledger)),
-        "methods.csv": found.to_csv(index=False),
-    }
-    return write_texts(folder, texts)
 
 
 def trials(ledger: pd.DataFrame) -> pd.DataFrame:

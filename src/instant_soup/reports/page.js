@@ -276,6 +276,18 @@ function makeSortable(table) {
   });
 }
 
+// A link to a folded section opens it
+
+function unfold(name) {
+  const folded = byId(name)?.querySelector(":scope > details");
+  if (folded) folded.open = true;
+}
+
+for (const link of document.querySelectorAll("nav a")) {
+  link.addEventListener("click", () => unfold(link.hash.slice(1)));
+}
+unfold(location.hash.slice(1));
+
 // Begin
 
 function fillChoices() {

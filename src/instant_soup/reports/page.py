@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -19,20 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from instant_soup.files import new_file
-from instant_soup.reports import (
-    ablations,
-    accuracy_tables,
-    cost_tables,
-    dense_soups,
-    equal_cost,
-    essential_sparsity,
-    figures,
-    head_to_head,
-    methods,
-    paper,
-    verdict,
-    verdict_figures,
-)
+from instant_soup.reports import figures, paper, verdict_figures
 from instant_soup.reports.chart import chart_data
 from instant_soup.reports.claim import claim
 from instant_soup.reports.ledger import apart_by_origin
@@ -40,65 +27,57 @@ from instant_soup.reports.render import Chapter, html, shown
 from instant_soup.reports.results import heading, label, percent
 
 INTRODUCTION = (
-    "Instant Soup Pruning (Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) finds a "
-    "sparse ticket in a pre-trained transformer within one fine-tuning run. Here is what this "
-    "repository measured of it and of the methods it is compared with, and beside it what the "
-    "paper printed. `make tables` makes all of it from the ledger, `reports/results.csv`, which "
-    "has a row for each of {rows} runs."
+    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) "
+    "finds a sparse network in a pre-trained transformer within one fine-tuning. This page shows "
+    "what this repository measured of ISP and of other pruning methods, beside what the paper "
+    "printed. `make tables` makes it from `reports/results.csv`, which has one row for each of "
+    "{rows} runs."
 )
+RANKS, KNEES = "critical_difference.png", "essential_sparsity.png"
 OF_MASKS = ("cost_vs_sparsity.png", "mask_similarity.png")
 CAPTIONS = {**figures.OF_LEDGER, **figures.OF_RUN, **verdict_figures.CAPTIONS}
 COLOURS = 64  # of an inlined figure: a third of its bytes
 
 
-def write_page(
-    path: str | Path, every: pd.DataFrame, results: list[dict[str, Any]], pictures: str | Path
-) -> Path:
-    """Write the page and return its path; `pictures` is the folder with the figures.
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; a folded one shows its title until it is opened."""
 
-    `every`: the whole ledger. `results` are those of this workspace's run; the chart shows their
-    task at first. The same ledger, results and figures give the same bytes.
+    title: str
+    content: str
+    folded: bool = False
+
+
+def write_page(
+    path: str | Path,
+    every: pd.DataFrame,
+    results: list[dict[str, Any]],
+    pictures: str | Path,
+    chapters: dict[str, list[Chapter]],
+) -> Path:
+    """Write the page; the same ledger, results and figures give the same bytes.
+
+    Args:
+        path: The HTML file.
+        every: The whole ledger.
+        results: Those of this workspace's run; the chart shows their task at first.
+        pictures: The folder with the figures.
+        chapters: `tables.all_chapters` of the ledger.
+
+    Returns:
+        The path.
     """
-    ledger = apart_by_origin(every)
-    best, against, ranks = verdict.chapters(every)
-    sections = [
-        (best.title, _verdict(every, best) + _gallery(["verdict.png"], pictures)),
-        ("Compare methods", _resource("compare.html")),
-    ]
-    sections += [
-        (chapter.title, html(chapter))
-        for chapter in (
-            *accuracy_tables.chapters(ledger),
-            against,
-            head_to_head.chapter(ledger),
-            cost_tables.chapter(ledger),
-            equal_cost.chapter(every),
-            *paper.chapters_of(ledger),
-            *methods.chapters(every),
-            ablations.chapter(ledger),
-            dense_soups.chapter(ledger),
-        )
-        if shown(chapter)
-    ]
-    knees = essential_sparsity.chapter(ledger)
-    sections += [
-        (ranks.title, html(ranks) + _gallery(["critical_difference.png"], pictures)),
-        (knees.title, html(knees) + _gallery(["essential_sparsity.png"], pictures)),
-        ("Cost and masks", _gallery(OF_MASKS, pictures)),
-    ]
+    sections = _sections(every, chapters, pictures)
     if results:
-        about = f"<p>{escape(_about_run(results))}</p>"
-        sections.append(("The latest run", f"{about}\n{_gallery(figures.OF_RUN, pictures)}"))
+        sections.append(Section("The latest run", _latest_run(results, pictures), folded=True))
+    ledger = apart_by_origin(every)
     page = Template(_resource("page.html")).substitute(
         style=_resource("page.css"),
         introduction=f"<p>{_with_code(INTRODUCTION.format(rows=len(every)))}</p>",
         navigation="\n".join(
-            f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in sections
+            f'<a href="#{_anchor(one.title)}">{escape(one.title)}</a>' for one in sections
         ),
-        sections="\n".join(
-            f'<section id="{_anchor(title)}">\n<h2>{escape(title)}</h2>\n{content}\n</section>'
-            for title, content in sections
-        ),
+        sections="\n".join(map(_section_html, sections)),
         data=_json(chart_data(ledger, _task_of(results, every, ledger))),
         vega=_vega(),
         script=_resource("page.js"),
@@ -106,6 +85,74 @@ def write_page(
     with new_file(path) as unfinished:
         unfinished.write_text(page)
     return Path(path)
+
+
+def _sections(
+    every: pd.DataFrame, chapters: dict[str, list[Chapter]], pictures: str | Path
+) -> list[Section]:
+    """What all want to see, open; then what few look up, folded."""
+    at_a_glance, in_full, against, ranks = chapters["verdict"]
+    comparison, trials = chapters["methods"]
+    (knees,) = chapters["essential_sparsity"]
+    looked_up = [
+        *(own for name in ("isp_against", "cost", "equal_cost") for own in chapters[name]),
+        *(own for name in paper.read_paper() for own in chapters[name]),
+        trials,
+        *chapters["ablations"],
+        *chapters["dense_soups"],
+    ]
+    return [
+        Section(at_a_glance.title, _verdict(every, at_a_glance, in_full, pictures)),
+        Section("Compare methods", _resource("compare.html")),
+        *(Section(own.title, _tables_first(own)) for own in chapters["results"]),
+        Section(against.title, _tables_first(against, tables=1)),
+        *([Section(comparison.title, _tables_first(comparison))] if shown(comparison) else []),
+        *(Section(own.title, html(own), folded=True) for own in looked_up if shown(own)),
+        Section(ranks.title, html(ranks) + _gallery([RANKS], pictures), folded=True),
+        Section(knees.title, html(knees) + _gallery([KNEES], pictures), folded=True),
+        Section("Cost and masks", _gallery(OF_MASKS, pictures), folded=True),
+    ]
+
+
+def _section_html(section: Section) -> str:
+    title = f"<h2>{escape(section.title)}</h2>"
+    content = (
+        f"<details>\n<summary>{title}</summary>\n{section.content}\n</details>"
+        if section.folded
+        else f"{title}\n{section.content}"
+    )
+    return f'<section id="{_anchor(section.title)}">\n{content}\n</section>'
+
+
+def _fold(title: str, content: str) -> str:
+    return f"<details>\n<summary>{escape(title)}</summary>\n{content}\n</details>"
+
+
+def _verdict(
+    every: pd.DataFrame, at_a_glance: Chapter, in_full: Chapter, pictures: str | Path
+) -> str:
+    """The paper's claim and the small table; what they rest on is folded."""
+    folded = [
+        _fold("How to read this", f"<p>{escape(at_a_glance.text)}</p>"),
+        _fold(in_full.title, html(in_full)),
+        _fold("The verdict as a figure", _gallery(["verdict.png"], pictures)),
+    ]
+    table = html(replace(at_a_glance, text=""))
+    return "\n".join([f'<p class="verdict">{escape(claim(every))}</p>', table, *folded])
+
+
+def _tables_first(chapter: Chapter, tables: int | None = None) -> str:
+    """A chapter's first tables, or all; how to read them and the others are folded."""
+    first = replace(chapter, text="", tables=chapter.tables[:tables])
+    others = replace(chapter, text="", tables=chapter.tables[len(first.tables) :])
+    folded = [_fold("How to read this", f"<p>{escape(chapter.text)}</p>")]
+    if others.tables:
+        folded.append(_fold(f"{len(others.tables)} more tables", html(others)))
+    return "\n".join([html(first), *folded])
+
+
+def _latest_run(results: list[dict[str, Any]], pictures: str | Path) -> str:
+    return f"<p>{escape(_about_run(results))}</p>\n{_gallery(figures.OF_RUN, pictures)}"
 
 
 def _resource(name: str) -> str:
@@ -151,12 +198,6 @@ def _gallery(names: Iterable[str], folder: str | Path) -> str:
     return "\n".join(['<div class="pictures">', *parts, "</div>"])
 
 
-def _verdict(ledger: pd.DataFrame, best: Chapter) -> str:
-    """The paper's claim and the table; how to read it comes after them."""
-    table = html(replace(best, text=""))
-    return f'<p class="verdict">{escape(claim(ledger))}</p>\n{table}\n<p>{escape(best.text)}</p>\n'
-
-
 def _task_of(results: list[dict[str, Any]], every: pd.DataFrame, apart: pd.DataFrame) -> str:
     """The heading of the task that this workspace ran, as `apart_by_origin` names its model."""
     if not results:
@@ -174,7 +215,7 @@ def _section(result: dict[str, Any]) -> tuple:
 
 
 def _about_run(results: list[dict[str, Any]]) -> str:
-    """What this workspace ran, and when EarlyBird drew its ticket if it is part of it."""
+    """What this workspace ran, and when EarlyBird took its mask, if it ran."""
     sparsity = max(result["target_sparsity"] for result in results)
     text = (
         f"{heading(_section(results[0]))}, {percent(sparsity)} sparse, seed {results[0]['seed']}."
@@ -182,7 +223,7 @@ def _about_run(results: list[dict[str, Any]]) -> str:
     for result in results:
         if drawn := result.get("drawn"):
             text += (
-                f" {label(result['method'])} drew its ticket after {drawn['epoch']:g} "
+                f" {label(result['method'])} took its mask after {drawn['epoch']:g} "
                 f"epochs (step {drawn['step']}, mask distance {drawn['distance']:.3g}"
                 f"{'' if drawn['settled'] else ', not settled'})."
             )

@@ -14,7 +14,7 @@ import pandas as pd
 from instant_soup.files import read_yaml
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.marks import against_lth
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     CELL,
     UNPRUNED,
@@ -29,17 +29,16 @@ from instant_soup.reports.results import (
     rows_of,
     spread_words,
     summary,
-    write_texts,
 )
 
 PAPER = "paper"  # the preset that has the paper's settings
 COLUMNS_PER_TABLE = 3  # of the paper's, each with ours and the paper's number
 
 TEXT = (
-    "Comparable with the paper is only the same model, data, preset, metric and sparsity: those "
-    "numbers of ours stand here, all others under Results. Paper: as printed, in percent, means of "
-    "three runs; the spread where it is given. ▲, ▼ and bold are about ours, as there. –: not "
-    "measured here, or not in the paper."
+    "A number of ours compares with the paper's only if model, data, preset, metric and sparsity "
+    "are the same. Those numbers stand here, all others under Results. Paper: as printed, in "
+    "percent, means of three runs, with the spread where the paper gives it. ▲, ▼ and bold are "
+    "about our numbers. –: not measured here, or not in the paper."
 )
 
 
@@ -48,21 +47,15 @@ def read_paper() -> dict[str, dict[str, Any]]:
     return read_yaml(Path(__file__).with_name("paper.yaml"))
 
 
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write table2 and table3 as .md, .tex and .csv (long form, full precision); their paths."""
-    texts = {}
-    for name, table in read_paper().items():
-        numbers = comparison(table, ledger)
-        texts[f"{name}.md"] = markdown([chapter(name, table, numbers)])
-        texts[f"{name}.tex"] = tex([chapter(name, table, numbers)])
-        texts[f"{name}.csv"] = long_form(name, numbers).to_csv(index=False, lineterminator="\n")
-    return write_texts(folder, texts)
-
-
-def chapters_of(ledger: pd.DataFrame) -> list[Chapter]:
-    """The chapters of both tables, for the page."""
+def chapters(ledger: pd.DataFrame) -> dict[str, list[Chapter]]:
+    """Both tables beside ours: the name of their files → chapter."""
     tables = read_paper().items()
-    return [chapter(name, table, comparison(table, ledger)) for name, table in tables]
+    return {name: [chapter(name, table, comparison(table, ledger))] for name, table in tables}
+
+
+def numbers(name: str, ledger: pd.DataFrame) -> pd.DataFrame:
+    """One of the tables as `long_form`."""
+    return long_form(name, comparison(read_paper()[name], ledger))
 
 
 # Numbers

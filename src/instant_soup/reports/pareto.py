@@ -25,12 +25,12 @@ from instant_soup.training.metrics import merit
 
 NAME = "pareto.png"
 CAPTION = (
-    "Test metric over total training FLOPs, search included, in fine-tunings of the dense network: "
-    "means over seeds of every row, one panel for each task and sparsity with six sparse rows or "
-    "more. Rows of about equal cost stand side by side between grey lines. Hollow: trained for "
-    "longer or shorter than the task's own setting. Line: the Pareto front of the sparse rows, "
-    "which are named; dashed: the dense network in the own setting. What is far below leaves the "
-    "panel."
+    "What more fine-tunings buy: the test metric over all training FLOPs, search included, in "
+    "dense fine-tunings. There is one panel for each task and sparsity with six sparse rows or "
+    "more. Points are means over seeds. Rows of about equal cost stand side by side between grey "
+    "lines. Hollow points were trained for longer or shorter than the task's own setting. The "
+    "line is the Pareto front of the sparse rows, which have their names; the dashed line is the "
+    "dense network. Rows far below the others are outside the panel."
 )
 FEWEST = 6  # sparse rows of a panel
 ALIKE = 1.12  # ratio of costs up to which points form one group

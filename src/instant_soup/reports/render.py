@@ -111,15 +111,20 @@ def markdown(chapters: list[Chapter]) -> str:
         tables = shown(chapter)
         parts += ["" if tables else NOTHING]
         for table in tables:
-            header = [f"{group}: {name}" if group else name for group, name in table.columns]
-            lines = [list(map(in_markdown, [table.corner, *header]))]
-            lines += [["---", *["---:"] * len(header)]]
-            lines += [[in_markdown(name), *map(_markdown_cell, own)] for name, own in table.rows]
-            rows = "\n".join(f"| {' | '.join(line)} |" for line in lines) if table.rows else ""
+            rows = markdown_table(table) if table.rows else ""
             unpruned = "\n".join(f"* {_unpruned_line(table, *row)}" for row in table.unpruned)
             heading = f"## {in_markdown(table.heading)}"
             parts += [heading, unpruned, rows, in_markdown(table.caption)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """The table's rows alone, in Markdown."""
+    header = [f"{group}: {name}" if group else name for group, name in table.columns]
+    lines = [list(map(in_markdown, [table.corner, *header]))]
+    lines += [["---", *["---:"] * len(header)]]
+    lines += [[in_markdown(name), *map(_markdown_cell, own)] for name, own in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _unpruned_line(table: Table, name: str, cells: list[Cell]) -> str:

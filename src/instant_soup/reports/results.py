@@ -288,17 +288,17 @@ def spread_words(cells: pd.DataFrame) -> str:
     count = one_count(cells)
     counts = f" (n = {count})" if count is not None else ""
     trained = cells[cells["method"] != ZERO_SHOT]
-    single = " Single runs (n = 1) carry no error bar." if (trained["n"] == 1).any() else ""
+    single = " Single runs (n = 1) have no deviation." if (trained["n"] == 1).any() else ""
     return f"mean ± sample standard deviation over seeds{counts}.{single}"
 
 
 APART = {  # what sets rows apart, and what to say of those that have it
     "training.teacher=": (
-        f" Every row but {METHOD_NAMES[registry.DENSE]} learnt from that row's network, whose "
-        "fine-tuning is in their cost."
+        f" All rows except {METHOD_NAMES[registry.DENSE]} learnt from the network of that row. Its "
+        "fine-tuning is part of their cost."
     ),
     "training.retrain=": (
-        " Of every row but dense ones only what the heading says was trained after the last mask."
+        " After the last mask, all rows except dense ones trained only what the heading names."
     ),
 }
 
@@ -337,8 +337,8 @@ def unsettled_words(runs: pd.DataFrame) -> str:
         ]
         if listed:
             words.append(
-                f" {label(method, variant)}'s masks never settled {', '.join(listed)}: there the "
-                "last of the budget was drawn."
+                f" The masks of {label(method, variant)} did not settle {', '.join(listed)}: there "
+                "the last one within the budget was taken."
             )
     return "".join(words)
 

@@ -16,7 +16,7 @@ COVERAGE = 95.0  # of intervals, in percent
 
 
 def bootstrap_interval(differences: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Ends of the bootstrap interval of a mean of task means: tasks drawn, then their seeds.
+    """Ends of the bootstrap interval of a mean of task means: resamples tasks, then their seeds.
 
     `differences`: an array over seeds for each task, in a fixed order. Percentiles of RESAMPLES
     hierarchical resamples (Davison & Hinkley 1997, §3.8), the same for the same numbers. NaN for

@@ -8,7 +8,6 @@ network that came out as NaN counts as 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import pandas as pd
 
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.render import MISSING, Cell, Chapter, Table, markdown, tex
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     PERCENT,
     UNPRUNED,
@@ -28,7 +27,6 @@ from instant_soup.reports.results import (
     ranks_nothing,
     row_order,
     shared_settings,
-    write_texts,
 )
 from instant_soup.reports.statistics import (
     SIGNIFICANT,
@@ -248,35 +246,38 @@ def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> p
 # Tables
 
 VERDICT_TEXT = (
-    "Over tasks and seeds together: at each sparsity, the best row that fits a budget. Points from "
-    "dense: test metric minus the dense network's of the same task and seed, the mean over tasks "
-    "of means over seeds; in brackets the 95 % bootstrap interval (tasks drawn, then their seeds). "
-    "Cost: training FLOPs in fine-tunings, search included; to one decimal it must fit the budget, "
-    "and a budget that admits no further row is left out. Only rows that were run on all of the "
-    "tasks compete. Beyond noise is a difference with p under 0.05 (two-sided t-test paired by "
-    "seed within tasks, Welch's, corrected for the number of rows by Holm's procedure: would other "
-    "seeds say so on these tasks?) and an interval that leaves zero out (would other tasks?). "
-    "Within noise: rows that differ from the best by less than that. Ahead on fewer tasks: rows "
-    "that were not run on all of them, but are above the best beyond noise where they were run. Of "
-    "two tasks an interval says little. Tasks on which the dense network is no better than "
-    "guessing are left out."
+    "At each sparsity this is the best row within a budget, over all tasks and seeds. Points from "
+    "dense: the row's test metric minus that of the dense network with the same task and seed. "
+    "Means over seeds come first, then the mean over tasks. In brackets is the 95 % bootstrap "
+    "interval, which resamples tasks and then their seeds. Cost: training FLOPs in dense fine- "
+    "tunings, search included. A row fits a budget if its cost does, to one decimal. A budget "
+    "that lets no further row in is left out. Only rows that were run on all of the tasks "
+    "compete. A difference is beyond noise if two things hold. Its p is under 0.05: this asks "
+    "whether other seeds would say the same on these tasks (two-sided Welch's t-test, paired by "
+    "seed within tasks, corrected for the number of rows by Holm's procedure). And its interval "
+    "leaves zero out: this asks whether other tasks would say the same. Within noise: rows whose "
+    "difference from the best is less than that. Ahead on fewer tasks: rows that were not run on "
+    "all tasks, but are above the best beyond noise where they were run. An interval over two "
+    "tasks says little. Tasks are left out if the dense network is no better than guessing."
 )
 AGAINST_TEXT = (
-    "Every row at every sparsity, and its difference from ISP+ and from ISP over the tasks and "
-    "seeds that both were run on, with 95 % bootstrap intervals. p: the verdict's, corrected for "
-    "all rows of that sparsity. ▲ and ▼: above and below, beyond noise. Over all sparsities: of "
-    "each task and seed the mean over the sparsities that both have; points from dense are there "
-    "of the sparsities that a row was run at, so only differences compare."
+    "Each row's distance from the dense network, and its difference from ISP+ and from ISP. A "
+    "difference is over the tasks and seeds that both rows have, with its 95 % bootstrap "
+    "interval. p is the verdict's, corrected for all rows of that sparsity. ▲ and ▼: above and "
+    "below, beyond noise. In the table over all sparsities, each task and seed counts once, with "
+    "its mean over the sparsities that both rows have. There the points from dense depend on "
+    "which sparsities a row was run at, so compare the differences."
 )
 RANKS_TEXT = (
-    "Mean ranks (1 is best) over columns, each a task at a sparsity, means over seeds; only rows "
-    "that were run on all of these columns. p: Nemenyi's test against the row with the best rank, "
-    "which corrects for all pairs. Sparsities of one task are not independent, so it is a guide."
+    "Mean ranks over columns; 1 is best. A column is a task at a sparsity, with means over seeds. "
+    "Only rows that were run on all of these columns are ranked. p: Nemenyi's test against the "
+    "row with the best rank, which corrects for all pairs. The sparsities of one task are not "
+    "independent, so take p as a guide."
 )
 
 
 def chapters(ledger: pd.DataFrame) -> list[Chapter]:
-    """The verdict, the differences behind it, and the ranks."""
+    """The verdict in full, the differences behind it, and the ranks."""
     runs = comparable(ledger)
     best = [_verdict_table(*one) for one in best_rows(runs).groupby("preset")]
     compared = [
@@ -284,24 +285,16 @@ def chapters(ledger: pd.DataFrame) -> list[Chapter]:
     ]
     ranked = [_ranks_table(*one) for one in rank_tables(runs)]
     return [
-        Chapter("The verdict", VERDICT_TEXT, best),
+        Chapter("The verdict in full", VERDICT_TEXT, best),
         Chapter("Every row against ISP+ and ISP", AGAINST_TEXT, compared),
         Chapter("Ranks", RANKS_TEXT, ranked),
     ]
 
 
-def write_tables(folder: str | Path, ledger: pd.DataFrame) -> list[Path]:
-    """Write verdict.md, verdict.tex and verdict.csv (full precision); their paths."""
-    found = chapters(ledger)
-    numbers = verdict(ledger)
-    for column in ("within", "ahead"):
-        numbers[column] = numbers[column].map(" ".join)
-    texts = {
-        "verdict.md": markdown(found),
-        "verdict.tex": tex(found),
-        "verdict.csv": numbers.to_csv(index=False, lineterminator="\n"),
-    }
-    return write_texts(folder, texts)
+def numbers(ledger: pd.DataFrame) -> pd.DataFrame:
+    """`verdict` with rows' names as text, for a CSV file."""
+    lines = verdict(ledger)
+    return lines.assign(**{name: lines[name].map(" ".join) for name in ("within", "ahead")})
 
 
 def short(method: str) -> str:
@@ -316,9 +309,10 @@ def budget_words(budget: float) -> str:
     return f"≤ {budget:g} fine-tuning{'' if budget == 1 else 's'}"
 
 
-def with_interval(mean: float, low: float, high: float) -> str:
+def with_interval(mean: float, low: float, high: float, digits: int = 2) -> str:
     """A mean in points with its interval, "+1.20 [+0.40, +2.00]"."""
-    ends = [f"{round(value, 2) + 0.0:+.2f}".replace("-", "−") for value in (mean, low, high)]
+    rounded = [round(value, digits) + 0.0 for value in (mean, low, high)]
+    ends = [f"{value:+.{digits}f}".replace("-", "−") for value in rounded]
     return ends[0] if np.isnan(low) else f"{ends[0]} [{ends[1]}, {ends[2]}]"
 
 

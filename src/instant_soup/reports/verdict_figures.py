@@ -24,13 +24,13 @@ from instant_soup.reports.verdict import (
 )
 
 CAPTIONS = {
-    "verdict.png": "Points from the dense network at each sparsity, means over tasks and seeds: "
-    "of the best row that fits a budget (fine-tunings, search included), large and with its 95 % "
-    "bootstrap interval, and of its competitors, small. Each sparsity has its own tasks. What is "
-    "far below leaves the panel.",
-    "critical_difference.png": "Mean ranks over columns (a task at a sparsity), of the rows that "
-    "were run on all of them. Bars join rows that Nemenyi's test does not tell apart; a bar's "
-    "length is at most the critical difference, drawn at the top.",
+    "verdict.png": "How close the best row comes to the dense network at each sparsity, one panel "
+    "for each budget (fine-tunings, search included). The best row is large, with its 95 % "
+    "bootstrap interval; its competitors are small. Points are means over tasks and seeds. Each "
+    "sparsity has its own tasks. Rows far below the others are outside the panel.",
+    "critical_difference.png": "Which rows differ by rank. A row further left is better: its mean "
+    "rank is over columns (a task at a sparsity), for the rows that were run on all of them. Bars "
+    "join rows that Nemenyi's test does not tell apart. The critical difference is at the top.",
 }
 
 

@@ -274,7 +274,7 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
         mask = unpacked(bits, stored)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged mask ({error})") from None
-    # Files of before have no digest, but all say how many weights they prune.
+    # Files of version 0.1.0 have no digest, but all say how many weights they prune.
     kept, total = count(mask)
     said = _parsed(path, header, "description").get("sparsity")
     if isinstance(said, int | float) and round(said * total) != total - kept:

@@ -1,0 +1,56 @@
+"""The verdict at a glance: the best row of each sparsity and budget, in one small table."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+
+from instant_soup.reports.render import MISSING, Cell, Chapter, Table
+from instant_soup.reports.results import percent
+from instant_soup.reports.verdict import budget_words, short, verdict, with_interval
+
+FEWEST = 4  # rows that compete at a sparsity: fewer give no choice
+BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
+TEXT = (
+    "The best row at each sparsity within a budget, and its distance from the dense network in "
+    "points, with the 95 % interval. The budget counts the training FLOPs of a row, search "
+    "included, in dense fine-tunings. Bold rows are ahead of all others beyond noise. Where others "
+    "are within noise of the best row, the cell names them. Each sparsity has its own tasks, so "
+    "distances compare along a line and not down a column."
+)
+
+
+def chapter(ledger: pd.DataFrame) -> Chapter:
+    """A table for each preset."""
+    tables = [glance(preset, lines) for preset, lines in verdict(ledger).groupby("preset")]
+    return Chapter("The verdict", TEXT, tables)
+
+
+def glance(preset: str, lines: pd.DataFrame, rivals: bool = True) -> Table:
+    """Sparsities by budgets.
+
+    Args:
+        preset: For the heading.
+        lines: The preset's of `verdict`.
+        rivals: Whether cells name the rows that are as good as the best.
+    """
+    rows = []
+    for sparsity, own in lines.groupby("sparsity"):
+        if own["rows"].max() >= FEWEST:
+            by_budget = {line["budget"]: line for line in own.to_dict("records")}
+            cells = [_cell(by_budget.get(budget), rivals) for budget in BUDGETS]
+            rows.append((percent(float(sparsity)), [*cells, Cell(str(own["tasks"].iloc[0]))]))
+    columns = [("", budget_words(budget)) for budget in BUDGETS]
+    return Table(f"Preset {preset}", [*columns, ("", "tasks")], rows, "", corner="sparsity")
+
+
+def _cell(line: dict[Hashable, Any] | None, rivals: bool) -> Cell:
+    """The best row with its distance, and what is as good; bold where nothing is."""
+    if line is None:
+        return Cell(MISSING)
+    points = with_interval(line["distance"], line["low"], line["high"], digits=1)
+    text = f"{short(line['method'])} {points}"
+    for words, names in (("within noise", "within"), ("ahead on fewer tasks", "ahead")):
+        if rivals and line[names]:
+            text += f"; {words}: {', '.join(map(short, line[names]))}"
+    return Cell(text, bold=not line["within"] and not line["ahead"])
