@@ -104,7 +104,7 @@ def test_schedules_stand_beside_the_presets_own(tmp_path):
     found = tables_of(tmp_path, *of_seeds("isp", *NEAR), *of_seeds("isp", *FAR, variant=both))
     table = found["Schedules"]
     assert cells_of(table, "the preset's") == ["81.00 ± 1.00 (n = 3)", "1.00"]
-    name = f"{both}: the same length, and as many steps in all"
+    name = f"{both}: the same time each round, and as many steps in all"
     assert cells_of(table, name) == ["61.33 ± 1.53 (n = 3) ▼", "1.00"]
 
 

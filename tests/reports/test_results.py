@@ -61,7 +61,7 @@ def test_missing_cells_dense_row_and_order(tmp_path):
     assert cells_of(table, "ISP") == ["83.00 (n = 1)", "**81.00 (n = 1)**"]
     rows = re.findall(r"^\| (\w[^|]*) \| [^-]", table, flags=re.M)[1:]
     assert rows == ["One-shot magnitude", "ISP", "my_method"]  # variants are ablations
-    assert "Single runs (n = 1) carry no error bar" in table
+    assert "Single runs (n = 1) have no deviation" in table
 
 
 def test_bold_is_the_best_sparse_method_with_a_competitor(tmp_path):
@@ -275,7 +275,9 @@ def test_rows_with_a_teacher_are_in_tables_of_their_own(tmp_path):
         assert [name for name, _ in [*plain.unpruned, *plain.rows]] == names
         assert "teacher" not in plain.heading and "learnt" not in plain.caption
         assert of_teacher.heading == f"{plain.heading} · training.teacher=dense"
-        assert "Every row but Full (dense) learnt from that row's network" in of_teacher.caption
+        assert (
+            "All rows except Full (dense) learnt from the network of that row" in of_teacher.caption
+        )
         assert [name for name, _ in [*of_teacher.unpruned, *of_teacher.rows]] == names
     (changed,) = ablations.chapter(runs).tables
     assert changed.heading == f"Other changed settings: {of_teacher.heading}"
@@ -302,11 +304,11 @@ def test_rows_retrained_in_part_are_in_tables_of_their_own(tmp_path):
     (chapter,) = accuracy_tables.chapters(runs)
     whole, part, both = chapter.tables
     assert [name for name, _ in [*whole.unpruned, *whole.rows]] == ["Full (dense)", "ISP"]
-    assert "after the last mask" not in whole.caption and "after the last mask" in part.caption
+    assert "After the last mask" not in whole.caption and "after the last mask" in part.caption
     assert part.heading == f"{whole.heading} · training.retrain=mask_lora"
     assert [name for name, _ in [*part.unpruned, *part.rows]] == ["Full (dense)", "ISP"]
     (changed,) = ablations.chapter(runs).tables
     assert changed.heading == f"Other changed settings: {part.heading}"
     assert [name for name, _ in changed.rows] == ["ISP", "ISP (training.lora_rank=4)"]
     assert both.heading.endswith("training.teacher=dense training.retrain=mask_lora")
-    assert "learnt from" in both.caption and "after the last mask" in both.caption
+    assert "learnt from" in both.caption and "After the last mask" in both.caption
