@@ -304,7 +304,7 @@ def test_rows_retrained_in_part_are_in_tables_of_their_own(tmp_path):
     (chapter,) = accuracy_tables.chapters(runs)
     whole, part, both = chapter.tables
     assert [name for name, _ in [*whole.unpruned, *whole.rows]] == ["Full (dense)", "ISP"]
-    assert "After the last mask" not in whole.caption and "after the last mask" in part.caption
+    assert "After the last mask" not in whole.caption and "After the last mask" in part.caption
     assert part.heading == f"{whole.heading} · training.retrain=mask_lora"
     assert [name for name, _ in [*part.unpruned, *part.rows]] == ["Full (dense)", "ISP"]
     (changed,) = ablations.chapter(runs).tables
