@@ -49,8 +49,8 @@ def write_reports(results: list[dict]) -> list[Path]:
     runs = ledger.apart_by_origin(every)
     for model in sorted(set(runs["model"]) - set(every["model"])):
         print(
-            f"{ledger_csv}: {model} does not compare with the other rows of that model: "
-            "its tables stand apart"
+            f"{ledger_csv}: {model} does not compare with the other rows of that model, "
+            "so it has tables of its own"
         )
     chapters = tables.all_chapters(every)
     written = tables.write_tables(REPORTS / "tables", every, chapters)

@@ -96,7 +96,7 @@ def test_tex_escapes_what_latex_would_read_as_commands():
     )
     assert r"\textbf{1.00 $\pm$ 0.10}$^{\uparrow}$" in text
     assert r"Title \& more" in text and "Of cars \\& digits." in text
-    for line in text.replace("% Wants", "").splitlines():
+    for line in text.replace("% Needs", "").splitlines():
         assert not re.search(r"(?<!\\)[%#]", line), line
 
 

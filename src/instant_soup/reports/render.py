@@ -181,7 +181,7 @@ def in_markdown(text: str) -> str:
 
 def tex(chapters: list[Chapter]) -> str:
     r"""LaTeX to \input, a floating table for each table; it needs \usepackage{booktabs}."""
-    parts = ["% Wants \\usepackage{booktabs}."]
+    parts = ["% Needs \\usepackage{booktabs}."]
     for chapter in chapters:
         tables = shown(chapter)
         text = chapter.text if tables else f"{chapter.text} {NOTHING}"
