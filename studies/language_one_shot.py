@@ -35,11 +35,11 @@ OURS = "llama-snippets"
 PLACE = ["model", "weights", "texts"]
 COLUMNS = [*PLACE, "method", "pattern", "sparsity", "perplexity"]
 NAMES = {
+    "magnitude-rows": "Magnitude, each row",
     "magnitude": "Magnitude, each matrix",
     "magnitude-global": "Magnitude, all matrices",
     "wanda": "Wanda, each row",
     "sparsegpt": "SparseGPT, each block of 128 columns",
-    "magnitude-rows": "Magnitude, each row",
     "fisher": "Fisher, all matrices",
     "fisher-rows": "Fisher, each row",
 }
@@ -105,9 +105,10 @@ def chapter(rows: pd.DataFrame) -> Chapter:
         own = own.assign(at=[*map(column_of, own["pattern"], own["sparsity"])])
         wide = own.pivot(index="method", columns="at", values="perplexity")
         wide = wide.loc[[m for m in NAMES if m in wide.index], list(dict.fromkeys(own["at"]))]
+        best = {at: lowest(wide[at]) for at in wide}
         lines = [
-            (NAMES[method], [Cell(written(v), bold=v == wide[at].min()) for at, v in line.items()])
-            for method, line in wide.iterrows()
+            (NAMES[method], [Cell(text, bold=text in best[at]) for at, text in line.items()])
+            for method, line in wide.map(written).iterrows()
         ]
         columns = [("", at) for at in wide.columns]
         tables.append(Table(f"{model} ({weights}) · {texts}", columns, lines, ""))
@@ -117,6 +118,11 @@ def chapter(rows: pd.DataFrame) -> Chapter:
 def column_of(pattern: str, sparsity: float) -> str:
     """What a column is called: a pattern, or a sparsity without the rounding of whole weights."""
     return pattern or percent(round(sparsity, 3))
+
+
+def lowest(column: pd.Series) -> set[str]:
+    """The lowest perplexity of a column as written; none where all are equal."""
+    return {written(column.min())} if written(column.min()) != written(column.max()) else set()
 
 
 def written(perplexity: float) -> str:
