@@ -224,7 +224,7 @@ def test_a_language_model_is_measured_once_and_the_lowest_perplexity_is_bold(
     page = (tmp_path / "rows.md").read_text()
     assert "| method | 50 % | 2:4 |" in page
     assert "| Wanda, each row | **20.0** | 1,234 |" in page
-    assert "| Magnitude, each matrix | 31.0 | 1,234 |" in page
+    assert "| Magnitude, each row | 31.0 | 1,234 |" in page
     monkeypatch.setattr(sys, "argv", ["x", "--model", str(tmp_path / "none")])
     with pytest.raises(UserError, match="is not there"):
         language_one_shot.main()

@@ -24,9 +24,11 @@ def test_the_lowest_perplexity_is_the_best(tmp_path) -> None:
     assert cells_of(table, "ISP") == ["**25.50 ± 0.50**"]
     assert cells_of(table, "One-shot magnitude") == ["30.67 ± 0.76"]
     assert "Test perplexity, mean" in table and "no row is called best" not in table
+    assert " Lower is better. Model" in table
     assert not len(verdict.comparable(ledger_of(tmp_path, *runs)))  # which is in points
     against = markdown([head_to_head.chapter(ledger_of(tmp_path, *runs))])
     assert cells_of(against, "One-shot magnitude")[0] == "-5.17 ± 0.29 (n = 3) ▲"
+    assert "Test perplexity, as differences. Lower is better." in against
     assert cells_of(against, "Full (dense)")[0].endswith("(n = 3) ▼")
 
 

@@ -17,6 +17,7 @@ from instant_soup.reports.results import (
     by_section,
     column_of,
     common_variant,
+    direction,
     drawn_in,
     heading,
     in_units,
@@ -70,9 +71,9 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table:
         for name in ("precision", "base", "processor")
     )
     caption = (
-        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)} "
-        f"Model {model} (weights {bases}), data {dataset}, preset {preset}, precision {precision}, "
-        f"processor {processors}."
+        f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)}"
+        f"{direction(metric)} Model {model} (weights {bases}), data {dataset}, preset {preset}, "
+        f"precision {precision}, processor {processors}."
         f"{unsettled_words(drawn_in(ledger, section, variant))}{apart_words(block)}"
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities] or [

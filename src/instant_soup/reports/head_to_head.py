@@ -18,6 +18,7 @@ from instant_soup.reports.results import (
     UNRANKED,
     ZERO_SHOT,
     by_section,
+    direction,
     heading,
     label,
     number,
@@ -71,7 +72,8 @@ def _table(section: tuple, runs: pd.DataFrame) -> Table | None:
             theirs = by_row.get((method, 0.0 if method in UNPRUNED else sparsity), {})
             cells += _compare(by_row["isp", sparsity], theirs, section[3], ranked)
         rows.append((label(method), cells))
-    caption = f"Test {section[3]}{unit(section[3])}, as differences.{'' if ranked else UNRANKED}"
+    caption = f"Test {section[3]}{unit(section[3])}, as differences.{direction(section[3])}"
+    caption += "" if ranked else UNRANKED
     title = heading(section, section[4])
     return Table(title, columns, rows, caption, task=heading(section))
 

@@ -43,10 +43,15 @@ def unit(metric: str) -> str:
     return " (%)" if metric in PERCENT else ""
 
 
+def direction(metric: str) -> str:
+    """What a caption says of a metric that is better the lower it is."""
+    return " Lower is better." if metric in LOWER_IS_BETTER else ""
+
+
 def on_test(metric: str) -> str:
     """What an axis shows: "test accuracy (%)", "test perplexity, lower is better"."""
-    direction = ", lower is better" if metric in LOWER_IS_BETTER else ""
-    return f"test {metric}{unit(metric)}{direction}"
+    lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
+    return f"test {metric}{unit(metric)}{lower}"
 
 
 def label(method: str, variant: str = "") -> str:
