@@ -221,6 +221,15 @@ def test_tables_sort_by_keyboard(browser):
         assert table.locator(f"th[aria-sort={direction}]").count() == 1
 
 
+def test_a_link_opens_what_is_folded(browser):
+    table = browser.locator("#cost [data-task]:not([hidden]) table").first
+    assert not table.is_visible()
+    browser.locator('nav a[href="#cost"]').press("Enter")
+    assert table.is_visible()
+    browser.locator("#cost > details > summary").press("Enter")
+    assert not table.is_visible()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
 def test_page_can_be_read_by_all_and_asks_for_nothing(browser, width, scheme):
     """No error of axe, nothing wider than the window, no request, no complaint."""
