@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from helpers import SPARSITIES, BareRun, Toy, batches_of, image_run_of, same, text_run_of
+from instant_soup.errors import UserError
 from instant_soup.methods.registry import method_named
 from instant_soup.sparsity import masks
 from instant_soup.training import gradients
@@ -161,6 +162,15 @@ def test_of_grasps_two_signs_the_absolute_one_keeps_what_matters_most(toy: Toy) 
     largest = int(score.argmax())
     assert not flat(mask_of("grasp", run, 0.1))[largest]
     assert flat(mask_of("grasp_absolute", run, 0.5))[largest]
+
+
+def test_second_derivatives_that_do_not_fit_are_refused(toy: Toy, monkeypatch: Any) -> None:
+    run = run_of(toy, batches_of(4, 3))
+    free = [10**9, 1000]
+    monkeypatch.setattr(gradients, "free_memory", lambda where: free.pop(0))
+    hessian_product(run, gradient(run))
+    with pytest.raises(UserError, match=r"take about [\d,]+ bytes, more than the 1,000 that are"):
+        hessian_product(run, gradient(run))
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])

@@ -92,10 +92,11 @@ def test_many_scores_in_shards_are_ranked_as_the_whole_is() -> None:
         assert torch.equal(torch.cat(parts), wanted) and int(wanted.sum()) == k
 
 
-def test_scores_are_read_from_a_file_piece_by_piece() -> None:
+def test_scores_are_read_from_a_file_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model's that does not fit into memory: no more than a piece is ever read at once."""
     weights = torch.randn(700, 500, generator=torch.Generator().manual_seed(0))
     largest = 0
+    monkeypatch.setattr(ranking, "PIECE", 1000)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "w.npy", weights.numpy())
         stored = np.load(Path(folder) / "w.npy", mmap_mode="r").reshape(-1)

@@ -24,8 +24,8 @@ NAN = (
     "does not diverge (a smaller learning rate)"
 )
 SAMPLE = 2**17  # scores that a threshold is estimated from
-PIECE = 2**17  # scores that are looked at together; on a GPU, which should not wait for each, more
-ON_GPU = 2**9  # times as many
+PIECE = 2**20  # scores that are looked at together; on a GPU, which should not wait for each, more
+ON_GPU = 2**6  # times as many
 
 
 class Pieces(NamedTuple):
