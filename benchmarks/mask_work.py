@@ -27,7 +27,7 @@ from instant_soup.sparsity import mask_soup, masks, scores
 
 SPARSITY, DENOISERS = 0.7, 4
 LOOK_AHEAD = 10  # steps of a denoiser, as in the quick preset; the paper's 100 make the share less
-NETWORKS = {"86 M": (12, 768), "1 B": (20, 2048)}  # layers, width
+NETWORKS = {"86 M": (12, 768), "252 M": (5, 2048), "1 B": (20, 2048)}  # layers, width
 SORTED = ("86 M",)  # the sorting version of a thousand million weights takes more than 24 GB
 
 
