@@ -72,7 +72,7 @@ pipeline tutorial: setup
 settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the settings' fields
 	python -m instant_soup.pipeline.params_text
 
-tables: $(INSTALLED)  ## tables, figures and reports/index.html again, from ledger and experiments
+tables: $(INSTALLED)  ## tables, figures, reports/index.html and numbers in README.md again, from ledger and experiments
 	python stages/tables.py
 
 # Of hundreds of columns those that differ, and of the scores METRIC alone. Cost is in cost.md.
