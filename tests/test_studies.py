@@ -8,13 +8,14 @@ from typing import Any
 
 import better_soups
 import denoiser_rates
+import language_masks
 import language_one_shot
 import pandas as pd
 import pytest
 import torch
 
 import pretraining
-from helpers import ROOT, make_project, run_isp, run_script
+from helpers import ROOT, make_project, run_isp, run_script, save_causal
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, read_yaml
 from instant_soup.pipeline.plan import Params, check
@@ -228,3 +229,27 @@ def test_a_language_model_is_measured_once_and_the_lowest_perplexity_is_bold(
     monkeypatch.setattr(sys, "argv", ["x", "--model", str(tmp_path / "none")])
     with pytest.raises(UserError, match="is not there"):
         language_one_shot.main()
+
+
+def test_masks_of_a_language_model_are_compared_pair_by_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, texts = save_causal(tmp_path / "llama", "llama"), tmp_path / "texts"
+    texts.mkdir()
+    words = "\n\n".join(f"the film is fine {i}" for i in range(200))
+    (texts / "a.txt").write_text(words)
+    monkeypatch.setattr(language_masks, "RESULTS", tmp_path / "language_masks.csv")
+    given = ["x", "--model", str(model), "--texts", f"local:{texts}"]
+    monkeypatch.setattr(sys, "argv", given)
+    language_masks.main()
+    language_masks.main()  # the same rows again
+    rows = pd.read_csv(tmp_path / "language_masks.csv", keep_default_na=False)
+    count = len(language_masks.METHODS)
+    assert len(rows) == 3 * count * (count - 1) // 2
+    assert rows["cosine"].between(0.2, 1).all()
+    pairs = rows[rows["pattern"] == "2:4"].set_index(["one", "other"])["cosine"]
+    # A group's largest are a row's, whatever else is ranked with them.
+    assert pairs["magnitude-global", "magnitude-rows"] == 1.0
+    assert pairs["fisher", "fisher-rows"] == 1.0
+    text = (tmp_path / "language_masks.md").read_text()
+    assert text.count("\n| wanda |") == 3 and "2:4" in text

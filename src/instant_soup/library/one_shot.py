@@ -5,6 +5,7 @@ criterion go block by block (block_by_block.py). Fisher scores need the gradient
 the whole network.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +200,41 @@ def _of_whole(
     found = []
     for method in methods:
         for sparsity, m in wanted:
-            if m is not None:
-                mask = largest_of_groups(worth, round((1 - sparsity) * m), m)
-            else:
-                mask = (best_of_rows if method == "fisher-rows" else scores.best)(worth, sparsity)
+            mask = best_by_fisher(worth, method, sparsity, m)
             masks.apply(mask, weights)
             value = metrics_of(*predict(network, test, "fp32"))["perplexity"]
             found.append(_row(method, sparsity, m, masks.sparsity(mask), value))
             for name, w in weights.items():
                 w.copy_(before[name])
     return found
+
+
+def masks_of(
+    folder: Path, dataset: str, methods: Sequence[str], sparsity: float, m: int | None = None
+) -> dict[str, Mask]:
+    """The masks of some of EVERY at one sparsity or N:M pattern, with the usual calibration text.
+
+    A byte for each weight and method.
+    """
+    network = causal.as_linear(causal.skeleton(folder))
+    calibration, test = _text(network, folder, dataset, None, None, CALIBRATION)
+    found: dict[str, Mask] = {method: {} for method in methods}
+    model, some = Model(folder), test.subset(torch.arange(1))  # whose perplexity nobody asks for
+    for method in [one for one in methods if one in METHODS]:
+        run_blocks(model, calibration, some, method, sparsity, m, mask=found[method])
+    if whole := [one for one in methods if one in WHOLE]:
+        network = causal.load_pretrained(folder)
+        weights = {name: w.detach() for name, w in prunable(network).items()}
+        worth = scores.fisher_scores(weights, mean_squared_gradient(network, calibration))
+        found |= {method: best_by_fisher(worth, method, sparsity, m) for method in whole}
+    return found
+
+
+def best_by_fisher(worth: Weights, method: str, sparsity: float, m: int | None) -> Mask:
+    """The mask of one of WHOLE at a sparsity or N:M pattern, by Fisher scores."""
+    if m is not None:
+        return largest_of_groups(worth, round((1 - sparsity) * m), m)
+    return (best_of_rows if method == "fisher-rows" else scores.best)(worth, sparsity)
 
 
 def best_of_rows(worth: Weights, sparsity: float) -> Mask:
