@@ -1,7 +1,8 @@
-"""Our engine and our stages against ISP written the usual way (reference_style.py).
+"""Our engine and our stages against ISP written the usual way, and against a Trainer.
 
-Same model, data, steps, batch size and sparsities (the quick preset of texts); about ten minutes
-on two cores.
+reference_style.py is code as research usually has it, trainer_style.py a `transformers.Trainer` at
+its best settings. Same model, data, steps, batch size and sparsities (the quick preset of texts);
+about a quarter of an hour on two cores.
 
     python benchmarks/against_reference.py
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import reference_style
+import trainer_style
 from common import ROOT, prepare, pruned_start, recipe_of, record, run, run_stage, step_times
 
 from instant_soup.files import read_json
@@ -73,6 +75,7 @@ def main() -> None:
         params = prepare(folder)
         kinds = {
             "reference style": lambda: reference_style.steps(folder, arguments.steps),
+            "transformers.Trainer": lambda: trainer_style.steps(folder, arguments.steps),
             "ours, fp32": lambda: our_step(params, "fp32", arguments.steps),
             "ours": lambda: our_step(params, "auto", arguments.steps),
         }
@@ -87,6 +90,9 @@ def main() -> None:
         ]
         kinds_of_isp = {
             "reference style": lambda: of_one_process(folder, "reference_style"),
+            "our callback in a transformers.Trainer": lambda: of_one_process(
+                folder, "trainer_style"
+            ),
             "ours, the stages": lambda: our_isp(folder, params),
             "ours, instant_soup.prune": lambda: of_one_process(folder, "one_process"),
         }
