@@ -28,7 +28,7 @@ ifneq ($(JOBS),)
 REPRO = $(if $(SETTINGS),dvc exp run $(SETTINGS) plan &&) python -m instant_soup.pipeline.jobs --jobs $(JOBS)
 endif
 
-.PHONY: help setup repro quick test smoke pipeline tutorial settings tables runs bench ui docs
+.PHONY: help setup repro quick test smoke pipeline tutorial settings tables numbers runs bench ui docs
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -72,8 +72,11 @@ pipeline tutorial: setup
 settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the settings' fields
 	python -m instant_soup.pipeline.params_text
 
-tables: $(INSTALLED)  ## tables, figures, reports/index.html and numbers in README.md again, from ledger and experiments
+tables: $(INSTALLED)  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
+
+numbers: $(INSTALLED)  ## the numbers in README.md and docs/findings.md again, from the ledger
+	python -m instant_soup.reports.parts
 
 # Of hundreds of columns those that differ, and of the scores METRIC alone. Cost is in cost.md.
 METRIC ?= accuracy

@@ -10,7 +10,7 @@ import pandas as pd
 from instant_soup.files import project_root, read_yaml, write_json
 from instant_soup.pipeline import tracking
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.reports import figures, ledger, page, pareto, parts, tables, verdict_figures
+from instant_soup.reports import figures, ledger, page, pareto, tables, verdict_figures
 from instant_soup.reports.results import row_order, terminal_table
 
 REPORTS = Path("reports")
@@ -25,7 +25,6 @@ def main() -> None:
         return terminal_table(results)
     if "DVC_STAGE" not in os.environ:  # `make tables`: nothing has run that MLflow could tell of
         write_reports(results)
-        parts.write(ledger.read_ledger(REPORTS / "results.csv"))
         return terminal_table(results)
 
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers import EXPORTED, make_project, run_row, run_script, save_causal
+from helpers import EXPORTED, ROOT, make_project, run_row, run_script, save_causal
 from instant_soup import cli
 from instant_soup.files import read_json, write_json
 from instant_soup.models import causal
@@ -78,6 +78,17 @@ def test_transformers_reads_the_same_network(exported) -> None:
     own = causal.as_linear(network).state_dict()
     assert all((own[name][~kept] == 0).all() for name, kept in mask.items())
     assert masks.count(masks.load(folder / "mask.safetensors")) == masks.count(mask)
+
+
+def test_the_snippet_of_the_docs_runs_as_it_stands(exported, tmp_path, monkeypatch, capsys) -> None:
+    _, _, folder = exported
+    (tmp_path / "models/exported").mkdir(parents=True)
+    (tmp_path / "models/exported/isp").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    blocks = (ROOT / "docs/export.md").read_text().split("```python\n")[1:]
+    (snippet,) = [block for block in blocks if "AutoModelForCausalLM" in block]
+    exec(snippet.split("```")[0], {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_what_lies_beside_the_weights_comes_along(exported) -> None:

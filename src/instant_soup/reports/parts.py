@@ -1,7 +1,7 @@
 """Numbers in README.md and the docs, rendered from the ledger: none of them can go stale.
 
-A part stands between the lines `<!-- ledger: NAME -->` and `<!-- end -->`. `make tables` renders
-all parts anew.
+A part stands between the lines `<!-- ledger: NAME -->` and `<!-- end -->`. `make numbers` renders
+all parts anew. `make tables` does not: a user's own runs must not change these files.
 """
 
 import re
@@ -15,7 +15,7 @@ from instant_soup.files import new_file
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.claim import claim
 from instant_soup.reports.glance import glance
-from instant_soup.reports.ledger import SECTION, apart_by_origin
+from instant_soup.reports.ledger import SECTION, apart_by_origin, read_ledger
 from instant_soup.reports.render import NOTHING, Cell, Table, markdown_table
 from instant_soup.reports.results import (
     CELL,
@@ -120,3 +120,7 @@ PARTS: dict[str, Callable[[pd.DataFrame], str]] = {
     "example": _example,
     "results": _results,
 }
+
+
+if __name__ == "__main__":
+    write(read_ledger(Path("reports/results.csv")))
