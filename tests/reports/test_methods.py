@@ -5,8 +5,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from helpers import ROOT, run_command
+from instant_soup.files import read_yaml
 from instant_soup.reports import methods
-from instant_soup.reports.ledger import COLUMNS, NUMBERS
+from instant_soup.reports.ledger import COLUMNS, NUMBERS, read_ledger
 from instant_soup.reports.tables import write_tables
 
 DEFAULTS = {
@@ -38,6 +40,15 @@ def test_validation_chooses_and_the_default_wins_ties():
         {"method": "lamp", "variant": "lamp.score=fisher", "validation": float("nan")},
     )
     assert methods.chosen(ledger) == {"gmp": "gmp.cycles=2", "rigl": "", "lamp": ""}
+
+
+def test_the_committed_comparison_has_what_the_committed_trials_chose(tmp_path):
+    trials = tmp_path / "results.csv"
+    trials.write_text(run_command(ROOT, "git", "show", "HEAD:reports/results.csv"))
+    chosen = " ".join(methods.chosen(read_ledger(trials)).values()).split()
+    settings = read_yaml(ROOT / "grids/methods.yaml")["settings"]
+    written = {f"{key}={str(value).lower()}" for key, value in settings.items()}
+    assert written == set(chosen)
 
 
 @pytest.fixture
