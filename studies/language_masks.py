@@ -8,23 +8,19 @@ Cosines of the masks of magnitude, Wanda, Fisher scores and SparseGPT at one spa
 patterns (paper, section 9). The page is reports/studies/language_masks.md.
 """
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from language_one_shot import OURS, folder_of
+from language_one_shot import asked
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from common import ROOT
 
-from instant_soup.errors import UserError
 from instant_soup.files import new_file
 from instant_soup.library import one_shot
-from instant_soup.models import base, causal
-from instant_soup.models.matrices import prunable
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports.render import Cell, Chapter, Table, markdown
 from instant_soup.sparsity import masks
@@ -42,19 +38,11 @@ TEXT = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default=OURS, help=f"folder or hub:ORG/NAME (default: {OURS})")
-    parser.add_argument("--texts", default="reviews-text", help="dataset (default: reviews-text)")
-    options = parser.parse_args()
-    folder = folder_of(options.model)
-    if not folder.is_dir():
-        raise UserError(f"--model: {folder} is not there; for {OURS}: make repro FAMILY=lm")
+    folder, place = asked(__doc__ or "")
     rows = pd.DataFrame(columns=COLUMNS)
     if RESULTS.exists():
         rows = pd.read_csv(RESULTS, dtype={"pattern": str, "weights": str}, keep_default_na=False)
-    weights = base.digest(prunable(causal.load_pretrained(folder)))  # as in the ledger
-    place = {"model": options.model, "weights": weights, "texts": options.texts}
-    found = pd.DataFrame([place | row for row in cosines(folder, options.texts)], columns=COLUMNS)
+    found = pd.DataFrame([place | row for row in cosines(folder, place["texts"])], columns=COLUMNS)
     rows = pd.concat([rows, found]) if len(rows) else found
     with new_file(RESULTS) as unfinished:
         rows = rows.drop_duplicates([*PLACE, "one", "other"], keep="last")

@@ -52,7 +52,18 @@ TEXT = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    folder, place = asked(__doc__ or "")
+    for method in NAMES:
+        known = read_rows()
+        own = known[(known[PLACE] == list(place.values())).all(axis=1)]
+        if method not in set(own["method"]):
+            add(known, place, measured(folder, place["texts"], method))
+    RESULTS.with_suffix(".md").write_text(markdown([chapter(read_rows())]))
+
+
+def asked(about: str) -> tuple[Path, dict[str, str]]:
+    """The folder of the model that the command line names, and PLACE of it and its texts."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--model", default=OURS, help=f"folder or hub:ORG/NAME (default: {OURS})")
     parser.add_argument("--texts", default="reviews-text", help="dataset (default: reviews-text)")
     options = parser.parse_args()
@@ -60,13 +71,7 @@ def main() -> None:
     if not folder.is_dir():
         raise UserError(f"--model: {folder} is not there; for {OURS}: make repro FAMILY=lm")
     weights = base.digest(prunable(causal.load_pretrained(folder)))  # as in the ledger
-    place = dict(zip(PLACE, (options.model, weights, options.texts), strict=True))
-    for method in NAMES:
-        known = read_rows()
-        own = known[(known[PLACE] == list(place.values())).all(axis=1)]
-        if method not in set(own["method"]):
-            add(known, place, measured(folder, options.texts, method))
-    RESULTS.with_suffix(".md").write_text(markdown([chapter(read_rows())]))
+    return folder, {"model": options.model, "weights": weights, "texts": options.texts}
 
 
 def folder_of(model: str) -> Path:
