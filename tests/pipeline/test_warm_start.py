@@ -207,6 +207,16 @@ def test_another_environment_or_job_has_another_server(monkeypatch: pytest.Monke
     assert warm_start.address() != here
 
 
+def test_what_a_program_calls_one_job_has_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm_start.JOB, "a grid")
+    here = warm_start.address()
+    monkeypatch.setattr(os, "getpgrp", lambda: 1)
+    monkeypatch.setattr(os, "getsid", lambda _: 1)
+    assert warm_start.address() == here
+    monkeypatch.setenv(warm_start.JOB, "another grid")
+    assert warm_start.address() != here
+
+
 # Who is served
 
 

@@ -6,6 +6,7 @@ share work come one after another, and nothing is left running. Copies and logs 
 """
 
 import fcntl
+import os
 import queue
 import re
 import shutil
@@ -40,6 +41,7 @@ from instant_soup.pipeline.processes import (
     slots_of,
     try_lock,
 )
+from instant_soup.pipeline.warm_start import JOB
 from instant_soup.reports.ledger import merge_ledger, read_results
 
 PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
@@ -156,7 +158,8 @@ class Runner:
         """
         # DVC_ROOT: where stages keep checkpoints, find relative paths and leave records for MLflow.
         # Its own caches go with the copy.
-        own = {"DVC_ROOT": str(self.root), "DVC_EXP_NAME": cell.name}
+        # All rows of a lane are one job, whose stages start warm (pipeline/warm_start.py).
+        own = {"DVC_ROOT": str(self.root), "DVC_EXP_NAME": cell.name, JOB: str(os.getpid())}
         own["DVC_SITE_CACHE_DIR"] = str(copy / ".dvc/tmp/site")
         if cards := self.cards.get(cell.lane):
             own["CUDA_VISIBLE_DEVICES"] = cards

@@ -7,8 +7,9 @@ first of them leaves a server behind, which imports the libraries (none of our o
 later stage the server forks. The fork runs the script with the arguments, environment, folder,
 input and outputs of the command; the command passes signals on, and ends as the script does.
 
-A server serves the commands of one terminal job only (of one `dvc repro`, say), in one environment,
-and ends when none has run for IDLE seconds. If none is ready, the script runs in the command's own
+A server serves the commands of one job only, in one environment, and ends when none has run for
+IDLE seconds. A job is that of a terminal (one `dvc repro`, say), or what a program that starts many
+commands names by INSTANT_SOUP_JOB. If no server is ready, the script runs in the command's own
 process. So it does on anything but Linux, and beside a GPU, whose runs are long and whose driver
 does not survive a fork. INSTANT_SOUP_WARM_START=0 turns the server off everywhere.
 
@@ -42,6 +43,7 @@ from typing import IO, Any, NoReturn
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # CUDA, ROCm, either in WSL
 SETTING, OFF = "INSTANT_SOUP_WARM_START", ("0", "no", "off", "false")
+JOB = "INSTANT_SOUP_JOB"  # any text: commands with the same one are of one job
 IDLE = 20  # seconds without a command, after which a server ends
 SILENCE = 10.0  # seconds that either side waits for the other's next word
 # Variables that differ from stage to stage, and that no library reads when it is imported.
@@ -92,7 +94,7 @@ def address() -> str:
         for name, value in os.environ.items()
         if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
     }
-    job = [os.getpgrp(), os.getsid(0)]
+    job = os.environ.get(JOB) or [os.getpgrp(), os.getsid(0)]
     shared = json.dumps([sys.executable, sorted(own.items()), job, standing(os.getpid())])
     digest = hashlib.sha256(shared.encode()).hexdigest()[:24]
     return f"{tempfile.gettempdir()}/instant-soup-{os.getuid()}-{digest}"
