@@ -75,7 +75,7 @@ settings: setup  ## render params.yaml (its values stay) and docs/settings.md fr
 tables: $(INSTALLED)  ## tables, figures and reports/index.html again, from ledger and experiments
 	python stages/tables.py
 
-numbers: $(INSTALLED)  ## the numbers in README.md and docs/findings.md again, from the ledger
+numbers: $(INSTALLED)  ## the numbers in README.md and docs again, from the ledger
 	python -m instant_soup.reports.parts
 
 # Of hundreds of columns those that differ, and of the scores METRIC alone. Cost is in cost.md.

@@ -10,7 +10,7 @@ import pandas as pd
 from instant_soup.files import project_root, read_yaml, write_json
 from instant_soup.pipeline import tracking
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.reports import figures, ledger, page, pareto, tables, verdict_figures
+from instant_soup.reports import figures, ledger, origins, page, pareto, tables, verdict_figures
 from instant_soup.reports.results import row_order, terminal_table
 
 REPORTS = Path("reports")
@@ -45,19 +45,16 @@ def write_reports(results: list[dict]) -> list[Path]:
     ledger_csv = REPORTS / "results.csv"
     experiments = ledger.results_of_experiments(project_root())
     every = ledger.merge_ledger(ledger_csv, [*experiments, *results], "unknown")
-    runs = ledger.apart_by_origin(every)
+    runs = origins.apart_by_origin(every)
     for model in sorted(set(runs["model"]) - set(every["model"])):
-        print(
-            f"{ledger_csv}: {model} does not compare with the other rows of that model, "
-            "so it has tables of its own"
-        )
-    chapters = tables.all_chapters(every)
-    written = tables.write_tables(REPORTS / "tables", every, chapters)
-    written += draw_figures(results, runs, write_numbers(results))
-    written += verdict_figures.draw(every, REPORTS / "figures")
-    written += pareto.draw(every, REPORTS / "figures")
+        print(f"{ledger_csv}: rows of {model} have tables of their own")
+    chapters = tables.all_chapters(runs)
     pictures = REPORTS / "figures"
-    written.append(page.write_page(REPORTS / "index.html", every, results, pictures, chapters))
+    written = tables.write_tables(REPORTS / "tables", runs, chapters)
+    written += draw_figures(results, runs, write_numbers(results))
+    written += verdict_figures.draw(runs, pictures)
+    written += pareto.draw(runs, pictures)
+    written.append(page.write_page(REPORTS / "index.html", runs, results, pictures, chapters))
     return [*written, ledger_csv]
 
 

@@ -263,10 +263,9 @@ def test_a_cell_is_done_when_the_ledger_has_all_of_its_rows(tmp_path: Path, para
     assert more.without(known).to_run == ("random",)
     assert more.without(known).targets == ["evaluate_method@random"]
     assert other.without(known).to_run == tuple(other.methods) and not other.targets
-    # Of weights that another machine has pre-trained otherwise it is not done.
-    last |= {"base": "89abcdef", "finished": "2026-11-21T09:30:00+00:00"}
+    last |= {"base": "89abcdef", "processor": "Babbage (cogs)"}
     merge_ledger(tmp_path / "reports/results.csv", [last], "1234")
-    assert known_results(tmp_path) == {identity(last): {""}}
+    assert known_results(tmp_path)[identity(last)] == {"", "Babbage (cogs)"}
 
 
 def test_a_cell_beside_rows_of_another_processor_is_warned_of(tmp_path: Path, params):

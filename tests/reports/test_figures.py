@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from helpers import ledger_of, of_seeds, result
+from helpers import ledger_of, result
 from instant_soup.reports import figures
-from instant_soup.reports.results import METHOD_NAMES, summary
+from instant_soup.reports.results import METHOD_NAMES
 
 
 def curve(steps: int, prunings: int) -> pd.DataFrame:
@@ -89,7 +89,7 @@ def test_densities_stand_at_their_layer_and_type():
 @pytest.mark.parametrize(
     "draw",
     [
-        *(figures.accuracy_vs_sparsity, figures.accuracy_vs_cost, figures.cost_vs_sparsity),
+        *(figures.accuracy_vs_sparsity, figures.cost_vs_sparsity),
         *(figures.mask_similarity, figures.essential_sparsity),
     ],
 )
@@ -148,19 +148,3 @@ def test_a_collapsed_control_does_not_flatten_the_others():
     assert 50 < low < 80 and high > 82
     low, _ = limits(dense=82.0, snip=10.0)  # no main method that is sparse
     assert low < 10
-
-
-def test_points_of_the_cost_figure_are_the_ledger_s_means(tmp_path):
-    runs = [*of_seeds("dense", 0.9, 0.8), *of_seeds("isp", 0.7, 0.8), *of_seeds("lth", 0.5, 0.6)]
-    cells = summary(ledger_of(tmp_path, *runs)).assign(flops_vs_dense=[1.0, 1.5, 1.5])
-    axes = Figure().subplots()
-    figures._cost_panel(axes, cells, "accuracy", ["dense", "isp", "lth"])
-    points = {
-        line.get_label(): (line.get_xdata()[0], line.get_ydata()[0])
-        for line in axes.lines
-        if line.get_marker() != ""
-    }
-    assert points["Full (dense)"] == pytest.approx((1.0, 85.0))
-    assert points["ISP"] == pytest.approx((1.5, 75.0), rel=0.01)
-    assert points["LTH (IMP)"] == pytest.approx((1.5, 55.0), rel=0.01)
-    assert points["ISP"][0] != points["LTH (IMP)"][0]  # set apart

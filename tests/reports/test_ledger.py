@@ -56,30 +56,6 @@ def test_merging_loses_nothing_and_repeats_nothing(tmp_path_factory, first, seco
     assert os.listdir(path.parent) == ["results.csv"]
 
 
-def test_tables_have_rows_of_the_newest_base_only(tmp_path):
-    def of(base: str, day: int, *seeds: int, **changes: Any) -> list[dict[str, Any]]:
-        finished = f"2026-11-{day}T10:00:00+00:00"
-        return [result("isp", seed=s, base=base, finished=finished, **changes) for s in seeds]
-
-    other = "pretraining.seed=1"
-    runs = ledger_of(
-        tmp_path,
-        *of("aaaa", 20, 0, 1, 2),
-        *of("aaaa", 20, 3, variant="training.epochs=9"),
-        *of("aaaa", 20, 7, dataset="digits"),
-        *of("bbbb", 21, 0),
-        *of("aaaa", 19, 4, variant=other),
-        *of("cccc", 18, 5, variant=f"training.epochs=9 {other}"),
-        *of("", 17, 6, model="minilm-of-before"),
-        *of("aaaa", 16, 8, target_sparsity=0.9),
-    )
-    kept = ledger.of_newest_base(runs)
-    assert list(zip(kept["base"], kept["seed"], strict=True)) == [
-        ("aaaa", 7), ("bbbb", 0), ("aaaa", 8), ("aaaa", 4), ("", 6),
-    ]  # fmt: skip
-    assert ledger.of_newest_base(runs[:0]).empty
-
-
 def test_another_base_or_processor_takes_no_rows_place(tmp_path):
     merged = ledger_of(
         tmp_path,
@@ -88,36 +64,6 @@ def test_another_base_or_processor_takes_no_rows_place(tmp_path):
         result("isp", base="bbbb", processor="B"),
     )
     assert list(merged["base"] + merged["processor"]) == ["aaaa", "bbbbA", "bbbbB"]
-
-
-def test_what_does_not_compare_has_models_of_its_own(tmp_path):
-    """Running clip-glyph once must not take the committed grids out of the tables."""
-    old, new = "2026-11-20T10:00:00+00:00", "2026-11-21T10:00:00+00:00"
-    here = {"processor": "A", "base": "aaaa"}
-    runs = ledger_of(
-        tmp_path,
-        *of_seeds("dense", 0.90, 0.91, finished=old, **here),
-        *of_seeds("isp", 0.80, 0.81, finished=old, **here),
-        *of_seeds("isp", 0.60, 0.61, finished=old, target_sparsity=0.9, **here),
-        *(result(m, 0.5, base="bbbb", processor="A", finished=new) for m in ("dense", "isp")),
-        result("isp", 0.4, base="aaaa", processor="B", finished=new),
-        result("snip", 0.3, base="aaaa", processor="A", finished=new, target_sparsity=0.5),
-        result("snip", 0.2, finished=old, target_sparsity=0.5),
-    )
-    apart = ledger.apart_by_origin(runs)
-    assert len(apart) == len(runs) and set(runs["model"]) == {"minilm"}
-    means = apart.groupby(["model", "method", "target_sparsity"])["value"].mean()
-    assert means.round(3).to_dict() == {
-        ("minilm", "dense", 0.0): 0.905,
-        ("minilm", "isp", 0.7): 0.805,
-        ("minilm", "isp", 0.9): 0.605,
-        ("minilm", "snip", 0.5): 0.3,  # of equally many the newest
-        ("minilm (run on B)", "isp", 0.7): 0.4,
-        ("minilm (run with weights bbbb)", "dense", 0.0): 0.5,
-        ("minilm (run with weights bbbb)", "isp", 0.7): 0.5,
-        ("minilm (run with weights not recorded on an unrecorded processor)", "snip", 0.5): 0.2,
-    }
-    assert ledger.apart_by_origin(runs[:0]).empty
 
 
 def test_ledger_order_does_not_depend_on_arrival(tmp_path):

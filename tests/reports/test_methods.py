@@ -9,6 +9,7 @@ from helpers import ROOT, run_command
 from instant_soup.files import read_yaml
 from instant_soup.reports import methods
 from instant_soup.reports.ledger import COLUMNS, NUMBERS, read_ledger
+from instant_soup.reports.origins import apart_by_origin
 from instant_soup.reports.tables import write_tables
 
 DEFAULTS = {
@@ -21,7 +22,7 @@ DEFAULTS = {
 
 
 def ledger_of(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame([{**DEFAULTS, **row} for row in rows], columns=COLUMNS)
+    return apart_by_origin(pd.DataFrame([{**DEFAULTS, **row} for row in rows], columns=COLUMNS))
 
 
 def test_validation_chooses_and_the_default_wins_ties():
@@ -38,6 +39,7 @@ def test_validation_chooses_and_the_default_wins_ties():
         {"method": "lamp", "variant": "lamp.score=snip training.teacher=dense"},
         {"method": "lamp", "variant": "lamp.score=snip", "dataset": "reviews-rating"},
         {"method": "lamp", "variant": "lamp.score=fisher", "validation": float("nan")},
+        {"method": "lamp", "variant": "lamp.score=snip", "processor": "B"},
     )
     assert methods.chosen(ledger) == {"gmp": "gmp.cycles=2", "rigl": "", "lamp": ""}
 
@@ -45,7 +47,7 @@ def test_validation_chooses_and_the_default_wins_ties():
 def test_the_committed_comparison_has_what_the_committed_trials_chose(tmp_path):
     trials = tmp_path / "results.csv"
     trials.write_text(run_command(ROOT, "git", "show", "HEAD:reports/results.csv"))
-    chosen = " ".join(methods.chosen(read_ledger(trials)).values()).split()
+    chosen = " ".join(methods.chosen(apart_by_origin(read_ledger(trials))).values()).split()
     settings = read_yaml(ROOT / "grids/methods.yaml")["settings"]
     written = {f"{key}={str(value).lower()}" for key, value in settings.items()}
     assert written == set(chosen)

@@ -16,6 +16,7 @@ from PIL import Image
 from helpers import ledger_of, of_seeds, result
 from instant_soup.reports import page
 from instant_soup.reports.chart import chart_data
+from instant_soup.reports.origins import apart_by_origin
 from instant_soup.reports.tables import all_chapters
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -33,8 +34,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, pictures: Path, *results: dict) -> str:
     folder.mkdir()
     every = ledger_of(folder, *results)
-    chapters = all_chapters(every)
-    path = page.write_page(folder / "index.html", every, list(results), pictures, chapters)
+    runs = apart_by_origin(every)
+    chapters = all_chapters(runs)
+    path = page.write_page(folder / "index.html", runs, list(results), pictures, chapters)
     return path.read_text()
 
 
@@ -73,7 +75,7 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
         re.findall(r'<img alt="([^"]+)" width="\d+" src="data:image/png;base64,([^"]+)', text)
     )
     for name, caption in page.CAPTIONS.items():
-        if name in ("accuracy_vs_sparsity.png", "accuracy_vs_cost.png"):  # the chart shows these
+        if name == "accuracy_vs_sparsity.png":  # the chart shows it
             continue
         picture = base64.b64decode(shown[escape(caption)])
         seen = Image.open(io.BytesIO(picture)).convert("RGB")
@@ -125,10 +127,16 @@ def test_a_ledger_without_a_run_of_its_own_has_its_page(tmp_path, pictures):
 
 def test_points_of_the_chart(tmp_path):
     more = [result("isp", 0.6, variant="isp.combine=vote"), result("isp", dataset="local:mine")]
-    data = chart_data(ledger_of(tmp_path, *RUNS, *more), "clip-glyph · mnist-sample · quick")
-    mine, texts, digits = data["tasks"]
+    more += [result("isp", 0.1, processor="B"), result("isp", 0.2, processor="B", seed=1)]
+    data = chart_data(apart_by_origin(ledger_of(tmp_path, *RUNS, *more)))
+    mine, texts, digits, elsewhere = data["tasks"]
     assert mine["title"] == "minilm · local:mine · quick"  # one's own come first
-    assert data["chosen"] == digits["title"] == "clip-glyph · mnist-sample · quick"
+    assert data["chosen"] == texts["title"] == "minilm · reviews · quick"  # has the most runs
+    assert digits["title"] == "clip-glyph · mnist-sample · quick"
+    assert elsewhere["title"] == "minilm · reviews · quick · run on B"
+    assert [task["group"] for task in data["tasks"]] == [
+        "Your own data and models", "Tasks", "Tasks", "Run elsewhere, or from other weights",
+    ]  # fmt: skip
     assert texts["dense"]["mean"] == 91.0 and texts["metric"] == "test accuracy (%)"
     places = [(point["method"], point["sparsity"]) for point in texts["points"]]
     assert places == [("early_bird", 70), ("lth", 70), ("isp", 70), ("isp", 80)]

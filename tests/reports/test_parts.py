@@ -4,6 +4,7 @@ import pytest
 
 from helpers import ROOT, ledger_of, of_seeds, run_command
 from instant_soup.reports import ledger, parts
+from instant_soup.reports.origins import apart_by_origin
 
 
 @pytest.mark.parametrize("name", parts.FILES)
@@ -13,7 +14,7 @@ def test_numbers_of_the_docs_are_the_ledgers(name, tmp_path):
         run_command(ROOT, "git", "show", f"HEAD:{path}") for path in (name, "reports/results.csv")
     )
     (tmp_path / "results.csv").write_text(rows)
-    every = ledger.read_ledger(tmp_path / "results.csv")
+    every = apart_by_origin(ledger.read_ledger(tmp_path / "results.csv"))
     assert parts.PART.search(text) and parts.render(text, every) == text  # `make numbers` renders
 
 
@@ -38,4 +39,26 @@ def test_a_part_is_rendered_and_the_rest_stays(tmp_path):
 
 def test_without_results_the_parts_say_so(tmp_path):
     none = ledger_of(tmp_path)
-    assert {parts.PARTS[name](none) for name in ("verdict", "example")} == {"No results yet."}
+    said = {name: part(none) for name, part in parts.PARTS.items()}
+    assert said.pop("claim") == "" and set(said.values()) == {"No results yet."}
+
+
+def test_a_table_is_of_the_origin_that_has_most_of_its_rows(tmp_path):
+    """A grid of other rows elsewhere takes no lottery ticket out of the README."""
+    place = dict(zip(("model", "dataset"), parts.TEXTS[:2], strict=True))
+    here = [
+        *of_seeds("dense", 0.9, 0.9, **place),
+        *(one for m in ("isp", "isp_plus", "lth") for one in of_seeds(m, 0.7, 0.7, **place)),
+    ]
+    there = [
+        *of_seeds("dense", 0.8, 0.8, processor="B", **place),
+        *(one for m in ("isp", "isp_plus", "platon", "cap", "gmp", "rigl")
+          for one in of_seeds(m, 0.6, 0.6, processor="B", **place)),
+    ]  # fmt: skip
+    runs = [
+        {**one, "target_sparsity": 0.8 if one["target_sparsity"] else 0.0} for one in here + there
+    ]
+    ledger = apart_by_origin(ledger_of(tmp_path, *runs))
+    assert "ISP+ keeps 70.0 % accuracy. ISP has 70.0 %, LTH 70.0 %" in parts.PARTS["example"](
+        ledger
+    )

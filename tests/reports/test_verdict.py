@@ -6,7 +6,8 @@ import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import verdict, verdict_figures
-from instant_soup.reports.render import markdown
+from instant_soup.reports.origins import apart_by_origin
+from instant_soup.reports.render import Chapter, markdown
 from instant_soup.reports.tables import all_chapters, write_tables
 
 DENSE = {"target_sparsity": 0.0}
@@ -30,6 +31,11 @@ RUNS = [
     *runs_of("lth", [[1, 0, 0.5], [1, 1.5, 2]], cost=4.0),
     *runs_of("snip", [[9, 9.5, 9.2]]),
 ]
+
+
+def chapters(ledger: pd.DataFrame) -> list[Chapter]:
+    runs = verdict.comparable(ledger)
+    return verdict.chapters(runs, verdict.best_rows(runs))
 
 
 def test_the_best_row_of_each_budget_by_hand(tmp_path):
@@ -72,7 +78,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path, seed):
     ledger = ledger_of(tmp_path, *RUNS)
     shuffled = ledger.sample(frac=1, random_state=seed)
     pd.testing.assert_frame_equal(verdict.verdict(shuffled), verdict.verdict(ledger))
-    assert markdown(verdict.chapters(shuffled)) == markdown(verdict.chapters(ledger))
+    assert markdown(chapters(shuffled)) == markdown(chapters(ledger))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +88,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path, seed):
         {"variant": "training.teacher=dense"},
         {"variant": "training.retrain=mask_lora"},
         {"variant": "training.epochs=4"},
+        # Without a dense network of their own:
         {"precision": "fp32"},
         {"base": "other"},
         {"processor": "another"},
@@ -91,8 +98,35 @@ def test_other_settings_teachers_precisions_bases_and_processors_stay_out(tmp_pa
     plain = verdict.verdict(ledger_of(tmp_path / "a", *RUNS))
     others = runs_of("isp", [[20, 20, 20], [20, 20, 20]], **odd)
     others = [{**one, "seed": 10 + number} for number, one in enumerate(others)]
-    mixed = verdict.verdict(ledger_of(tmp_path / "b", *RUNS, *others))
+    mixed = verdict.verdict(apart_by_origin(ledger_of(tmp_path / "b", *RUNS, *others)))
     pd.testing.assert_frame_equal(mixed, plain)
+
+
+def test_each_origin_has_its_own_dense_network(tmp_path):
+    """PLATON ran on another processor only, where dense is 5 points lower; ISP+ on both."""
+    there = {"processor": "another"}
+    others = [
+        *runs_of("dense", [[-5, -5, -5], [-5, -5, -5]], **DENSE, **there),
+        *runs_of("isp_plus", [[-7, -7, -7], [-7, -7, -7]], **there),
+        *runs_of("platon", [[-8, -7.5, -8.5], [-8, -8, -8]], **there),
+    ]
+    runs = verdict.comparable(apart_by_origin(ledger_of(tmp_path, *RUNS, *others)))
+    assert verdict.against(runs, None).loc["platon", "mean"] == pytest.approx(-3.0)
+    assert verdict.against(runs, None).loc["isp_plus", "mean"] == pytest.approx(-1.5)
+    # Where both ran on one processor, only that counts; else the distances from dense do.
+    assert verdict.against(runs, "isp_plus").loc["platon", "mean"] == pytest.approx(-1.0)
+    assert verdict.against(runs, "isp").loc["platon", "mean"] == pytest.approx(-1.0)
+    assert list(verdict.against(runs, "isp_plus")["runs"]) == [6, 6, 6, 6, 3]
+
+
+def test_a_row_with_a_single_seed_does_not_win(tmp_path):
+    lucky = runs_of("platon", [[5], [5]])
+    ledger = ledger_of(tmp_path, *RUNS, *lucky)
+    pd.testing.assert_frame_equal(
+        verdict.verdict(ledger), verdict.verdict(ledger[ledger["method"] != "platon"])
+    )
+    alone = verdict.verdict(ledger[ledger["seed"] == 0])
+    assert list(alone["method"])[:2] == ["platon", "platon"]
 
 
 def test_a_tasks_own_settings_are_those_of_most_of_its_methods(tmp_path):
@@ -157,7 +191,7 @@ def test_tables_say_it_in_words(tmp_path):
 def test_without_results_there_are_empty_tables_and_figures(tmp_path):
     ledger = ledger_of(tmp_path)
     assert len(verdict.verdict(ledger)) == 0
-    assert "No results yet" in markdown(verdict.chapters(ledger))
+    assert "No results yet" in markdown(chapters(ledger))
     assert all(path.exists() for path in verdict_figures.draw(ledger, tmp_path))
 
 

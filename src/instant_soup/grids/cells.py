@@ -16,13 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
 from instant_soup.methods.registry import DENSE, ISP, selectable
 from instant_soup.pipeline.plan import check, plan
-from instant_soup.reports.ledger import KEY, of_newest_base, read_ledger, results_of_experiments
+from instant_soup.reports.ledger import KEY, read_ledger, results_of_experiments
 
 Params = dict[str, Any]  # the contents of params.yaml
 Changes = dict[str, Any]  # of params.yaml: key or section.key → value
@@ -142,12 +140,9 @@ def known_results(root: Path) -> dict[Identity, set[str]]:
     found = results_of_experiments(root)
     ledger = root / "reports/results.csv"
     rows = read_ledger(ledger).to_dict("records") if ledger.exists() else []
-    columns = [*KEY, "base", "finished", "processor"]
-    every = [{name: result.get(name, "") for name in columns} for result in [*found, *rows]]
-    shown = of_newest_base(pd.DataFrame(every, columns=columns))
     known: dict[Identity, set[str]] = {}
-    for result in shown.to_dict("records"):
-        known.setdefault(identity(result), set()).add(result["processor"])
+    for result in [*found, *rows]:
+        known.setdefault(identity(result), set()).add(result.get("processor", ""))
     return known
 
 

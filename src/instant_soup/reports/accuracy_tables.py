@@ -4,9 +4,12 @@ One's own data and models come first, in a chapter of their own. Changed setting
 in ablations.py.
 """
 
+from dataclasses import replace
+
 import pandas as pd
 
 from instant_soup.reports.marks import against_lth
+from instant_soup.reports.origins import plain
 from instant_soup.reports.render import Chapter, Table
 from instant_soup.reports.results import (
     CELL,
@@ -39,7 +42,8 @@ TEXT = (
     "Test metric by method and sparsity, with the preset's own settings. ▲ and ▼: better and "
     "worse than LTH (IMP) at the same sparsity, with p < 0.05 in a two-sided t-test paired over "
     "common seeds. The p is not corrected for the number of tests. Three seeds have little power: "
-    "where there is no mark, there may still be a difference. –: not measured."
+    "where there is no mark, there may still be a difference. Runs on another kind of processor, "
+    "or from other weights, have tables of their own, which end with these. –: not measured."
 )
 
 
@@ -50,7 +54,7 @@ def chapters(ledger: pd.DataFrame) -> list[Chapter]:
         for block, own in blocks(ledger)
         for section, rows in by_section(preset_rows(own))
     ]
-    own = [table for mine, table in tables if mine]
+    own = [replace(table, task="") for mine, table in tables if mine]  # the page shows all of them
     others = [table for mine, table in tables if not mine]
     return [
         *([Chapter("Results on your own data and models", TEXT, own)] if own else []),
@@ -72,8 +76,8 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table:
     )
     caption = (
         f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)}"
-        f"{direction(metric)} Model {model} (weights {bases}), data {dataset}, preset {preset}, "
-        f"precision {precision}, processor {processors}."
+        f"{direction(metric)} Model {plain(model)} (weights {bases}), data {dataset}, "
+        f"preset {preset}, precision {precision}, processor {processors}."
         f"{unsettled_words(drawn_in(ledger, section, variant))}{apart_words(block)}"
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities] or [

@@ -6,6 +6,7 @@ import pandas as pd
 
 from instant_soup.reports.commands import command
 from instant_soup.reports.figures import MAIN, _colour_and_marker
+from instant_soup.reports.origins import model_and_origin
 from instant_soup.reports.results import (
     CELL,
     UNPRUNED,
@@ -14,6 +15,7 @@ from instant_soup.reports.results import (
     common_variant,
     costs,
     heading,
+    is_own,
     label,
     methods_of,
     on_test,
@@ -28,18 +30,20 @@ SHAPES |= {"<": "triangle-left", ">": "triangle-right", "P": "cross", "X": "cros
 BUDGETS = (1, 2, 5)  # fine-tunings that the reader may choose
 
 
-def chart_data(ledger: pd.DataFrame, chosen: str = "") -> dict[str, Any]:
+def chart_data(runs: pd.DataFrame) -> dict[str, Any]:
     """Tasks with their points, methods with their looks, and the task shown at first, as JSON.
 
-    `chosen`: the heading of that task; else it is the first. Metrics are in the units that tables
-    show, `cost` is in dense fine-tunings, `cosine` that of the mask with the one-shot mask.
+    `runs`: the ledger, `apart_by_origin`. At first the page shows the task with most runs. Metrics
+    are in the units that tables show, `cost` is in dense fine-tunings, `cosine` that of the mask
+    with the one-shot mask.
     """
-    tasks = [
-        task
-        for block, own in blocks(ledger)
-        for section, rows in by_section(preset_rows(own))
-        if (task := _task(section, block, rows))["points"]
-    ]
+    sizes: dict[str, int] = {}
+    tasks = []
+    for block, own in blocks(runs):
+        for section, rows in by_section(preset_rows(own)):
+            if (task := _task(section, block, rows))["points"]:
+                tasks.append(task)
+                sizes[task["title"]] = len(rows)
     names = {point["method"]: point["name"] for task in tasks for point in task["points"]}
     methods = []
     for method, name in names.items():
@@ -47,7 +51,7 @@ def chart_data(ledger: pd.DataFrame, chosen: str = "") -> dict[str, Any]:
         colour, marker = _colour_and_marker(known, [name.partition(" ")[0] for name in names])
         look = {"colour": colour, "shape": SHAPES.get(marker, "circle"), "main": method in MAIN}
         methods.append({"id": method, "name": name, **look})
-    chosen = next((task["title"] for task in tasks if task["task"] == chosen), "")
+    chosen = max(sizes, key=sizes.__getitem__, default="")
     return {"tasks": tasks, "methods": methods, "budgets": BUDGETS, "chosen": chosen}
 
 
@@ -87,11 +91,19 @@ def _task(section: tuple, block: str, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "title": heading(section, block, variant),
         "task": heading(section),
+        "group": _group(section),
         "metric": on_test(section[3]),
         "lower": section[3] in LOWER_IS_BETTER,
         "dense": dense,
         "points": points,
     }
+
+
+def _group(section: tuple) -> str:
+    """Which of the choice's groups a task is in."""
+    if is_own(section):
+        return "Your own data and models"
+    return "Run elsewhere, or from other weights" if model_and_origin(section[0])[1] else "Tasks"
 
 
 def _whole(row: pd.Series, block: str) -> dict[Any, Any]:

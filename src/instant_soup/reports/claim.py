@@ -17,7 +17,7 @@ def claim(ledger: pd.DataFrame) -> str:
     for method in ("isp", "isp_plus"):
         own = runs[runs["preset"].isin(runs["preset"].mode()[:1])]
         pair = own[own["method"].isin((method, "lth"))]
-        places = pair.groupby(["task", "sparsity"])["method"].transform("nunique")
+        places = pair.groupby(["task", "sparsity", "origin"])["method"].transform("nunique")
         pair = pair[places == 2]
         if len(pair):
             # LTH against it, turned round: p is corrected for as many rows as in the verdict.

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from instant_soup.methods import registry
-from instant_soup.reports.ledger import RUN
+from instant_soup.reports.origins import plain
 
 ALWAYS = ("dense", "isp")  # rows of every run
 LOCAL = "@local"  # behind a dataset that was read from a local copy
@@ -13,7 +13,7 @@ LOCAL = "@local"  # behind a dataset that was read from a local copy
 
 def command(row: Mapping[Hashable, Any]) -> str:
     """`dvc exp run …` with all that the row's KEY names; FOLDER stands for a local copy's place."""
-    model = row["model"].partition(RUN)[0]
+    model = plain(row["model"])
     dataset = row["dataset"].removesuffix(LOCAL)
     changes = [f"model={model}", f"dataset={dataset}", f"preset={row['preset']}"]
     if dataset != row["dataset"]:

@@ -1,8 +1,8 @@
 """Equal cost: every row with as long a training as a budget allows, search included.
 
-A view of the ledger. A row may be trained for longer or shorter than in its task's own setting:
-with other `training.epochs`, and rounds stretched with them (`isp.calibration`). Cost is in
-fine-tunings of the dense network in the own setting. grids/equal_cost.yaml runs such rows.
+A view of `apart_by_origin`. A row may be trained for longer or shorter than in its task's own
+setting: with other `training.epochs`, and rounds stretched with them (`isp.calibration`). Cost is
+in fine-tunings of the dense network in the own setting. grids/equal_cost.yaml runs such rows.
 """
 
 import pandas as pd
@@ -23,7 +23,7 @@ from instant_soup.reports.results import (
     shared_settings,
     unit,
 )
-from instant_soup.reports.verdict import ORIGIN, own_setting
+from instant_soup.reports.verdict import own_setting
 from instant_soup.training.metrics import merit
 
 BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
@@ -58,18 +58,15 @@ def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
             own = own_setting(column[column["variant"] == column["variant"].map(shared_settings)])
             if own is None:
                 continue
-            place = dict(zip(ORIGIN, own, strict=True))
             dense = section[is_dense].assign(target_sparsity=sparsity)
             rows = pd.concat([dense, column])
-            for name in ("precision", "base", "processor"):
-                rows = rows[rows[name] == place[name]]
-            rows = rows[rows["variant"].map(_without_length) == _without_length(place["variant"])]
-            own_length = rows["variant"].map(epochs_of) == epochs_of(place["variant"])
-            rows = rows[~own_length | (rows["variant"] == place["variant"])]
-            unit_cost = rows[(rows["method"] == DENSE) & (rows["variant"] == place["variant"])]
+            rows = rows[rows["variant"].map(_without_length) == _without_length(own)]
+            own_length = rows["variant"].map(epochs_of) == epochs_of(own)
+            rows = rows[~own_length | (rows["variant"] == own)]
+            unit_cost = rows[(rows["method"] == DENSE) & (rows["variant"] == own)]
             of_seed = unit_cost.set_index("seed")["flops"]
             cost = rows["flops"] / rows["seed"].map(of_seed)
-            found.append(rows.assign(cost=cost, shared=place["variant"])[cost.notna()])
+            found.append(rows.assign(cost=cost, shared=own)[cost.notna()])
     return pd.concat(found, ignore_index=True)
 
 

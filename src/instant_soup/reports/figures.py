@@ -20,7 +20,7 @@ from instant_soup.reports.essential_sparsity import (
     patterns_of,
     worst,
 )
-from instant_soup.reports.ledger import RUN, SECTION
+from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.results import (
     CELL,
     SOUPS,
@@ -57,9 +57,6 @@ OF_LEDGER = {
     "accuracy_vs_sparsity.png": "How the test metric falls with sparsity: mean and sample standard "
     "deviation over seeds. Methods are set a little apart, so that ties stay visible. Lines that "
     "leave a panel go on below it; the tables have their values.",
-    "accuracy_vs_cost.png": "What accuracy costs: the test metric over training FLOPs in dense "
-    "fine-tunings, means over seeds. There is a point for each method and sparsity; larger points "
-    "are sparser. Points of about equal cost are set a little apart.",
     "cost_vs_sparsity.png": "How cost grows with sparsity: training FLOPs in dense fine-tunings, "
     "search included, means over seeds. Lottery tickets take one more fine-tuning for each round.",
     "essential_sparsity.png": "How much one-shot pruning by magnitude a task forgives. The line is "
@@ -258,32 +255,17 @@ def accuracy_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     _panels(summary(rows) if len(rows) else pd.DataFrame(columns=CELL), _sparsity_panel, path)
 
 
-def accuracy_vs_cost(ledger: pd.DataFrame, path: str | Path) -> None:
-    """Test metric over training FLOPs relative to dense, one panel per section of the ledger.
-
-    A point for each method and sparsity, means over seeds; larger points are sparser. Methods of
-    about equal cost are set a little apart horizontally. What is far below the MAIN methods leaves
-    the panel.
-    """
-    _panels(_with_cost(ledger), _cost_panel, path)
-
-
 def cost_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     """Training FLOPs relative to dense over sparsity, one panel per section (figure 1).
 
     Means over seeds, of the sparse methods; of the dense soups nothing depends on sparsity.
     """
-    cells = _with_cost(ledger)
-    _panels(cells[~cells["method"].isin(("dense", *SOUPS))], _flops_panel, path)
-
-
-def _with_cost(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The summary of what a figure shows, with FLOPs relative to dense."""
     rows = preset_rows(ledger)
-    if not len(rows):
-        return pd.DataFrame(columns=CELL)
-    cost = costs(rows)[[*CELL, "flops_vs_dense"]]
-    return summary(rows).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
+    cells = pd.DataFrame(columns=CELL)
+    if len(rows):
+        cost = costs(rows)[[*CELL, "flops_vs_dense"]]
+        cells = summary(rows).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
+    _panels(cells[~cells["method"].isin(("dense", *SOUPS))], _flops_panel, path)
 
 
 def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
@@ -429,28 +411,6 @@ def _similarity_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str
     _label_axes(axes, "sparsity (%)", "cosine with the one-shot mask")
 
 
-def _cost_panel(axes: Axes, cells: pd.DataFrame, metric: str, methods: list[str]) -> None:
-    alike = cells.groupby([cells["flops_vs_dense"].round(1), "target_sparsity"])["mean"]
-    apart = 1.012 ** (alike.cumcount() - (alike.transform("size") - 1) / 2)
-    cells = cells.assign(x=apart * cells["flops_vs_dense"])
-    for method, variant in methods_of(cells):
-        own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
-        look = _line_style(method, variant, cells, methods)
-        x, y = own["x"], scale(metric) * own["mean"]
-        sizes = [3 + 6 * s if s else 8 for s in own["target_sparsity"]]  # dense ones stand alone
-        for number, (x_, y_, size) in enumerate(zip(x, y, sizes, strict=True)):
-            axes.plot(x_, y_, **look | {"ms": size, "label": "" if number else look["label"]})
-        axes.plot(x, y, **look | {"marker": "", "lw": 0.7, "label": ""})
-    most = cells["flops_vs_dense"].max()
-    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30) if tick <= max(2, most)]
-    axes.set_xscale("log")
-    axes.set_xlim(0.88 * min(1, cells["flops_vs_dense"].min()), 1.15 * max(2, most))
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    _fit_height(axes, scale(metric) * cells.set_index("method")["mean"], metric)
-    _label_axes(axes, "training FLOPs ÷ dense", on_test(metric))
-
-
 def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) -> None:
     for method, variant in methods_of(cells):
         own = cells[(cells["method"] == method) & (cells["variant"] == variant)]
@@ -550,8 +510,8 @@ def _without_common_prefix(names: list[str]) -> list[str]:
 
 
 def title_of(*parts: str) -> str:
-    """A panel's title, a part a line; what rows do not compare by has a line of its own."""
-    return "\n".join(filter(None, parts)).replace(RUN, f"\n{RUN.lstrip()}")
+    """A panel's title, a part a line; an origin has a line of its own."""
+    return "\n".join(filter(None, parts)).replace(" · run ", "\nrun ")
 
 
 def _label_axes(axes: Axes, x: str, y: str) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import percent
-from instant_soup.reports.verdict import budget_words, short, verdict, with_interval
+from instant_soup.reports.verdict import budget_words, short, with_interval
 
 FEWEST = 4  # rows that compete at a sparsity: fewer give no choice
 BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
@@ -20,9 +20,9 @@ TEXT = (
 )
 
 
-def chapter(ledger: pd.DataFrame) -> Chapter:
-    """A table for each preset."""
-    tables = [glance(preset, lines) for preset, lines in verdict(ledger).groupby("preset")]
+def chapter(lines: pd.DataFrame) -> Chapter:
+    """A table for each preset of a verdict's lines."""
+    tables = [glance(preset, own) for preset, own in lines.groupby("preset")]
     return Chapter("The verdict", TEXT, tables)
 
 

@@ -36,7 +36,6 @@ RESULT = ["metric", "value", "sparsity", *COST, "overlap_one_shot", "drawn", "pr
 ORIGIN = ["family", "code_version", "finished", "processor", "validation", *OF_BASE]
 COLUMNS = [*KEY, *RESULT, *ORIGIN]
 SECTION = ["model", "dataset", "preset", "metric"]
-RUN = " (run "  # behind a model's name where rows do not compare with those of the plain name
 NOT_SETTLED = " (not settled)"  # behind the epoch after which a search took its mask
 FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in old ledgers and results
 
@@ -234,65 +233,6 @@ def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
     """
     rows, more_columns = _parse(_read(Path(ledger_csv)), Path(ledger_csv))
     return _frame(_to_text(list(rows.values()), more_columns))
-
-
-def of_newest_base(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Of each comparison the rows that began at the weights that its newest row began at.
-
-    clip-glyph is pre-trained where it is used, and another kind of CPU makes another checkpoint of
-    it; so does a hub that has changed a model. What began at another checkpoint does not compare.
-    A comparison is one sparsity of a dataset; dense rows, which stand beside all of them, are those
-    of the newest checkpoint. `base` is a digest of the weights; rows that know none go with each
-    other.
-    """
-    pretraining = ledger["variant"].map(
-        lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
-    )
-    same = [ledger["model"], ledger["dataset"], ledger["preset"], pretraining]
-    by_time = ledger.sort_values("finished", kind="stable")
-    of_all = by_time.groupby(same)["base"].transform("last")
-    at_sparsity = by_time.groupby([*same, ledger["target_sparsity"]])["base"].transform("last")
-    newest = at_sparsity.where(ledger["target_sparsity"] > 0, of_all)
-    return ledger[ledger["base"] == newest.reindex(ledger.index)]
-
-
-def apart_by_origin(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The whole ledger, with models of different names where rows do not compare.
-
-    Rows compare that began at the same weights and ran on the same kind of processor. Of each
-    comparison (as in `of_newest_base`) those keep the model's name that have most seeds, of equally
-    many most rows, then the newest; the others have their weights or processor behind it. So a
-    single run elsewhere, of clip-glyph for instance, neither hides rows nor mixes with them.
-    """
-    same = _comparisons(ledger)
-    origin = [ledger["base"], ledger["processor"]]
-    of_origin = ledger.groupby([*same, *origin])
-    weight = ledger.assign(
-        seeds=of_origin["seed"].transform("nunique"),
-        size=of_origin["seed"].transform("size"),
-        newest=of_origin["finished"].transform("max"),
-    ).sort_values(["seeds", "size", "newest"], kind="stable")
-    main = [weight.groupby(same)[name].transform("last") for name in ("base", "processor")]
-    names = []
-    for (_, row), base, processor in zip(
-        ledger.iterrows(), *(own.reindex(ledger.index) for own in main), strict=True
-    ):
-        words = []
-        if row["base"] != base:
-            words.append(f"with weights {row['base'] or 'not recorded'}")
-        if row["processor"] != processor:
-            words.append(f"on {row['processor'] or 'an unrecorded processor'}")
-        names.append(row["model"] + (f"{RUN}{' '.join(words)})" if words else ""))
-    return ledger.assign(model=pd.Series(names, index=ledger.index, dtype=object))
-
-
-def _comparisons(ledger: pd.DataFrame) -> list[pd.Series]:
-    """What rows share that stand in one column: the pre-training asked for, and the sparsity."""
-    pretraining = ledger["variant"].map(
-        lambda variant: " ".join(p for p in variant.split(" ") if p.startswith("pretraining."))
-    )
-    places = [ledger[name] for name in ("model", "dataset", "preset", "target_sparsity")]
-    return [*places, pretraining.rename("pretraining")]
 
 
 @contextmanager

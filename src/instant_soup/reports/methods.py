@@ -1,7 +1,7 @@
 """The field's methods side by side, each with the settings that validation chose for it.
 
-A view of the ledger. A *trial* is a run of a row with settings of its own: all rows have as many,
-at one place (…_OF_TRIALS), and what scores best on validation data there is the row's setting
+A view of `apart_by_origin`. A *trial* is a run of a row with settings of its own: all rows have as
+many, at one place (…_OF_TRIALS), and what scores best on validation data there is the row's setting
 everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the comparison.
 """
 
@@ -10,6 +10,7 @@ import pandas as pd
 from instant_soup.methods.registry import DENSE, ISP
 from instant_soup.reports.ledger import KEY, SECTION
 from instant_soup.reports.marks import seeds_cell
+from instant_soup.reports.origins import plain
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     UNPRUNED,
@@ -24,11 +25,11 @@ from instant_soup.reports.results import (
 )
 from instant_soup.training.metrics import merit
 
-REFERENCE, ORIGIN = "isp_plus", ["base", "processor"]
+REFERENCE = "isp_plus"
 # Where the trials are: with the first seed, at one sparsity, on the packaged texts.
 SECTION_OF_TRIALS = ("minilm", "reviews-sentiment", "quick", "accuracy")
 SPARSITY_OF_TRIALS, SEED_OF_TRIALS = 0.8, 0
-LEAST = 10  # methods that make a comparison
+LEAST = 10  # methods with trials that make a comparison
 
 TEXT_OF_TRIALS = (
     "Validation score of each row with its default settings and with others, one run each. The "
@@ -41,8 +42,8 @@ TEXT = (
     "t-test paired over common seeds. The p is not corrected for the number of tests. Cost: "
     "training FLOPs, search included, in dense fine-tunings. Overlap: cosine with the mask of "
     "one-shot magnitude. Settings in brackets are the chosen ones. A row without them has its "
-    "defaults: they were chosen, or the chosen ones were not run there. All rows of a column ran "
-    "on one kind of processor. –: not measured."
+    "defaults: they were chosen, or the chosen ones were not run there. All rows of a table ran "
+    "from the same weights on one kind of processor. –: not measured."
 )
 
 
@@ -52,13 +53,18 @@ def chapters(ledger: pd.DataFrame) -> list[Chapter]:
 
 
 def trials(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The runs at the trials' place whose own row's settings alone differ from the preset."""
-    at_place = (ledger[SECTION] == list(SECTION_OF_TRIALS)).all(axis=1)
+    """The runs at the trials' place whose own row's settings alone differ from the preset.
+
+    They are of one origin: that with most of them.
+    """
+    places = ledger[SECTION].assign(model=ledger["model"].map(plain))
+    at_place = (places == list(SECTION_OF_TRIALS)).all(axis=1)
     at_place &= ledger["target_sparsity"] == SPARSITY_OF_TRIALS
     at_place &= ledger["seed"] == SEED_OF_TRIALS
     own = ledger["variant"].map(shared_settings) == ""
     scored = ledger["validation"].notna() & ~ledger["method"].isin([*UNPRUNED, ISP])
-    return ledger[at_place & own & scored]
+    found = ledger[at_place & own & scored]
+    return found[found["model"].isin(found["model"].mode()[:1])]
 
 
 def chosen(ledger: pd.DataFrame) -> dict[str, str]:
@@ -72,8 +78,8 @@ def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
     """The runs of the comparison: a row each, with `own` and `shared` settings, and `cost`.
 
     `cost` is in fine-tunings. Each method is there with its chosen settings, or with its default
-    where these were not run, at every sparsity where LEAST methods or more were run with the same
-    shared settings, from the weights and on the kind of processor that ISP+ was run with last.
+    where these were not run, in every column (task, shared settings and sparsity) where LEAST of
+    the methods that have trials were run, ISP+ among them.
     """
     settings = chosen(ledger)
     shared = ledger["variant"].map(shared_settings)
@@ -82,30 +88,32 @@ def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
         for variant, common in zip(ledger["variant"], shared, strict=True)
     ]
     runs = ledger.assign(shared=shared, own=pd.Series(own, ledger.index, dtype=object))
-    place = [*SECTION, "base", "seed"]
+    place = [*SECTION, "seed"]
     dense = runs[(runs["method"] == DENSE) & (runs["variant"] == "")]
-    dense = dense[[*place, "flops"]].drop_duplicates(place)
-    runs = runs[~runs["method"].isin(UNPRUNED)].merge(dense, on=place, suffixes=("", "_of_dense"))
+    runs = runs[~runs["method"].isin(UNPRUNED)]
+    runs = runs.merge(dense[[*place, "flops"]], on=place, suffixes=("", "_of_dense"))
     runs["cost"] = runs["flops"] / runs.pop("flops_of_dense")
     kept = [runs[:0]]
     for _, column in runs.groupby([*SECTION, "shared", "target_sparsity"]):
-        last = column[column["method"] == REFERENCE].sort_values("finished")[ORIGIN].tail(1)
-        column = column.merge(last, on=ORIGIN)
-        rows = [
-            one[one["own"] == (settings[method] if settings.get(method) in set(one["own"]) else "")]
+        rows = {
+            method: one[one["own"] == _own_of(one, settings.get(method, ""))]
             for method, one in column.groupby("method")
-        ]
-        if sum(len(one) > 0 for one in rows) >= LEAST:
-            kept += rows
-    return pd.concat(kept).sort_values([*KEY, *ORIGIN], ignore_index=True)
+        }
+        there = [method for method, one in rows.items() if len(one) and method in settings]
+        if REFERENCE in there and len(there) >= LEAST:
+            kept += rows.values()
+    return pd.concat(kept).sort_values(KEY, ignore_index=True)
+
+
+def _own_of(runs: pd.DataFrame, chosen: str) -> str:
+    """The settings that a method's runs are taken with: the chosen ones, or its default."""
+    return chosen if chosen in set(runs["own"]) else ""
 
 
 def _comparison_chapter(found: pd.DataFrame) -> Chapter:
-    """A table for each section and its shared settings."""
-    tables = [
-        _comparison_table(section, runs)
-        for section, runs in found.groupby([*SECTION, "shared"], sort=True)
-    ]
+    """A table for each section and its shared settings, those with most runs first."""
+    sections = sorted(found.groupby([*SECTION, "shared"]), key=lambda one: -len(one[1]))
+    tables = [_comparison_table(section, runs) for section, runs in sections]
     return Chapter("The field's methods", TEXT, tables)
 
 
@@ -140,11 +148,7 @@ def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
         rows.append((label(method, own), cells))
     names = (f"{metric}{unit(metric)}", "− ISP+", "cost", "overlap")
     columns = [(f"{percent(s)} sparse", name) for s in sparsities for name in names]
-    ran_on = [
-        f"{percent(s)} {', '.join(sorted(set(own['processor'].replace('', 'not recorded'))))}"
-        for s, own in runs.groupby("target_sparsity")
-    ]
-    caption = f"Processor: {'; '.join(ran_on)}."
+    caption = f"Processor: {', '.join(sorted(set(runs['processor']))) or 'not recorded'}."
     return Table(heading(section[:4], section[4]), columns, rows, caption)
 
 
@@ -167,6 +171,6 @@ def _trials_chapter(ledger: pd.DataFrame) -> Chapter:
             rows.append((name, [Cell(f"{100 * score:.2f}", bold=best[method] == variant)]))
     if not rows:
         return Chapter("Trials", TEXT_OF_TRIALS, [])
-    title = f"{heading(SECTION_OF_TRIALS)}, {percent(SPARSITY_OF_TRIALS)} sparse"
+    title = f"{heading(tuple(found[SECTION].iloc[0]))}, {percent(SPARSITY_OF_TRIALS)} sparse"
     columns = [("", "validation accuracy (%)")]
     return Chapter("Trials", TEXT_OF_TRIALS, [Table(title, columns, rows, "")])

@@ -20,7 +20,7 @@ const colour = (method) => {
 
 // What is chosen
 
-const task = () => data.tasks[byId("task").selectedIndex];
+const task = () => data.tasks.find((one) => one.title === byId("task").value);
 const budget = () => Number(byId("budget").value || Infinity);
 const affordable = (point) =>
   budget() === Infinity || (point.cost !== null && Math.round(10 * point.cost) / 10 <= budget());
@@ -291,7 +291,13 @@ unfold(location.hash.slice(1));
 // Begin
 
 function fillChoices() {
-  byId("task").replaceChildren(...data.tasks.map((one) => new Option(one.title, one.title, false, one.title === data.chosen)));
+  const groups = new Map();
+  for (const one of data.tasks) {
+    const group = groups.get(one.group) ?? Object.assign(document.createElement("optgroup"), { label: one.group });
+    group.append(new Option(one.title, one.title, false, one.title === data.chosen));
+    groups.set(one.group, group);
+  }
+  byId("task").replaceChildren(...groups.values());
   byId("budget").replaceChildren(
     new Option("any", ""),
     ...data.budgets.map((one) => new Option(`${one} fine-tuning${one === 1 ? "" : "s"} at most`, one)),

@@ -22,7 +22,6 @@ from instant_soup.files import new_file
 from instant_soup.reports import figures, paper, verdict_figures
 from instant_soup.reports.chart import chart_data
 from instant_soup.reports.claim import claim
-from instant_soup.reports.ledger import apart_by_origin
 from instant_soup.reports.render import Chapter, html, shown
 from instant_soup.reports.results import heading, label, percent
 
@@ -50,7 +49,7 @@ class Section:
 
 def write_page(
     path: str | Path,
-    every: pd.DataFrame,
+    runs: pd.DataFrame,
     results: list[dict[str, Any]],
     pictures: str | Path,
     chapters: dict[str, list[Chapter]],
@@ -59,26 +58,25 @@ def write_page(
 
     Args:
         path: The HTML file.
-        every: The whole ledger.
-        results: Those of this workspace's run; the chart shows their task at first.
+        runs: The whole ledger, `apart_by_origin`.
+        results: Those of this workspace's run.
         pictures: The folder with the figures.
         chapters: `tables.all_chapters` of the ledger.
 
     Returns:
         The path.
     """
-    sections = _sections(every, chapters, pictures)
+    sections = _sections(runs, chapters, pictures)
     if results:
         sections.append(Section("The latest run", _latest_run(results, pictures), folded=True))
-    ledger = apart_by_origin(every)
     page = Template(_resource("page.html")).substitute(
         style=_resource("page.css"),
-        introduction=f"<p>{_with_code(INTRODUCTION.format(rows=len(every)))}</p>",
+        introduction=f"<p>{_with_code(INTRODUCTION.format(rows=len(runs)))}</p>",
         navigation="\n".join(
             f'<a href="#{_anchor(one.title)}">{escape(one.title)}</a>' for one in sections
         ),
         sections="\n".join(map(_section_html, sections)),
-        data=_json(chart_data(ledger, _task_of(results, every, ledger))),
+        data=_json(chart_data(runs)),
         vega=_vega(),
         script=_resource("page.js"),
     )
@@ -88,7 +86,7 @@ def write_page(
 
 
 def _sections(
-    every: pd.DataFrame, chapters: dict[str, list[Chapter]], pictures: str | Path
+    runs: pd.DataFrame, chapters: dict[str, list[Chapter]], pictures: str | Path
 ) -> list[Section]:
     """What all want to see, open; then what few look up, folded."""
     at_a_glance, in_full, against, ranks = chapters["verdict"]
@@ -102,7 +100,7 @@ def _sections(
         *chapters["dense_soups"],
     ]
     return [
-        Section(at_a_glance.title, _verdict(every, at_a_glance, in_full, pictures)),
+        Section(at_a_glance.title, _verdict(runs, at_a_glance, in_full, pictures)),
         Section("Compare methods", _resource("compare.html")),
         *(Section(own.title, _tables_first(own)) for own in chapters["results"]),
         Section(against.title, _tables_first(against, tables=1)),
@@ -129,7 +127,7 @@ def _fold(title: str, content: str) -> str:
 
 
 def _verdict(
-    every: pd.DataFrame, at_a_glance: Chapter, in_full: Chapter, pictures: str | Path
+    runs: pd.DataFrame, at_a_glance: Chapter, in_full: Chapter, pictures: str | Path
 ) -> str:
     """The paper's claim and the small table; what they rest on is folded."""
     folded = [
@@ -138,7 +136,7 @@ def _verdict(
         _fold("The verdict as a figure", _gallery(["verdict.png"], pictures)),
     ]
     table = html(replace(at_a_glance, text=""))
-    return "\n".join([f'<p class="verdict">{escape(claim(every))}</p>', table, *folded])
+    return "\n".join([f'<p class="verdict">{escape(claim(runs))}</p>', table, *folded])
 
 
 def _tables_first(chapter: Chapter, tables: int | None = None) -> str:
@@ -196,18 +194,6 @@ def _gallery(names: Iterable[str], folder: str | Path) -> str:
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return "\n".join(['<div class="pictures">', *parts, "</div>"])
-
-
-def _task_of(results: list[dict[str, Any]], every: pd.DataFrame, apart: pd.DataFrame) -> str:
-    """The heading of the task that this workspace ran, as `apart_by_origin` names its model."""
-    if not results:
-        return ""
-    row = results[0]
-    places = (every[["model", "dataset", "preset"]] == list(_section(row))).all(axis=1)
-    for name in ("base", "processor"):
-        places &= every[name] == str(row.get(name) or "")
-    models = apart.loc[places, "model"].mode()  # the most frequent: dense rows may stand elsewhere
-    return heading((*models[:1], row["dataset"], row["preset"]))
 
 
 def _section(result: dict[str, Any]) -> tuple:

@@ -5,9 +5,10 @@ all parts anew. `make tables` does not: a user's own runs must not change these 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -15,112 +16,220 @@ from instant_soup.files import new_file
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.claim import claim
 from instant_soup.reports.glance import glance
-from instant_soup.reports.ledger import SECTION, apart_by_origin, read_ledger
-from instant_soup.reports.render import NOTHING, Cell, Table, markdown_table
+from instant_soup.reports.ledger import SECTION, read_ledger
+from instant_soup.reports.origins import apart_by_origin, plain
+from instant_soup.reports.render import MISSING, NOTHING, Cell, Table, markdown_table
 from instant_soup.reports.results import (
     CELL,
     UNPRUNED,
+    ZERO_SHOT,
     costs,
     in_units,
     label,
+    number,
     percent,
     row_order,
+    shared_settings,
     summary,
 )
-from instant_soup.reports.verdict import short, verdict
+from instant_soup.reports.verdict import (
+    against,
+    comparable,
+    own_setting,
+    short,
+    verdict,
+    with_interval,
+)
+from instant_soup.training.metrics import merit
 
-FILES = ("README.md", "docs/findings.md")
+FILES = ("README.md", "docs/results.md", "docs/findings.md")
 PART = re.compile(r"(<!-- ledger: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TEXTS = ("minilm", "reviews-sentiment", "quick", "accuracy")
 IMAGES = ("clip-glyph", "mnist-sample", "quick", "accuracy")
-SPARSITIES = (0.7, 0.9)
+LANGUAGE = ("llama-snippets", "reviews-text", "quick", "perplexity")
+LOCAL = {  # from local copies: name → section, sparsity
+    "SST-2": (("minilm", "sst2@local", "quick", "accuracy"), 0.6),
+    "MRPC": (("minilm", "mrpc@local", "quick", "accuracy"), 0.5),
+    "STS-B": (("minilm", "stsb@local", "quick", "pearson"), 0.5),
+    "CIFAR-10": (("clip-glyph", "cifar10@local", "quick", "accuracy"), 0.7),
+}
+PAPERS = (  # the paper's rows, and ISP+
+    *(ZERO_SHOT, DENSE, "random", "one_shot", "progressive", "early_bird", "snip", "grasp"),
+    *("lth", "lth_rewind", "lottery_pool", "isp", "isp_plus"),
+)
+OF_LANGUAGE = (DENSE, "random", "one_shot", "n_of_m", "wanda", "sparsegpt", "isp", "isp_plus")
+PAIRS = (  # rows whose differences the findings speak of
+    ("isp", "one_shot"), ("isp", "progressive"), ("isp", "early_bird"), ("isp", "lth"),
+    ("isp_plus", "isp"), ("isp_plus", "lth"),
+)  # fmt: skip
 FROM = 0.5  # below this sparsity all rows are alike
 
-
-def render(text: str, every: pd.DataFrame) -> str:
-    """A file's text with each of its parts rendered from the whole ledger."""
-    return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]](every)}\n{part[3]}", text)
+Column: TypeAlias = tuple[str, tuple, float]  # heading, section, sparsity
 
 
-def write(every: pd.DataFrame) -> None:
+def render(text: str, runs: pd.DataFrame) -> str:
+    """A file's text with each of its parts rendered from the ledger, `apart_by_origin`."""
+    return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]](runs)}\n{part[3]}", text)
+
+
+def write(runs: pd.DataFrame) -> None:
     """Render the parts of FILES, those that exist here."""
     for path in filter(Path.exists, map(Path, FILES)):
         old = path.read_text()
-        if (text := render(old, every)) != old:
+        if (text := render(old, runs)) != old:
             with new_file(path) as unfinished:
                 unfinished.write_text(text)
 
 
-def _verdict(every: pd.DataFrame, rivals: bool = False) -> str:
+def _verdict(runs: pd.DataFrame, rivals: bool = False) -> str:
     """The verdict at a glance for the quick preset, from FROM on."""
-    lines = verdict(every)
+    lines = verdict(runs)
     lines = lines[(lines["preset"] == "quick") & (lines["sparsity"] >= FROM)]
     return markdown_table(glance("quick", lines, rivals)) if len(lines) else NOTHING
 
 
-def _example(every: pd.DataFrame) -> str:
-    """ISP+ beside ISP, LTH and dense at 80 % on the packaged texts."""
-    means = {name: own[0] for name, own in _by_method(every, [TEXTS], [0.8]).items()}
-    if not {"isp_plus", "isp", "lth", DENSE} <= set(means):
+def _differences(runs: pd.DataFrame) -> str:
+    """PAIRS at each sparsity and over all of them, in the quick preset."""
+    own = comparable(runs)
+    own = own[own["preset"] == "quick"]
+    places = [(percent(s), of_one) for s, of_one in own.groupby("sparsity")]
+    if not places:
         return NOTHING
-    plus, isp, lth, dense = (f"{means[m]['mean']:.1f} %" for m in ("isp_plus", "isp", "lth", DENSE))
+    rows = [(name, _difference_cells(of_one)) for name, of_one in [*places, ("all", own)]]
+    columns = [("", f"{short(one)} − {short(other)}") for one, other in PAIRS]
+    return markdown_table(Table("", columns, rows, "", corner="sparsity"))
+
+
+def _difference_cells(runs: pd.DataFrame) -> list[Cell]:
+    """The differences of PAIRS in some runs, bold beyond noise."""
+    cells = []
+    for one, other in PAIRS:
+        lines = against(runs, other)
+        if one not in lines.index:
+            cells.append(Cell(MISSING))
+            continue
+        line = lines.loc[one]
+        text = with_interval(line["mean"], line["low"], line["high"], digits=1)
+        cells.append(Cell(text, bold=bool(line["differs"])))
+    return cells
+
+
+def _example(runs: pd.DataFrame) -> str:
+    """ISP+ beside ISP, LTH and dense at 80 % on the packaged texts."""
+    methods = ("isp_plus", "isp", "lth", DENSE)
+    cells = _cells(runs, TEXTS, [0.8], methods)
+    means = {method: cell["mean"] for (method, _), cell in cells.items()}
+    if not set(methods) <= set(means):
+        return NOTHING
+    plus, isp, lth, dense = (f"{means[method]:.1f} %" for method in methods)
     return (
         f"On movie reviews at 80 % sparsity ISP+ keeps {plus} accuracy. ISP has {isp}, LTH {lth}, "
         f"and the dense network {dense}."
     )
 
 
-def _results(every: pd.DataFrame) -> str:
-    """Texts and images at SPARSITIES: the methods that were run at all of these, and their cost."""
-    rows = _by_method(every, [TEXTS, IMAGES], SPARSITIES)
-    best = [
-        max((round(cell["mean"], 2) for cell in column), default=None)
-        for column in zip(*(own for name, own in rows.items() if name != DENSE), strict=True)
-    ]
-    lines = []
-    for method in sorted(rows, key=row_order):
-        values = [
-            Cell(f"{cell['mean']:.2f} ± {cell['std']:.2f}", bold=round(cell["mean"], 2) == top)
-            for cell, top in zip(rows[method], best, strict=False)
-        ]
-        cost = sorted(
-            {f"{cell['flops_vs_dense']:.1f}" for cell in rows[method][:: len(SPARSITIES)]}
-        )
-        name = label(method) if method == DENSE else short(method)
-        lines.append((name, [*values, Cell(" to ".join(cost))]))
-    names = [f"{kind}, {percent(s)}" for kind in ("texts", "images") for s in SPARSITIES]
-    return markdown_table(Table("", [("", name) for name in (*names, "cost")], lines, ""))
+def _results(
+    runs: pd.DataFrame, columns: list[Column], methods: tuple[str, ...] = PAPERS, whole: bool = True
+) -> str:
+    """A table of methods by columns, the best sparse row of each bold, and what rows cost.
 
-
-def _by_method(
-    every: pd.DataFrame, sections: list[tuple], sparsities: Sequence[float]
-) -> dict[str, list[pd.Series]]:
-    """Method → its cells at each section and sparsity, of methods that have all; dense always."""
-    rows = apart_by_origin(every)
-    rows = rows[rows["variant"] == ""]
-    cells = in_units(summary(rows)).merge(costs(rows)[[*CELL, "flops_vs_dense"]], on=CELL)
-    known = {
-        (*(cell[name] for name in SECTION), cell["method"], cell["target_sparsity"]): cell
-        for _, cell in cells.iterrows()
+    Args:
+        runs: The ledger, `apart_by_origin`.
+        columns: Each of one origin, that with most of these methods' runs.
+        methods: The rows.
+        whole: Whether only rows that were run in all columns are there.
+    """
+    sections = {
+        section: [s for _, own, s in columns if own == section] for _, section, _ in columns
     }
-    found = {}
-    for method in set(cells["method"]) - (set(UNPRUNED) - {DENSE}):
-        places = [(*section, method, s) for section in sections for s in sparsities]
-        if method == DENSE:
-            places = [(*place[:-1], 0.0) for place in places]
-        if all(place in known for place in places):
-            found[method] = [known[place] for place in places]
-    return found
+    known = {
+        (section, *place): cell
+        for section, sparsities in sections.items()
+        for place, cell in _cells(runs, section, sparsities, methods).items()
+    }
+    places = [(section, sparsity) for _, section, sparsity in columns]
+    found = {
+        method: [known.get((s, method, 0.0 if method in UNPRUNED else at)) for s, at in places]
+        for method in sorted(methods, key=row_order)
+    }
+    enough = all if whole else any
+    found = {name: own for name, own in found.items() if enough(cell is not None for cell in own)}
+    if not found:
+        return NOTHING
+    sparse = [own for name, own in found.items() if name not in UNPRUNED]
+    best = [max(map(_shown, column), default=None) for column in zip(*sparse, strict=True)]
+    rows = []
+    for method, own in found.items():
+        cells = [
+            Cell(_value(cell), bold=method not in UNPRUNED and _shown(cell) == top)
+            for cell, top in zip(own, best, strict=False)
+        ]
+        ratios = sorted(cell["flops_vs_dense"] for cell in own if cell is not None)
+        ends = [number(ratio, ".1f") for ratio in (ratios[0], ratios[-1])]
+        name = label(method) if method in UNPRUNED else short(method)
+        rows.append((name, [*cells, Cell(" to ".join(dict.fromkeys(ends)))]))
+    return markdown_table(Table("", [("", name) for name, *_ in [*columns, ("cost",)]], rows, ""))
+
+
+def _shown(cell: pd.Series | None) -> float:
+    """How good a cell is, as printed; what was not measured is the worst."""
+    return -float("inf") if cell is None else float(merit(cell["metric"], round(cell["mean"], 2)))
+
+
+def _value(cell: pd.Series | None) -> str:
+    if cell is None:
+        return MISSING
+    return f"{cell['mean']:.2f}" + (f" ± {cell['std']:.2f}" if cell["n"] > 1 else "")
+
+
+def _cells(
+    runs: pd.DataFrame, section: tuple, sparsities: list[float], methods: tuple[str, ...] = PAPERS
+) -> dict[tuple[str, float], pd.Series]:
+    """(method, sparsity) → its summary and cost, of the origin with most runs of these methods."""
+    places = runs[SECTION].assign(model=runs["model"].map(plain))
+    own = runs[(places == list(section)).all(axis=1) & runs["method"].isin(methods)]
+    unpruned = own["method"].isin(UNPRUNED)
+    plain_rows = own["variant"] == own["variant"].map(shared_settings)
+    sparse = own[~unpruned & plain_rows & own["target_sparsity"].isin(sparsities)]
+    own = pd.concat([own[unpruned], sparse])
+    own = own[own["model"].isin(sparse["model"].mode()[:1])]
+    own = own[own["variant"] == own_setting(sparse)]
+    cost = costs(own)[[*CELL, "flops_vs_dense"]]
+    cells = in_units(summary(own)).merge(cost, on=CELL, how="left")
+    return {(cell["method"], cell["target_sparsity"]): cell for _, cell in cells.iterrows()}
+
+
+def _of_family(section: tuple) -> list[Column]:
+    return [(f"{percent(s)} sparse", section, s) for s in (0.5, 0.7, 0.9)]
 
 
 PARTS: dict[str, Callable[[pd.DataFrame], str]] = {
     "verdict": _verdict,
     "verdict_with_rivals": partial(_verdict, rivals=True),
     "claim": claim,
+    "differences": _differences,
     "example": _example,
-    "results": _results,
+    "results": partial(
+        _results,
+        columns=[
+            (f"{kind}, {percent(s)}", section, s)
+            for kind, section in (("texts", TEXTS), ("images", IMAGES))
+            for s in (0.7, 0.9)
+        ],
+    ),
+    "texts": partial(_results, columns=_of_family(TEXTS)),
+    "images": partial(_results, columns=_of_family(IMAGES)),
+    "local_tasks": partial(
+        _results, columns=[(f"{name}, {percent(s)}", own, s) for name, (own, s) in LOCAL.items()]
+    ),
+    "language": partial(
+        _results,
+        columns=[(percent(s), LANGUAGE, s) for s in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)],
+        methods=OF_LANGUAGE,
+        whole=False,
+    ),
 }
 
 
 if __name__ == "__main__":
-    write(read_ledger(Path("reports/results.csv")))
+    write(apart_by_origin(read_ledger(Path("reports/results.csv"))))

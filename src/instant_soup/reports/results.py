@@ -14,6 +14,7 @@ from instant_soup.data.datasets import DATASETS
 from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
+from instant_soup.reports.origins import model_and_origin
 from instant_soup.reports.render import MISSING, Cell, terminal
 from instant_soup.training.metrics import LOWER_IS_BETTER, merit
 
@@ -359,8 +360,10 @@ def number(value: float | None, form: str) -> str:
 
 
 def heading(section: tuple, *variants: str) -> str:
-    """A section's model, data and preset, and what all of its rows change in that."""
-    return " · ".join([*section[:3], *filter(None, variants)])
+    """A section's model, data and preset, what all of its rows change in that, and its origin."""
+    model, origin = model_and_origin(section[0])
+    parts = [model, *section[1:3], *variants, f"run {origin}" if origin else ""]
+    return " · ".join(filter(None, parts))
 
 
 # The end of a run

@@ -17,51 +17,51 @@ from instant_soup.reports import (
     paper,
     verdict,
 )
-from instant_soup.reports.ledger import apart_by_origin
 from instant_soup.reports.render import Chapter, in_all_forms
 from instant_soup.reports.results import costs, summary, write_texts
 
 
-def all_chapters(every: pd.DataFrame) -> dict[str, list[Chapter]]:
-    """All chapters of the whole ledger, by the name of their files."""
-    runs = apart_by_origin(every)
+def all_chapters(runs: pd.DataFrame) -> dict[str, list[Chapter]]:
+    """All chapters of the ledger, `apart_by_origin`, by the name of their files."""
+    compared = verdict.comparable(runs)
+    lines = verdict.best_rows(compared)
     return {
-        "verdict": [glance.chapter(every), *verdict.chapters(every)],
+        "verdict": [glance.chapter(lines), *verdict.chapters(compared, lines)],
         "results": accuracy_tables.chapters(runs),
         "isp_against": [head_to_head.chapter(runs)],
         "cost": [cost_tables.chapter(runs)],
-        "equal_cost": [equal_cost.chapter(every)],
+        "equal_cost": [equal_cost.chapter(runs)],
         **paper.chapters(runs),
-        "methods": methods.chapters(every),
+        "methods": methods.chapters(runs),
         "ablations": [ablations.chapter(runs)],
         "dense_soups": [dense_soups.chapter(runs)],
         "essential_sparsity": [essential_sparsity.chapter(runs)],
     }
 
 
-def numbers(name: str, every: pd.DataFrame) -> pd.DataFrame | None:
+def numbers(name: str, runs: pd.DataFrame) -> pd.DataFrame | None:
     """What a file's CSV has instead of the tables' cells, in full precision; None: the cells."""
     match name:
         case "verdict":
-            return verdict.numbers(every)
+            return verdict.numbers(runs)
         case "methods":
-            return methods.comparison(every)
+            return methods.comparison(runs)
         case "results":
-            return summary(apart_by_origin(every))
+            return summary(runs)
         case "cost":
-            return costs(apart_by_origin(every))
+            return costs(runs)
         case "table2" | "table3":
-            return paper.numbers(name, apart_by_origin(every))
+            return paper.numbers(name, runs)
     return None
 
 
 def write_tables(
-    folder: str | Path, every: pd.DataFrame, chapters: dict[str, list[Chapter]]
+    folder: str | Path, runs: pd.DataFrame, chapters: dict[str, list[Chapter]]
 ) -> list[Path]:
     """Write NAME.md, NAME.tex and NAME.csv for each of `all_chapters`; their paths."""
     texts: dict[str, str] = {}
     for name, own in chapters.items():
         texts |= in_all_forms(name, own)
-        if (table := numbers(name, every)) is not None:
+        if (table := numbers(name, runs)) is not None:
             texts[f"{name}.csv"] = table.to_csv(index=False, lineterminator="\n")
     return write_texts(folder, texts)

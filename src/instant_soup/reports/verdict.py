@@ -1,10 +1,9 @@
 """The verdict: which row is best at a sparsity and a budget, over tasks and seeds together.
 
-A view of the ledger. A *task* is a model on a dataset with its metric; rows enter with the preset's
-own settings (what the task itself changes in training or data is the same for all of its rows),
-without a teacher, trained in full, begun at one checkpoint and computed in one precision on one
-kind of processor. Distances are in points from the dense network of the same task and seed; a
-network that came out as NaN counts as 0.
+A view of `apart_by_origin`. A *task* is a model on a dataset with its metric; rows enter with the
+preset's own settings (what the task itself changes in training or data is the same for all of its
+rows), without a teacher and trained in full. Distances are in points from the dense network of the
+same task, seed and origin; a network that came out as NaN counts as 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ import pandas as pd
 
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.origins import plain
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     PERCENT,
@@ -42,7 +42,6 @@ from instant_soup.reports.statistics import (
 BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
 REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
-ORIGIN = ["variant", "precision", "base", "processor"]  # only what has one of these compares
 
 
 # Numbers
@@ -51,17 +50,21 @@ ORIGIN = ["variant", "precision", "base", "processor"]  # only what has one of t
 def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     """The runs that the verdict is about, one a line.
 
-    Columns: preset, task, sparsity, method, seed, distance (points from dense) and cost (training
-    FLOPs, search included, in fine-tunings of the dense network). Tasks on which the dense network
-    is no better than guessing are left out, and those whose metric has no points (perplexity).
+    Columns: preset, task, sparsity, origin (the model's name with it), method, seed, distance
+    (points from dense) and cost (training FLOPs, search included, in fine-tunings of the dense
+    network). Tasks on which the dense network is no better than guessing are left out, and those
+    whose metric has no points (perplexity).
     """
     own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
     own = own[own["metric"].isin(PERCENT)]
     own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(block_of) == "")]
-    is_dense = own["method"] == DENSE
-    dense = own.loc[is_dense, [*SECTION, *ORIGIN, "seed", "value", "flops"]]
-    runs = _one_origin_each(own[~own["method"].isin(UNPRUNED)])
-    runs = runs.merge(dense, on=[*SECTION, *ORIGIN, "seed"], suffixes=("", "_of_dense"))
+    own = own.assign(origin=own["model"], model=own["model"].map(plain))
+    same = [*SECTION, "origin", "variant", "seed"]
+    dense = own.loc[own["method"] == DENSE, [*same, "value", "flops"]]
+    runs = own[~own["method"].isin(UNPRUNED)]
+    columns = [column for _, column in runs.groupby([*SECTION, "target_sparsity"])]
+    runs = pd.concat([runs[:0], *(one[one["variant"] == own_setting(one)] for one in columns)])
+    runs = runs.merge(dense, on=same, suffixes=("", "_of_dense"))
     unranked = [
         section
         for section, of_one in runs.groupby(SECTION)
@@ -75,30 +78,21 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
         cost=runs["flops"] / runs["flops_of_dense"],
         sparsity=runs["target_sparsity"],
     )
-    columns = ["preset", "task", "sparsity", "method", "seed"]
-    return found[[*columns, "distance", "cost"]].sort_values(columns, ignore_index=True)
+    names = ["preset", "task", "sparsity", "origin", "method", "seed"]
+    return found[[*names, "distance", "cost"]].sort_values(names, ignore_index=True)
 
 
-def _one_origin_each(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each task and sparsity the runs of its own setting."""
-    chosen = [runs[:0]]
-    for _, column in runs.groupby([*SECTION, "target_sparsity"]):
-        setting = own_setting(column)
-        chosen.append(column[(column[ORIGIN] == list(setting or ())).all(axis=1)])
-    return pd.concat(chosen)
-
-
-def own_setting(column: pd.DataFrame) -> tuple[str, ...] | None:
-    """What ORIGIN is in the setting of a task that its rows are compared in; None without rows.
+def own_setting(column: pd.DataFrame) -> str | None:
+    """The variant that a task's rows are compared in; None without rows.
 
     `column`: the ledger's rows of one task and sparsity with no setting of their own. The empty
-    variant is it where there is one; then what has most seeds, methods and runs, and the last.
+    variant is it where there is one; else what has most runs, and the last.
     """
-    settings = []
-    for origin, own in column.groupby(ORIGIN):
-        seeds, rows = own["seed"].nunique(), own["method"].nunique()
-        settings.append(((not origin[0], seeds, rows, len(own), own["finished"].max()), origin))
-    return max(settings)[1] if settings else None
+    settings = [
+        (not variant, len(own), own["finished"].max(), variant)
+        for variant, own in column.groupby("variant")
+    ]
+    return max(settings)[-1] if settings else None
 
 
 def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
@@ -106,31 +100,48 @@ def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
 
     `runs`: of `comparable`, one preset; what is of several sparsities is averaged over them first.
     By method: the mean over tasks of means over seeds, `low` and `high` of its interval, `p` and
-    `p_holm` (corrected for the number of rows), and how many tasks and runs it is of. Only what
-    both rows have, task by task and seed by seed, counts. `differs`: beyond noise, which is
-    p_holm under SIGNIFICANT and an interval that leaves zero out.
+    `p_holm` (corrected for the number of rows), and how many tasks, seeds (the fewest of a task)
+    and runs it is of. Only what both rows have, task by task and seed by seed, counts. `differs`:
+    beyond noise, which is p_holm under SIGNIFICANT and an interval that leaves zero out.
     """
-    keys = ["method", "task", "sparsity", "seed"]
+    keys = ["method", "task", "sparsity", "seed", "origin"]
     codes, names = zip(*(pd.factorize(runs[key], sort=True) for key in keys), strict=True)
     distances = np.full([len(own) for own in names], np.nan)  # NaN: not run
     distances[codes] = runs["distance"]
     methods = list(names[0])
-    base = distances[methods.index(reference)] if reference in methods else 0.0
+    base = distances[methods.index(reference)] if reference in methods else np.zeros(1)
     lines = {
-        method: _summary(gaps)
-        for method, gaps in zip(methods, distances - base, strict=True)
-        if method != reference and not np.isnan(gaps).all()
+        method: _summary(_gaps(own, base))
+        for method, own in zip(methods, distances, strict=True)
+        if method != reference and not np.isnan(_gaps(own, base)).all()
     }
     if reference is not None and reference not in methods:
         lines = {}
-    columns = ["tasks", "runs", "mean", "low", "high", "p"]
+    columns = ["tasks", "seeds", "runs", "mean", "low", "high", "p"]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=columns)
     return _beyond_noise(table)
 
 
+def _gaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """One row's distances minus another's: [task, sparsity, seed, origin] → [task, sparsity, seed].
+
+    Within the origins that both ran on; where there is none, between their means over origins.
+    """
+    within = _mean(one - other)
+    return np.where(np.isnan(within), _mean(one) - _mean(other), within)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Means over the last axis of what is not NaN; NaN where all is."""
+    counts = (~np.isnan(values)).sum(axis=-1)
+    return np.where(counts > 0, np.nansum(values, axis=-1) / np.maximum(counts, 1), np.nan)
+
+
 def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `p_holm` and `differs`."""
-    corrected = holm(table["p"])
+    """The table with `p_holm` and `differs`; rows with a single seed cannot be tested."""
+    tested = table["seeds"] > 1
+    corrected = table["p"].where(~tested, 1.0)
+    corrected[tested] = holm(table.loc[tested, "p"])
     off_zero = table["low"] * table["high"] > 0
     return table.assign(p_holm=corrected, differs=(corrected < SIGNIFICANT) & off_zero)
 
@@ -140,17 +151,22 @@ def _summary(gaps: np.ndarray) -> dict[str, float]:
 
     Those of a task and seed are averaged over sparsities first.
     """
-    by_task = []
-    for task in gaps:
-        common = ~np.isnan(task)
-        counts = common.sum(axis=0)
-        sums = np.where(common, task, 0.0).sum(axis=0)
-        if counts.any():
-            by_task.append(sums[counts > 0] / counts[counts > 0])
+    by_task = [own[~np.isnan(own)] for own in _mean(gaps.swapaxes(1, 2))]
+    by_task = [own for own in by_task if len(own)]
     low, high = bootstrap_interval(by_task)
     mean = float(np.mean([own.mean() for own in by_task]))
-    counted = {"tasks": len(by_task), "runs": int((~np.isnan(gaps)).sum())}
+    counted = {"tasks": len(by_task), "seeds": min(map(len, by_task))}
+    counted["runs"] = int((~np.isnan(gaps)).sum())
     return {**counted, "mean": mean, "low": low, "high": high, "p": paired_p(by_task)}
+
+
+def competing(distances: pd.DataFrame, tasks: int) -> pd.DataFrame:
+    """Of `against` dense the rows that were run on all of so many tasks.
+
+    With a single seed a row competes only where all have one: the best of many would be chance.
+    """
+    whole = distances[distances["tasks"] == tasks]
+    return whole[whole["seeds"] >= min(2, whole["seeds"].max())]
 
 
 def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -160,8 +176,8 @@ def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
     distance, low and high (points from dense, with the interval); within, the rows that differ from
     it by no more than noise (see `against`); ahead, rows that were not run on all of
     these tasks but are above it beyond noise on those they share; rows, how many competed; tasks
-    and runs, how many the best row's numbers are of. Only rows that were run on every task of that
-    preset and sparsity compete. A row fits a budget if its cost, to one decimal, does.
+    and runs, how many the best row's numbers are of. The rows of `competing` compete. A row fits a
+    budget if its cost, to one decimal, does.
     """
     return best_rows(comparable(ledger))
 
@@ -182,19 +198,19 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     tasks = runs["task"].nunique()
     cost = costs_of(runs)
     distances = against(runs, None)
-    full = distances[distances["tasks"] == tasks]
+    full = competing(distances, tasks)
     others: dict[str, pd.DataFrame] = {}  # by the row that they are compared with
     for budget in BUDGETS:
         affordable = cost[cost.round(1) <= budget].index
-        competing = full[full.index.isin(affordable)]
-        if len(competing) < 2:
+        fitting = full[full.index.isin(affordable)]
+        if len(fitting) < 2:
             continue
-        best = max(competing.index, key=lambda m: (round(competing["mean"][m], 9), m))
+        best = max(fitting.index, key=lambda m: (round(fitting["mean"][m], 9), m))
         if best not in others:
             others[best] = against(runs, best)
         rivals = _beyond_noise(others[best].loc[affordable.drop(best)])
         differs = rivals["differs"]
-        complete = rivals.index.isin(competing.index)
+        complete = rivals.index.isin(fitting.index)
         yield {
             "budget": budget,
             "method": best,
@@ -204,7 +220,7 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "high": full["high"][best],
             "within": _in_order(rivals.index[~differs & complete]),
             "ahead": _in_order(rivals.index[differs & ~complete & (rivals["mean"] > 0)]),
-            "rows": len(competing),
+            "rows": len(fitting),
             "tasks": tasks,
             "runs": full["runs"][best],
         }
@@ -220,19 +236,21 @@ def _in_order(methods: Iterable[str]) -> tuple[str, ...]:
 
 
 def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Complete tables to rank rows in: (preset, distances of task and sparsity × methods).
+    """Complete tables to rank rows in: (preset, distances of task, sparsity and origin × methods).
 
-    `runs`: of `comparable`. Means over seeds. Of each preset the table with the most entries, and
-    the one with the most rows that were run on the same columns; each has three or more of both.
+    `runs`: of `comparable`. Means over seeds. Of each preset the table with the most entries, the
+    one with the most rows that were run on the same columns, and the one with the most columns;
+    each has three or more of both.
     """
     found = []
     for preset, own in runs.groupby("preset"):
-        keys = ["task", "sparsity", "method"]
+        keys = ["task", "sparsity", "origin", "method"]
         cells = own.groupby(keys)["distance"].mean().unstack()
         measured = {frozenset(cell.dropna().index) for _, cell in cells.iterrows()}
         tables = [cells[sorted(rows, key=row_order)].dropna() for rows in measured]
         tables = [table for table in tables if min(table.shape) > 2]
-        largest = [_first(tables, lambda t: t.size), _first(tables, lambda t: t.shape[1])]
+        sizes: list[Callable[[pd.DataFrame], int]] = [lambda t: t.size, lambda t: t.shape[1], len]
+        largest = [_first(tables, size) for size in sizes]
         unique = {tuple(table.columns): table for table in largest if table is not None}
         found += [(preset, table) for table in unique.values()]
     return found
@@ -247,39 +265,47 @@ def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> p
 
 VERDICT_TEXT = (
     "At each sparsity this is the best row within a budget, over all tasks and seeds. Points from "
-    "dense: the row's test metric minus that of the dense network with the same task and seed. "
-    "Means over seeds come first, then the mean over tasks. In brackets is the 95 % bootstrap "
-    "interval, which resamples tasks and then their seeds. Cost: training FLOPs in dense fine- "
-    "tunings, search included. A row fits a budget if its cost does, to one decimal. A budget "
-    "that lets no further row in is left out. Only rows that were run on all of the tasks "
-    "compete. A difference is beyond noise if two things hold. Its p is under 0.05: this asks "
-    "whether other seeds would say the same on these tasks (two-sided Welch's t-test, paired by "
-    "seed within tasks, corrected for the number of rows by Holm's procedure). And its interval "
-    "leaves zero out: this asks whether other tasks would say the same. Within noise: rows whose "
-    "difference from the best is less than that. Ahead on fewer tasks: rows that were not run on "
-    "all tasks, but are above the best beyond noise where they were run. An interval over two "
-    "tasks says little. Tasks are left out if the dense network is no better than guessing."
+    "dense: the row's test metric minus that of the dense network with the same task and seed, "
+    "run from the same weights on the same kind of processor. Means over seeds come first, then "
+    "the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks and "
+    "then their seeds. Cost: training FLOPs in dense fine-tunings, search included. A row fits a "
+    "budget if its cost does, to one decimal. A budget that lets no further row in is left out. "
+    "Only rows that were run on all of the tasks compete, and those with a single seed only where "
+    "all have one. A difference is beyond noise if two things hold. Its p is under 0.05: this "
+    "asks whether other seeds would say the same on these tasks (two-sided Welch's t-test, paired "
+    "by seed within tasks, corrected for the number of rows by Holm's procedure). And its "
+    "interval leaves zero out: this asks whether other tasks would say the same. Within noise: "
+    "rows whose difference from the best is less than that. Ahead on fewer tasks: rows that were "
+    "not run on all tasks, but are above the best beyond noise where they were run. An interval "
+    "over two tasks says little. Tasks are left out if the dense network is no better than "
+    "guessing."
 )
 AGAINST_TEXT = (
     "Each row's distance from the dense network, and its difference from ISP+ and from ISP. A "
-    "difference is over the tasks and seeds that both rows have, with its 95 % bootstrap "
-    "interval. p is the verdict's, corrected for all rows of that sparsity. ▲ and ▼: above and "
-    "below, beyond noise. In the table over all sparsities, each task and seed counts once, with "
-    "its mean over the sparsities that both rows have. There the points from dense depend on "
-    "which sparsities a row was run at, so compare the differences."
+    "difference is over the tasks and seeds that both rows have, on the same kind of processor "
+    "and from the same weights where both ran so, with its 95 % bootstrap interval. p is the "
+    "verdict's, corrected for all rows of that sparsity. ▲ and ▼: above and below, beyond noise. "
+    "In the table over all sparsities, each task and seed counts once, with its mean over the "
+    "sparsities that both rows have. There the points from dense depend on which sparsities a row "
+    "was run at, so compare the differences."
 )
 RANKS_TEXT = (
-    "Mean ranks over columns; 1 is best. A column is a task at a sparsity, with means over seeds. "
-    "Only rows that were run on all of these columns are ranked. p: Nemenyi's test against the "
-    "row with the best rank, which corrects for all pairs. The sparsities of one task are not "
-    "independent, so take p as a guide."
+    "Mean ranks over columns; 1 is best. A column is a task at a sparsity, run from one set of "
+    "weights on one kind of processor, with means over seeds. Only rows that were run on all of "
+    "these columns are ranked. p: Nemenyi's test against the row with the best rank, which "
+    "corrects for all pairs. The sparsities of one task are not independent, so take p as a "
+    "guide."
 )
 
 
-def chapters(ledger: pd.DataFrame) -> list[Chapter]:
-    """The verdict in full, the differences behind it, and the ranks."""
-    runs = comparable(ledger)
-    best = [_verdict_table(*one) for one in best_rows(runs).groupby("preset")]
+def chapters(runs: pd.DataFrame, lines: pd.DataFrame) -> list[Chapter]:
+    """The verdict in full, the differences behind it, and the ranks.
+
+    Args:
+        runs: Of `comparable`.
+        lines: Their `best_rows`.
+    """
+    best = [_verdict_table(*one) for one in lines.groupby("preset")]
     compared = [
         table for preset, own in runs.groupby("preset") for table in _against_tables(preset, own)
     ]

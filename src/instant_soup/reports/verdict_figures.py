@@ -18,6 +18,7 @@ from instant_soup.reports.verdict import (
     best_rows,
     budget_words,
     comparable,
+    competing,
     costs_of,
     rank_tables,
     short,
@@ -75,8 +76,8 @@ def _budget_panel(
         place = sparsities.index(line["sparsity"])
         own = runs[runs["sparsity"] == line["sparsity"]]
         cost, distances = costs_of(own), against(own, None)
-        competes = (cost.round(1) <= budget) & (distances["tasks"] == line["tasks"])
-        for method, distance in distances.loc[competes, "mean"].items():
+        full = competing(distances, line["tasks"])
+        for method, distance in full.loc[cost[full.index].round(1) <= budget, "mean"].items():
             colour, marker = _colour_and_marker(str(method), runs["method"])
             look: dict[str, Any] = {"color": colour, "marker": marker, "ls": ""}
             if method == line["method"]:
