@@ -109,26 +109,26 @@ def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     distances = np.full([len(own) for own in names], np.nan)  # NaN: not run
     distances[codes] = runs["distance"]
     methods = list(names[0])
+    if reference is not None and reference not in methods:
+        methods = []
     base = distances[methods.index(reference)] if reference in methods else np.zeros(1)
     lines = {
-        method: _summary(_gaps(own, base))
-        for method, own in zip(methods, distances, strict=True)
-        if method != reference and not np.isnan(_gaps(own, base)).all()
+        method: _summary(gaps)
+        for method, gaps in zip(methods, _gaps(distances, base), strict=False)
+        if method != reference and not np.isnan(gaps).all()
     }
-    if reference is not None and reference not in methods:
-        lines = {}
     columns = ["tasks", "seeds", "runs", "mean", "low", "high", "p"]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=columns)
     return _beyond_noise(table)
 
 
-def _gaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """One row's distances minus another's: [task, sparsity, seed, origin] → [task, sparsity, seed].
+def _gaps(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distances minus others: […, task, sparsity, seed, origin] → […, task, sparsity, seed].
 
     Within the origins that both ran on; where there is none, between their means over origins.
     """
-    within = _mean(one - other)
-    return np.where(np.isnan(within), _mean(one) - _mean(other), within)
+    within = _mean(ours - others)
+    return np.where(np.isnan(within), _mean(ours) - _mean(others), within)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -139,9 +139,9 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `p_holm` and `differs`; rows with a single seed cannot be tested."""
-    tested = table["seeds"] > 1
-    corrected = table["p"].where(~tested, 1.0)
-    corrected[tested] = holm(table.loc[tested, "p"])
+    p, tested = table["p"].to_numpy(dtype=float), table["seeds"].to_numpy() > 1
+    corrected = np.where(tested, p, 1.0)
+    corrected[tested] = holm(p[tested])
     off_zero = table["low"] * table["high"] > 0
     return table.assign(p_holm=corrected, differs=(corrected < SIGNIFICANT) & off_zero)
 
