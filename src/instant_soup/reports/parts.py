@@ -168,7 +168,8 @@ def _results(
         ends = [number(ratio, ".1f") for ratio in (ratios[0], ratios[-1])]
         name = label(method) if method in UNPRUNED else short(method)
         rows.append((name, [*cells, Cell(" to ".join(dict.fromkeys(ends)))]))
-    return markdown_table(Table("", [("", name) for name, *_ in [*columns, ("cost",)]], rows, ""))
+    headings = [heading for heading, _, _ in columns]
+    return markdown_table(Table("", [("", name) for name in (*headings, "cost")], rows, ""))
 
 
 def _shown(cell: pd.Series | None) -> float:
