@@ -6,6 +6,7 @@ import pandas as pd
 
 from instant_soup.reports.commands import command
 from instant_soup.reports.figures import MAIN, _colour_and_marker
+from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.origins import model_and_origin
 from instant_soup.reports.results import (
     CELL,
@@ -40,10 +41,11 @@ def chart_data(runs: pd.DataFrame) -> dict[str, Any]:
     sizes: dict[str, int] = {}
     tasks = []
     for block, own in blocks(runs):
+        counts = own.groupby(SECTION).size()
         for section, rows in by_section(preset_rows(own)):
             if (task := _task(section, block, rows))["points"]:
                 tasks.append(task)
-                sizes[task["title"]] = len(rows)
+                sizes[task["title"]] = counts[section]
     names = {point["method"]: point["name"] for task in tasks for point in task["points"]}
     methods = []
     for method, name in names.items():

@@ -27,10 +27,10 @@ from instant_soup.reports.results import heading, label, percent
 
 INTRODUCTION = (
     "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) "
-    "finds a sparse network in a pre-trained transformer within one fine-tuning. This page shows "
-    "what this repository measured of ISP and of other pruning methods, beside what the paper "
-    "printed. `make tables` makes it from `reports/results.csv`, which has one row for each of "
-    "{rows} runs."
+    "finds a sparse network in a pre-trained transformer within one fine-tuning. ISP+ is our "
+    "variant of it: Fisher scores, and no denoisers. This page shows what this repository "
+    "measured of both and of other pruning methods, beside what the paper printed. `make tables` "
+    "makes it from `reports/results.csv`, which has one row for each of {rows} runs."
 )
 RANKS, KNEES = "critical_difference.png", "essential_sparsity.png"
 OF_MASKS = ("cost_vs_sparsity.png", "mask_similarity.png")

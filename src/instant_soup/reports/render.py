@@ -12,7 +12,7 @@ from typing import Any
 MISSING = "–"
 MARKS = {"better": ("▲", r"$^{\uparrow}$"), "worse": ("▼", r"$^{\downarrow}$")}
 NOTHING = "No results yet."
-LONG = 30  # rows; on the page longer tables open on demand
+LONG = 45  # rows; on the page longer tables open on demand
 
 # What Markdown reads as a mark; an underscore within a word is none.
 MARKDOWN = re.compile(r"[\\`*|<~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|\](?=[(\[])")
