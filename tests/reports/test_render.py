@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from instant_soup.reports.render import (
+    LONG,
     Cell,
     Chapter,
     Table,
@@ -182,8 +183,8 @@ def test_csv_has_a_line_for_each_value():
 
 
 def test_long_tables_open_on_demand_on_the_page():
-    rows = [(f"row {number}", [Cell("1")]) for number in range(31)]
-    for count, details in ((30, 0), (31, 1)):
+    rows = [(f"row {number}", [Cell("1")]) for number in range(LONG + 1)]
+    for count, details in ((LONG, 0), (LONG + 1, 1)):
         text = html(Chapter("T", "", [Table("Long", [("", "a")], rows[:count], "")]))
-        assert text.count("<details><summary>31 rows</summary>") == details
+        assert text.count(f"<details><summary>{LONG + 1} rows</summary>") == details
         assert text.count("</details>") == details
