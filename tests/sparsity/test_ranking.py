@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,25 @@ def test_shards_find_the_mask_of_the_whole(one, other, shards, few, by_priority,
         found = on_shards([(cut(whole, i), cut(priority, i)) for i in range(shards)], ranked)
     for name, kept in ranked((whole, priority)).items():
         assert torch.equal(torch.cat([part[name] for part in found]), kept)
+
+
+@LAW
+@given(ROWS, ROWS, st.sampled_from([1, 5, 2**17]), st.data())
+def test_the_threshold_is_that_of_a_sort(one, other, few, data) -> None:
+    """Its value, how many are larger, how many equal; of scores read piece by piece."""
+    whole = {"a": torch.tensor(one).view(-1, 3), "b": torch.tensor(other).view(-1, 3)}
+    every = sorted((float(x) for w in whole.values() for x in w.flatten()), reverse=True)
+    k = data.draw(st.integers(0, len(every)))
+    read = {n: Pieces(w.shape, lambda where, w=w: w.flatten()[where]) for n, w in whole.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "SAMPLE", few)
+        patch.setattr(ranking, "PIECE", 4)
+        found = ranking.threshold(read, k)
+    if 0 < k < len(every):
+        value = every[k - 1]
+        assert found == (value, sum(x > value for x in every), every.count(value))
+    else:
+        assert found == ((math.inf, 0, 0) if not k else (-math.inf, 0, k))
 
 
 def test_many_scores_in_shards_are_ranked_as_the_whole_is() -> None:

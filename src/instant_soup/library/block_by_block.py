@@ -10,7 +10,7 @@ weights.
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from instant_soup.models.matrices import Weights, check_finite, check_share, pru
 from instant_soup.models.memory import WEIGHT, check_fits
 from instant_soup.models.ticket import BESIDE
 from instant_soup.sparsity import masks, scores
-from instant_soup.sparsity.by_parts import kth_largest
 from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import Pieces, threshold
 from instant_soup.sparsity.sparse_gpt import WIDTH, factor, sweep
 from instant_soup.training.activations import watched
 from instant_soup.training.loop import surprises
@@ -96,20 +96,27 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
 def of_all(model: "Model", sparsity: float) -> Prune:
     """How a matrix is pruned where the largest of all matrices stay; of equals the first.
 
-    Matrices have to come in the model's order. Their weights are read twice before.
+    Matrices have to come in the model's order. Their weights are read twice before, one matrix
+    after the other.
     """
+    last = lru_cache(maxsize=1)(lambda name: model.read(name).flatten())  # not anew for each piece
+    sizes = {
+        name: Pieces(w.shape, lambda where, name=name: last(name)[where].abs())
+        for name, w in model.prunable.items()
+    }
     kept = masks.keep_count(model.prunable, sparsity)
-    least, left = kth_largest(lambda: (model.read(n).abs() for n in model.prunable), kept)
+    found = threshold(sizes, kept)
+    left = kept - found.larger
 
     def prune(
         name: str, w: torch.Tensor, inputs: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal left
-        sizes = w.abs()
-        equal = (sizes == least).flatten()
+        size = w.abs().flatten()
+        equal = size == found.value
         chosen = equal & (equal.cumsum(0) <= left)
         left -= int(chosen.sum())
-        return _kept(w, (sizes > least).flatten() | chosen)
+        return _kept(w, (size > found.value) | chosen)
 
     return prune
 

@@ -80,7 +80,10 @@ class Standing(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """The k-th largest score, how many are larger, and how many are equal."""
+    """The k-th largest score, how many are larger, and how many are equal.
+
+    Of no scores it is ∞. Of all scores it is −∞, as if they were equal.
+    """
 
     value: float
     larger: int
@@ -115,14 +118,24 @@ def keep(scores: Scores, k: int, standing: Standing | None = None, shards: Shard
         UserError: If a score is NaN, which has no place in an order.
     """
     every = {name: pieces_of(s) for name, s in scores.items()}
+    found = threshold(every, k, standing, shards)
+    return _written(every, found, k - found.larger, standing, shards)
+
+
+def threshold(
+    scores: Scores, k: int, standing: Standing | None = None, shards: Shards = WHOLE
+) -> Threshold:
+    """Find the k-th largest of those scores that compete; arguments and errors are those of keep.
+
+    Each score is looked at twice at most, tensor by tensor.
+    """
+    every = {name: pieces_of(s) for name, s in scores.items()}
     total = competing(scores, standing, shards)
     if 0 < k < total:
-        found = _threshold(every, k, total, standing, shards)
-    else:
-        has_nan = any(_has_nan(s) for one in every.values() for _, s in _pieces(one))
-        _refuse(_sum([has_nan], shards)[0])
-        found = Threshold(math.inf, k, 0) if k <= 0 else Threshold(-math.inf, 0, k)
-    return _written(every, found, k - found.larger, standing, shards)
+        return _bracketed(every, k, total, standing, shards)
+    has_nan = any(_has_nan(s) for one in every.values() for _, s in _pieces(one))
+    _refuse(_sum([has_nan], shards)[0])
+    return Threshold(math.inf, k, 0) if k <= 0 else Threshold(-math.inf, 0, k)
 
 
 def competing(scores: Scores, standing: Standing | None, shards: Shards) -> int:
@@ -136,7 +149,7 @@ def competing(scores: Scores, standing: Standing | None, shards: Shards) -> int:
     return _sum([number], shards)[0]
 
 
-def _threshold(
+def _bracketed(
     every: dict[str, Pieces], k: int, total: int, standing: Standing | None, shards: Shards
 ) -> Threshold:
     """The k-th largest score of all shards; UserError where one is NaN."""
