@@ -2,13 +2,25 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from helpers import BAD, FILLERS, GOOD, TINY_CLIP, finish_run, make_table, save_clip, write_pictures
+from helpers import (
+    BAD,
+    FILLERS,
+    GOOD,
+    TINY_CLIP,
+    finish_run,
+    make_project,
+    make_table,
+    save_clip,
+    work_in,
+    write_pictures,
+)
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.training import loop
 
@@ -88,6 +100,27 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def enter_short(
+    tiny_bert: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Makes a project whose trainings are an epoch, and goes into it; its store is its own."""
+
+    def enter(name: str, methods: list[str], **training: Any) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        make_project(
+            folder, tiny_bert, tiny_data, sparsity=0.6, methods=methods,
+            training={"epochs": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3,
+                      **training},
+            isp={"compression_rate": 0.3, "calibration": 0.1, "denoisers": 1, "look_ahead": 3},
+            imp={"compression_rate": 0.6}, gmp={"prunes": 3, "cycles": 2},
+        )  # fmt: skip
+        work_in(folder, folder, monkeypatch)
+
+    return enter
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,15 @@ EXPORTED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Whose blocks attend in two ways, give out tuples, or have experts that are inputs × outputs.
+ODD: dict[str, dict[str, Any]] = {
+    "gemma3_text": {**_DECODER, "head_dim": 8, "sliding_window": 4,
+                    "layer_types": ["sliding_attention", "full_attention"]},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gpt_oss": {**_DECODER, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
 def save_causal(folder: Path, kind: str, **changes: Any) -> Path:
     """Write a tiny causal language model with random weights, and a BPE tokenizer beside it."""
     auto = bert.transformers_auto()
@@ -172,7 +181,7 @@ def save_causal(folder: Path, kind: str, **changes: Any) -> Path:
     llama_snippets.train_tokenizer(folder, [" ".join(words)], 300)
     torch.manual_seed(0)
     tokens = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AutoConfig.for_model(kind, **{**tokens, **EXPORTED[kind], **changes})
+    config = AutoConfig.for_model(kind, **{**tokens, **(EXPORTED | ODD)[kind], **changes})
     auto.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -290,6 +299,17 @@ def run_script(stage: str, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{stage}.py", *map(str, arguments)])
         runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
+
+
+def run_script_until(step: int, stage: str, *arguments: object) -> None:
+    """Run a stage's script, and stop it within a training step (counted from 1)."""
+
+    def stop() -> None:
+        raise RuntimeError("stopped")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        interrupt_at(step, patch, stop)
+        run_script(stage, *arguments)
 
 
 def found_by(method: str, sparsity: float | None = None, **changes: Any) -> PipelineRun:

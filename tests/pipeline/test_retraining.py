@@ -8,11 +8,10 @@ import pytest
 from helpers import (
     assert_same_weights,
     cost_in,
-    interrupt_at,
-    make_project,
     run_isp,
     run_row,
     run_script,
+    run_script_until,
     same,
     state_in,
 )
@@ -29,39 +28,18 @@ from instant_soup.training.retraining import small_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
-TRAINING = {"epochs": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3}
-ISP = {"compression_rate": 0.3, "calibration": 0.1, "denoisers": 1, "look_ahead": 3}
 ROWS = ["one_shot", "lth"]
-
-
-def project(folder: Path, model: Path, data: Path, **training: Any) -> Path:
-    folder.mkdir()
-    return make_project(
-        folder, model, data, sparsity=0.6, methods=ROWS, isp=ISP, imp={"compression_rate": 0.6},
-        training={**TRAINING, **training},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def enter(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Go into a project, whose store is its own."""
-
-    def go(folder: Path) -> None:
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("DVC_ROOT", str(folder))
-
-    return go
 
 
 @pytest.mark.parametrize(
     "how", [{"retrain": "norms_and_biases"}, {"retrain": "mask_lora", "lora_rank": 2}]
 )
 def test_tickets_are_those_of_ever_and_the_last_phase_trains_in_part(
-    tiny_bert: Path, tiny_data: Path, tmp_path: Path, enter: Any, how: dict[str, Any]
+    enter_short: Any, how: dict[str, Any]
 ) -> None:
     finished: dict[str, Any] = {}
     for name, training in (("whole", {}), ("in-part", how)):
-        enter(project(tmp_path / name, tiny_bert, tiny_data, **training))
+        enter_short(name, ROWS, **training)
         run_isp()
         for row in ROWS:
             run_row(row)
@@ -104,21 +82,13 @@ def test_tickets_are_those_of_ever_and_the_last_phase_trains_in_part(
 
 
 @pytest.mark.parametrize("retrain", ["norms_and_biases", "mask_lora"])
-def test_an_interrupted_row_goes_on_to_the_bit(
-    tiny_bert: Path, tiny_data: Path, tmp_path: Path, enter: Any, capsys: Any, retrain: str
-) -> None:
-    def stop() -> None:
-        raise RuntimeError("stopped")
-
+def test_an_interrupted_row_goes_on_to_the_bit(enter_short: Any, capsys: Any, retrain: str) -> None:
     finished = []
     for name in ("whole", "stopped"):
-        enter(project(tmp_path / name, tiny_bert, tiny_data, retrain=retrain))
+        enter_short(name, ROWS, retrain=retrain)
         run_script("find_ticket", "--method", "one_shot")
         if name == "stopped":
-            with pytest.MonkeyPatch.context() as patch:
-                interrupt_at(4, patch, stop)
-                with pytest.raises(RuntimeError, match="stopped"):
-                    run_script("sparse_retrain", "--method", "one_shot")
+            run_script_until(4, "sparse_retrain", "--method", "one_shot")
         run_script("sparse_retrain", "--method", "one_shot")
         finished.append(state_in("models/retrained/one_shot").weights)
     assert "continuing from the checkpoint at step 3" in capsys.readouterr().out

@@ -8,11 +8,10 @@ import pytest
 from helpers import (
     assert_same_weights,
     cost_in,
-    interrupt_at,
-    make_project,
     run_isp,
     run_row,
     run_script,
+    run_script_until,
     state_in,
 )
 from instant_soup.config.sections import Recipe
@@ -23,35 +22,12 @@ from instant_soup.pipeline.stage_files import RetrainStage
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
-TRAINING = {"epochs": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 5e-3}
-ISP = {"compression_rate": 0.3, "calibration": 0.1, "denoisers": 1, "look_ahead": 3}
 DENSE, LOOK_AHEADS = Path("models/retrained/dense"), 2 * 3
+ROWS = ["one_shot", "gmp", "lth", "random_init"]
 
 
-def project(folder: Path, model: Path, data: Path, **training: Any) -> Path:
-    folder.mkdir()
-    return make_project(
-        folder, model, data, sparsity=0.6, methods=["one_shot", "gmp", "lth", "random_init"],
-        training={**TRAINING, **training}, isp=ISP, imp={"compression_rate": 0.6},
-        gmp={"prunes": 3, "cycles": 2},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def enter(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Go into a project, whose store is its own."""
-
-    def go(folder: Path) -> None:
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("DVC_ROOT", str(folder))
-
-    return go
-
-
-def test_rows_learn_from_the_dense_row_and_pay_for_it_once(
-    tiny_bert: Path, tiny_data: Path, tmp_path: Path, enter: Any
-) -> None:
-    enter(project(tmp_path / "alone", tiny_bert, tiny_data))
+def test_rows_learn_from_the_dense_row_and_pay_for_it_once(enter_short: Any) -> None:
+    enter_short("alone", ROWS)
     run_script("dense_finetune")
     run_isp()
     run_row("one_shot")
@@ -61,15 +37,14 @@ def test_rows_learn_from_the_dense_row_and_pay_for_it_once(
     )
     total, dense_cost = dense.step, cost_in(DENSE)
 
-    enter(project(tmp_path / "taught", tiny_bert, tiny_data, teacher="dense"))
+    enter_short("taught", ROWS, teacher="dense")
     run_isp()
-    for row in ("one_shot", "gmp", "lth", "random_init"):
+    for row in ROWS:
         run_row(row)
     run_script("dense_finetune")  # its training is in the store already
     assert_same_weights(state_in(DENSE).weights, dense.weights)
     assert cost_in(DENSE)["flops"] == dense_cost["flops"]
-    costs = {row: cost_in(f"models/retrained/{row}") for row in
-             ("isp", "one_shot", "gmp", "lth", "random_init")}  # fmt: skip
+    costs = {row: cost_in(f"models/retrained/{row}") for row in ("isp", *ROWS)}
     steps = {row: (cost["steps"], cost["search_steps"]) for row, cost in costs.items()}
     assert steps == {
         "isp": (total, LOOK_AHEADS + total),
@@ -91,12 +66,10 @@ def test_rows_learn_from_the_dense_row_and_pay_for_it_once(
     assert "training.teacher=dense" in read_json("reports/results/one_shot.json")["variant"]
 
 
-def test_without_hardness_rows_are_those_without_a_teacher(
-    tiny_bert: Path, tiny_data: Path, tmp_path: Path, enter: Any
-) -> None:
+def test_without_hardness_rows_are_those_without_a_teacher(enter_short: Any) -> None:
     found = []
     for name, how in (("alone", {}), ("beside", {"teacher": "dense", "hardness": 0.0})):
-        enter(project(tmp_path / name, tiny_bert, tiny_data, **how))
+        enter_short(name, ROWS, **how)
         run_isp()
         run_row("gmp")
         found.append([state_in(f"models/retrained/{row}").weights for row in ("isp", "gmp")])
@@ -104,22 +77,15 @@ def test_without_hardness_rows_are_those_without_a_teacher(
         assert_same_weights(one, other)
 
 
-def test_an_interrupted_row_goes_on_with_its_teacher(
-    tiny_bert: Path, tiny_data: Path, tmp_path: Path, enter: Any, capsys: Any
-) -> None:
-    def stop() -> None:
-        raise RuntimeError("stopped")
-
+def test_an_interrupted_row_goes_on_with_its_teacher(enter_short: Any, capsys: Any) -> None:
     finished = []
     total = 0
     for name, at in (("whole", 0), ("in-the-teacher", 4), ("in-the-row", 5)):
-        enter(project(tmp_path / name, tiny_bert, tiny_data, teacher="dense"))
+        enter_short(name, ROWS, teacher="dense")
         run_script("find_ticket", "--method", "one_shot")
         if at:
-            with pytest.MonkeyPatch.context() as patch:
-                interrupt_at(at + total * (name == "in-the-row"), patch, stop)
-                with pytest.raises(RuntimeError, match="stopped"):
-                    run_script("sparse_retrain", "--method", "one_shot")
+            step = at + total * (name == "in-the-row")
+            run_script_until(step, "sparse_retrain", "--method", "one_shot")
         run_script("sparse_retrain", "--method", "one_shot")
         finished.append(state_in("models/retrained/one_shot").weights)
         cost, total = (

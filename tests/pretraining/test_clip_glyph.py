@@ -19,9 +19,10 @@ from instant_soup.config.sections import Pretraining
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json, write_yaml
 from instant_soup.models.clip import open_clip
-from instant_soup.pretraining import clip_glyph, glyphs
-from instant_soup.pretraining.clip_glyph import Curve
+from instant_soup.models.matrices import prunable
+from instant_soup.pretraining import clip_glyph, glyphs, training
 from instant_soup.pretraining.glyphs import Atlas
+from instant_soup.pretraining.training import Curve
 from instant_soup.training.state import State
 
 STAGE = ROOT / "stages/pretrain_clip.py"
@@ -106,8 +107,8 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A row every third step: the fourth step's loss must outlive the stop.
-    monkeypatch.setattr(clip_glyph, "ROWS", 2)
-    monkeypatch.setattr(clip_glyph, "EVALUATIONS", 1)
+    monkeypatch.setattr(training, "ROWS", 2)
+    monkeypatch.setattr(training, "EVALUATIONS", 1)
     whole, curve = pretrain()
     interrupt_pretraining(at=4)
     assert [read_json(file)["step"] for file in checkpoints(tmp_path)] == [4]
@@ -143,7 +144,7 @@ def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert curve[0]["train_loss"] > math.log(glyphs.GROUP)  # no better than guessing
     assert curve[-1]["train_loss"] < 0.5 and curve[-1]["retrieval"] > 0.7
     measured = [row["validation"] for row in curve if row["validation"] is not None]
-    assert len(measured) == clip_glyph.EVALUATIONS
+    assert len(measured) == training.EVALUATIONS
     assert measured[-1] == curve[-1]["validation"] > 10 / len(glyphs.CHARACTERS)
 
 
@@ -159,14 +160,14 @@ def test_supervised_training_learns_and_leaves_the_text_tower_alone(tmp_path: Pa
 
 def test_the_share_of_weights_near_zero_is_counted() -> None:
     model = clip_glyph.build(CONFIG, 0)
-    weights = clip_glyph.prunable(model.visual)
+    weights = prunable(model.visual)
     with torch.no_grad():
         for w in weights.values():
             w.fill_(0.5)
         next(iter(weights.values())).fill_(-0.001)
     small = next(iter(weights.values())).numel()
     share = small / sum(w.numel() for w in weights.values())
-    assert clip_glyph.near_zero(model) == pytest.approx(share)
+    assert training.near_zero(model.visual) == pytest.approx(share)
 
 
 def test_text_warm_up_tells_the_classes_apart(

@@ -1,1 +1,1 @@
-"""A CLIP checkpoint of our own, pre-trained on rendered characters."""
+"""Checkpoints of our own: a CLIP of rendered characters, a Llama of English snippets."""

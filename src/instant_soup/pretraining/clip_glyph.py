@@ -5,10 +5,8 @@ the data of glyphs.py. Every batch is a function of seed and step, as in trainin
 """
 
 import contextlib
-import csv
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,17 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from instant_soup.config.sections import Pretraining, Recipe
+from instant_soup.config.sections import Pretraining
 from instant_soup.errors import UserError
-from instant_soup.files import new_file, new_folder, write_json
+from instant_soup.files import new_folder, write_json
 from instant_soup.models.clip import CONFIG, WEIGHTS, open_clip
-from instant_soup.models.matrices import NEAR_ZERO, prunable
 from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining import glyphs
-from instant_soup.training import checkpoints, loop
-from instant_soup.training.cost import Cost
+from instant_soup.pretraining.training import CLIP_NORM, Curve, near_zero, train, write_curve
+from instant_soup.training import loop
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
 
-Curve = list[dict[str, Any]]
 Batch = tuple[torch.Tensor, list[str], torch.Tensor]  # images, captions, class numbers
 
 MODEL_CONFIG = Path(__file__).with_name("clip_glyph.json")
@@ -43,9 +39,7 @@ PREPROCESS_CONFIG = {
 }
 POSITION_SCALE = 4.0
 IMAGE_SIDE = ("visual.", "logit_scale")  # all other parameters are the text tower's
-CLIP_NORM = 1.0
 LARGEST_SCALE = math.log(100)  # of the logits, as in CLIP
-ROWS, EVALUATIONS = 50, 5  # rows of the curve, and how many of them are validated
 VALIDATION_ROWS = 32 * glyphs.GROUP
 TEXT_STEPS, TEXT_LEARNING_RATE, TEXT_SCALE = 60, 2e-3, 20.0
 COLUMNS = ("step", "train_loss", "retrieval", "near_zero", "validation")
@@ -130,14 +124,6 @@ def class_vectors(model: Any, atlas: glyphs.Atlas, where: torch.device) -> torch
     ).detach()
 
 
-def near_zero(model: Any) -> float:
-    """Share of the image tower's prunable weights with |w| < NEAR_ZERO (paper, section 9)."""
-    weights = list(prunable(model.visual).values())
-    return float(
-        sum((w.abs() < NEAR_ZERO).sum() for w in weights) / sum(w.numel() for w in weights)
-    )
-
-
 def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any) -> torch.Tensor:
     """open_clip's loss within each group of rows, averaged (features in fp32)."""
     groups = [features.float().split(glyphs.GROUP) for features in (image, text)]
@@ -173,7 +159,6 @@ def pretrain(
     tokenizer = package.get_tokenizer("", context_length=model_config["text_cfg"]["context_length"])
     loss_of = package.ClipLoss()
     model = build(model_config, seed)
-    recipe = Recipe.of_pretraining(settings, CLIP_NORM)
     vectors: torch.Tensor | None = None  # of the classes, where they are what images are held to
     seen: dict[str, torch.Tensor] = {}  # of the last batch
 
@@ -199,40 +184,27 @@ def pretrain(
         retrieval = float((seen["classes"][nearest] == seen["classes"]).float().mean())
         key = (seed, total)  # the step after the last: never drawn in training
         score = zero_shot_accuracy(model, atlas, key, where) if validating else None
-        return dict(zip(COLUMNS, (step, mean, retrieval, near_zero(model), score), strict=True))
+        return dict(
+            zip(COLUMNS, (step, mean, retrieval, near_zero(model.visual), score), strict=True)
+        )
 
-    def show(row: dict[str, Any]) -> None:
-        run.curve(**row)
-        run.live()
-
-    def after_step(step: int, loss: torch.Tensor, snapshot: Callable[[], State]) -> None:
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=LARGEST_SCALE)
-        record.after_step(step, loss, snapshot)
-
-    cost, store = Cost(), checkpoints.pipeline_store()
-    with store.entry("pretraining", model_config, asdict(settings)) as folder:
-        record = checkpoints.Record(
-            folder, cost, last=total, keep=False, row_every=max(1, total // ROWS),
-            validate_every=max(1, total // EVALUATIONS), row=row, show=show,
-        )  # fmt: skip
-        state = record.resume(State({}), "pre-training")
-        if state.step > 0:
-            model.load_state_dict(state.weights)
-        model.to(where).train()
-        if state.step == 0:
+    def begin(step: int) -> None:
+        nonlocal vectors
+        if step == 0:
             warm_up_text_tower(model, atlas, seed)
         if settings.objective == "supervised":
             vectors = class_vectors(model, atlas, where)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(IMAGE_SIDE))
-        with record.going():
-            state = loop.take_steps(
-                model, state, {}, batches(state.step), loss, None, recipe, cost,
-                last=total, total=total, label="pre-training", after_step=after_step,
-            )  # fmt: skip
-        store.discard(folder)
-    return state, record.curve
+
+    def tidy() -> None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=LARGEST_SCALE)
+
+    return train(
+        model, ("pretraining", model_config), settings, run,
+        batches=batches, loss=loss, row=row, begin=begin, tidy=tidy,
+    )  # fmt: skip
 
 
 def save_model(folder: str | Path, model_config: dict, state: State, curve: Curve) -> None:
@@ -241,7 +213,4 @@ def save_model(folder: str | Path, model_config: dict, state: State, curve: Curv
         config = {"model_cfg": model_config, "preprocess_cfg": PREPROCESS_CONFIG}
         write_json(unfinished / CONFIG, config)
         save_file(state.weights, unfinished / WEIGHTS, metadata={"format": "pt"})
-        with new_file(unfinished / "curve.csv") as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(curve)
+        write_curve(unfinished, COLUMNS, curve)

@@ -6,35 +6,28 @@ packaged reviews; its movie reviews are left for fine-tuning and tests. Every ba
 seed and step, as in training/loop.py.
 """
 
-import csv
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
-from instant_soup.config.sections import Pretraining, Recipe
+from instant_soup.config.sections import Pretraining
 from instant_soup.data.batches import Blocks, pack, training_batches
 from instant_soup.data.reviews import OTHERS, read_rows
 from instant_soup.files import read_json
 from instant_soup.models import causal
 from instant_soup.models.bert import transformers_auto
-from instant_soup.models.matrices import NEAR_ZERO, prunable
 from instant_soup.pipeline.tracking import StageRun
-from instant_soup.training import checkpoints, loop, metrics
-from instant_soup.training.cost import Cost
-from instant_soup.training.state import State
+from instant_soup.pretraining.training import Curve, near_zero, recipe_of, train, write_curve
+from instant_soup.training import loop, metrics
 
 MODEL_CONFIG = Path(__file__).with_name("llama_snippets.json")
 END = "<|endoftext|>"
 HELD_OUT = 20  # of so many texts one is held out
-CLIP_NORM = 1.0
-ROWS, EVALUATIONS = 50, 5  # rows of the curve, and how many of them are validated
 COLUMNS = ("step", "train_loss", "near_zero", "validation")
 
 
@@ -94,14 +87,6 @@ def unigram_perplexity(train: Blocks, held_out: Blocks, vocabulary: int) -> floa
     return metrics.scores("language", surprises.numpy(), np.empty(0))["perplexity"]
 
 
-def near_zero(model: nn.Module) -> float:
-    """Share of the prunable weights with |w| < NEAR_ZERO (paper, section 9)."""
-    weights = list(prunable(model).values())
-    return float(
-        sum((w.abs() < NEAR_ZERO).sum() for w in weights) / sum(w.numel() for w in weights)
-    )
-
-
 def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, float]:
     """Train tokenizer and model into a folder that AutoModelForCausalLM loads, with the curve.
 
@@ -109,19 +94,18 @@ def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, fl
     (mean since the row before), near_zero and at times validation, the held-out perplexity. An
     equal call goes on from an interrupted one's checkpoint to the same result.
     """
-    model_config, where, total = read_json(MODEL_CONFIG), loop.device(), settings.steps
-    recipe = Recipe.of_pretraining(settings, CLIP_NORM)
-    train, held_out = split(texts())
+    model_config, where = read_json(MODEL_CONFIG), loop.device()
+    to_learn, held_out = split(texts())
     vocabulary, length = model_config["vocab_size"], model_config["max_position_embeddings"]
-    train_tokenizer(folder, train, vocabulary)
-    packed = [pack(folder / causal.TOKENIZER, part, length) for part in (train, held_out)]
+    train_tokenizer(folder, to_learn, vocabulary)
+    packed = [pack(folder / causal.TOKENIZER, part, length) for part in (to_learn, held_out)]
     blocks, validation = (Blocks(part.input_ids.to(where)) for part in packed)
     model = build(model_config, settings.seed)
     if where.type == "cpu":  # torch's fused attention is slow backward there
         model.set_attn_implementation("eager")
 
     def batches(first: int) -> Iterator[tuple[int, loop.Batch]]:
-        yield from training_batches(blocks, recipe, first, total)
+        yield from training_batches(blocks, recipe_of(settings), first, settings.steps)
 
     def loss(batch: loop.Batch) -> torch.Tensor:
         return loop.loss_of(loop.logits_of(model, batch), batch["labels"])
@@ -134,27 +118,10 @@ def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, fl
         found = perplexity() if validating else None
         return dict(zip(COLUMNS, (step, mean, near_zero(model), found), strict=True))
 
-    def show(row: dict[str, Any]) -> None:
-        run.curve(**row)
-        run.live()
-
-    cost, store = Cost(), checkpoints.pipeline_store()
-    with store.entry("pretraining lm", model_config, asdict(settings)) as entry:
-        record = checkpoints.Record(
-            entry, cost, last=total, keep=False, row_every=max(1, total // ROWS),
-            validate_every=max(1, total // EVALUATIONS), row=row, show=show,
-        )  # fmt: skip
-        state = record.resume(State({}), "pre-training")
-        if state.step > 0:
-            model.load_state_dict(state.weights)
-        model.to(where).train()
-        with record.going():
-            loop.take_steps(
-                model, state, {}, batches(state.step), loss, None, recipe, cost,
-                last=total, total=total, label="pre-training", after_step=record.after_step,
-            )  # fmt: skip
-        store.discard(entry)
-    save_model(folder, model, record.curve)
+    _, curve = train(
+        model, ("pretraining lm", model_config), settings, run, batches=batches, loss=loss, row=row
+    )
+    save_model(folder, model, curve)
     found = {
         "perplexity": perplexity(),
         "unigram_perplexity": unigram_perplexity(packed[0], packed[1], vocabulary),
@@ -164,13 +131,10 @@ def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, fl
     return found
 
 
-def save_model(folder: Path, model: Any, curve: list[dict[str, Any]]) -> None:
+def save_model(folder: Path, model: Any, curve: Curve) -> None:
     """Write configuration, weights and curve beside the tokenizer."""
     own = {n: w.cpu() for n, w in model.state_dict().items() if n not in causal.tied(model)}
     save_file(own, folder / causal.WEIGHTS, metadata={"format": "pt"})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    with open(folder / "curve.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(curve)
+    write_curve(folder, COLUMNS, curve)
