@@ -12,7 +12,10 @@ from torch.nn import functional
 
 from helpers import SPARSITIES, BareRun, Toy, batches_of, image_run_of, same, text_run_of
 from instant_soup.errors import UserError
+from instant_soup.methods.grasp import AT_ONCE
 from instant_soup.methods.registry import method_named
+from instant_soup.models import memory
+from instant_soup.pipeline.run import PipelineRun
 from instant_soup.sparsity import masks
 from instant_soup.training import gradients
 from instant_soup.training.run import Run
@@ -42,7 +45,7 @@ def gradient(run: Run) -> Weights:
 
 def hessian_product(run: Run, vector: Weights) -> Weights:
     """The Hessian over all of a run's batches, times a vector."""
-    return gradients.hessian_product(run, run.rows, vector)
+    return gradients.hessian_product(run, run.rows, vector, AT_ONCE)
 
 
 def mask_of(method: str, run: Run, sparsity: float) -> masks.Mask:
@@ -166,11 +169,48 @@ def test_of_grasps_two_signs_the_absolute_one_keeps_what_matters_most(toy: Toy) 
 
 def test_second_derivatives_that_do_not_fit_are_refused(toy: Toy, monkeypatch: Any) -> None:
     run = run_of(toy, batches_of(4, 3))
-    free = [10**9, 1000]
-    monkeypatch.setattr(gradients, "free_memory", lambda where: free.pop(0))
+    monkeypatch.setattr(gradients, "free_memory", lambda where: 10**9)
     hessian_product(run, gradient(run))
+    monkeypatch.setattr(gradients, "free_memory", lambda where: 1000)
     with pytest.raises(UserError, match=r"take about [\d,]+ bytes, more than the 1,000 that are"):
         hessian_product(run, gradient(run))
+
+
+def test_a_model_whose_vectors_do_not_fit_is_refused_before_any_work(monkeypatch: Any) -> None:
+    grasp = method_named("grasp")()
+    monkeypatch.setattr(memory, "free_memory", lambda where: 24 * 10**6)
+    grasp.check_size(10**6)
+    with pytest.raises(UserError, match=r"grasp: it takes 24,000,024 bytes for the 1,000,001 prun"):
+        grasp.check_size(10**6 + 1)
+
+
+@pytest.mark.parametrize("at_once", [1, 3000])
+def test_a_batch_in_parts_is_the_whole(at_once: int) -> None:
+    """Row by row, and by some rows: the same product, and less is held than of the whole batch."""
+
+    class InParts(BareRun):
+        parts_of = PipelineRun.parts_of
+
+    model = Toy(*SIZES).double()
+    data = batches_of(4, 3)
+    whole, parts = (
+        kind(model.matrices(), network=model, batches=data) for kind in (BareRun, InParts)
+    )
+    slopes, sizes = gradient(whole), []
+    wanted = flat(hessian_product(whole, slopes))
+    loss = parts.loss
+
+    def counted(network: nn.Module, batch: Any) -> torch.Tensor:
+        sizes.append(len(batch["labels"]))
+        return loss(network, batch)
+
+    parts.loss = counted
+    found = flat(gradients.hessian_product(parts, parts.rows, slopes, at_once))
+    torch.testing.assert_close(found, wanted, rtol=CLOSE, atol=1e-8)
+    rows = len(data[0]["labels"])
+    first, *others = sizes[: 1 + sizes[1:].index(rows)]
+    assert first == rows == sum(others) and len(others) > 1
+    assert at_once > 1 or others == [1] * rows
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])

@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from instant_soup.errors import UserError
 from instant_soup.methods.base import register
 from instant_soup.methods.on_batches import OnBatches
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
+
+VECTORS = 24  # bytes for a prunable weight: network, its copy, and four vectors in fp32
+AT_ONCE = 2**31  # bytes that second derivatives may take at a time
 
 
 @register
@@ -25,9 +29,24 @@ class GraSP(OnBatches):
     order: ClassVar[float] = 51
     style: ClassVar[tuple[str, str] | None] = ("#882255", "p")
 
+    def check_size(self, weights: int) -> None:
+        """Check that so many prunable weights' vectors fit into memory.
+
+        Raises:
+            UserError: If they do not.
+        """
+        from instant_soup.models.memory import free_memory
+
+        if (wanted := VECTORS * weights) > (free := free_memory(None)):
+            raise UserError(
+                f"{self.name}: it takes {wanted:,} bytes for the {weights:,} prunable weights, and "
+                f"up to {AT_ONCE:,} for second derivatives, more than the {free:,} that are free; "
+                "allowed: a smaller model, or a method without second derivatives, as snip"
+            )
+
     def scores(self, run: "Run") -> "Weights":
         """θ ⊙ Hg: minus the score, as the largest stay."""
         from instant_soup.training.gradients import hessian_product, mean_gradient
 
-        product = hessian_product(run, self.batches, mean_gradient(run, self.batches))
+        product = hessian_product(run, self.batches, mean_gradient(run, self.batches), AT_ONCE)
         return {name: (w * product[name]).float() for name, w in run.weights.items()}

@@ -3,18 +3,23 @@
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from instant_soup.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 WEIGHT, TRAINED = 4, 16  # bytes in fp32: a weight; with its gradient and two moments
 
 
-def free_memory(where: torch.device) -> int:
-    """The bytes that can still be had on a device."""
-    if where.type == "cuda":
+def free_memory(where: "torch.device | None") -> int:
+    """The bytes that can still be had on a device; None: in the machine's own memory."""
+    if where is not None and where.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(where)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -46,5 +51,5 @@ def check_fits(
 
 def check_free(told: str, wanted: int, allowed: str) -> None:
     """UserError where bytes are wanted that are not free; `told` says for what, and how many."""
-    if wanted > (free := free_memory(torch.device("cpu"))):
+    if wanted > (free := free_memory(None)):
         raise UserError(f"model: {told}, more than the {free:,} that are free; allowed: {allowed}")

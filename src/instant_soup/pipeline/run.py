@@ -155,6 +155,12 @@ class PipelineRun(Run):
         """The training loss of a batch."""
         return loop.loss_of(loop.logits_of(network, batch), batch["labels"])
 
+    def parts_of(self, batch: Any, number: int) -> list[tuple[Any, float]]:
+        """Some rows in each part: the loss is a mean in which all rows count alike."""
+        rows = len(batch["labels"])
+        split = torch.arange(rows).tensor_split(min(number, rows))
+        return [({k: v[own] for k, v in batch.items()}, len(own) / rows) for own in split]
+
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
         """FLOPs of a forward pass of a batch: in prunable matrices, and elsewhere."""
         return models.forward_flops(network, self.mask, batch)

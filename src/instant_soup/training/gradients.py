@@ -1,5 +1,6 @@
 """Gradients of the training loss over some batches, and products with its Hessian."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,12 @@ def _mean(run: "Run", batches: int, of: Callable[[Any], Any]) -> "Weights":
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}
 
 
-def _that_fit(losses: Iterator[torch.Tensor], where: torch.device) -> Iterator[torch.Tensor]:
-    """Losses; UserError where a product with the first one's Hessian takes more than is free."""
+def _that_fit(run: "Run", network: Any, batch: Any, at_once: int) -> Iterator[torch.Tensor]:
+    """A batch's loss, or those of its parts, whose sum it is.
+
+    As many parts as it takes for a part's second derivatives to need no more than `at_once` bytes.
+    UserError where that, or what the batch that cannot be cut takes, is more than is free.
+    """
     held: dict[int, int] = {}  # bytes by place
 
     def see(tensor: torch.Tensor) -> torch.Tensor:
@@ -68,28 +73,34 @@ def _that_fit(losses: Iterator[torch.Tensor], where: torch.device) -> Iterator[t
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        first = next(losses)
-    wanted, free = round(SECOND_GRAPH * sum(held.values())), free_memory(where)
-    if wanted > free:
+        whole = run.loss(network, batch)
+    wanted, free = round(SECOND_GRAPH * sum(held.values())), free_memory(run.device)
+    parts = run.parts_of(batch, math.ceil(wanted / at_once))
+    if (each := wanted // len(parts)) > free:
         raise UserError(
-            f"method: the second derivatives of a batch's loss take about {wanted:,} bytes, more "
-            f"than the {free:,} that are free on the {where}; allowed: smaller batches, or a "
+            f"method: the second derivatives of a batch's loss take about {each:,} bytes, more "
+            f"than the {free:,} that are free on the {run.device}; allowed: smaller batches, or a "
             "method without second derivatives, as snip"
         )
-    yield first
-    yield from losses
+    if len(parts) == 1:
+        yield whole
+        return
+    del whole
+    for part, share in parts:
+        yield share * run.loss(network, part)
 
 
-def hessian_product(run: "Run", batches: int, vector: "Weights") -> "Weights":
+def hessian_product(run: "Run", batches: int, vector: "Weights", at_once: int) -> "Weights":
     """Multiply the Hessian of the mean loss over some batches by a vector.
 
-    The product is linear in the loss, so it is added up batch by batch. It takes the memory of one
-    batch's second-order graph.
+    The product is linear in the loss, so it is added up batch by batch, and over parts of a batch
+    whose second-order graph is large. A run with a loss of one's own has its batches whole.
 
     Args:
         run: The run whose network and batches are used.
         batches: How many batches.
         vector: Name of a prunable weight → tensor of its shape.
+        at_once: Bytes that second derivatives may take at a time.
 
     Returns:
         Name of a prunable weight → product of its shape; on the CPU.
@@ -97,11 +108,12 @@ def hessian_product(run: "Run", batches: int, vector: "Weights") -> "Weights":
     Raises:
         UserError: If that takes more memory than is free; before any second derivative.
     """
-    with run.losses(batches, HESSIAN_PRODUCT) as (losses, parameters):
+    with run.at_rest(batches, HESSIAN_PRODUCT) as (network, each):
+        parameters = run.prunable_of(network)
         every = list(parameters.values())
         along_vector = [vector[name].to(p.device) for name, p in parameters.items()]
         total = [torch.zeros_like(p) for p in every]
-        for loss in _that_fit(losses, run.device):
+        for loss in (loss for batch in each for loss in _that_fit(run, network, batch, at_once)):
             first = torch.autograd.grad(loss, every, create_graph=True, materialize_grads=True)
             along = sum((g * v).sum() for g, v in zip(first, along_vector, strict=True))
             second = torch.autograd.grad(along, every, materialize_grads=True)  # type: ignore[arg-type]

@@ -428,9 +428,20 @@ class Run(ABC):
     ) -> Iterator[tuple[Iterator[torch.Tensor], Weights]]:
         """Yield the training losses of such batches, with their graphs, and the parameters."""
         with self.at_rest(batches, passes, first) as (network, each):
-            named = dict(network.named_parameters())
-            parameters: Weights = {name: named[name].requires_grad_() for name in self.mask}
+            parameters = self.prunable_of(network)
             yield (self.loss(network, batch) for batch in each), parameters
+
+    def prunable_of(self, network: nn.Module) -> Weights:
+        """A network's prunable parameters, which now have gradients."""
+        named = dict(network.named_parameters())
+        return {name: named[name].requires_grad_() for name in self.mask}
+
+    def parts_of(self, batch: Any, number: int) -> list[tuple[Any, float]]:
+        """A batch in at most so many parts, with the share of its loss that each part's is.
+
+        Whole, where it is not known how the loss is made of the rows.
+        """
+        return [(batch, 1.0)]
 
     def _check_data(self) -> None:
         if "data" not in self.looks_at:
