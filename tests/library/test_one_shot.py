@@ -1,7 +1,9 @@
 """Language models pruned without training: known answers, exact counts, the same when streamed."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import CAUSAL, save_causal
+from helpers import CAUSAL, ROOT, save_causal
 from instant_soup import cli
 from instant_soup.data.batches import Blocks
 from instant_soup.errors import UserError
@@ -43,6 +45,21 @@ def test_dense_blocks_one_by_one_are_the_model(checkpoint: Path) -> None:
     for streamed in (False, True):
         gone, found = run_blocks(Model(checkpoint, streamed), text(2), text(5))
         assert not gone and found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "bloom"])
+def test_blocks_that_attend_in_two_ways_or_give_out_tuples_are_the_model(
+    tmp_path: Path, kind: str
+) -> None:
+    test_dense_blocks_one_by_one_are_the_model(save_causal(tmp_path / kind, kind))
+
+
+def test_experts_of_inputs_by_outputs_are_refused(tmp_path: Path) -> None:
+    """Their rows are inputs: what goes by row, or by what a matrix multiplies, would be wrong."""
+    folder = save_causal(tmp_path / "gpt_oss", "gpt_oss")
+    for load in (Model, causal.load_pretrained):
+        with pytest.raises(UserError, match=r"gpt_oss: the matrices of its experts are inputs × o"):
+            load(folder)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -369,6 +386,58 @@ def test_what_does_not_fit_is_told_what_it_takes_when_streamed(
     monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
     assert cli.main([*given, "fisher"]) == 1
     assert "16 for each, more than the 1,000 that are free" in capsys.readouterr().err
+
+
+# Runs each case in a fork, which begins with the memory that a small model has left.
+MEASURE = """
+import os, resource, sys
+from pathlib import Path
+import torch
+from instant_soup.data.batches import Blocks
+from instant_soup.library.block_by_block import Model, run_blocks, working_memory
+from instant_soup.models import causal
+
+def run(folder, method, streamed):
+    draws = torch.Generator().manual_seed(0)
+    known, test = (Blocks(torch.randint(0, 300, (8, 256), generator=draws)) for _ in range(2))
+    network = causal.as_linear(causal.skeleton(folder))
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    run_blocks(Model(folder, streamed), known, test, method, 0.5)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tokens = (1 + (method != "magnitude")) * 8 * 256
+    print(working_memory(network, method, tokens, streamed), peak - resident, flush=True)
+
+torch.set_num_threads(1)
+small, large = map(Path, sys.argv[1:3])
+run(small, "sparsegpt", False)
+for case in sys.argv[3:]:
+    if not (child := os.fork()):
+        method, how = case.split()
+        run(large, method, how == "streamed")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+CASES = ["magnitude whole", "magnitude streamed", "wanda whole", "sparsegpt streamed"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is Linux's")
+def test_what_is_said_to_be_taken_bounds_what_is_taken(tmp_path: Path) -> None:
+    """From above, and by no more than a factor of two."""
+    small, large = tmp_path / "small", tmp_path / "large"
+    save_causal(small, "llama", max_position_embeddings=256)
+    save_causal(large, "llama", max_position_embeddings=256, hidden_size=512, vocab_size=2000,
+                intermediate_size=1408, num_attention_heads=8, head_dim=64)  # fmt: skip
+    clean = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, small, large, *CASES],
+        env=clean, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    _, *lines = run.stdout.splitlines()
+    for case, line in zip(CASES, lines, strict=True):
+        told, taken = map(int, line.split())
+        assert taken <= told <= 2 * taken, (case, told, taken)
 
 
 def test_models_without_one_stack_or_that_do_not_fit_are_refused(

@@ -166,6 +166,19 @@ def test_lacking_weights_are_no_language_model(tmp_path: Path) -> None:
         causal.load_pretrained(folder)
 
 
+@pytest.mark.parametrize(("kind", "matrix"), [("llama", "q_proj"), ("gpt2", "c_fc.weight")])
+def test_weights_of_another_shape_are_named(tmp_path: Path, kind: str, matrix: str) -> None:
+    folder = save_causal(tmp_path / kind, kind)
+    weights = load_file(folder / causal.WEIGHTS)
+    name = next(name for name in weights if matrix in name)
+    rows, columns = weights[name].shape
+    weights[name] = weights[name][:5].clone()
+    save_file(weights, folder / causal.WEIGHTS, {"format": "pt"})
+    message = rf"{name} is 5 × {columns} in the files, and {rows} × {columns} by config\.json"
+    with pytest.raises(UserError, match=message):
+        causal.load_pretrained(folder)
+
+
 def test_an_encoder_is_no_language_model(tiny_bert: Path) -> None:
     with pytest.raises(UserError, match=r"lacks .* weights of a language model, first .*; allowed"):
         causal.load_pretrained(tiny_bert)

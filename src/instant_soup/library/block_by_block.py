@@ -10,6 +10,7 @@ weights.
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,11 @@ from instant_soup.training.metrics import scores as metrics_of
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "magnitude-global", "magnitude-rows")
 LOOK_AT_INPUTS = METHODS[1:3]
-LOGITS, FACTORED = 3, 10  # tensors at once: of a batch's logits, of a matrix that is factored
+# Tensors at once: of a batch's logits, of a weight as it is read and pruned, of a matrix that is
+# factored, between a block's matrices. And of so many weights one is gathered by a ranking.
+LOGITS, READ, FACTORED, BETWEEN, GATHERED = 3, 4, 10, 4, 16
 # A matrix's name and weight, and the second moments or mean squares of its inputs → mask, weight.
 Prune = Callable[[str, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
-Call = tuple[torch.Tensor, tuple, dict[str, Any]]  # a block's input, and what comes with it
 
 
 def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None) -> Prune:
@@ -189,10 +191,6 @@ class Model:
         if not streamed:
             check_fits(self.folder.name, files, WEIGHT)
         auto, config = transformers_auto(), causal.configuration(folder)
-        if len(kinds := set(getattr(config, "layer_types", None) or ["full_attention"])) > 1:
-            raise UserError(
-                f"model: {self.folder.name}: its blocks attend in {len(kinds)} ways; allowed: one"
-            )
         with parameters_on_no_device():
             network = auto.AutoModelForCausalLM.from_config(config)
         self._files = {name: file for file in files for name in _names_in(file)}
@@ -212,19 +210,10 @@ class Model:
 
     def _check_files(self) -> None:
         """UserError where the files lack a weight, or have one of another shape."""
-        for name, parameter in self.network.named_parameters():
+        for name, _ in self.network.named_parameters():
             if name not in self.layout.sources:
                 raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
-            if len(sources := self.layout.sources[name]) == 1:
-                with safe_open(self._files[sources[0]], framework="pt") as opened:
-                    shape = opened.get_slice(sources[0]).get_shape()
-                wanted = list(parameter.shape)
-                if shape != (wanted[::-1] if name in self.layout.turned else wanted):
-                    raise UserError(
-                        f"model: {self.folder}: {name} is {' × '.join(map(str, shape))} in the "
-                        f"files, and {' × '.join(map(str, wanted))} by config.json; allowed: "
-                        "weights that are as config.json says"
-                    )
+        self.layout.check_shapes(self.folder, self._files)
 
     def read(self, name: str) -> torch.Tensor:
         """A weight in fp32, matrices as outputs × inputs; UserError where it is not finite."""
@@ -294,8 +283,7 @@ class Written:
 
 def _names_in(file: Path) -> list[str]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
+        return causal.names_in(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"model: {file} cannot be read as safetensors ({error})") from None
 
@@ -332,6 +320,9 @@ def blocks_of(network: nn.Module, prunable: Weights) -> tuple[str, nn.ModuleList
 def working_memory(network: Any, method: str, tokens: int, streamed: bool) -> int:
     """About how many bytes `run_blocks` takes at most, beside Python and its libraries.
 
+    What a batch takes within a block stays with the process when the block has been passed, as the
+    C library keeps what is freed; so all parts are added, and an eighth for what it keeps in holes.
+
     Args:
         network: The model, with its weights on no device.
         method: One of METHODS.
@@ -339,25 +330,54 @@ def working_memory(network: Any, method: str, tokens: int, streamed: bool) -> in
         streamed: Whether weights of blocks are read when they are needed.
 
     Returns:
-        Bytes: of the weights that stay, a block's new ones, activations, the logits of a batch,
-        and of the second moments of sparsegpt.
+        Bytes: of the weights that stay, a block's new ones, the largest weight as it is read and
+        pruned; of activations, of a batch within a block and of its logits; of the second moments
+        of sparsegpt, and what a ranking of all weights gathers.
     """
     weights = prunable(network)
     stack, blocks = blocks_of(network, weights)
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     numbers = sum(p.numel() for p in network.parameters())
     numbers += 2 * max(sizes) - sum(sizes) if streamed else max(sizes)
+    numbers += READ * max(p.numel() for p in network.parameters())
     config = network.config.get_text_config()
-    numbers += tokens * config.hidden_size + LOGITS * TOKENS * config.vocab_size
+    first = [w for n, w in weights.items() if n.startswith(f"{stack}.0.")]
+    within = sum(sum(w.shape[-2:]) for w in first)  # what its matrices take in and give out
+    within += BETWEEN * config.hidden_size
+    numbers += tokens * config.hidden_size + TOKENS * (within + LOGITS * config.vocab_size)
     if method == "sparsegpt":
-        first = {n: w for n, w in weights.items() if n.startswith(f"{stack}.0.")}
-        widths = [w.shape[-1] for n, several in first.items() for w in each(n, several).values()]
+        widths = [matrix.shape[-1] for w in first for matrix in each("", w).values()]
         numbers += sum(n**2 for n in widths) + FACTORED * max(widths) ** 2
-    return WEIGHT * numbers
+    if method == "magnitude-global":
+        numbers += sum(w.numel() for w in weights.values()) // GATHERED
+    return WEIGHT * (numbers + numbers // 8)
+
+
+@dataclass
+class Call:
+    """A batch on its way: the next block's input, and what else each block is called with.
+
+    Blocks that attend in several ways, as Gemma's, get masks and positions of their own.
+    """
+
+    hidden: torch.Tensor
+    beside: list[tuple[tuple, dict[str, Any]]]
+    wrapped: bool = False  # whether blocks give out tuples, as Bloom's
+
+    def through(self, block: nn.Module, i: int) -> torch.Tensor:
+        """The output of the i-th block."""
+        given, more = self.beside[i]
+        out = block(self.hidden, *given, **more)
+        self.wrapped = isinstance(out, tuple)
+        return out[0] if self.wrapped else out
+
+    def given_out(self, *given: Any, **more: Any) -> Any:
+        """What the last block has given out, whatever it is called with."""
+        return (self.hidden,) if self.wrapped else self.hidden
 
 
 class _Seen(Exception):
-    """The first block has been called: its input is known."""
+    """The last block has been called: what all are called with is known."""
 
 
 def run_blocks(
@@ -401,7 +421,7 @@ def run_blocks(
             prefix = f"{model.stack}.{i}."
             with model.block(i) as block:
                 if prune is not None:
-                    inputs = _inputs(block, prefix, model.prunable, known, method == "sparsegpt")
+                    inputs = _inputs(block, i, prefix, model.prunable, known, method)
                     own = {prefix + name: p for name, p in block.named_parameters()}
                     for name in [name for name in model.prunable if name in own]:
                         parts = [
@@ -417,42 +437,53 @@ def run_blocks(
                             mask[name] = kept
                 if written is not None:
                     written.write({prefix + n: p.detach() for n, p in block.named_parameters()})
-                for calls in (known, tested):
-                    for number, call in enumerate(calls):  # one at a time, to need no room for two
-                        calls[number] = (_passed(block, call), *call[1:])
+                for call in (*known, *tested):  # one at a time, to need no room for two
+                    call.hidden = call.through(block, i)
         perplexity = _perplexity(model, tested, test)
     if written is not None:
         written.finish()
     return gone / total, perplexity
 
 
+@contextlib.contextmanager
+def _in_place_of(blocks: nn.ModuleList, forward: Callable) -> Iterator[None]:
+    """Within this, `forward` is called instead of each block."""
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
 def _calls(model: Model, text: Blocks) -> list[Call]:
-    """What the first block is called with, batch by batch."""
+    """What the blocks are called with, batch by batch."""
     calls: list[Call] = []
 
-    def see(module: nn.Module, given: tuple, more: dict[str, Any]) -> None:
-        calls.append((given[0], given[1:], more))
-        raise _Seen
+    def see(hidden: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        if not calls or len(calls[-1].beside) == len(model.blocks):
+            calls.append(Call(hidden, []))
+        calls[-1].beside.append((given, more))
+        if len(calls[-1].beside) == len(model.blocks):
+            raise _Seen
+        return hidden
 
-    handle = model.blocks[0].register_forward_pre_hook(see, with_kwargs=True)
-    for index in evaluation_batches(text):
-        with contextlib.suppress(_Seen):
-            model.network(input_ids=text.rows(index)["input_ids"])
-    handle.remove()
+    with _in_place_of(model.blocks, see):
+        for index in evaluation_batches(text):
+            with contextlib.suppress(_Seen):
+                model.network(input_ids=text.rows(index)["input_ids"])
     return calls
 
 
-def _passed(block: nn.Module, call: Call) -> torch.Tensor:
-    """A block's output for a call."""
-    hidden, given, more = call
-    out = block(hidden, *given, **more)
-    return out[0] if isinstance(out, tuple) else out
-
-
 def _inputs(
-    block: nn.Module, prefix: str, prunable: Weights, calls: list[Call], moments: bool
+    block: nn.Module, i: int, prefix: str, prunable: Weights, calls: list[Call], method: str
 ) -> Weights:
-    """Second moments or mean squares of the inputs of a block's matrices; nothing of no calls."""
+    """What a method asks of the inputs of the i-th block's matrices; nothing of no calls.
+
+    Second moments for sparsegpt, else mean squares.
+    """
+    moments = method == "sparsegpt"
     totals: Weights = {}
     rows: dict[str, int] = {}
     wanted = {
@@ -472,7 +503,7 @@ def _inputs(
 
     with watched(see):
         for call in calls:
-            _passed(block, call)
+            call.through(block, i)
     for name in wanted.keys() - totals.keys() if calls else ():
         if name in prunable:
             raise UserError(f"method: {name} is no linear layer's; allowed: magnitude")
@@ -485,26 +516,9 @@ def _inputs(
 
 def _perplexity(model: Model, calls: list[Call], text: Blocks) -> float:
     """The perplexity of a text by the last block's outputs: norm and head come after it."""
-    found, outputs = [], iter(calls)
-    parent = model.network.get_submodule(model.stack.rpartition(".")[0])
-    name, layers = model.stack.rpartition(".")[2], model.blocks
-    setattr(parent, name, nn.ModuleList([_Given(outputs)]))
-    try:
-        for index in evaluation_batches(text):
-            tokens = text.rows(index)["input_ids"]
+    found = []
+    for call, index in zip(calls, evaluation_batches(text), strict=True):
+        tokens = text.rows(index)["input_ids"]
+        with _in_place_of(model.blocks, call.given_out):
             found.append(surprises(model.network(input_ids=tokens).logits.float(), tokens))
-    finally:
-        setattr(parent, name, layers)
     return metrics_of("language", torch.cat(found).numpy(), np.empty(0))["perplexity"]
-
-
-class _Given(nn.Module):
-    """In place of all blocks: what they have given out, call by call."""
-
-    def __init__(self, outputs: Iterator[Call]) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, hidden: torch.Tensor, *given: Any, **more: Any) -> Any:
-        """The last block's output."""
-        return next(self.outputs)[0]

@@ -7,11 +7,13 @@ patterns mean the same of all models. A base folder has the names that transform
 model now (Mixtral's experts are one tensor there), an exported one those of the hub.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -48,6 +50,7 @@ def load_pretrained(folder: str | Path, each: int = TRAINED) -> Any:
     pre-trained ones.
     """
     check_fits(Path(folder).name, weight_files(folder), each)
+    check_files(Path(folder))
     model, new = read_checkpoint(transformers_auto().AutoModelForCausalLM, folder)
     if new:
         raise UserError(
@@ -55,6 +58,19 @@ def load_pretrained(folder: str | Path, each: int = TRAINED) -> Any:
             "allowed: a checkpoint of a causal language model"
         )
     return as_linear(model)
+
+
+def check_files(folder: Path) -> None:
+    """UserError for a model that cannot be had, or whose files have weights of other shapes.
+
+    No weights are read.
+    """
+    network, files = skeleton(folder), {}
+    for file in weight_files(folder):
+        with contextlib.suppress(OSError, SafetensorError):  # whoever reads it says what is wrong
+            files |= dict.fromkeys(names_in(file), file)
+    Layout(network, files).check_shapes(folder, files)
+    as_linear(network)
 
 
 def prepare_base(model: BaseModel, folder: Path) -> Weights:
@@ -110,8 +126,16 @@ def configuration(base: str | Path) -> Any:
 
 
 def as_linear(model: Any) -> Any:
-    """The model with a linear layer in place of each Conv1D of GPT-2."""
+    """The model with a linear layer in place of each Conv1D of GPT-2.
+
+    UserError for experts whose matrices are inputs × outputs, as GPT-OSS's.
+    """
     for module in list(model.modules()):
+        if getattr(module, "is_transposed", False):
+            raise UserError(
+                f"model: {model.config.model_type}: the matrices of its experts are inputs × "
+                "outputs; allowed: experts of outputs × inputs, as those of Mixtral and Qwen"
+            )
         for name, child in module.named_children():
             if is_conv1d(child):
                 inputs, outputs = child.weight.shape
@@ -123,9 +147,12 @@ def as_linear(model: Any) -> Any:
 
 def skeleton(folder: str | Path) -> Any:
     """The network of a folder's model with its weights on no device, as transformers makes it."""
-    auto = transformers_auto()
-    with torch.device("meta"):
-        return auto.AutoModelForCausalLM.from_config(configuration(folder))
+    auto, config = transformers_auto(), configuration(folder)
+    try:
+        with torch.device("meta"):
+            return auto.AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a dozen kinds, by what is wrong with it
+        raise UserError(f"model: {folder} cannot be loaded: {reason(error)}") from None
 
 
 def layout(folder: str | Path) -> Layout:
@@ -139,6 +166,12 @@ def turned(folder: str | Path, tensors: Weights) -> Weights:
     Those of a Conv1D are transposed; all others stay as they are.
     """
     return layout(folder).turn(tensors)
+
+
+def names_in(file: Path) -> list[str]:
+    """The names of a file's tensors."""
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
 
 
 def weight_files(folder: str | Path) -> list[Path]:

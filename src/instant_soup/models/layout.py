@@ -6,12 +6,15 @@ GPT-2's files are inputs × outputs (`Conv1D`); here all are outputs × inputs.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
+from instant_soup.errors import UserError
 from instant_soup.models.matrices import Weights
 
 
@@ -44,9 +47,27 @@ class Layout:
         self._pattern: dict[str, str | None] = {}  # of a file's tensor: how it is merged, if it is
         self.sources: dict[str, list[str]] = {}
         known, prefix = network.state_dict(), network.base_model_prefix
+        self._shapes = {name: list(weight.shape) for name, weight in known.items()}
         for own in sorted(in_files, key=dot_natural_key):
             name, self._pattern[own] = rename_source_key(own, renamings, converters, prefix, known)
             self.sources.setdefault(name, []).append(own)
+
+    def check_shapes(self, folder: Path, files: Mapping[str, Path]) -> None:
+        """UserError where a weight that is one tensor of the files has another shape there.
+
+        `files` has for each tensor the folder's file that it is in.
+        """
+        for name, (first, *others) in self.sources.items():
+            if others or self._pattern[first] is not None or name not in self._shapes:
+                continue
+            with safe_open(files[first], framework="pt") as opened:
+                shape = opened.get_slice(first).get_shape()
+            if shape != self._shapes[name]:
+                there, wanted = (" × ".join(map(str, s)) for s in (shape, self._shapes[name]))
+                raise UserError(
+                    f"model: {folder}: {first} is {there} in the files, and {wanted} by "
+                    "config.json; allowed: weights that are as config.json says"
+                )
 
     def turn(self, tensors: Weights) -> Weights:
         """Weights or masks with those of a Conv1D transposed: from the files' layout, and back."""
