@@ -55,6 +55,7 @@ EVALUATE = """\
 examples:
   instant-soup evaluate models/exported/isp reviews-sentiment
   instant-soup evaluate models/exported/isp local:../my-reviews --columns text --label stars
+  instant-soup evaluate ../my-llama-pruned local:../my-texts
   instant-soup evaluate ../isp-sst2 sst2 --path ../glue/sst2
   instant-soup evaluate ../isp-mnist svhn --json | jq .metrics.accuracy
 

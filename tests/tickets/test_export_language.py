@@ -121,6 +121,24 @@ def test_the_folder_is_evaluated_inspected_and_pruned_again(exported, capsys) ->
     assert row["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ("the film", [], "ticket.json: a block has 16 tokens, and the test text only "),
+        (WORDS * 9, ["--label", "stars"], "label: stars: plain text has no labels"),
+        (WORDS * 9, ["--columns", "a", "b"], "columns: a b: too many; allowed: one, of texts"),
+    ],
+)
+def test_what_a_language_model_is_not_evaluated_on_is_one_line(
+    exported, tmp_path: Path, capsys, content: str, more: list[str], message: str
+) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(content)
+    assert cli.main(["evaluate", str(exported[2]), f"local:{tmp_path}", *more]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_large_weights_are_written_in_shards(exported, tmp_path: Path, monkeypatch) -> None:
     _, project, folder = exported
     monkeypatch.chdir(project)

@@ -10,6 +10,7 @@ from typing import Any
 from instant_soup.errors import UserError
 from instant_soup.models import causal
 from instant_soup.models.bert import load_tokenizer
+from instant_soup.models.memory import WEIGHT
 
 TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "mmlu")
 
@@ -29,7 +30,7 @@ def choices(
         Task → metric → value, the numbers among what the harness reports.
 
     Raises:
-        UserError: If the harness is not installed, or the folder holds no language model.
+        UserError: If the harness is not installed, or the folder holds no language model that fits.
     """
     try:
         from lm_eval import simple_evaluate
@@ -38,7 +39,7 @@ def choices(
         raise UserError(
             "harness: lm-evaluation-harness is not installed: pip install 'instant-soup[harness]'"
         ) from None
-    network = causal.load_pretrained(folder).eval()
+    network = causal.load_pretrained(folder, WEIGHT).eval()
     held: Any = HFLM(pretrained=network, tokenizer=load_tokenizer(folder), batch_size=batch_size)
     found = simple_evaluate(model=held, tasks=tasks, limit=limit)["results"]
     return {

@@ -36,7 +36,7 @@ def encode_split(
         return images, f"{name}: {len(images)} rows"
     tokens = longest(base, max_length)
     if (base / causal.CONFIG).exists():
-        blocks = encode_blocks(base, table, text, tokens)
+        blocks = encode_blocks(base, table, text, tokens, name)
         return blocks, f"{name}: {len(blocks)} blocks of {tokens} tokens"
     texts = encode_texts(base, table, text, tokens)
     cut = count_truncated(base, table, text, texts, tokens)
@@ -63,10 +63,21 @@ def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length:
     return encoded
 
 
-def encode_blocks(base: Path, table: "pd.DataFrame", text: list[str], max_length: int) -> Blocks:
-    """A split's texts, one after the other, as blocks of `max_length` tokens."""
+def encode_blocks(
+    base: Path,
+    table: "pd.DataFrame",
+    text: list[str],
+    max_length: int,
+    name: str,
+    setting: str = "data.max_length",
+) -> Blocks:
+    """A split's texts, one after the other, as blocks of `max_length` tokens.
+
+    UserError where they do not fill one, which names the split and the setting of the length.
+    """
     config = read_json(base / "config.json")
-    blocks = pack(base / "tokenizer.json", table[text[0]].tolist(), max_length)
+    texts = table[text[0]].tolist()
+    blocks = pack(base / "tokenizer.json", texts, max_length, setting, f"{name} text")
     check_tokens(str(base), blocks, config.get("vocab_size"))
     return blocks
 

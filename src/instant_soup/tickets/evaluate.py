@@ -28,6 +28,12 @@ NEEDED: dict[str, Any] = {
     **dict.fromkeys(("family", "kind", "dataset", "method"), str),
     **{"classes": list, "columns": list | None, "label": str | None, "test_rows": int},
 }
+# How many columns of a dataset it reads at most, in words, too.
+COLUMNS = {
+    "bert": (2, "one or two, of texts"),
+    "clip": (1, "one, of images"),
+    "causal": (1, "one, of texts"),
+}
 NEEDED_BY: dict[str, dict[str, Any]] = {
     "bert": {"max_length": int},
     "clip": {"templates": list},
@@ -70,7 +76,8 @@ def evaluate(
         split: Split = encoding.encode_images(folder, load_files(table), "test")
     elif ticket["family"] == "causal":
         model = causal.load_pretrained(folder, WEIGHT)
-        split = encoding.encode_blocks(folder, table, data.text, ticket["max_length"])
+        length = ticket["max_length"]
+        split = encoding.encode_blocks(folder, table, data.text, length, "test", TICKET)
     else:
         model = _text_classifier(folder, max(1, len(data.labels)))
         split = encoding.encode_texts(folder, table, data.text, ticket["max_length"])
@@ -157,9 +164,11 @@ def _data_section(
 ) -> Data:
     """The section `data` that params.yaml would have; a folder's columns are first the ticket's."""
     images = ticket["family"] == "clip"
-    if columns and len(columns) > (1 if images else 2):
-        allowed = "one, of images" if images else "one or two, of texts"
+    most, allowed = COLUMNS[ticket["family"]]
+    if columns and len(columns) > most:
         raise UserError(f"columns: {' '.join(columns)}: too many; allowed: {allowed}")
+    if label and ticket["family"] == "causal":
+        raise UserError(f"label: {label}: plain text has no labels; allowed: none")
     if local and ticket["dataset"].startswith("local:"):
         label = label or ticket.get("label")
         columns = columns or (None if images else ticket.get("columns"))
