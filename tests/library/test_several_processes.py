@@ -124,3 +124,20 @@ def test_a_trainers_run_goes_on_in_one_process(
     assert total - kept == round(0.6 * total)
     if method == "isp":  # which had its last mask by then
         assert digest(soup.mask) == found[0]["callback isp"][1]
+
+
+def test_the_docs_script_runs_under_accelerate(tmp_path: Path) -> None:
+    """As docs/api.md starts it; without a GPU its two processes talk by gloo."""
+    blocks = (ROOT / "docs/api.md").read_text().split("```python\n")
+    (snippet,) = [block.split("```")[0] for block in blocks if block.startswith("# my_training.py")]
+    script = tmp_path / "my_training.py"
+    script.write_text(f"{snippet}print(dist.get_rank(), 'of', dist.get_world_size())\n")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    clean = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *launch, script], env=clean, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    lines = run.stdout.splitlines()
+    assert {"0 of 2", "1 of 2"} < {*lines}
+    assert len([line for line in lines if line.startswith("0.")]) == 2
