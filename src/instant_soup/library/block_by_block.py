@@ -102,12 +102,12 @@ def of_all(model: "Model", sparsity: float) -> Prune:
     after the other.
     """
     last = lru_cache(maxsize=1)(lambda name: model.read(name).flatten())  # not anew for each piece
-    sizes = {
-        name: Pieces(w.shape, lambda where, name=name: last(name)[where].abs())
-        for name, w in model.prunable.items()
-    }
+
+    def sizes(name: str, shape: torch.Size) -> Pieces:
+        return Pieces(shape, lambda where: last(name)[where].abs())
+
     kept = masks.keep_count(model.prunable, sparsity)
-    found = threshold(sizes, kept)
+    found = threshold({name: sizes(name, w.shape) for name, w in model.prunable.items()}, kept)
     left = kept - found.larger
 
     def prune(

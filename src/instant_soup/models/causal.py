@@ -65,7 +65,8 @@ def check_files(folder: Path) -> None:
 
     No weights are read.
     """
-    network, files = skeleton(folder), {}
+    network = skeleton(folder)
+    files: dict[str, Path] = {}
     for file in weight_files(folder):
         with contextlib.suppress(OSError, SafetensorError):  # whoever reads it says what is wrong
             files |= dict.fromkeys(names_in(file), file)
