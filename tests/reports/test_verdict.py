@@ -113,10 +113,22 @@ def test_each_origin_has_its_own_dense_network(tmp_path):
     runs = verdict.comparable(apart_by_origin(ledger_of(tmp_path, *RUNS, *others)))
     assert verdict.against(runs, None).loc["platon", "mean"] == pytest.approx(-3.0)
     assert verdict.against(runs, None).loc["isp_plus", "mean"] == pytest.approx(-1.5)
-    # Where both ran on one processor, only that counts; else the distances from dense do.
+    # Only what both ran on one processor counts.
     assert verdict.against(runs, "isp_plus").loc["platon", "mean"] == pytest.approx(-1.0)
-    assert verdict.against(runs, "isp").loc["platon", "mean"] == pytest.approx(-1.0)
-    assert list(verdict.against(runs, "isp_plus")["runs"]) == [6, 6, 6, 6, 3]
+    assert "platon" not in verdict.against(runs, "isp").index
+
+
+def test_what_never_ran_on_the_winners_processor_is_not_told_apart_from_it(tmp_path):
+    there = {"processor": "another"}
+    others = [
+        *runs_of("dense", [[-5, -5, -5], [-5, -5, -5]], **DENSE, **there),
+        *runs_of("isp_plus", [[-7, -7.5, -7], [-7, -7, -7.5]], **there),
+        *runs_of("platon", [[3, 3.5, 3], [3, 3, 3.5]], **there),
+    ]
+    lines = verdict.verdict(apart_by_origin(ledger_of(tmp_path, *RUNS, *others)))
+    assert set(lines["method"]) == {"platon"}
+    within = lines[lines["budget"] == 2]["within"].item()
+    assert "isp" in within and "isp_plus" not in within
 
 
 def test_a_row_with_a_single_seed_does_not_win(tmp_path):

@@ -125,10 +125,9 @@ def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
 def _gaps(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distances minus others: […, task, sparsity, seed, origin] → […, task, sparsity, seed].
 
-    Within the origins that both ran on; where there is none, between their means over origins.
+    Only within origins: the mean over those that both ran on, NaN where there is none.
     """
-    within = _mean(ours - others)
-    return np.where(np.isnan(within), _mean(ours) - _mean(others), within)
+    return _mean(ours - others)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -208,8 +207,10 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
         best = max(fitting.index, key=lambda m: (round(fitting["mean"][m], 9), m))
         if best not in others:
             others[best] = against(runs, best)
-        rivals = _beyond_noise(others[best].loc[affordable.drop(best)])
-        differs = rivals["differs"]
+        rivals = others[best][others[best].index.isin(affordable)]
+        # What never ran on the same processor is not told apart from it.
+        rivals = _beyond_noise(rivals).reindex(affordable.drop(best))
+        differs = rivals["differs"].eq(True)
         complete = rivals.index.isin(fitting.index)
         yield {
             "budget": budget,
@@ -282,9 +283,9 @@ VERDICT_TEXT = (
 )
 AGAINST_TEXT = (
     "Each row's distance from the dense network, and its difference from ISP+ and from ISP. A "
-    "difference is over the tasks and seeds that both rows have, on the same kind of processor "
-    "and from the same weights where both ran so, with its 95 % bootstrap interval. p is the "
-    "verdict's, corrected for all rows of that sparsity. ▲ and ▼: above and below, beyond noise. "
+    "difference is over the tasks and seeds that both rows have on the same kind of processor, "
+    "from the same weights, with its 95 % bootstrap interval. p is the verdict's, corrected for "
+    "all rows of that sparsity. ▲ and ▼: above and below, beyond noise. "
     "In the table over all sparsities, each task and seed counts once, with its mean over the "
     "sparsities that both rows have. There the points from dense depend on which sparsities a row "
     "was run at, so compare the differences."
