@@ -131,8 +131,9 @@ def test_what_never_ran_on_the_winners_processor_is_not_told_apart_from_it(tmp_p
     assert "isp" in within and "isp_plus" not in within
 
 
-def test_a_row_with_a_single_seed_does_not_win(tmp_path):
-    lucky = runs_of("platon", [[5], [5]])
+@pytest.mark.parametrize("lucky", ([[5], [5]], [[5, 5.1], [5.1, 5]]))
+def test_a_row_with_fewer_seeds_does_not_win(tmp_path, lucky):
+    lucky = runs_of("platon", lucky)
     ledger = ledger_of(tmp_path, *RUNS, *lucky)
     pd.testing.assert_frame_equal(
         verdict.verdict(ledger), verdict.verdict(ledger[ledger["method"] != "platon"])

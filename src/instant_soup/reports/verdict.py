@@ -42,6 +42,7 @@ from instant_soup.reports.statistics import (
 BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
 REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
+SEEDS = 3  # fewer tell little
 
 
 # Numbers
@@ -137,8 +138,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `p_holm` and `differs`; rows with a single seed cannot be tested."""
-    p, tested = table["p"].to_numpy(dtype=float), table["seeds"].to_numpy() > 1
+    """The table with `p_holm` and `differs`; rows without seeds enough are not tested."""
+    p, tested = table["p"].to_numpy(dtype=float), _has_seeds(table)
     corrected = np.where(tested, p, 1.0)
     corrected[tested] = holm(p[tested])
     off_zero = table["low"] * table["high"] > 0
@@ -162,10 +163,16 @@ def _summary(gaps: np.ndarray) -> dict[str, float]:
 def competing(distances: pd.DataFrame, tasks: int) -> pd.DataFrame:
     """Of `against` dense the rows that were run on all of so many tasks.
 
-    With a single seed a row competes only where all have one: the best of many would be chance.
+    With fewer than SEEDS a row competes only where none has more: the best of many would be chance.
     """
     whole = distances[distances["tasks"] == tasks]
-    return whole[whole["seeds"] >= min(2, whole["seeds"].max())]
+    return whole[_has_seeds(whole)]
+
+
+def _has_seeds(table: pd.DataFrame) -> np.ndarray:
+    """Which rows have SEEDS seeds, or as many as any has where none has so many."""
+    seeds = table["seeds"].to_numpy(dtype=float)
+    return seeds >= min(SEEDS, seeds.max(initial=0))
 
 
 def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -271,24 +278,24 @@ VERDICT_TEXT = (
     "the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks and "
     "then their seeds. Cost: training FLOPs in dense fine-tunings, search included. A row fits a "
     "budget if its cost does, to one decimal. A budget that lets no further row in is left out. "
-    "Only rows that were run on all of the tasks compete, and those with a single seed only where "
-    "all have one. A difference is beyond noise if two things hold. Its p is under 0.05: this "
-    "asks whether other seeds would say the same on these tasks (two-sided Welch's t-test, paired "
-    "by seed within tasks, corrected for the number of rows by Holm's procedure). And its "
-    "interval leaves zero out: this asks whether other tasks would say the same. Within noise: "
-    "rows whose difference from the best is less than that. Ahead on fewer tasks: rows that were "
-    "not run on all tasks, but are above the best beyond noise where they were run. An interval "
-    "over two tasks says little. Tasks are left out if the dense network is no better than "
-    "guessing."
+    "Only rows that were run on all of the tasks compete, and those with fewer than three seeds "
+    "only where none has more. A difference is beyond noise if two things hold. Its p is under "
+    "0.05: this asks whether other seeds would say the same on these tasks (two-sided Welch's "
+    "t-test, paired by seed within tasks, corrected for the number of rows by Holm's procedure). "
+    "And its interval leaves zero out: this asks whether other tasks would say the same. Within "
+    "noise: rows whose difference from the best is less than that, or that never ran on the same "
+    "kind of processor. Ahead on fewer tasks: rows that were not run on all tasks, but are above "
+    "the best beyond noise where they were run. An interval over two tasks says little. Tasks are "
+    "left out if the dense network is no better than guessing."
 )
 AGAINST_TEXT = (
     "Each row's distance from the dense network, and its difference from ISP+ and from ISP. A "
     "difference is over the tasks and seeds that both rows have on the same kind of processor, "
     "from the same weights, with its 95 % bootstrap interval. p is the verdict's, corrected for "
-    "all rows of that sparsity. ▲ and ▼: above and below, beyond noise. "
-    "In the table over all sparsities, each task and seed counts once, with its mean over the "
-    "sparsities that both rows have. There the points from dense depend on which sparsities a row "
-    "was run at, so compare the differences."
+    "all rows of that sparsity. ▲ and ▼: above and below, beyond noise. In the table over all "
+    "sparsities, each task and seed counts once, with its mean over the sparsities that both rows "
+    "have. There the points from dense depend on which sparsities a row was run at, so compare "
+    "the differences."
 )
 RANKS_TEXT = (
     "Mean ranks over columns; 1 is best. A column is a task at a sparsity, run from one set of "
