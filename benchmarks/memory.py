@@ -39,8 +39,7 @@ RECORDS = {"dense_finetune": "dense", "sparse_retrain": "isp"}  # stage → its 
 MEASURE = """
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(done.returncode)
 """
 
@@ -48,7 +47,7 @@ sys.exit(done.returncode)
 def peak_of(folder: Path, stage: str, *arguments: str) -> dict[str, float | None]:
     """GiB: the largest resident size of a stage's process, and what it took of a GPU."""
     command = [sys.executable, "-c", MEASURE, *stage_command(stage, *arguments, cold=True)]
-    found: dict[str, Any] = {"peak_gib": int(run(command, folder).split()[0]) / 2**20}
+    found: dict[str, Any] = {"peak_gib": int(run(command, folder)) / 2**20}
     if torch.cuda.is_available() and stage in RECORDS:
         path = folder / f"models/retrained/{RECORDS[stage]}/run.json"
         found["gpu_gib"] = read_json(path)["cost"]["peak_memory"] / 2**30

@@ -1,13 +1,13 @@
 """Memory and CPU time of pruning a language model without training, in memory and streamed.
 
-A made-up Llama of 34 million weights in bf16 files (8 blocks of width 512) on made-up text. Beside
-what is measured: what `oneshot` itself says that it takes, before it starts. Some two minutes on
-one core.
+A made-up Llama of 21 million weights in bf16 files (4 blocks of width 512) on made-up text. Beside
+what is measured: what `oneshot` itself says that it takes, before it starts. A minute on one core.
 
     python benchmarks/streaming.py
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from common import record, run
-from memory import MEASURE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from instant_soup.data.batches import pack
@@ -24,9 +23,32 @@ from instant_soup.models import causal
 from instant_soup.models.bert import TOKENIZER
 from instant_soup.pretraining import llama_snippets
 
-LENGTH, BLOCKS = 256, 8  # tokens of a block, blocks of calibration text
-SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
-NONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}  # Python and libraries
+LENGTH, BLOCKS = 256, 4  # tokens of a block, blocks of calibration text
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
+NONE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+# Runs commands, each in a fork on one thread. The first one is run before, so that its libraries
+# are in memory. Prints the largest resident bytes, those at the start, and CPU seconds.
+FORKS = """
+import contextlib, io, json, os, resource, sys
+from pathlib import Path
+from instant_soup import cli
+
+def run(command):
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(command) == 0
+
+first, *others = json.loads(sys.argv[1])
+run(first)
+for command in others:
+    if not os.fork():
+        begin = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        run(command)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = used.ru_utime + used.ru_stime
+        print(json.dumps([1024 * used.ru_maxrss, begin, seconds]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
 
 
 def write_model(folder: Path, shape: dict[str, Any]) -> None:
@@ -46,13 +68,11 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
         (texts / f"{name}.txt").write_text(" ".join(words[: LENGTH * BLOCKS]))
 
 
-def measured(folder: Path, method: str, streamed: bool) -> tuple[float, float]:
-    """GiB: the largest resident size of the command's process; and its CPU seconds."""
-    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "instant_soup.cli", "oneshot"]
-    command += [str(folder), f"local:{folder / 'texts'}", "--methods", method]
-    command += ["--sparsities", "0.5", "--length", str(LENGTH), "--blocks", str(BLOCKS)]
-    peak, seconds = run([*command, *(["--stream"] if streamed else [])], folder).split()
-    return int(peak) / 2**20, float(seconds)
+def command(folder: Path, method: str, streamed: bool) -> list[str]:
+    """The arguments of `instant-soup`."""
+    found = ["oneshot", str(folder), f"local:{folder / 'texts'}", "--methods", method]
+    found += ["--sparsities", "0.5", "--length", str(LENGTH), "--blocks", str(BLOCKS)]
+    return [*found, *(["--stream"] if streamed else [])]
 
 
 def told(folder: Path, method: str, streamed: bool) -> float:
@@ -69,20 +89,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:3])
+    methods = parser.parse_args().methods
+    cases = [(method, streamed) for method in methods for streamed in (False, True)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "small", Path(name) / "large"
         write_model(small, NONE)
         write_model(large, SHAPE)
-        bare, start = measured(small, "magnitude", streamed=True)
-        for method in parser.parse_args().methods:
-            for streamed in (False, True):
-                peak, seconds = measured(large, method, streamed)
-                rows.append({
-                    "method": method, "how": "streamed" if streamed else "in memory",
-                    "peak_gib": peak, "own_gib": peak - bare,
-                    "told_gib": told(large, method, streamed), "cpu_seconds": seconds - start,
-                })  # fmt: skip
+        commands = [command(small, "sparsegpt", False), *(command(large, *case) for case in cases)]
+        begin = ["env", "OMP_NUM_THREADS=1", sys.executable, "-c", FORKS]
+        lines = run([*begin, json.dumps(commands)], large).splitlines()
+        for (method, streamed), line in zip(cases, lines, strict=True):
+            peak, before, seconds = json.loads(line)
+            rows.append({
+                "method": method, "how": "streamed" if streamed else "in memory",
+                "peak_gib": peak / 2**30, "own_gib": (peak - before) / 2**30,
+                "told_gib": told(large, method, streamed), "cpu_seconds": seconds,
+            })  # fmt: skip
     record("streaming", rows, on_gpu=False)
 
 
