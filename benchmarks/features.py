@@ -22,6 +22,7 @@ from common import prepare, pruned_start, recipe_of, record, step_times
 
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts, load_split
+from instant_soup.models import first_token
 from instant_soup.pipeline import run as pipeline_run
 from instant_soup.pipeline.plan import Params
 from instant_soup.pipeline.workspace import ENCODED
@@ -109,6 +110,10 @@ def variants() -> dict[str, Changed]:
         "padded to the longest text": (patch.object(Texts, "rows", padded), {}),
         "embedding tables trained": (as_it_is, {"freeze_embeddings": False}),
         "the model's own dropout": (as_it_is, {"dropout": "model"}),
+        "all tokens in the last block": (
+            patch.object(first_token, "_in_bf16", lambda _: False),
+            {},
+        ),
         "AdamW not fused": (patch.object(torch.optim, "AdamW", unfused_optimizer), {}),
         "one core": (one_thread(), {}),
         COMPILED: (compiling(), {}),

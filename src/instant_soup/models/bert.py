@@ -10,6 +10,7 @@ from torch import nn
 
 from instant_soup.data.batches import check_tokens, encode
 from instant_soup.errors import UserError
+from instant_soup.models.first_token import leave_out_others
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel, packaged_folder
@@ -20,6 +21,8 @@ from instant_soup.sparsity.compact import apart
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 # What is taken from a hub's repository: one checkpoint, its configuration, its tokenizer.
 FROM_HUB = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
+# Kinds whose classifier reads only the first token, and whose blocks have BERT's parts.
+BY_FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 
 
 def transformers_auto() -> Any:
@@ -335,6 +338,8 @@ def classifier(
     check_weights(base, model, weights)
     if freeze_embeddings:
         freeze_tables(model)
+    if config.model_type in BY_FIRST_TOKEN:
+        leave_out_others(model.base_model.encoder.layer[-1].attention.output)
     return model
 
 

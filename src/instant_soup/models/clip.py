@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
+from instant_soup.models.first_token import leave_out_others
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
 from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
@@ -307,7 +308,22 @@ def classifier(
     model = ImageClassifier(visual, head, preprocess["mean"], preprocess["std"])
     check_weights(base, model, weights)
     model.load_state_dict(weights, assign=True)
+    if _reads_first_token(visual):
+        # The block adds what comes of it to every token; of these only the first is read.
+        leave_out_others(visual.transformer.resblocks[-1].ln_2)
     return model
+
+
+def _reads_first_token(visual: Any) -> bool:
+    """Whether an image tower is a plain transformer whose output is that of its class token."""
+    kinds = open_clip().transformer
+    return (
+        isinstance(visual, kinds.VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and not visual.output_tokens
+        and isinstance(visual.transformer.resblocks[-1], kinds.ResidualAttentionBlock)
+    )
 
 
 def _positions(visual: nn.Module) -> torch.Tensor | None:

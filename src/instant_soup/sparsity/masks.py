@@ -20,7 +20,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import new_file, order_header
 from instant_soup.sparsity import ranking
 from instant_soup.sparsity.names import layer_of
-from instant_soup.sparsity.ranking import NAN, WHOLE, Scores, Shards, Standing
+from instant_soup.sparsity.ranking import NAN, WHOLE, Pieces, Scores, Shards, Standing
 
 Mask = dict[str, torch.Tensor]
 Bits = dict[str, np.ndarray]  # of masks, by name
@@ -39,7 +39,8 @@ class Cut(NamedTuple):
 
 def count(mask: Mask) -> tuple[int, int]:
     """Count the kept weights, and all weights."""
-    return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
+    kept = sum(ranking.true_count(m) for m in mask.values())
+    return kept, sum(m.numel() for m in mask.values())
 
 
 def sparsity(mask: Mask) -> float:
@@ -105,10 +106,10 @@ def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
         raise UserError(NAN)
     if k <= 0 or k >= scores.numel():
         return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
-    threshold = scores.kthvalue(scores.numel() - k + 1).values
+    threshold = ranking.kth_largest(scores, k)
     kept = scores > threshold
-    ties = (scores == threshold).nonzero().flatten()
-    kept[ties[: k - int(kept.sum())]] = True
+    ties = ranking.true_indices(scores == threshold)
+    kept[ties[: k - ranking.true_count(kept)]] = True
     return kept
 
 
@@ -153,7 +154,14 @@ def keep_largest(
 
 def keep_largest_each(scores: Scores, kept: dict[str, int]) -> Mask:
     """Keep the best weights of each tensor by itself: kept[name] of them."""
-    return {name: ranking.keep({name: s}, kept[name])[name] for name, s in scores.items()}
+
+    def of(name: str, own: torch.Tensor | Pieces) -> torch.Tensor:
+        # What is small enough to be copied is ranked at once.
+        if isinstance(own, torch.Tensor) and own.numel() <= ranking.PIECE:
+            return largest(own.flatten(), kept[name]).view(own.shape)
+        return ranking.keep({name: own}, kept[name])[name]
+
+    return {name: of(name, own) for name, own in scores.items()}
 
 
 def apply(mask: Mask, tensors: dict[str, torch.Tensor]) -> None:

@@ -145,7 +145,7 @@ def competing(scores: Scores, standing: Standing | None, shards: Shards) -> int:
         if standing is None:
             number += one.numel()
         else:
-            number += _count(standing.competing(name, slice(None)))
+            number += true_count(standing.competing(name, slice(None)))
     return _sum([number], shards)[0]
 
 
@@ -166,10 +166,10 @@ def _bracketed(
                     competing = standing.competing(name, here)
                     above.logical_and_(competing)
                     within.logical_and_(competing)
-                values = scores[_indices(within.logical_xor_(above))]
-                counts[0] += _count(above)
-                counts[1] += _count(values == high)
-                counts[2] += _count(values == low) if low < high else 0
+                values = scores[true_indices(within.logical_xor_(above))]
+                counts[0] += true_count(above)
+                counts[1] += true_count(values == high)
+                counts[2] += true_count(values == low) if low < high else 0
                 counts[3] += _has_nan(scores)
                 parts.append(values[(values > low) & (values < high)])
         larger, at_high, at_low, nans = _sum(counts, shards)
@@ -179,8 +179,9 @@ def _bracketed(
             return Threshold(high, larger, at_high)
         larger += at_high
         if larger < k <= larger + len(inside):
-            value = inside.kthvalue(len(inside) - (k - larger) + 1).values
-            return Threshold(float(value), larger + _count(inside > value), _count(inside == value))
+            value = kth_largest(inside, k - larger)
+            more = true_count(inside > value)
+            return Threshold(value, larger + more, true_count(inside == value))
         if larger + len(inside) < k <= larger + len(inside) + at_low:
             return Threshold(low, larger + len(inside), at_low)
         width *= 16  # the sample was an odd one
@@ -209,7 +210,7 @@ def _sample(every: dict[str, Pieces], standing: Standing | None, shards: Shards)
         if standing is not None:
             index = index[standing.competing(name, index)]
         parts.append(scores.read(index))
-    return torch.cat(shards.gather(torch.cat(parts))).sort(descending=True).values
+    return _descending(torch.cat(shards.gather(torch.cat(parts))))
 
 
 def _written(
@@ -236,9 +237,9 @@ def _written(
                 equal = scores == found.value
                 if standing is not None:
                     equal.logical_and_(standing.competing(name, here))
-                number = _count(equal)
+                number = true_count(equal)
                 if number > wanted:
-                    equal[_indices(equal)[wanted:]] = False
+                    equal[true_indices(equal)[wanted:]] = False
                 wanted -= min(number, wanted)
                 kept.logical_or_(equal)
             if standing is not None:
@@ -262,7 +263,7 @@ def _quotas(
             equal = scores == found.value
             if standing is not None:
                 equal.logical_and_(standing.competing(name, here))
-            ties[name] += _count(equal)
+            ties[name] += true_count(equal)
     everywhere = [own.tolist() for own in shards.gather(torch.tensor(list(ties.values())))]
     quotas = {}
     for i, name in enumerate(every):
@@ -282,18 +283,37 @@ def _pieces(scores: Pieces) -> Iterator[tuple[slice, torch.Tensor]]:
         yield here, scores.read(here)
 
 
-def _count(marked: torch.Tensor) -> int:
+def kth_largest(values: torch.Tensor, k: int) -> float:
+    """The k-th largest of a vector, from 1; numpy finds it eight times as fast on a CPU."""
+    place = len(values) - k
+    if _for_numpy(values):
+        return float(np.partition(values.detach().numpy(), place)[place])
+    return float(values.kthvalue(place + 1).values)
+
+
+def true_count(marked: torch.Tensor) -> int:
     """How many are true; numpy counts five times as fast on a CPU."""
     if marked.device.type == "cpu":
         return int(np.count_nonzero(marked.numpy()))
     return int(marked.count_nonzero())
 
 
-def _indices(marked: torch.Tensor) -> torch.Tensor:
+def true_indices(marked: torch.Tensor) -> torch.Tensor:
     """Which of a vector are true, in order; numpy finds them five times as fast on a CPU."""
     if marked.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(marked.numpy()))
     return marked.nonzero().flatten()
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """A vector, largest first; numpy sorts twenty times as fast on a CPU."""
+    if _for_numpy(values):
+        return torch.from_numpy(np.sort(values.detach().numpy())).flip(0)
+    return values.sort(descending=True).values
+
+
+def _for_numpy(values: torch.Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
 def _has_nan(scores: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity import masks, ranking, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training.pruner import SECOND, MovingMask, Parameters, Tensors
 from instant_soup.training.schedule import cubic
@@ -128,8 +128,13 @@ def regenerate(
     number = min(math.ceil(share * nonzero), nonzero, kept.numel() - nonzero)
     if number == 0:
         return kept
-    worth = worth.where(kept, -1.0)
-    left = masks.largest(worth.flatten(), nonzero - number).view(kept.shape)
-    pull = gradients.abs().float().where(~left, -1.0)
-    grown = masks.largest(pull.flatten(), number).view(kept.shape)
-    return left | grown
+    left = _largest_of(kept, worth, nonzero - number)
+    return left | _largest_of(~left, gradients.abs().float(), number)
+
+
+def _largest_of(members: torch.Tensor, scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Mark the k largest scores of a matrix's members; the others are not even looked at."""
+    places = ranking.true_indices(members.flatten())
+    chosen = torch.zeros_like(members)
+    chosen.view(-1)[places[masks.largest(scores.flatten()[places], k)]] = True
+    return chosen

@@ -67,10 +67,7 @@ class MovementPruner(MovingMask):
             held = {key: tensors.get(f"scores.{key}.{name}") for key in MOMENTS}
             moments = {key: tensor.clone() for key, tensor in held.items() if tensor is not None}
             if moments:
-                self.of_scores.state[one] = {
-                    key: tensor.cpu() if key == "step" else tensor.to(one.device)
-                    for key, tensor in moments.items()
-                }
+                self.of_scores.state[one] = {k: t.to(one.device) for k, t in moments.items()}
 
     def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
         """Learn the scores from the dense gradients; put the pruned weights back for the step."""
@@ -123,7 +120,7 @@ class MovementPruner(MovingMask):
         return {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.parameters.items()}
 
     def _optimizer(self, learnt: list[torch.Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(learnt, lr=0.0, weight_decay=0.0)
+        return torch.optim.AdamW(learnt, lr=0.0, weight_decay=0.0, fused=True)
 
     def _slope(self, step: int, name: str, gradient: torch.Tensor) -> torch.Tensor:
         """The loss's gradient with respect to a matrix's scores; `gradient` is dL/d(M ⊙ W)."""

@@ -61,7 +61,7 @@ class PlatonPruner(MovingMask):
             return
         steps_done = step + 1
         for name, gradient in self.gradients_now.items():
-            self.window[name] += (self.parameters[name].detach().float() * gradient).abs()
+            self.window[name] += (self.parameters[name].detach().float() * gradient).abs_()
         self.gradients_now = {}
         if steps_done % self.every == 0:
             self._end_window()
