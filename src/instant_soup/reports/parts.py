@@ -17,6 +17,7 @@ from instant_soup.methods.registry import DENSE
 from instant_soup.reports.claim import claim
 from instant_soup.reports.glance import glance
 from instant_soup.reports.ledger import SECTION, read_ledger
+from instant_soup.reports.methods import REFERENCE, SPARSITY_OF_TRIALS, comparison
 from instant_soup.reports.origins import apart_by_origin, plain
 from instant_soup.reports.render import MISSING, NOTHING, Cell, Table, markdown_table
 from instant_soup.reports.results import (
@@ -200,6 +201,44 @@ def _cells(
     return {(cell["method"], cell["target_sparsity"]): cell for _, cell in cells.iterrows()}
 
 
+def _methods(runs: pd.DataFrame) -> str:
+    """The field's methods at the trials' sparsity, on texts and images, best on texts first.
+
+    Each task is of one origin, that with most runs. `n`: seeds.
+    """
+    found = comparison(runs)
+    found = found[found["target_sparsity"] == SPARSITY_OF_TRIALS]
+    places = found[SECTION].assign(model=found["model"].map(plain))
+    cells: list[dict[str, list[Cell]]] = []
+    merits: dict[str, float] = {}
+    for section in (TEXTS, IMAGES):
+        own = found[(places == list(section)).all(axis=1) & (found["shared"] == "")]
+        own = own[own["model"].isin(own["model"].mode()[:1])]
+        by_method = {m: one.set_index("seed") for m, one in own.groupby("method")}
+        reference = by_method.get(REFERENCE)
+        if reference is None:
+            return NOTHING
+        column = {}
+        for method, one in by_method.items():
+            points = 100 * one["value"]
+            gap = (points - 100 * reference["value"]).mean()
+            spread = f" ± {points.std():.2f}" if len(points) > 1 else ""
+            far = MISSING if method == REFERENCE else number(gap, "+.2f")
+            column[method] = [Cell(f"{points.mean():.2f}{spread}"), Cell(far), Cell(f"{len(points)}")]
+            if section == TEXTS:
+                column[method].append(Cell(number(one["cost"].mean(), ".1f")))
+                merits[method] = points.mean()
+        cells.append(column)
+    on_texts, on_images = cells
+    rows = [
+        (short(method), [*on_texts[method][3:], *on_texts[method][:3], *on_images[method]])
+        for method in sorted(merits, key=lambda m: -merits[m])
+        if method in on_images
+    ]
+    names = ("cost", "texts", "− ISP+", "n", "images", "− ISP+", "n")
+    return markdown_table(Table("", [("", name) for name in names], rows, ""))
+
+
 def _of_family(section: tuple) -> list[Column]:
     return [(f"{percent(s)} sparse", section, s) for s in (0.5, 0.7, 0.9)]
 
@@ -220,6 +259,7 @@ PARTS: dict[str, Callable[[pd.DataFrame], str]] = {
     ),
     "texts": partial(_results, columns=_of_family(TEXTS)),
     "images": partial(_results, columns=_of_family(IMAGES)),
+    "methods": _methods,
     "local_tasks": partial(
         _results, columns=[(f"{name}, {percent(s)}", own, s) for name, (own, s) in LOCAL.items()]
     ),
