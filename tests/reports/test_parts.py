@@ -62,3 +62,20 @@ def test_a_table_is_of_the_origin_that_has_most_of_its_rows(tmp_path):
     assert "ISP+ keeps 70.0 % accuracy. ISP has 70.0 %, LTH 70.0 %" in parts.PARTS["example"](
         ledger
     )
+
+
+def test_the_fields_methods_stand_beside_isp_plus_of_the_same_processor(tmp_path):
+    """Seeds 0 and 1 on A; on B one seed, whose difference from ISP+ is another."""
+    others = ("wanda", "snip", "lamp", "gmp", "obert", "cap", "bip", "rigl", "platon")
+    at = {"target_sparsity": 0.8, "validation": 0.5}
+    rows = []
+    for model, dataset, *_ in (parts.TEXTS, parts.IMAGES):
+        for processor, values, plus in (("A", (0.6, 0.7), (0.7, 0.7)), ("B", (0.9,), (0.7,))):
+            place = {"model": model, "dataset": dataset, "processor": processor}
+            rows += of_seeds("dense", *(0.9 for _ in values), **place)
+            rows += of_seeds("isp_plus", *plus, **place, **at)
+            rows += [one for m in others for one in of_seeds(m, *values, **place, **at)]
+    lines = parts.PARTS["methods"](apart_by_origin(ledger_of(tmp_path, *rows))).splitlines()
+    assert lines[2].split(" | ")[0] == "| ISP+" and len(lines) == 12
+    platon = next(line for line in lines if line.startswith("| PLATON"))
+    assert platon.split(" | ")[2:5] == ["65.00 ± 7.07", "-5.00", "2"]

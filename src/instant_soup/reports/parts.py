@@ -224,7 +224,11 @@ def _methods(runs: pd.DataFrame) -> str:
             gap = (points - 100 * reference["value"]).mean()
             spread = f" ± {points.std():.2f}" if len(points) > 1 else ""
             far = MISSING if method == REFERENCE else number(gap, "+.2f")
-            column[method] = [Cell(f"{points.mean():.2f}{spread}"), Cell(far), Cell(f"{len(points)}")]
+            column[method] = [
+                Cell(f"{points.mean():.2f}{spread}"),
+                Cell(far),
+                Cell(f"{len(points)}"),
+            ]
             if section == TEXTS:
                 column[method].append(Cell(number(one["cost"].mean(), ".1f")))
                 merits[method] = points.mean()
