@@ -58,14 +58,16 @@ OF_LEDGER = {
     "deviation over seeds. Methods are set a little apart, so that ties stay visible. Lines that "
     "leave a panel go on below it; the tables have their values.",
     "cost_vs_sparsity.png": "How cost grows with sparsity: training FLOPs in dense fine-tunings, "
-    "search included, means over seeds. Lottery tickets take one more fine-tuning for each round.",
+    "search included, means over seeds. Lottery tickets take one more fine-tuning for each round. "
+    "Tasks with one sparsity are in the tables only.",
     "essential_sparsity.png": "How much one-shot pruning by magnitude a task forgives. The line is "
     "the mean over seeds, thin lines are single seeds. The vertical line is where the mean is one "
     "point below dense, or one percent above it for a perplexity. The band is where single seeds "
     "are. Diamonds: N:M patterns.",
     "mask_similarity.png": "How alike masks are: the cosine similarity of each method's mask with "
     "the one-shot magnitude mask of the pre-trained weights at the same sparsity, means over "
-    "seeds. Two random masks have their density as cosine (dotted).",
+    "seeds. Two random masks have their density as cosine (dotted). Tasks with one sparsity are in "
+    "the chart's numbers only.",
 }
 OF_RUN = {
     "training_curves.png": "How the latest run trained. Left: training loss, smoothed; faint lines "
@@ -265,7 +267,7 @@ def cost_vs_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     if len(rows):
         cost = costs(rows)[[*CELL, "flops_vs_dense"]]
         cells = summary(rows).merge(cost, on=CELL).dropna(subset=["flops_vs_dense", "mean"])
-    _panels(cells[~cells["method"].isin(("dense", *SOUPS))], _flops_panel, path)
+    _panels(_curves(cells[~cells["method"].isin(("dense", *SOUPS))]), _flops_panel, path)
 
 
 def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
@@ -314,7 +316,13 @@ def mask_similarity(ledger: pd.DataFrame, path: str | Path) -> None:
     rows = preset_rows(ledger)
     sparse = rows[(rows["target_sparsity"] > 0) & rows["overlap_one_shot"].notna()]
     cells = sparse.groupby(CELL, sort=True)["overlap_one_shot"].mean().reset_index(name="mean")
-    _panels(cells, _similarity_panel, path)
+    _panels(_curves(cells), _similarity_panel, path)
+
+
+def _curves(cells: pd.DataFrame) -> pd.DataFrame:
+    """Of a summary the sections with several sparsities; all where none has."""
+    several = cells.groupby(SECTION)["target_sparsity"].transform("nunique") > 1
+    return cells[several] if several.any() else cells
 
 
 Panel = Callable[[Axes, pd.DataFrame, str, list[str]], None]

@@ -104,7 +104,11 @@ def _sections(
         Section("Compare methods", _resource("compare.html")),
         *(Section(own.title, _tables_first(own)) for own in chapters["results"]),
         Section(against.title, _tables_first(against, tables=1)),
-        *([Section(comparison.title, _tables_first(comparison))] if shown(comparison) else []),
+        *(
+            [Section(comparison.title, _tables_first(comparison, tables=2))]
+            if shown(comparison)
+            else []
+        ),
         *(Section(own.title, html(own), folded=True) for own in looked_up if shown(own)),
         Section(ranks.title, html(ranks) + _gallery([RANKS], pictures), folded=True),
         Section(knees.title, html(knees) + _gallery([KNEES], pictures), folded=True),
