@@ -141,7 +141,7 @@ def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
             other = None if method == REFERENCE else reference.get(sparsity)
             cells += [
                 seeds_cell(found["value"], other, metric),
-                Cell(_difference(found["value"], other, metric)),
+                Cell(difference(found["value"], other, metric)),
                 Cell(number(found["cost"].mean(), ".2f")),
                 Cell(number(found["overlap_one_shot"].mean(), ".3f")),
             ]
@@ -152,7 +152,7 @@ def _comparison_table(section: tuple, runs: pd.DataFrame) -> Table:
     return Table(heading(section[:4], section[4]), columns, rows, caption)
 
 
-def _difference(own: pd.Series, others: pd.Series | None, metric: str) -> str:
+def difference(own: pd.Series, others: pd.Series | None, metric: str) -> str:
     """The mean difference over common seeds, in the metric's unit."""
     if others is None:
         return MISSING

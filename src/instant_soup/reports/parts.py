@@ -17,7 +17,7 @@ from instant_soup.methods.registry import DENSE
 from instant_soup.reports.claim import claim
 from instant_soup.reports.glance import glance
 from instant_soup.reports.ledger import SECTION, read_ledger
-from instant_soup.reports.methods import REFERENCE, SPARSITY_OF_TRIALS, comparison
+from instant_soup.reports.methods import REFERENCE, SPARSITY_OF_TRIALS, comparison, difference
 from instant_soup.reports.origins import apart_by_origin, plain
 from instant_soup.reports.render import MISSING, NOTHING, Cell, Table, markdown_table
 from instant_soup.reports.results import (
@@ -207,40 +207,41 @@ def _methods(runs: pd.DataFrame) -> str:
     Each task is of one origin, that with most runs. `n`: seeds.
     """
     found = comparison(runs)
-    found = found[found["target_sparsity"] == SPARSITY_OF_TRIALS]
+    found = found[(found["target_sparsity"] == SPARSITY_OF_TRIALS) & (found["shared"] == "")]
     places = found[SECTION].assign(model=found["model"].map(plain))
-    cells: list[dict[str, list[Cell]]] = []
-    merits: dict[str, float] = {}
+    columns = []
     for section in (TEXTS, IMAGES):
-        own = found[(places == list(section)).all(axis=1) & (found["shared"] == "")]
+        own = found[(places == list(section)).all(axis=1)]
         own = own[own["model"].isin(own["model"].mode()[:1])]
-        by_method = {m: one.set_index("seed") for m, one in own.groupby("method")}
-        reference = by_method.get(REFERENCE)
-        if reference is None:
-            return NOTHING
-        column = {}
-        for method, one in by_method.items():
-            points = 100 * one["value"]
-            gap = (points - 100 * reference["value"]).mean()
-            spread = f" ± {points.std():.2f}" if len(points) > 1 else ""
-            far = MISSING if method == REFERENCE else number(gap, "+.2f")
-            column[method] = [
-                Cell(f"{points.mean():.2f}{spread}"),
-                Cell(far),
-                Cell(f"{len(points)}"),
-            ]
-            if section == TEXTS:
-                column[method].append(Cell(number(one["cost"].mean(), ".1f")))
-                merits[method] = points.mean()
-        cells.append(column)
-    on_texts, on_images = cells
+        columns.append({method: one.set_index("seed") for method, one in own.groupby("method")})
+    on_texts, on_images = columns
+    common = on_texts.keys() & on_images.keys()
+    if REFERENCE not in common:
+        return NOTHING
+    ranked = sorted(common, key=lambda method: (-on_texts[method]["value"].mean(), method))
     rows = [
-        (short(method), [*on_texts[method][3:], *on_texts[method][:3], *on_images[method]])
-        for method in sorted(merits, key=lambda m: -merits[m])
-        if method in on_images
+        (
+            short(method),
+            [*_beside_reference(on_texts, method), *_beside_reference(on_images, method)],
+        )
+        for method in ranked
     ]
-    names = ("cost", "texts", "− ISP+", "n", "images", "− ISP+", "n")
+    names = [name for kind in ("texts", "images") for name in (kind, "− ISP+", "cost", "n")]
     return markdown_table(Table("", [("", name) for name in names], rows, ""))
+
+
+def _beside_reference(column: dict[str, pd.DataFrame], method: str) -> list[Cell]:
+    """A method's accuracy, how far it is from ISP+ over common seeds, its cost, and its seeds."""
+    own = column[method]
+    values = own["value"]
+    other = None if method == REFERENCE else column[REFERENCE]["value"]
+    spread = f" ± {100 * values.std():.2f}" if len(values) > 1 else ""
+    return [
+        Cell(f"{100 * values.mean():.2f}{spread}"),
+        Cell(difference(values, other, "accuracy")),
+        Cell(number(own["cost"].mean(), ".1f")),
+        Cell(str(len(values))),
+    ]
 
 
 def _of_family(section: tuple) -> list[Column]:
