@@ -17,6 +17,7 @@ from instant_soup.reports.figures import (
     _fit_height,
     _label_axes,
     _save,
+    title_of,
 )
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.results import heading, on_test, percent, ranks_nothing, row_order, scale
@@ -55,7 +56,8 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
     drawn: dict[str, Any] = {}
     for axes, (section, sparsity, cells) in zip(every, panels, strict=False):
         drawn |= _panel(axes, cells, section[3])
-        axes.set_title(heading((*section[:3],), f"{percent(sparsity)} sparse"), fontsize=9)
+        name = heading((*section[:3],), f"{percent(sparsity)} sparse")
+        axes.set_title(title_of(name), fontsize=9)
     for axes in every[len(panels) :]:
         axes.set_axis_off()
     names = sorted(drawn, key=row_order)
