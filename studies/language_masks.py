@@ -21,6 +21,7 @@ from common import ROOT
 
 from instant_soup.files import new_file
 from instant_soup.library import one_shot
+from instant_soup.methods.n_of_m import pattern
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports.render import Cell, Chapter, Table, markdown
 from instant_soup.sparsity import masks
@@ -55,10 +56,10 @@ def cosines(folder: Path, texts: str) -> list[dict[str, Any]]:
     found = []
     for sparsity, m in AT:
         own = one_shot.masks_of(folder, texts, METHODS, sparsity, m)
-        pattern = "" if m is None else f"{round((1 - sparsity) * m)}:{m}"
+        groups = "" if m is None else f"{pattern(sparsity, m)}:{m}"
         for one, other in itertools.combinations(METHODS, 2):
             cosine = masks.cosine_similarity(own[one], own[other])
-            row = {"sparsity": sparsity, "pattern": pattern, "one": one, "other": other}
+            row = {"sparsity": sparsity, "pattern": groups, "one": one, "other": other}
             found.append({**row, "cosine": cosine})
     return found
 
@@ -66,10 +67,10 @@ def cosines(folder: Path, texts: str) -> list[dict[str, Any]]:
 def chapter(rows: pd.DataFrame) -> Chapter:
     """A table of all pairs for each model, sparsity and pattern."""
     tables = []
-    for (model, weights, texts, sparsity, pattern), own in rows.groupby(PLACE):
+    for (model, weights, texts, sparsity, groups), own in rows.groupby(PLACE):
         known = {(r["one"], r["other"]): r["cosine"] for r in own.to_dict("records")}
         lines = [(one, [Cell(cosine(known, one, other)) for other in METHODS]) for one in METHODS]
-        title = f"{model} ({weights}) · {texts}, {pattern or f'{100 * sparsity:g} %'}"
+        title = f"{model} ({weights}) · {texts}, {groups or f'{100 * sparsity:g} %'}"
         tables.append(Table(title, [("", name) for name in METHODS], lines, ""))
     return Chapter("How alike masks of a language model are", TEXT, tables)
 

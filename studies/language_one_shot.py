@@ -84,7 +84,7 @@ def folder_of(model: str) -> Path:
 def measured(folder: Path, texts: str, method: str) -> list[dict[str, Any]]:
     """The rows of a method over all sparsities and patterns."""
     sweep = one_shot.SPARSITIES, one_shot.PATTERNS
-    return one_shot.perplexities(str(folder), texts, [method], *sweep)
+    return list(one_shot.perplexities(str(folder), texts, [method], *sweep))
 
 
 def read_rows() -> pd.DataFrame:

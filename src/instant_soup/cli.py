@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +155,13 @@ def oneshot(options: argparse.Namespace) -> None:
     """A language model's perplexity after one-shot pruning, without training."""
     from instant_soup.files import new_folder
     from instant_soup.library import one_shot
+    from instant_soup.tickets import card
 
     refused = one_shot.WHOLE if options.stream else ()
     methods = options.methods or [name for name in one_shot.USUAL if name not in refused]
     given = options.sparsities is not None or options.patterns is not None
     sparsities = (options.sparsities or []) if given else one_shot.SPARSITIES
     patterns = (options.patterns or []) if given else one_shot.PATTERNS
-    for value in sparsities:
-        if not 0 <= value < 1:
-            raise UserError(f"--sparsities: {value:g} is not allowed; allowed: from 0, below 1")
     if options.to:
         check_new(options.to)
     with new_folder(options.to) if options.to else contextlib.nullcontext() as folder:
@@ -172,12 +170,21 @@ def oneshot(options: argparse.Namespace) -> None:
             column=options.column, length=options.length, blocks=options.blocks,
             streamed=options.stream, to=folder,
         )  # fmt: skip
-    if options.json:
-        return write({"rows": found})
-    print(f"{'method':<18}{'sparsity':>9}{'pattern':>9}{'perplexity':>13}")
-    for row in found:
+        if options.json:
+            write({"rows": list(found)})
+        else:
+            show_perplexities(found)
+        if folder:
+            card.write_one_shot(folder)
+
+
+def show_perplexities(rows: Iterable[dict[str, Any]]) -> None:
+    """Print rows as they come: a large model's take hours."""
+    for i, row in enumerate(rows):
+        if i == 0:
+            print(f"{'method':<18}{'sparsity':>9}{'pattern':>9}{'perplexity':>13}")
         share, value = f"{row['sparsity']:.2%}", f"{row['perplexity']:.2f}"
-        print(f"{row['method']:<18}{share:>9}{row['pattern']:>9}{value:>13}")
+        print(f"{row['method']:<18}{share:>9}{row['pattern']:>9}{value:>13}", flush=True)
 
 
 def write(numbers: dict[str, Any]) -> None:
@@ -243,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--blocks", type=int, default=128, help="of calibration text (default 128)")
     own.add_argument("--stream", action="store_true", help="read each block when it is needed")
     own.add_argument("--to", type=Path, metavar="FOLDER", help="keep the one pruned model")
+    own.set_defaults(keys={"data.text": "--column"})
     add_json(own)
     own = add(evaluate, EVALUATE)
     own.add_argument("ticket", type=Path, metavar="TICKET", help="exported folder")
@@ -265,6 +273,8 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: bf16 if the hardware multiplies it",
     )
+    columns = dict.fromkeys(("data.text", "data.image"), "--columns")
+    own.set_defaults(keys={**columns, "data.label": "--label"})
     add_json(own)
     return top
 
@@ -272,6 +282,15 @@ def parser() -> argparse.ArgumentParser:
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add the option --json."""
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def in_arguments(error: str, options: argparse.Namespace) -> str:
+    """An error of the pipeline's checks, which speak of params.yaml: here keys are arguments."""
+    folder = "--path" if getattr(options, "path", None) else "dataset"
+    keys = {**getattr(options, "keys", {}), "data.path": folder}
+    for key, argument in keys.items():
+        error = error.replace(f"{key}:", f"{argument}:")
+    return error.removeprefix("params.yaml: ")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -283,8 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
                 setattr(options, name, path_of(value))
         options.command(options)
     except (UserError, OSError) as error:
-        # The pipeline's checks speak of params.yaml; here its values are arguments.
-        print(f"error: {str(error).removeprefix('params.yaml: ')}", file=sys.stderr)
+        print(f"error: {in_arguments(str(error), options)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

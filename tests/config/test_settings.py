@@ -190,7 +190,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data__text": ["sentence"]}, ["data.text", "local:FOLDER"]),
     ({"data__text": ["a", "b", "c"]}, ["data.text", "one or two column names"]),
     ({"data__label": "y"}, ["data.label", "local:FOLDER"]),
-    ({"data__path": "copy"}, ["data.path", "packaged", "leave it null"]),
+    ({"data__path": "copy"}, ["data.path", "packaged", "name no folder"]),
     ({"dataset": "sst2", "data__path": "nowhere"}, ["data.path", "no folder nowhere"]),
     ({"dataset": "local:nowhere"}, ["dataset", "no folder nowhere"]),
     ({"model": "local:nowhere"}, ["model", "no folder nowhere"]),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from helpers import CAUSAL, ROOT, save_causal
@@ -146,6 +147,23 @@ def test_sparsegpt_settles_one_column_after_the_other(tmp_path: Path, kind: str,
     assert torch.allclose(found, expected.float().where(kept, 0.0), rtol=1e-3, atol=1e-5)
 
 
+def test_a_later_block_is_pruned_by_what_pruned_blocks_give_it(tmp_path: Path) -> None:
+    """Of the written model: its second block's first matrix sees what came before, all pruned."""
+    model, folder = Model(save_causal(tmp_path / "llama", "llama")), tmp_path / "new"
+    mask: masks.Mask = {}
+    folder.mkdir()
+    run_blocks(
+        model, text(4, 1), text(2), "wanda", 0.7, written=Written(model, folder), mask=mask
+    )
+    of = "model.layers.1.self_attn.q_proj"
+    weight, dense = first_block(tmp_path / "llama", of)
+    _, pruned = first_block(folder, of)
+    for inputs, same in ((dense, False), (pruned, True)):
+        ranks = (weight.abs() * inputs.norm(dim=0)).argsort(1, descending=True).argsort(1)
+        kept = mask[f"{of}.weight"]
+        assert torch.equal(kept, ranks < kept.sum(1, keepdim=True)) is same
+
+
 def test_wandas_mask_of_an_expert_is_that_of_the_tokens_that_come_to_it(tmp_path: Path) -> None:
     network = causal.load_pretrained(save_causal(tmp_path / "mixtral", "mixtral")).eval()
     seen: list[torch.Tensor] = []
@@ -253,6 +271,37 @@ def test_all_criteria_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert dense == pytest.approx([dense[0]] * len(dense), rel=1e-5)
 
 
+def test_a_kept_model_is_evaluated_as_it_was_measured(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Of bf16 files, whose numbers the moved weights take; from a folder inside a repository."""
+    model = save_causal(tmp_path / "mixtral", "mixtral")
+    weights = {n: w.bfloat16() for n, w in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(here)
+    write_sentences(here / "texts")
+    given = ["oneshot", "../mixtral", "local:texts", "--methods", "sparsegpt", "--patterns", "2:4"]
+    given += ["--length", "16", "--blocks", "4", "--stream", "--to", "new", "--json"]
+    assert cli.main(given) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    files = {n for f in Path("new").glob("*.safetensors") for n in load_file(f)}
+    assert files == weights.keys()  # nothing else for loaders that take every .safetensors
+    assert cli.main(["evaluate", "new", "local:texts", "--precision", "fp32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == {"perplexity": pytest.approx(row["perplexity"], rel=1e-5)}
+    assert cli.main(["inspect", "new", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["patterns"][1]["compliant"]
+    ticket = json.loads(Path("new/ticket.json").read_text())
+    assert (ticket["model"], ticket["dataset"]) == ("causal:local:mixtral", "local:texts")
+    assert (ticket["method"], ticket["pattern"], ticket["max_length"]) == ("sparsegpt", "2:4", 16)
+    card = ModelCard.load(Path("new/README.md"))
+    assert card.data.pipeline_tag == "text-generation"
+    assert f"| perplexity | {row['perplexity']:.4f} |" in card.text
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -264,7 +313,7 @@ def test_all_criteria_from_the_command_line(tmp_path: Path, capsys) -> None:
         (["--length", "33"], "--length: 33 is not allowed; allowed: from 2 to 32"),
         (["--length", "0"], "--length: 0 is not allowed; allowed: from 2 to 32"),
         (["--blocks", "0"], "--blocks: 0 is not allowed; allowed: a whole number from 1"),
-        (["--column", "x"], "data.text: x: text files have no columns"),
+        (["--column", "x"], "error: --column: x: text files have no columns; name none"),
         (["--patterns", "3:7", "--methods", "wanda"], "pattern: 7 does not divide the 32 inputs"),
     ],
 )
@@ -291,7 +340,8 @@ def test_what_cannot_be_is_one_line(
             {"a.txt": "the film\n\nis fine"},
             "too few rows (paragraphs: blank lines end them) to cut",
         ),
-        ({"a.csv": "x,y\n1,2"}, "data.text: name the column of texts; the data has ['x', 'y']"),
+        ({"a.csv": "x,y\n1,2"}, "--column: name the column of texts; the data has ['x', 'y']"),
+        ({}, "error: dataset: "),
         ({}, "has no text: allowed: files .txt, .parquet, .csv, .tsv"),
         (None, "dataset: no folder "),
     ],
@@ -327,11 +377,19 @@ def spoil(folder: Path, how: str) -> None:
         weights[name] = weights[name][:5].clone()
     elif how == "nan":
         weights[name][0, 0] = torch.nan
+    elif how == "quantised":
+        weights[name] = weights[name].to(torch.float8_e4m3fn)
     save_file(weights, file, {"format": "pt"})
     if how == "damaged":
         file.write_bytes(b"abc")
     elif how in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / how).unlink()
+    elif how == "older tokenizer":
+        whole = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(whole["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(" ".join(m) for m in whole["merges"]))
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+        (folder / "tokenizer.json").unlink()
     elif how == "nowhere":
         folder.rename(folder.with_name("elsewhere"))
 
@@ -342,10 +400,12 @@ def spoil(folder: Path, how: str) -> None:
         ("lost", "lacks model.layers.1.mlp.up_proj.weight; allowed: a whole checkpoint"),
         ("cut", "up_proj.weight is 5 × 32 in the files, and 64 × 32 by config.json"),
         ("nan", "up_proj.weight holds NaN or infinity; allowed: weights that are finite"),
+        ("quantised", "up_proj.weight is F8_E4M3 in the files; allowed: F64 | F32 | F16 | BF16, a"),
         ("damaged", "model.safetensors cannot be read as safetensors"),
         ("model.safetensors", "llama has no .safetensors weights; allowed: a checkpoint in that"),
         ("config.json", "model: the configuration of "),
         ("tokenizer.json", "llama has no tokenizer (tokenizer.json); allowed: a model's folder"),
+        ("older tokenizer", "llama has no tokenizer.json; allowed: a folder into which transformers"),
         ("nowhere", "llama; allowed: a model's folder | hub:ORG/NAME"),
     ],
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import instant_soup
-from helpers import TINY_CLIP, make_table, perceptron, save_clip
+from helpers import TINY_CLIP, make_table, perceptron, save_causal, save_clip
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
 from instant_soup.models import bert, clip
@@ -122,6 +122,22 @@ def test_the_command_line_evaluates_it(folder: Path, tmp_path: Path, capsys: Any
     assert main(["evaluate", str(folder), f"local:{tmp_path}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 60 and found["metrics"]["accuracy"] > 0.8
+
+
+def test_a_language_model_is_saved_for_loaders_and_evaluated(tmp_path: Path, capsys: Any) -> None:
+    from instant_soup.cli import main
+    from instant_soup.models import causal
+
+    model = causal.load_pretrained(save_causal(tmp_path / "llama", "llama"))
+    pruned(model).save(tmp_path / "new", tokenizer=tmp_path / "llama", max_length=16)
+    stored = load_file(tmp_path / "new/model.safetensors")
+    index = read_json(tmp_path / "new/model.safetensors.index.json")["weight_map"]
+    assert index == dict.fromkeys(stored, "model.safetensors")  # not mask and compact file
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("\n\n".join(f"the film is fine {i}" for i in range(100)))
+    assert main(["evaluate", str(tmp_path / "new"), f"local:{texts}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["perplexity"] > 1
 
 
 def test_columns_that_were_named_are_found_again(

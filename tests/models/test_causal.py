@@ -14,6 +14,7 @@ from helpers import CAUSAL, save_causal
 from instant_soup.config.sections import Recipe
 from instant_soup.data.batches import Blocks
 from instant_soup.errors import UserError
+from instant_soup.files import read_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, causal, matrices, memory
 from instant_soup.models.forward import logits_of
@@ -153,6 +154,21 @@ def test_random_weights_are_of_the_seed(prepared) -> None:
         one[name].shape == found[name].shape for name in found
     )
     assert all(torch.equal(one[n], again[n]) and not torch.equal(one[n], other[n]) for n in found)
+
+
+def test_an_index_names_the_files_of_weights_alone(tmp_path: Path, monkeypatch) -> None:
+    """Of one file, too: vLLM takes every .safetensors of a folder that has no index."""
+    weights = {"a.weight": torch.ones(4, 2), "b.weight": torch.ones(8, dtype=torch.bfloat16)}
+    for most, files in ((100, ["model"] * 2), (33, [f"model-0000{i}-of-00002" for i in (1, 2)])):
+        folder = tmp_path / f"{most}"
+        folder.mkdir()
+        save_file({"a.weight": torch.ones(1, dtype=torch.uint8)}, folder / "mask.safetensors")
+        monkeypatch.setattr(causal, "SHARD", most)
+        causal.write_weights(folder, weights)
+        index = read_json(folder / "model.safetensors.index.json")
+        assert index["metadata"]["total_size"] == 32 + 16
+        assert index["weight_map"].keys() == weights.keys()
+        assert sorted(index["weight_map"].values()) == [f"{file}.safetensors" for file in files]
 
 
 def test_lacking_weights_are_no_language_model(tmp_path: Path) -> None:

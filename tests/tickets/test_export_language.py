@@ -58,6 +58,9 @@ def test_names_and_layout_are_the_hubs(exported) -> None:
     assert own.keys() <= tensors.keys()
     theirs = load_file(project.parent / "checkpoint/model.safetensors")
     assert {n: w.shape for n, w in tensors.items()} == {n: w.shape for n, w in theirs.items()}
+    # What vLLM and SGLang read: every .safetensors that the index names.
+    index = read_json(folder / "model.safetensors.index.json")["weight_map"]
+    assert index == dict.fromkeys(tensors, "model.safetensors")
     name, shape = NAMES.get(kind, USUAL)
     assert [w.shape for n, w in tensors.items() if n.endswith(name)] == [shape]
 

@@ -14,7 +14,7 @@ from instant_soup.data import images, plain, texts
 from instant_soup.data.class_prompts import resolve_prompts
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.errors import UserError
-from instant_soup.files import digest, resolve_path
+from instant_soup.files import digest, path_of, resolve_path
 
 READS = {"bert": "texts", "clip": "images", "causal": "plain text"}
 ONLY_LOCAL = ("kind", "text", "image", "label", "flip")  # data keys for a dataset of one's own
@@ -38,6 +38,14 @@ class Fits(NamedTuple):
             f"but model: {self.model} reads {READS[self.family]}; allowed for it: "
             f"{' | '.join([*fit, 'local:FOLDER'])}"
         )
+
+
+def from_here(dataset: str) -> str:
+    """A command's dataset, whose local folder is found from where the user is, not from a project."""
+    rest = dataset.removeprefix("local:")
+    if rest in ("", dataset):
+        return dataset
+    return f"local:{path_of(rest, 'dataset').resolve()}"
 
 
 def resolve_data(
@@ -96,7 +104,7 @@ def _known(name: str, data: Data, fits: Fits) -> Dataset:
     if not data.path:
         return dataset
     if task.source == "packaged":
-        raise UserError(f"params.yaml: data.path: {name} is packaged; leave it null")
+        raise UserError(f"params.yaml: data.path: {name} is packaged; name no folder")
     # Perhaps a sample, so its results are not the dataset's.
     return _in_folder(resolve_path(data.path, "data.path"), f"{name}@local", dataset)
 

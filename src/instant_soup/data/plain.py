@@ -27,7 +27,7 @@ def describe_local(folder: Path, text: list[str] | None = None) -> Dataset:
     table = next((path for path in train if path.suffix != ".txt"), None)
     if table is None:
         if text and text != [COLUMN]:  # as which an exported folder knows them
-            raise UserError(f"data.text: {text[0]}: text files have no columns; leave it null")
+            raise UserError(f"data.text: {text[0]}: text files have no columns; name none")
         return Dataset(kind="language", text=[COLUMN], metric="perplexity", label="")
     columns = tables.column_names(table)
     text = text or usual_columns(columns)

@@ -23,8 +23,7 @@ from torch import nn
 
 from instant_soup.data.batches import TOKENS, Blocks, evaluation_batches
 from instant_soup.errors import UserError
-from instant_soup.files import write_json
-from instant_soup.methods.n_of_m import largest_of_groups
+from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.methods.sparsegpt import of_blocks
 from instant_soup.models import causal
 from instant_soup.models.bert import transformers_auto
@@ -72,7 +71,7 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not allowed; allowed: {' | '.join(METHODS)}")
     check_pattern(weights, m)
-    n = None if m is None else round((1 - sparsity) * m)
+    n = None if m is None else pattern(sparsity, m)
     weights = {n: w for name, several in weights.items() for n, w in each(name, several).items()}
     if method == "sparsegpt":
         choose = of_groups(n, m) if n is not None and m else of_blocks(weights, sparsity)
@@ -204,6 +203,7 @@ class Model:
         if any(w.ndim > 2 for w in self.prunable.values()):
             self.network.set_experts_implementation("eager")  # expert by expert, as they are seen
         self._read: Weights = {}  # to stay
+        self.types: dict[str, torch.dtype] = {}  # in the files, of what has been read
         self._check_files()
         self._load(self.network, "", but=f"{self.stack}.")
         self.network.tie_weights()
@@ -213,13 +213,15 @@ class Model:
         for name, _ in self.network.named_parameters():
             if name not in self.layout.sources:
                 raise UserError(f"model: {self.folder} lacks {name}; allowed: a whole checkpoint")
-        self.layout.check_shapes(self.folder, self._files)
+        self.layout.check_files(self.folder, self._files)
 
     def read(self, name: str) -> torch.Tensor:
         """A weight in fp32, matrices as outputs × inputs; UserError where it is not finite."""
         if name in self._read:
             return self._read[name]
-        weight = self.layout.read(name, self.stored).float()
+        weight = self.layout.read(name, self.stored)
+        self.types[name] = weight.dtype
+        weight = weight.float()
         check_finite(self.folder.name, {name: weight})
         if not self.streamed:
             self._read[name] = weight
@@ -255,18 +257,17 @@ class Written:
 
     def __init__(self, model: Model, folder: Path) -> None:
         self.model, self.folder = model, folder
-        self.where: dict[str, str] = {}  # name → file
-        self.size = 0
+        self.count = 0  # of the files so far
 
     def write(self, weights: Weights) -> None:
         """Write some weights into a file of their own."""
-        file, tensors = f"model-{len(set(self.where.values())):05d}.safetensors", {}
+        tensors = {}
         for name, weight in weights.items():
             for own, part in self.model.layout.parts(name, weight).items():
                 tensors[own] = part.to(self.model.stored(own).dtype).contiguous()
+        self.count += 1
+        file = f"model-{self.count:05d}-of-{len(self.model.blocks) + 1:05d}.safetensors"
         save_file(apart(tensors), self.folder / file, metadata={"format": "pt"})
-        self.where |= dict.fromkeys(tensors, file)
-        self.size += sum(t.numel() * t.element_size() for t in tensors.values())
 
     def finish(self) -> None:
         """Write what is in no block, the index of all files, configuration and tokenizer."""
@@ -274,8 +275,7 @@ class Written:
         inside = f"{model.stack}."
         rest = {n: w for n, w in model.network.named_parameters() if not n.startswith(inside)}
         self.write({name: weight.detach() for name, weight in rest.items()})
-        index = {"metadata": {"total_size": self.size}, "weight_map": self.where}
-        write_json(self.folder / "model.safetensors.index.json", index)
+        causal.write_index(self.folder)
         for file in sorted(model.folder.iterdir()):
             if file.suffix in BESIDE and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, self.folder / file.name)
@@ -431,7 +431,8 @@ def run_blocks(
                             torch.stack(one).view(own[name].shape)
                             for one in zip(*parts, strict=True)
                         )
-                        own[name].data = new
+                        # As a file holds it: what is measured is what is written.
+                        own[name].data = new.to(model.types[name]).float()
                         gone += int((~kept).sum())
                         if mask is not None:
                             mask[name] = kept

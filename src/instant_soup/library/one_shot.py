@@ -5,18 +5,20 @@ criterion go block by block (block_by_block.py). Fisher scores need the gradient
 the whole network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from instant_soup.config.sections import Data
 from instant_soup.data.batches import Blocks, check_tokens, pack
-from instant_soup.data.local import resolve_data
+from instant_soup.data.datasets import Dataset
+from instant_soup.data.local import from_here, resolve_data
 from instant_soup.data.splits import read_train_and_test
 from instant_soup.errors import UserError
+from instant_soup.files import path_of, write_json
 from instant_soup.library.block_by_block import (
     LOOK_AT_INPUTS,
     METHODS,
@@ -27,12 +29,13 @@ from instant_soup.library.block_by_block import (
     run_blocks,
     working_memory,
 )
-from instant_soup.methods.n_of_m import largest_of_groups
+from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.models import causal
 from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer, positions
 from instant_soup.models.forward import logits_of
 from instant_soup.models.matrices import Weights, check_finite, prunable
 from instant_soup.models.memory import check_fits, check_free
+from instant_soup.models.ticket import FORMAT, TICKET
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training.loop import loss_of, predict
@@ -59,8 +62,10 @@ def perplexities(
     blocks: int = CALIBRATION,
     streamed: bool = False,
     to: Path | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Prune a model by each method to each sparsity and N:M pattern; measure what it then knows.
+
+    All is checked before the first row.
 
     Args:
         model: A checkpoint's folder, or hub:ORG/NAME.
@@ -72,9 +77,10 @@ def perplexities(
         length: Tokens of a block; None: as many as the model takes, up to LONGEST.
         blocks: Of calibration text.
         streamed: Whether weights of blocks are read from the files each time they are needed.
-        to: A folder for the pruned model, of one method at one sparsity or pattern.
+        to: A folder for the pruned model, of one method at one sparsity or pattern, and for the
+            ticket.json that a test of it needs.
 
-    Returns:
+    Yields:
         For each: method, pattern (of a sparsity empty), sparsity as it is, perplexity.
 
     Raises:
@@ -83,6 +89,9 @@ def perplexities(
     for method in methods:
         if method not in EVERY:
             raise UserError(f"--methods: {method} is not allowed; allowed: {' | '.join(EVERY)}")
+    for value in sparsities:
+        if not 0 <= value < 1:
+            raise UserError(f"--sparsities: {value:g} is not allowed; allowed: from 0, below 1")
     wanted: list[tuple[float, int | None]] = [(s, None) for s in sparsities]
     wanted += [_pattern(text) for text in patterns]
     whole = [method for method in methods if method in WHOLE]
@@ -96,36 +105,47 @@ def perplexities(
             f"--to: one model is written; allowed: one of {' | '.join(METHODS)} at one sparsity or "
             "pattern"
         )
-    folder = downloaded(model.removeprefix("hub:")) if model.startswith("hub:") else Path(model)
-    if not folder.is_dir():
-        raise UserError(f"model: no folder {folder}; allowed: a model's folder | hub:ORG/NAME")
+    folder, name = _folder_and_name(model)
     network = causal.as_linear(causal.skeleton(folder))
     matrices = prunable(network)
     if not matrices:
-        raise UserError(f"model: {folder.name} has nothing prunable (no blocks)")
+        raise UserError(f"model: {name} has nothing prunable (no blocks)")
     for _, m in wanted:
         check_pattern(matrices, m)
-    calibration, test = _text(network, folder, dataset, column, length, blocks)
+    text = _text(network, folder, dataset, column, length, blocks)
     by_blocks = [method for method in methods if method in METHODS]
     for method in by_blocks:
-        check_memory(network, folder.name, method, calibration, test, streamed)
+        check_memory(network, name, method, text, streamed)
     if whole:
         streams = f"a smaller model, or {' | '.join(METHODS)}"
-        check_fits(folder.name, causal.weight_files(folder), allowed=streams)
+        check_fits(name, causal.weight_files(folder), allowed=streams)
+        causal.check_files(folder)
     own = Model(folder, streamed) if by_blocks else None
-    found = []
     for method in by_blocks:
         assert own is not None
         for sparsity, m in wanted:
             written = None if to is None else Written(own, to)
             reached, value = run_blocks(
-                own, calibration, test, method if sparsity else "", sparsity, m, written
+                own, text.calibration, text.test, method if sparsity else "", sparsity, m, written
             )
-            found.append(_row(method, sparsity, m, reached, value))
+            row = _row(method, sparsity, m, reached, value)
+            if to is not None:
+                write_json(to / TICKET, _ticket(name, text, row))
+            yield row
     del own  # before all weights are read
     if whole:
-        found += _of_whole(causal.load_pretrained(folder), calibration, test, whole, wanted)
-    return found
+        yield from _of_whole(causal.load_pretrained(folder), text, whole, wanted)
+
+
+def _folder_and_name(model: str) -> tuple[Path, str]:
+    """Where a model's files are, and what it is called in params.yaml and in tables."""
+    if model.startswith("hub:"):
+        repository = model.removeprefix("hub:")
+        return downloaded(repository), f"causal:{repository}"
+    folder = path_of(model, "model")
+    if not folder.is_dir():
+        raise UserError(f"model: no folder {folder}; allowed: a model's folder | hub:ORG/NAME")
+    return folder, f"causal:local:{folder.resolve().name}"
 
 
 def _pattern(text: str) -> tuple[float, int]:
@@ -136,9 +156,17 @@ def _pattern(text: str) -> tuple[float, int]:
     return 1 - int(n) / int(m), int(m)
 
 
+class Text(NamedTuple):
+    """What a model is looked at on, and tested on."""
+
+    data: Dataset
+    calibration: Blocks
+    test: Blocks
+
+
 def _text(
     network: Any, folder: Path, dataset: str, column: str | None, length: int | None, blocks: int
-) -> tuple[Blocks, Blocks]:
+) -> Text:
     """Calibration and test text, in blocks."""
     most = positions(network)
     length = min(most, LONGEST) if length is None else length
@@ -147,8 +175,13 @@ def _text(
     if blocks < 1:
         raise UserError(f"--blocks: {blocks} is not allowed; allowed: a whole number from 1")
     load_tokenizer(folder)  # which says what is wrong with it
+    if not (folder / TOKENIZER).exists():  # made of other files, as older checkpoints have them
+        raise UserError(
+            f"model: {folder} has no {TOKENIZER}; allowed: a folder into which transformers has "
+            "saved the tokenizer (save_pretrained)"
+        )
     rows = Data(test_rows=2000, text=[column] if column else None)
-    data = resolve_data(dataset, "causal", rows, model=str(folder))
+    data = resolve_data(from_here(dataset), "causal", rows, model=str(folder))
     train, test = read_train_and_test(data)
     if not len(test):
         raise UserError(
@@ -161,15 +194,13 @@ def _text(
         part = pack(folder / TOKENIZER, texts, length, "--length", f"{name} text")
         check_tokens(str(folder), part, network.config.get_text_config().vocab_size)
         parts.append(part)
-    return parts[0].subset(torch.arange(min(blocks, len(parts[0])))), parts[1]
+    return Text(data, parts[0].subset(torch.arange(min(blocks, len(parts[0])))), parts[1])
 
 
-def check_memory(
-    network: Any, name: str, method: str, calibration: Blocks, test: Blocks, streamed: bool
-) -> None:
+def check_memory(network: Any, name: str, method: str, text: Text, streamed: bool) -> None:
     """UserError where a method by blocks takes more memory than is free, with what it takes."""
-    used = (calibration, test) if method in LOOK_AT_INPUTS else (test,)
-    tokens = sum(text.input_ids.numel() for text in used)
+    used = (text.calibration, text.test) if method in LOOK_AT_INPUTS else (text.test,)
+    tokens = sum(part.input_ids.numel() for part in used)
     wanted = working_memory(network, method, tokens, streamed)
     allowed = "a smaller model, fewer --blocks, or less test text"
     if not streamed:
@@ -181,32 +212,41 @@ def check_memory(
 def _row(
     method: str, sparsity: float, m: int | None, reached: float, value: float
 ) -> dict[str, Any]:
-    pattern = "" if m is None else f"{round((1 - sparsity) * m)}:{m}"
-    return {"method": method, "pattern": pattern, "sparsity": reached, "perplexity": value}
+    found = "" if m is None else f"{pattern(sparsity, m)}:{m}"
+    return {"method": method, "pattern": found, "sparsity": reached, "perplexity": value}
+
+
+def _ticket(name: str, text: Text, row: dict[str, Any]) -> dict[str, Any]:
+    """What ticket.json says of a pruned model: where it is from, and what a test of it needs."""
+    data, looked_at = text.data, row["method"] in LOOK_AT_INPUTS
+    return {
+        "format": FORMAT,
+        **{"family": "causal", "model": name, "dataset": data.name, "precision": "fp32"},
+        **{key: row[key] for key in ("method", "pattern", "sparsity")},
+        "calibration_blocks": len(text.calibration) if looked_at else 0,
+        **{"metric": data.metric, "test": {data.metric: row["perplexity"]}},
+        **{"kind": data.kind, "label": data.label, "test_rows": data.test_rows},
+        **{"columns": data.text, "classes": data.labels},
+        "max_length": text.test.input_ids.shape[1],
+    }
 
 
 def _of_whole(
-    network: Any,
-    calibration: Blocks,
-    test: Blocks,
-    methods: list[str],
-    wanted: list[tuple[float, int | None]],
-) -> list[dict[str, Any]]:
+    network: Any, text: Text, methods: list[str], wanted: list[tuple[float, int | None]]
+) -> Iterator[dict[str, Any]]:
     """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row."""
     weights = {name: w.detach() for name, w in prunable(network).items()}
     check_finite(network.config.name_or_path, dict(network.named_parameters()))
     before = {name: w.clone() for name, w in weights.items()}
-    worth = scores.fisher_scores(before, mean_squared_gradient(network, calibration))
-    found = []
+    worth = scores.fisher_scores(before, mean_squared_gradient(network, text.calibration))
     for method in methods:
         for sparsity, m in wanted:
             mask = best_by_fisher(worth, method, sparsity, m)
             masks.apply(mask, weights)
-            value = metrics_of(*predict(network, test, "fp32"))["perplexity"]
-            found.append(_row(method, sparsity, m, masks.sparsity(mask), value))
+            value = metrics_of(*predict(network, text.test, "fp32"))["perplexity"]
+            yield _row(method, sparsity, m, masks.sparsity(mask), value)
             for name, w in weights.items():
                 w.copy_(before[name])
-    return found
 
 
 def masks_of(
@@ -217,7 +257,7 @@ def masks_of(
     A byte for each weight and method.
     """
     network = causal.as_linear(causal.skeleton(folder))
-    calibration, test = _text(network, folder, dataset, None, None, CALIBRATION)
+    _, calibration, test = _text(network, folder, dataset, None, None, CALIBRATION)
     found: dict[str, Mask] = {method: {} for method in methods}
     model, some = Model(folder), test.subset(torch.arange(1))  # whose perplexity nobody asks for
     for method in [one for one in methods if one in METHODS]:
@@ -233,7 +273,7 @@ def masks_of(
 def best_by_fisher(worth: Weights, method: str, sparsity: float, m: int | None) -> Mask:
     """The mask of one of WHOLE at a sparsity or N:M pattern, by Fisher scores."""
     if m is not None:
-        return largest_of_groups(worth, round((1 - sparsity) * m), m)
+        return largest_of_groups(worth, pattern(sparsity, m), m)
     return (best_of_rows if method == "fisher-rows" else scores.best)(worth, sparsity)
 
 

@@ -13,7 +13,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import check_new, new_folder, path_of, read_json, write_json
 from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
-from instant_soup.models import bert, clip
+from instant_soup.models import bert, causal, clip
 from instant_soup.models.matrices import check_weights
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
@@ -140,6 +140,7 @@ def _write_transformers(
     most = max_length or min(tokenizer.model_max_length, LONGEST)
     length = min(most, bert.positions(model))
     if plain:
+        causal.write_index(folder)
         return "causal", {"kind": "language", "classes": [], "max_length": length}
     if model.config.problem_type == "regression" or model.config.num_labels == 1:
         kind, names = "regression", []

@@ -38,6 +38,7 @@ from instant_soup.models.memory import TRAINED, check_fits
 from instant_soup.sparsity.compact import apart
 
 CONFIG, WEIGHTS = "causal_lm.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # which file has which weight
 GENERATION = "generation_config.json"  # how texts are made, where a checkpoint says so
 SHARD = 5 * 10**9  # bytes: what is larger is written in several files
 
@@ -61,7 +62,7 @@ def load_pretrained(folder: str | Path, each: int = TRAINED) -> Any:
 
 
 def check_files(folder: Path) -> None:
-    """UserError for a model that cannot be had, or whose files have weights of other shapes.
+    """UserError for a model that cannot be had, or whose files have other shapes or kinds of numbers.
 
     No weights are read.
     """
@@ -70,7 +71,7 @@ def check_files(folder: Path) -> None:
     for file in weight_files(folder):
         with contextlib.suppress(OSError, SafetensorError):  # whoever reads it says what is wrong
             files |= dict.fromkeys(names_in(file), file)
-    Layout(network, files).check_shapes(folder, files)
+    Layout(network, files).check_files(folder, files)
     as_linear(network)
 
 
@@ -182,10 +183,25 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def write_weights(folder: Path, weights: Weights) -> None:
-    """Write weights as loaders read them: in several files with their index, if above SHARD."""
+    """Write weights as loaders read them, with their index: in several files, if above SHARD."""
     from huggingface_hub import save_torch_state_dict
 
     save_torch_state_dict(apart(weights), folder, max_shard_size=SHARD, metadata={"format": "pt"})
+    write_index(folder)
+
+
+def write_index(folder: Path) -> None:
+    """Write which of a folder's files has which weight, of a single file too.
+
+    Without it vLLM and SGLang take every .safetensors of the folder for weights: the mask's bits and
+    the compact file's values, too.
+    """
+    where, size = {}, 0
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                where[name], size = file.name, size + opened.get_tensor(name).nbytes
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": where})
 
 
 def tied(network: nn.Module) -> set[str]:

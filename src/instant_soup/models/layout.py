@@ -17,6 +17,8 @@ from torch import nn
 from instant_soup.errors import UserError
 from instant_soup.models.matrices import Weights
 
+FLOATS = ("F64", "F32", "F16", "BF16")  # of a file's weights; others, as fp8, need scales
+
 
 class Layout:
     """The weights of a network, and the tensors of the files that they are made of.
@@ -48,21 +50,30 @@ class Layout:
         self.sources: dict[str, list[str]] = {}
         known, prefix = network.state_dict(), network.base_model_prefix
         self._shapes = {name: list(weight.shape) for name, weight in known.items()}
+        self._floats = {name for name, weight in known.items() if weight.is_floating_point()}
         for own in sorted(in_files, key=dot_natural_key):
             name, self._pattern[own] = rename_source_key(own, renamings, converters, prefix, known)
             self.sources.setdefault(name, []).append(own)
 
-    def check_shapes(self, folder: Path, files: Mapping[str, Path]) -> None:
-        """UserError where a weight that is one tensor of the files has another shape there.
+    def check_files(self, folder: Path, files: Mapping[str, Path]) -> None:
+        """UserError where a weight is quantised in the files, or has another shape there.
 
-        `files` has for each tensor the folder's file that it is in.
+        `files` has for each tensor the folder's file that it is in. The shape is that of a weight
+        which is one tensor of the files.
         """
         for name, (first, *others) in self.sources.items():
-            if others or self._pattern[first] is not None or name not in self._shapes:
+            if name not in self._shapes:
                 continue
             with safe_open(files[first], framework="pt") as opened:
-                shape = opened.get_slice(first).get_shape()
-            if shape != self._shapes[name]:
+                found = opened.get_slice(first)
+                shape, kind = found.get_shape(), found.get_dtype()
+            if name in self._floats and kind not in FLOATS:
+                raise UserError(
+                    f"model: {folder}: {first} is {kind} in the files; allowed: "
+                    f"{' | '.join(FLOATS)}, a checkpoint that is not quantised"
+                )
+            whole = not others and self._pattern[first] is None
+            if whole and shape != self._shapes[name]:
                 there, wanted = (" × ".join(map(str, s)) for s in (shape, self._shapes[name]))
                 raise UserError(
                     f"model: {folder}: {first} is {there} in the files, and {wanted} by "

@@ -2,14 +2,17 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from instant_soup.data.datasets import Dataset
+from instant_soup.files import read_json
 from instant_soup.methods import registry
 from instant_soup.models import bert, clip
 from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.models.ticket import TICKET
 from instant_soup.reports.render import in_markdown
 from instant_soup.reports.results import label, percent
 from instant_soup.sparsity import masks
@@ -118,15 +121,22 @@ def card(result: dict[str, Any], data: Dataset, base: BaseModel, mask: Mask, dty
 
 def front_matter(result: dict[str, Any], data: Dataset, base: BaseModel) -> dict[str, Any]:
     """What the hub reads of a card. Base and dataset are named if they are on the hub."""
-    task, dataset = PIPELINE[result["family"]], result["dataset"]
-    tested = {"type": dataset, "name": dataset}
     facts: dict[str, Any] = {}
     if base.source == "hub":
         facts["base_model"] = base.repo
+    tested = {"type": result["dataset"], "name": result["dataset"]}
     if data.source == "hub":
         repository, configuration = data.hub
         facts["datasets"] = [repository]
         tested |= {"type": repository, "config": configuration or "default", "split": data.test}
+    return _for_the_hub(result, facts, tested)
+
+
+def _for_the_hub(
+    result: dict[str, Any], facts: dict[str, Any], tested: dict[str, str]
+) -> dict[str, Any]:
+    """The front matter of a result; `facts` name what is on the hub, `tested` is the dataset."""
+    task, dataset = PIPELINE[result["family"]], result["dataset"]
     scores = [{"type": METRICS[name], "value": value} for name, value in result["test"].items()]
     entry = {"task": {"type": task}, "dataset": tested, "metrics": scores}
     name = "-".join([result["method"], result["model"], dataset]).replace("/", "-")
@@ -138,6 +148,30 @@ def front_matter(result: dict[str, Any], data: Dataset, base: BaseModel) -> dict
         "tags": ["pruning", "sparse", "lottery-ticket", "instant-soup"],
         "model-index": [{"name": name, "results": [entry]}],
     }
+
+
+def write_one_shot(folder: Path) -> None:
+    """Write the model card of a language model pruned without training, by its ticket.json."""
+    ticket = read_json(folder / TICKET)
+    model, dataset = in_markdown(ticket["model"]), in_markdown(ticket["dataset"])
+    kind = f"{ticket['pattern']} pattern" if ticket["pattern"] else "sparsity"
+    share = percent(round(ticket["sparsity"], 6))
+    base = ticket["model"].removeprefix("causal:")
+    on_hub = {} if base.startswith("local:") else {"base_model": base}
+    front = _for_the_hub(ticket, on_hub, {"type": ticket["dataset"], "name": ticket["dataset"]})
+    scores = [(name, f"{value:.4f}") for name, value in ticket["test"].items()]
+    looked = f", by {ticket['calibration_blocks']} blocks of its training texts"
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {ticket['method']}, {share}: {model}",
+        f"{model}, its blocks' matrices pruned at once to {share} ({kind}), without training, by "
+        f"`instant-soup oneshot` ({ticket['method']}{looked * bool(ticket['calibration_blocks'])}). "
+        "Pruned weights are exact zeros.",
+        f"## Use\n\n```python\n{USE_PLAIN}\n```",
+        f"## Test\n\n{_table('metric', 'value', scores)}",
+        f"On the test split of {dataset}, in blocks of {ticket['max_length']:,} tokens, in fp32.",
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n")
 
 
 def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> str:

@@ -11,7 +11,7 @@ from instant_soup.data import batches
 from instant_soup.data.batches import Split
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.images import load_files
-from instant_soup.data.local import resolve_data
+from instant_soup.data.local import from_here, resolve_data
 from instant_soup.data.splits import read_train_and_test
 from instant_soup.errors import UserError
 from instant_soup.files import path_of, read_json
@@ -114,9 +114,9 @@ def read_ticket(folder: Path) -> dict[str, Any]:
             f"{folder}: a {ticket.get('model')}, which cannot be built for evaluation; allowed: a "
             "text classifier or language model saved with its tokenizer, or a model of open_clip"
         )
-    family = models.family(folder)
-    files = causal.weight_files(folder) if family is causal else []
-    header((files or [folder / family.WEIGHTS])[0])  # which says what is wrong with it
+    weights = models.family_named(ticket["family"]).WEIGHTS
+    files = causal.weight_files(folder) if ticket["family"] == "causal" else []
+    header((files or [folder / weights])[0])  # which says what is wrong with it
     return ticket
 
 
@@ -132,11 +132,9 @@ def _dataset(
 
     An image classifier on another known dataset takes that one's classes and prompts: zero-shot.
     """
-    images, rest = ticket["family"] == "clip", dataset.removeprefix("local:")
-    if local := rest not in ("", dataset):
-        dataset = f"local:{path_of(rest, 'dataset').resolve()}"  # from here, not from a repository
+    images, local = ticket["family"] == "clip", dataset.startswith("local:")
     found = resolve_data(
-        dataset,
+        from_here(dataset),
         ticket["family"],
         _data_section(ticket, local, columns, label, path),
         model=str(folder),
