@@ -163,12 +163,16 @@ EXPORTED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# Whose blocks attend in two ways, give out tuples, or have experts that are inputs × outputs.
+# Whose blocks attend in two ways, give out tuples or more than that, have experts that are inputs ×
+# outputs, or matrices that multiply by themselves.
 ODD: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, "head_dim": 8, "sliding_window": 4,
                     "layer_types": ["sliding_attention", "full_attention"]},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "gpt_oss": {**_DECODER, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }  # fmt: skip
 
 

@@ -63,6 +63,26 @@ def test_experts_of_inputs_by_outputs_are_refused(tmp_path: Path) -> None:
             load(folder)
 
 
+def test_blocks_that_hand_on_more_than_their_output_are_refused(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "rwkv", "rwkv")
+    with pytest.raises(UserError, match="model: rwkv: its blocks cannot be run one by one: "):
+        run_blocks(Model(folder), text(2), text(2))
+
+
+@pytest.mark.parametrize(("kind", "named"), [("falcon", ""), ("mamba", r"mixer\.dt_proj")])
+def test_matrices_that_multiply_out_of_sight_are_named(
+    tmp_path: Path, kind: str, named: str
+) -> None:
+    """Falcon's linear layers are torch's by another name."""
+    model = Model(save_causal(tmp_path / kind, kind))
+    if not named:
+        assert run_blocks(model, text(4, 1), text(2), "wanda", 0.5)[0] == 0.5
+        return
+    others = r"allowed: magnitude \| magnitude-global \| magnitude-rows"
+    with pytest.raises(UserError, match=rf"method: wanda: .*{named}.* no linear layer's; {others}"):
+        run_blocks(model, text(4, 1), text(2), "wanda", 0.5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_streamed_is_in_memory_to_the_bit(checkpoint: Path, tmp_path: Path, method: str) -> None:
     found = []
@@ -314,7 +334,7 @@ def test_a_kept_model_is_evaluated_as_it_was_measured(
         (["--length", "0"], "--length: 0 is not allowed; allowed: from 2 to 32"),
         (["--blocks", "0"], "--blocks: 0 is not allowed; allowed: a whole number from 1"),
         (["--column", "x"], "error: --column: x: text files have no columns; name none"),
-        (["--patterns", "3:7", "--methods", "wanda"], "pattern: 7 does not divide the 32 inputs"),
+        (["--patterns", "3:7", "--methods", "wanda"], "--patterns: 7 does not divide the 32 inputs"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -26,7 +26,7 @@ from instant_soup.errors import UserError
 from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.methods.sparsegpt import of_blocks
 from instant_soup.models import causal
-from instant_soup.models.bert import transformers_auto
+from instant_soup.models.bert import reason, transformers_auto
 from instant_soup.models.layout import Layout
 from instant_soup.models.matrices import Weights, check_finite, check_share, prunable
 from instant_soup.models.memory import WEIGHT, check_fits
@@ -126,7 +126,7 @@ def check_pattern(weights: Weights, m: int | None) -> None:
     """UserError where an N:M pattern does not fit into the rows of some matrices."""
     for name, w in weights.items():
         if m is not None and w.shape[-1] % m:
-            raise UserError(f"pattern: {m} does not divide the {w.shape[-1]} inputs of {name}")
+            raise UserError(f"--patterns: {m} does not divide the {w.shape[-1]} inputs of {name}")
 
 
 def each(name: str, weight: torch.Tensor) -> Weights:
@@ -459,7 +459,10 @@ def _in_place_of(blocks: nn.ModuleList, forward: Callable) -> Iterator[None]:
 
 
 def _calls(model: Model, text: Blocks) -> list[Call]:
-    """What the blocks are called with, batch by batch."""
+    """What the blocks are called with, batch by batch.
+
+    UserError for a network that does not call one block with another's output alone, as RWKV's.
+    """
     calls: list[Call] = []
 
     def see(hidden: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
@@ -472,8 +475,15 @@ def _calls(model: Model, text: Blocks) -> list[Call]:
 
     with _in_place_of(model.blocks, see):
         for index in evaluation_batches(text):
-            with contextlib.suppress(_Seen):
+            try:
                 model.network(input_ids=text.rows(index)["input_ids"])
+            except _Seen:
+                continue
+            except Exception as error:  # whatever a network makes of blocks that are not its own
+                raise UserError(
+                    f"model: {model.folder.name}: its blocks cannot be run one by one: "
+                    f"{reason(error)}"
+                ) from None
     return calls
 
 
@@ -507,7 +517,8 @@ def _inputs(
             call.through(block, i)
     for name in wanted.keys() - totals.keys() if calls else ():
         if name in prunable:
-            raise UserError(f"method: {name} is no linear layer's; allowed: magnitude")
+            others = " | ".join(one for one in METHODS if one not in LOOK_AT_INPUTS)
+            raise UserError(f"method: {method}: {name} is no linear layer's; allowed: {others}")
         # An expert that no token has come to: all of its inputs are as good.
         width = wanted[name].shape[-1]
         totals[name] = torch.eye(width) if moments else torch.ones(width)

@@ -100,8 +100,13 @@ def read_ticket(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the folder is no exported ticket, or a damaged one.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     if not (folder / TICKET).exists():
-        raise UserError(f"{folder}: not an exported ticket (no {TICKET} in it)")
+        raise UserError(
+            f"{folder}: not an exported ticket (no {TICKET} in it); allowed: a folder of "
+            "`instant-soup export`, `instant-soup oneshot … --to` or `Pruned.save`"
+        )
     ticket = read_json(folder / TICKET)
     if not isinstance(ticket, dict) or ticket.get("format") != FORMAT:
         raise UserError(f"{folder / TICKET}: not of the format {FORMAT!r}")
@@ -198,6 +203,7 @@ def _image_classifier(folder: Path, classes: list[str], templates: list[str]) ->
 
 def show(found: dict[str, Any]) -> None:
     """Print a ticket's metrics."""
-    print(f"{found['ticket']} on {found['dataset']}, {found['rows']:,} test rows")
+    rows = "blocks of test text" if "perplexity" in found["metrics"] else "test rows"
+    print(f"{found['ticket']} on {found['dataset']}, {found['rows']:,} {rows}")
     for name, value in found["metrics"].items():
-        print(f"{name:<10}{value:.4f}")
+        print(f"{name:<11} {value:.4f}")
