@@ -172,9 +172,7 @@ def test_a_later_block_is_pruned_by_what_pruned_blocks_give_it(tmp_path: Path) -
     model, folder = Model(save_causal(tmp_path / "llama", "llama")), tmp_path / "new"
     mask: masks.Mask = {}
     folder.mkdir()
-    run_blocks(
-        model, text(4, 1), text(2), "wanda", 0.7, written=Written(model, folder), mask=mask
-    )
+    run_blocks(model, text(4, 1), text(2), "wanda", 0.7, written=Written(model, folder), mask=mask)
     of = "model.layers.1.self_attn.q_proj"
     weight, dense = first_block(tmp_path / "llama", of)
     _, pruned = first_block(folder, of)
@@ -218,10 +216,14 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude(tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
 def test_patterns_hold_in_every_group(tmp_path: Path, kind: str, method: str) -> None:
     mask: masks.Mask = {}
-    model = Model(save_causal(tmp_path / kind, kind))
-    gone, _ = run_blocks(model, text(4, 1), text(2), method, 0.75, 4, mask=mask)
+    again: masks.Mask = {}
+    folder = save_causal(tmp_path / kind, kind)
+    gone, value = run_blocks(Model(folder), text(4, 1), text(2), method, 0.75, 4, mask=mask)
     assert gone == 0.75
     assert all((kept.reshape(-1, 4).sum(1) == 1).all() for kept in mask.values())
+    streamed = Model(folder, streamed=True)
+    assert run_blocks(streamed, text(4, 1), text(2), method, 0.75, 4, mask=again)[1] == value
+    assert all(torch.equal(kept, again[name]) for name, kept in mask.items())
 
 
 def test_all_matrices_together_are_ranked_as_in_memory(tmp_path: Path) -> None:
@@ -291,8 +293,9 @@ def test_all_criteria_from_the_command_line(tmp_path: Path, capsys) -> None:
     assert dense == pytest.approx([dense[0]] * len(dense), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "fisher"])
 def test_a_kept_model_is_evaluated_as_it_was_measured(
-    tmp_path: Path, monkeypatch, capsys
+    tmp_path: Path, monkeypatch, capsys, method: str
 ) -> None:
     """Of bf16 files, whose numbers the moved weights take; from a folder inside a repository."""
     model = save_causal(tmp_path / "mixtral", "mixtral")
@@ -303,8 +306,9 @@ def test_a_kept_model_is_evaluated_as_it_was_measured(
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(here)
     write_sentences(here / "texts")
-    given = ["oneshot", "../mixtral", "local:texts", "--methods", "sparsegpt", "--patterns", "2:4"]
-    given += ["--length", "16", "--blocks", "4", "--stream", "--to", "new", "--json"]
+    given = ["oneshot", "../mixtral", "local:texts", "--methods", method, "--patterns", "2:4"]
+    given += ["--length", "16", "--blocks", "4", "--to", "new", "--json"]
+    given += [] if method == "fisher" else ["--stream"]
     assert cli.main(given) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     files = {n for f in Path("new").glob("*.safetensors") for n in load_file(f)}
@@ -316,7 +320,7 @@ def test_a_kept_model_is_evaluated_as_it_was_measured(
     assert json.loads(capsys.readouterr().out)["patterns"][1]["compliant"]
     ticket = json.loads(Path("new/ticket.json").read_text())
     assert (ticket["model"], ticket["dataset"]) == ("causal:local:mixtral", "local:texts")
-    assert (ticket["method"], ticket["pattern"], ticket["max_length"]) == ("sparsegpt", "2:4", 16)
+    assert (ticket["method"], ticket["pattern"], ticket["max_length"]) == (method, "2:4", 16)
     card = ModelCard.load(Path("new/README.md"))
     assert card.data.pipeline_tag == "text-generation"
     assert f"| perplexity | {row['perplexity']:.4f} |" in card.text
@@ -329,12 +333,15 @@ def test_a_kept_model_is_evaluated_as_it_was_measured(
         (["--stream", "--methods", "fisher"], "--stream: fisher needs the gradients of the whole"),
         (["--patterns", "4:2"], "--patterns: '4:2' is not allowed; allowed: N:M with N < M"),
         (["--sparsities", "1"], "--sparsities: 1 is not allowed"),
-        (["--to", "new"], "--to: one model is written; allowed: one of"),
+        (["--to", "new"], "--to: one model is written; allowed: one of --methods at one"),
         (["--length", "33"], "--length: 33 is not allowed; allowed: from 2 to 32"),
         (["--length", "0"], "--length: 0 is not allowed; allowed: from 2 to 32"),
         (["--blocks", "0"], "--blocks: 0 is not allowed; allowed: a whole number from 1"),
         (["--column", "x"], "error: --column: x: text files have no columns; name none"),
-        (["--patterns", "3:7", "--methods", "wanda"], "--patterns: 7 does not divide the 32 inputs"),
+        (
+            ["--patterns", "3:7", "--methods", "wanda"],
+            "--patterns: 7 does not divide the 32 inputs",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -378,6 +385,15 @@ def test_texts_that_are_none_or_too_short_are_one_line(
     assert cli.main(["oneshot", str(model), f"local:{folder}", "--length", "16"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_folder_of_texts_by_its_bare_name_is_guessed(tmp_path: Path, monkeypatch, capsys) -> None:
+    model = save_causal(tmp_path / "llama", "llama")
+    write_sentences(tmp_path / "texts")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["oneshot", str(model), "texts", "--length", "16"]) == 1
+    line = "error: dataset: unknown 'texts'; did you mean local:texts? allowed: reviews-text | wiki"
+    assert capsys.readouterr().err.startswith(line)
 
 
 def write_sentences(folder: Path) -> str:
@@ -425,7 +441,10 @@ def spoil(folder: Path, how: str) -> None:
         ("model.safetensors", "llama has no .safetensors weights; allowed: a checkpoint in that"),
         ("config.json", "model: the configuration of "),
         ("tokenizer.json", "llama has no tokenizer (tokenizer.json); allowed: a model's folder"),
-        ("older tokenizer", "llama has no tokenizer.json; allowed: a folder into which transformers"),
+        (
+            "older tokenizer",
+            "llama has no tokenizer.json; allowed: a folder into which transformers",
+        ),
         ("nowhere", "llama; allowed: a model's folder | hub:ORG/NAME"),
     ],
 )

@@ -32,16 +32,19 @@ class Fits(NamedTuple):
         """UserError when the model's family does not read what a dataset holds."""
         if holds == READS[self.family]:
             return
-        fit = [name for name, task in DATASETS.items() if task.holds == READS[self.family]]
         raise UserError(
             f"params.yaml: dataset: {self.name} holds {holds}, "
-            f"but model: {self.model} reads {READS[self.family]}; allowed for it: "
-            f"{' | '.join([*fit, 'local:FOLDER'])}"
+            f"but model: {self.model} reads {READS[self.family]}; allowed for it: {self.allowed()}"
         )
+
+    def allowed(self) -> str:
+        """The datasets that the model's family reads."""
+        fit = [name for name, task in DATASETS.items() if task.holds == READS[self.family]]
+        return " | ".join([*fit, "local:FOLDER"])
 
 
 def from_here(dataset: str) -> str:
-    """A command's dataset, whose local folder is found from where the user is, not from a project."""
+    """A command's dataset, with its local folder found from where the user is, not in a project."""
     rest = dataset.removeprefix("local:")
     if rest in ("", dataset):
         return dataset
@@ -113,12 +116,11 @@ def _own(name: str, data: Data, fits: Fits, classes: list[str] | None) -> Datase
     """A dataset of one's own, local:FOLDER."""
     kind, _, rest = name.partition(":")
     if kind != "local" or not rest:
-        known = [*DATASETS, "local:FOLDER"]
         near = difflib.get_close_matches(name, DATASETS, n=1)
+        if not near and not rest and path_of(name, "dataset").is_dir():
+            near = [f"local:{name}"]
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"params.yaml: dataset: unknown {name!r}; {hint}allowed: {' | '.join(known)}"
-        )
+        raise UserError(f"params.yaml: dataset: unknown {name!r}; {hint}allowed: {fits.allowed()}")
     if data.path:
         raise UserError("params.yaml: data.path: the folder is already named in dataset: local:…")
     folder = resolve_path(rest, "dataset")

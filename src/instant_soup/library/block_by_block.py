@@ -40,8 +40,8 @@ from instant_soup.training.activations import watched
 from instant_soup.training.loop import surprises
 from instant_soup.training.metrics import scores as metrics_of
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "magnitude-global", "magnitude-rows")
-LOOK_AT_INPUTS = METHODS[1:3]
+LOOK_AT_INPUTS = ("wanda", "sparsegpt")
+METHODS = ("magnitude", *LOOK_AT_INPUTS, "magnitude-global", "magnitude-rows")
 # Tensors at once: of a batch's logits, of a weight as it is read and pruned, of a matrix that is
 # factored, between a block's matrices. And of so many weights one is gathered by a ranking.
 LOGITS, READ, FACTORED, BETWEEN, GATHERED = 3, 4, 10, 4, 16
@@ -268,6 +268,13 @@ class Written:
         self.count += 1
         file = f"model-{self.count:05d}-of-{len(self.model.blocks) + 1:05d}.safetensors"
         save_file(apart(tensors), self.folder / file, metadata={"format": "pt"})
+
+    def write_blocks(self, network: nn.Module) -> None:
+        """Write all blocks of a network that is whole in memory."""
+        whole = {name: p.detach() for name, p in network.named_parameters()}
+        for i in range(len(self.model.blocks)):
+            own = f"{self.model.stack}.{i}."
+            self.write({name: p for name, p in whole.items() if name.startswith(own)})
 
     def finish(self) -> None:
         """Write what is in no block, the index of all files, configuration and tokenizer."""

@@ -43,7 +43,7 @@ from instant_soup.training.metrics import scores as metrics_of
 
 WHOLE = ("fisher", "fisher-rows")  # criteria that need the whole network in memory
 EVERY = (*METHODS, *WHOLE)
-USUAL = (*METHODS[:4], *WHOLE[:1])
+USUAL = ("magnitude", *LOOK_AT_INPUTS, "magnitude-global", "fisher")
 SPARSITIES = [i / 10 for i in range(10)]
 PATTERNS = ["1:2", "2:4", "4:8"]
 CALIBRATION = 128  # blocks
@@ -100,10 +100,9 @@ def perplexities(
             f"--stream: {whole[0]} needs the gradients of the whole model; allowed: "
             f"{' | '.join(METHODS)}"
         )
-    if to is not None and (len(methods) != 1 or len(wanted) != 1 or whole):
+    if to is not None and (len(methods) != 1 or len(wanted) != 1):
         raise UserError(
-            f"--to: one model is written; allowed: one of {' | '.join(METHODS)} at one sparsity or "
-            "pattern"
+            "--to: one model is written; allowed: one of --methods at one sparsity or pattern"
         )
     folder, name = _folder_and_name(model)
     network = causal.as_linear(causal.skeleton(folder))
@@ -134,7 +133,14 @@ def perplexities(
             yield row
     del own  # before all weights are read
     if whole:
-        yield from _of_whole(causal.load_pretrained(folder), text, whole, wanted)
+        network = causal.load_pretrained(folder)
+        for row in _of_whole(network, text, whole, wanted):  # when it comes, all is pruned
+            if to is not None:
+                written = Written(Model(folder, streamed=True), to)
+                written.write_blocks(network)
+                written.finish()
+                write_json(to / TICKET, _ticket(name, text, row))
+            yield row
 
 
 def _folder_and_name(model: str) -> tuple[Path, str]:
@@ -218,7 +224,7 @@ def _row(
 
 def _ticket(name: str, text: Text, row: dict[str, Any]) -> dict[str, Any]:
     """What ticket.json says of a pruned model: where it is from, and what a test of it needs."""
-    data, looked_at = text.data, row["method"] in LOOK_AT_INPUTS
+    data, looked_at = text.data, row["method"] in (*LOOK_AT_INPUTS, *WHOLE)
     return {
         "format": FORMAT,
         **{"family": "causal", "model": name, "dataset": data.name, "precision": "fp32"},
@@ -234,7 +240,10 @@ def _ticket(name: str, text: Text, row: dict[str, Any]) -> dict[str, Any]:
 def _of_whole(
     network: Any, text: Text, methods: list[str], wanted: list[tuple[float, int | None]]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row."""
+    """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row.
+
+    While a row is looked at, the network is pruned as it says.
+    """
     weights = {name: w.detach() for name, w in prunable(network).items()}
     check_finite(network.config.name_or_path, dict(network.named_parameters()))
     before = {name: w.clone() for name, w in weights.items()}

@@ -15,7 +15,7 @@ from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
 from instant_soup.models import bert, causal, clip
 from instant_soup.models.matrices import check_weights
-from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, set_usual_permissions, write_ticket
+from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 from instant_soup.sparsity.compact import apart
 from instant_soup.sparsity.masks import Mask
@@ -107,7 +107,6 @@ class Pruned:
                 "dtype": "bf16" if floats == {torch.bfloat16} else "fp32",
             }
             write_ticket(unfinished, apart(weights_of(model)), self.mask, ticket)
-            set_usual_permissions(unfinished)
 
 
 def _write_transformers(

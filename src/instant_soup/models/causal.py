@@ -62,7 +62,7 @@ def load_pretrained(folder: str | Path, each: int = TRAINED) -> Any:
 
 
 def check_files(folder: Path) -> None:
-    """UserError for a model that cannot be had, or whose files have other shapes or kinds of numbers.
+    """UserError for a model that cannot be had, or whose files do not hold it as it is built.
 
     No weights are read.
     """
@@ -195,8 +195,8 @@ def write_weights(folder: Path, weights: Weights) -> None:
 def write_index(folder: Path) -> None:
     """Write which of a folder's files has which weight, of a single file too.
 
-    Without it vLLM and SGLang take every .safetensors of the folder for weights: the mask's bits and
-    the compact file's values, too.
+    Without it vLLM and SGLang take every .safetensors of the folder for weights: mask and compact
+    file, too.
     """
     where, size = {}, 0
     for file in weight_files(folder):

@@ -7,7 +7,6 @@
 The weights themselves and their configuration are in the form of transformers or open_clip.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,3 @@ def write_ticket(folder: Path, weights: Weights, mask: Mask, ticket: dict[str, A
     compact.save(folder / COMPACT, weights, mask, ticket["dtype"])
     masks.save(folder / MASK, mask, method=ticket["method"], seed=ticket["seed"])
     write_json(folder / TICKET, ticket)
-
-
-def set_usual_permissions(folder: Path) -> None:
-    """Give a folder's files the usual permissions: safetensors writes for the owner alone."""
-    usual = folder / ".usual"
-    usual.touch()
-    for file in folder.rglob("*"):
-        if file.is_file():
-            shutil.copymode(usual, file)
-    usual.unlink()

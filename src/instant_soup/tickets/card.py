@@ -160,12 +160,13 @@ def write_one_shot(folder: Path) -> None:
     on_hub = {} if base.startswith("local:") else {"base_model": base}
     front = _for_the_hub(ticket, on_hub, {"type": ticket["dataset"], "name": ticket["dataset"]})
     scores = [(name, f"{value:.4f}") for name, value in ticket["test"].items()]
-    looked = f", by {ticket['calibration_blocks']} blocks of its training texts"
+    blocks = ticket["calibration_blocks"]
+    looked = f", by {blocks} blocks of its training texts" if blocks else ""
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {ticket['method']}, {share}: {model}",
         f"{model}, its blocks' matrices pruned at once to {share} ({kind}), without training, by "
-        f"`instant-soup oneshot` ({ticket['method']}{looked * bool(ticket['calibration_blocks'])}). "
+        f"`instant-soup oneshot` ({ticket['method']}{looked}). "
         "Pruned weights are exact zeros.",
         f"## Use\n\n```python\n{USE_PLAIN}\n```",
         f"## Test\n\n{_table('metric', 'value', scores)}",

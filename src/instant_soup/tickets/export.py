@@ -18,7 +18,7 @@ from instant_soup.models import base as models
 from instant_soup.models import bert, causal, clip, encoding
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
-from instant_soup.models.ticket import FORMAT, MASK, set_usual_permissions, write_ticket
+from instant_soup.models.ticket import FORMAT, MASK, write_ticket
 from instant_soup.pipeline.stage_files import PLAN, EncodeStage, ExportStage
 from instant_soup.pipeline.workspace import BASE, prunable_shapes
 from instant_soup.reports import ledger
@@ -66,7 +66,6 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
         ticket = {**_identity(result, data), **task, "dtype": dtype}
         write_ticket(unfinished, weights, mask, ticket)
         (unfinished / "README.md").write_text(card.card(result, data, base, mask, dtype))
-        set_usual_permissions(unfinished)
     return ticket
 
 

@@ -14,7 +14,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json
 from instant_soup.models import bert, clip
 from instant_soup.models.matrices import Weights
-from instant_soup.models.ticket import COMPACT, MASK, TICKET, set_usual_permissions
+from instant_soup.models.ticket import COMPACT, MASK, TICKET
 from instant_soup.sparsity import compact, masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.sparsity.names import in_block
@@ -229,7 +229,6 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
                 metadata=header(file) or {"format": "pt"},
             )
         masks.save(unfinished / MASK, mask)
-        set_usual_permissions(unfinished)
     return mask
 
 
