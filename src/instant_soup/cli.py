@@ -247,7 +247,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--patterns", nargs="+", metavar="N:M", help="(default 1:2 2:4 4:8)")
     own.add_argument("--column", metavar="COLUMN", help="of texts, if it cannot be guessed")
     own.add_argument("--length", type=int, metavar="TOKENS", help="of a block (default 2048)")
-    own.add_argument("--blocks", type=int, default=128, help="of calibration text (default 128)")
+    own.add_argument(
+        "--blocks", type=int, default=128, help="of calibration text, at most (default 128)"
+    )
     own.add_argument("--stream", action="store_true", help="read each block when it is needed")
     own.add_argument("--to", type=Path, metavar="FOLDER", help="keep the one pruned model")
     own.set_defaults(keys={"data.text": "--column"})
