@@ -5,7 +5,7 @@
     python studies/language_masks.py --model hub:openai-community/gpt2 --texts wikitext2
 
 Cosines of the masks of magnitude, Wanda, Fisher scores and SparseGPT at one sparsity, and of 2:4
-patterns (paper, section 9). The page is reports/studies/language_masks.md.
+patterns (arXiv 2306.03805). The page is reports/studies/language_masks.md.
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
 Pre-trains clip-glyph's architecture on glyphs with captions (self-supervised) and with classes
 (supervised), anew for each seed; follows the share of near-zero weights in the image tower; and
-fine-tunes each on MNIST digits at one-shot sparsities from 0 to 90 % (paper, section 9). Finished
+fine-tunes each on MNIST digits at one-shot sparsities from 0 to 90 % (arXiv 2306.03805). Finished
 parts are in the CSV files, and the same command goes on from there. All of it is in fp32, so that
 the kind of machine matters less. Some 25 minutes for each objective and seed on one slow core.
 

@@ -1,10 +1,10 @@
 """A language model's perplexity after one-shot pruning, over sparsities, patterns and criteria.
 
-Nothing is trained (Jaiswal et al. 2023, arXiv 2306.03805, section 9 in docs/method.md). All but one
-criterion go block by block (block_by_block.py). Fisher scores need the gradient of the loss, and so
-the whole network.
+Nothing is trained (Jaiswal et al. 2023, arXiv 2306.03805). All but one criterion go block by block
+(block_by_block.py). Fisher scores need the gradient of the loss, and so the whole network.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ SPARSITIES = [i / 10 for i in range(10)]
 PATTERNS = ["1:2", "2:4", "4:8"]
 CALIBRATION = 128  # blocks
 LONGEST = 2048  # tokens of a block, where the model takes more
+Wanted = list[tuple[float, int | None]]  # sparsities, and M where it is an N:M pattern's
 
 
 def perplexities(
@@ -86,24 +87,7 @@ def perplexities(
     Raises:
         UserError: If something of this cannot be, before anything is pruned.
     """
-    for method in methods:
-        if method not in EVERY:
-            raise UserError(f"--methods: {method} is not allowed; allowed: {' | '.join(EVERY)}")
-    for value in sparsities:
-        if not 0 <= value < 1:
-            raise UserError(f"--sparsities: {value:g} is not allowed; allowed: from 0, below 1")
-    wanted: list[tuple[float, int | None]] = [(s, None) for s in sparsities]
-    wanted += [_pattern(text) for text in patterns]
-    whole = [method for method in methods if method in WHOLE]
-    if streamed and whole:
-        raise UserError(
-            f"--stream: {whole[0]} needs the gradients of the whole model; allowed: "
-            f"{' | '.join(METHODS)}"
-        )
-    if to is not None and (len(methods) != 1 or len(wanted) != 1):
-        raise UserError(
-            "--to: one model is written; allowed: one of --methods at one sparsity or pattern"
-        )
+    wanted = _wanted(methods, sparsities, patterns, streamed, to)
     folder, name = _folder_and_name(model)
     network = causal.as_linear(causal.skeleton(folder))
     matrices = prunable(network)
@@ -112,35 +96,48 @@ def perplexities(
     for _, m in wanted:
         check_pattern(matrices, m)
     text = _text(network, folder, dataset, column, length, blocks)
-    by_blocks = [method for method in methods if method in METHODS]
+    by_blocks, whole = ([one for one in methods if one in known] for known in (METHODS, WHOLE))
     for method in by_blocks:
         check_memory(network, name, method, text, streamed)
     if whole:
-        streams = f"a smaller model, or {' | '.join(METHODS)}"
-        check_fits(name, causal.weight_files(folder), allowed=streams)
+        allowed = f"a smaller model, or {' | '.join(METHODS)}"
+        check_fits(name, causal.weight_files(folder), allowed=allowed)
         causal.check_files(folder)
-    own = Model(folder, streamed) if by_blocks else None
-    for method in by_blocks:
-        assert own is not None
-        for sparsity, m in wanted:
-            written = None if to is None else Written(own, to)
-            reached, value = run_blocks(
-                own, text.calibration, text.test, method if sparsity else "", sparsity, m, written
+    rows = itertools.chain(
+        _by_blocks(folder, text, by_blocks, wanted, streamed, to),
+        _by_whole(folder, text, whole, wanted, to),
+    )
+    for row in rows:
+        if to is not None:
+            write_json(to / TICKET, _ticket(name, text, row))
+        yield row
+
+
+def _wanted(
+    methods: list[str],
+    sparsities: list[float],
+    patterns: list[str],
+    streamed: bool,
+    to: Path | None,
+) -> Wanted:
+    """What the arguments ask for; UserError where they do not go together."""
+    for method in methods:
+        if method not in EVERY:
+            raise UserError(f"--methods: {method} is not allowed; allowed: {' | '.join(EVERY)}")
+        if streamed and method in WHOLE:
+            raise UserError(
+                f"--stream: {method} needs the gradients of the whole model; allowed: "
+                f"{' | '.join(METHODS)}"
             )
-            row = _row(method, sparsity, m, reached, value)
-            if to is not None:
-                write_json(to / TICKET, _ticket(name, text, row))
-            yield row
-    del own  # before all weights are read
-    if whole:
-        network = causal.load_pretrained(folder)
-        for row in _of_whole(network, text, whole, wanted):  # when it comes, all is pruned
-            if to is not None:
-                written = Written(Model(folder, streamed=True), to)
-                written.write_blocks(network)
-                written.finish()
-                write_json(to / TICKET, _ticket(name, text, row))
-            yield row
+    for value in sparsities:
+        if not 0 <= value < 1:
+            raise UserError(f"--sparsities: {value:g} is not allowed; allowed: from 0, below 1")
+    wanted: Wanted = [*((value, None) for value in sparsities), *map(_pattern, patterns)]
+    if to is not None and (len(methods) != 1 or len(wanted) != 1):
+        raise UserError(
+            "--to: one model is written; allowed: one of --methods at one sparsity or pattern"
+        )
+    return wanted
 
 
 def _folder_and_name(model: str) -> tuple[Path, str]:
@@ -237,25 +234,42 @@ def _ticket(name: str, text: Text, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_whole(
-    network: Any, text: Text, methods: list[str], wanted: list[tuple[float, int | None]]
+def _by_blocks(
+    folder: Path, text: Text, methods: list[str], wanted: Wanted, streamed: bool, to: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row.
+    """The rows of METHODS; one block at a time is pruned, and kept."""
+    model = Model(folder, streamed) if methods else None
+    for method, (sparsity, m) in itertools.product(methods, wanted):
+        assert model is not None
+        written = None if to is None else Written(model, to)
+        reached, value = run_blocks(
+            model, text.calibration, text.test, method if sparsity else "", sparsity, m, written
+        )
+        yield _row(method, sparsity, m, reached, value)
 
-    While a row is looked at, the network is pruned as it says.
-    """
+
+def _by_whole(
+    folder: Path, text: Text, methods: list[str], wanted: Wanted, to: Path | None
+) -> Iterator[dict[str, Any]]:
+    """The rows of Fisher scores: those stay that cost the loss most, of all weights or of a row."""
+    if not methods:
+        return
+    network = causal.load_pretrained(folder)
     weights = {name: w.detach() for name, w in prunable(network).items()}
-    check_finite(network.config.name_or_path, dict(network.named_parameters()))
+    check_finite(folder.name, dict(network.named_parameters()))
     before = {name: w.clone() for name, w in weights.items()}
     worth = scores.fisher_scores(before, mean_squared_gradient(network, text.calibration))
-    for method in methods:
-        for sparsity, m in wanted:
-            mask = best_by_fisher(worth, method, sparsity, m)
-            masks.apply(mask, weights)
-            value = metrics_of(*predict(network, text.test, "fp32"))["perplexity"]
-            yield _row(method, sparsity, m, masks.sparsity(mask), value)
-            for name, w in weights.items():
-                w.copy_(before[name])
+    for method, (sparsity, m) in itertools.product(methods, wanted):
+        mask = best_by_fisher(worth, method, sparsity, m)
+        masks.apply(mask, weights)
+        value = metrics_of(*predict(network, text.test, "fp32"))["perplexity"]
+        if to is not None:
+            written = Written(Model(folder, streamed=True), to)
+            written.write_blocks(network)
+            written.finish()
+        yield _row(method, sparsity, m, masks.sparsity(mask), value)
+        for name, w in weights.items():
+            w.copy_(before[name])
 
 
 def masks_of(

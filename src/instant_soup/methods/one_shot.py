@@ -1,4 +1,4 @@
-"""One-shot magnitude: the largest weights stay (paper, section 8)."""
+"""One-shot magnitude: the largest weights stay, a baseline of the paper."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

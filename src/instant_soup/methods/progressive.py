@@ -1,4 +1,4 @@
-"""Pruning on the way by magnitude: ISP's schedule without denoisers (paper, section 8)."""
+"""Pruning on the way by magnitude: ISP's schedule without denoisers, a baseline of the paper."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

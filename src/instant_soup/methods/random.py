@@ -1,4 +1,4 @@
-"""Random: a uniformly random mask over all prunable weights (paper, section 8)."""
+"""Random: a uniformly random mask over all prunable weights, a baseline of the paper."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

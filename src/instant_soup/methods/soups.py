@@ -1,4 +1,4 @@
-"""Dense soups: weights of several networks mixed into one (paper, section 7 and Algorithm 3).
+"""Dense soups: weights of several networks mixed into one (paper, Algorithm 3 and table 6).
 
 All networks start from the same pre-trained weights, so mixtures of them work. Scores are of
 validation data; higher is better.

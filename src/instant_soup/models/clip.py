@@ -1,7 +1,7 @@
 """CLIP models through open_clip: loading, the zero-shot head, and the image classifier.
 
 Only the image tower trains. The head is made once from the text tower (a prompt ensemble), and
-stays frozen (paper, section 2).
+stays frozen, as in the paper.
 """
 
 import contextlib
@@ -221,7 +221,7 @@ def zero_shot_head(base: Path, classes: list[str], templates: list[str]) -> torc
     """The prompt ensemble's class vectors times exp(logit_scale).
 
     Each class name goes into each template and through the text tower. The normalised vectors are
-    averaged over templates and normalised again (paper, section 2).
+    averaged over templates and normalised again, as in the paper.
 
     Args:
         base: The base folder.

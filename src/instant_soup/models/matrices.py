@@ -15,7 +15,7 @@ Weights = dict[str, torch.Tensor]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 LEAST_SHARE = 0.9  # of the blocks' weights that must be prunable
-NEAR_ZERO = 1e-2  # |w| below it counts as near zero (the paper's section 9 names no number)
+NEAR_ZERO = 1e-2  # |w| below it counts as near zero (arXiv 2306.03805 names no number)
 
 
 def _repeats(module: nn.Module) -> bool:
@@ -35,7 +35,7 @@ def prunable(model: nn.Module) -> Weights:
 
     For BERT these are query, key, value, attention output, intermediate and output of each layer.
     For CLIP's image tower they are in- and out-projection of the attention and the two matrices of
-    the MLP (paper, section 2). They are found by structure: whatever has two dimensions or more
+    the MLP, as in the paper. They are found by structure: whatever has two dimensions or more
     below a stack of blocks. These are linear layers, the in-projection of `nn.MultiheadAttention`,
     convolutions, and parameters that lie bare in a module (XLNet's query, the experts of Mixtral).
     Norms, biases and look-up tables are not prunable, and neither is what lies in no block:

@@ -87,7 +87,7 @@ def train(
 
 
 def near_zero(model: nn.Module) -> float:
-    """Share of a model's prunable weights with |w| < NEAR_ZERO (paper, section 9)."""
+    """Share of a model's prunable weights with |w| < NEAR_ZERO (arXiv 2306.03805)."""
     weights = list(prunable(model).values())
     return float(
         sum((w.abs() < NEAR_ZERO).sum() for w in weights) / sum(w.numel() for w in weights)

@@ -1,4 +1,4 @@
-"""Essential sparsity (paper, section 9): how much one-shot pruning a task forgives.
+"""Essential sparsity: how much one-shot pruning a task forgives (arXiv 2306.03805).
 
 A *curve* is a metric over sparsities, dense included, each value a mean over seeds. Beside it stand
 N:M patterns, and lottery tickets.

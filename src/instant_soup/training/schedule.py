@@ -14,7 +14,7 @@ def learning_rate(
     cycles: int = 1,
     lowest: float = 0.0,
 ) -> float:
-    """Linear warm-up to `peak`, then linear decay to zero at `total` (paper, section 3).
+    """Linear warm-up to `peak`, then linear decay to zero at `total` (paper, table 1).
 
     Args:
         step: The step, counted from 0; the first step after the warm-up has the full rate.
