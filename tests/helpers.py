@@ -164,12 +164,15 @@ EXPORTED: dict[str, dict[str, Any]] = {
 
 
 # Whose blocks attend in two ways, give out tuples or more than that, have experts that are inputs ×
-# outputs, or matrices that multiply by themselves.
+# outputs or called weights, or matrices that multiply by themselves.
 ODD: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, "head_dim": 8, "sliding_window": 4,
                     "layer_types": ["sliding_attention", "full_attention"]},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "gpt_oss": {**_DECODER, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4_text": {**_DECODER, "head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 32,
+                    "interleave_moe_layer_step": 1, "layer_types": ["full_attention"] * 2},
+    "jetmoe": {**_DECODER, "num_local_experts": 4, "kv_channels": 8},
     "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},

@@ -55,11 +55,12 @@ def test_blocks_that_attend_in_two_ways_or_give_out_tuples_are_the_model(
     test_dense_blocks_one_by_one_are_the_model(save_causal(tmp_path / kind, kind))
 
 
-def test_experts_of_inputs_by_outputs_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_experts_of_inputs_by_outputs_are_refused(tmp_path: Path, kind: str) -> None:
     """Their rows are inputs: what goes by row, or by what a matrix multiplies, would be wrong."""
-    folder = save_causal(tmp_path / "gpt_oss", "gpt_oss")
+    folder = save_causal(tmp_path / kind, kind)
     for load in (Model, causal.load_pretrained):
-        with pytest.raises(UserError, match=r"gpt_oss: the matrices of its experts are inputs × o"):
+        with pytest.raises(UserError, match=f"{kind}: the matrices of its experts are inputs × o"):
             load(folder)
 
 
@@ -69,15 +70,15 @@ def test_blocks_that_hand_on_more_than_their_output_are_refused(tmp_path: Path) 
         run_blocks(Model(folder), text(2), text(2))
 
 
-@pytest.mark.parametrize(("kind", "named"), [("falcon", ""), ("mamba", r"mixer\.dt_proj")])
-def test_matrices_that_multiply_out_of_sight_are_named(
-    tmp_path: Path, kind: str, named: str
-) -> None:
-    """Falcon's linear layers are torch's by another name."""
-    model = Model(save_causal(tmp_path / kind, kind))
-    if not named:
-        assert run_blocks(model, text(4, 1), text(2), "wanda", 0.5)[0] == 0.5
-        return
+@pytest.mark.parametrize("kind", ["falcon", "jetmoe"])
+def test_linear_layers_by_other_names_are_watched(tmp_path: Path, kind: str) -> None:
+    model, mask = Model(save_causal(tmp_path / kind, kind)), {}
+    assert run_blocks(model, text(4, 1), text(2), "wanda", 0.5, mask=mask)[0] == 0.5
+    assert all((kept.sum(-1) * 2 == kept.shape[-1]).all() for kept in mask.values())
+
+
+def test_matrices_that_multiply_out_of_sight_are_named(tmp_path: Path) -> None:
+    model, named = Model(save_causal(tmp_path / "mamba", "mamba")), r"mixer\.conv1d"
     others = r"allowed: magnitude \| magnitude-global \| magnitude-rows"
     with pytest.raises(UserError, match=rf"method: wanda: .*{named}.* no linear layer's; {others}"):
         run_blocks(model, text(4, 1), text(2), "wanda", 0.5)
@@ -224,6 +225,15 @@ def test_patterns_hold_in_every_group(tmp_path: Path, kind: str, method: str) ->
     streamed = Model(folder, streamed=True)
     assert run_blocks(streamed, text(4, 1), text(2), method, 0.75, 4, mask=again)[1] == value
     assert all(torch.equal(kept, again[name]) for name, kept in mask.items())
+
+
+def test_a_convolution_is_one_matrix(tmp_path: Path) -> None:
+    """Of Mamba: channels of four taps, which are not pruned to two each."""
+    model, mask = Model(save_causal(tmp_path / "mamba", "mamba")), {}
+    assert run_blocks(model, text(1), text(2), "magnitude", 0.5, mask=mask)[0] == 0.5
+    name = "backbone.layers.1.mixer.conv1d.weight"
+    assert torch.equal(mask[name], magnitude({name: model.read(name)}, 0.5)[name])
+    assert mask[name].shape == (64, 1, 4) and mask[name].sum(-1).unique().numel() > 1
 
 
 def test_all_matrices_together_are_ranked_as_in_memory(tmp_path: Path) -> None:

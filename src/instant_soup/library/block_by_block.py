@@ -52,7 +52,7 @@ Prune = Callable[[str, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, t
 def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None) -> Prune:
     """How a matrix is pruned by one of METHODS, all of them together to exactly this sparsity.
 
-    That of magnitude-global is `of_all`, unless there is a pattern.
+    magnitude-global without a pattern is pruned by `of_all`.
 
     Args:
         method: magnitude ranks each matrix (each expert's) by itself, magnitude-rows and wanda
@@ -72,7 +72,7 @@ def pruner(method: str, weights: Weights, sparsity: float, m: int | None = None)
         raise UserError(f"method: {method!r} is not allowed; allowed: {' | '.join(METHODS)}")
     check_pattern(weights, m)
     n = None if m is None else pattern(sparsity, m)
-    weights = {n: w for name, several in weights.items() for n, w in each(name, several).items()}
+    weights = {n: w for name, one in weights.items() for n, w in matrices_of(name, one).items()}
     if method == "sparsegpt":
         choose = of_groups(n, m) if n is not None and m else of_blocks(weights, sparsity)
         return partial(_by_sweep, choose, m or WIDTH)
@@ -124,15 +124,19 @@ def of_all(model: "Model", sparsity: float) -> Prune:
 
 def check_pattern(weights: Weights, m: int | None) -> None:
     """UserError where an N:M pattern does not fit into the rows of some matrices."""
-    for name, w in weights.items():
-        if m is not None and w.shape[-1] % m:
-            raise UserError(f"--patterns: {m} does not divide the {w.shape[-1]} inputs of {name}")
+    for name, weight in weights.items() if m is not None else ():
+        inputs = next(iter(matrices_of(name, weight).values())).shape[1]
+        if inputs % m:
+            raise UserError(f"--patterns: {m} does not divide the {inputs} inputs of {name}")
 
 
-def each(name: str, weight: torch.Tensor) -> Weights:
-    """A weight's matrices by name: itself, or each expert's where they lie in one tensor."""
-    if weight.ndim == 2:
-        return {name: weight}
+def matrices_of(name: str, weight: torch.Tensor) -> Weights:
+    """A weight's matrices by name: itself, or each expert's where they lie in one tensor.
+
+    That of a convolution within each channel, as Mamba's, is channels × taps.
+    """
+    if weight.ndim == 2 or weight.shape[1] == 1:
+        return {name: weight.flatten(1)}
     return {f"{name}.{i}": matrix for i, matrix in enumerate(weight)}
 
 
@@ -353,7 +357,7 @@ def working_memory(network: Any, method: str, tokens: int, streamed: bool) -> in
     within += BETWEEN * config.hidden_size
     numbers += tokens * config.hidden_size + TOKENS * (within + LOGITS * config.vocab_size)
     if method == "sparsegpt":
-        widths = [matrix.shape[-1] for w in first for matrix in each("", w).values()]
+        widths = [matrix.shape[-1] for w in first for matrix in matrices_of("", w).values()]
         numbers += sum(n**2 for n in widths) + FACTORED * max(widths) ** 2
     if method == "magnitude-global":
         numbers += sum(w.numel() for w in weights.values()) // GATHERED
@@ -429,17 +433,7 @@ def run_blocks(
             with model.block(i) as block:
                 if prune is not None:
                     inputs = _inputs(block, i, prefix, model.prunable, known, method)
-                    own = {prefix + name: p for name, p in block.named_parameters()}
-                    for name in [name for name in model.prunable if name in own]:
-                        parts = [
-                            prune(n, w, inputs.get(n)) for n, w in each(name, own[name]).items()
-                        ]
-                        kept, new = (
-                            torch.stack(one).view(own[name].shape)
-                            for one in zip(*parts, strict=True)
-                        )
-                        # As a file holds it: what is measured is what is written.
-                        own[name].data = new.to(model.types[name]).float()
+                    for name, kept in _pruned(model, block, prefix, prune, inputs):
                         gone += int((~kept).sum())
                         if mask is not None:
                             mask[name] = kept
@@ -451,6 +445,22 @@ def run_blocks(
     if written is not None:
         written.finish()
     return gone / total, perplexity
+
+
+def _pruned(
+    model: Model, block: nn.Module, prefix: str, prune: Prune, inputs: Weights
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Prune a block's matrices, in the model's order; name and mask of each.
+
+    A new weight is rounded as its file holds it, so that what is measured is what is written.
+    """
+    own = {prefix + name: p for name, p in block.named_parameters()}
+    for name in [name for name in model.prunable if name in own]:
+        weight = own[name]
+        parts = [prune(n, w, inputs.get(n)) for n, w in matrices_of(name, weight).items()]
+        kept, new = (torch.stack(one).view(weight.shape) for one in zip(*parts, strict=True))
+        weight.data = new.to(model.types[name]).float()
+        yield name, kept
 
 
 @contextlib.contextmanager
@@ -505,12 +515,11 @@ def _inputs(
     totals: Weights = {}
     rows: dict[str, int] = {}
     wanted = {
-        name: matrix
+        prefix + own: matrices_of(prefix + own, parameter)
         for own, parameter in block.named_parameters()
         if prefix + own in prunable
-        for name, matrix in each(prefix + own, parameter).items()
     }
-    names = {matrix.data_ptr(): name for name, matrix in wanted.items()}
+    names = {matrix.data_ptr(): name for own in wanted.values() for name, matrix in own.items()}
 
     def see(given: torch.Tensor, weight: torch.Tensor) -> None:
         if (name := names.get(weight.data_ptr())) is not None:
@@ -522,14 +531,15 @@ def _inputs(
     with watched(see):
         for call in calls:
             call.through(block, i)
-    for name in wanted.keys() - totals.keys() if calls else ():
-        if name in prunable:
+    for weight, own in wanted.items() if calls else ():
+        unseen = [name for name in own if name not in totals]
+        if len(unseen) == len(own):
             others = " | ".join(one for one in METHODS if one not in LOOK_AT_INPUTS)
-            raise UserError(f"method: {method}: {name} is no linear layer's; allowed: {others}")
-        # An expert that no token has come to: all of its inputs are as good.
-        width = wanted[name].shape[-1]
-        totals[name] = torch.eye(width) if moments else torch.ones(width)
-        rows[name] = 1
+            raise UserError(f"method: {method}: {weight} is no linear layer's; allowed: {others}")
+        for name in unseen:  # an expert that no token has come to: its inputs are all as good
+            width = own[name].shape[1]
+            totals[name] = torch.eye(width) if moments else torch.ones(width)
+            rows[name] = 1
     return {name: total / rows[name] for name, total in totals.items()}
 
 

@@ -25,7 +25,7 @@ from instant_soup.library.block_by_block import (
     Model,
     Written,
     check_pattern,
-    each,
+    matrices_of,
     run_blocks,
     working_memory,
 )
@@ -302,7 +302,7 @@ def best_by_fisher(worth: Weights, method: str, sparsity: float, m: int | None) 
 
 def best_of_rows(worth: Weights, sparsity: float) -> Mask:
     """The best weights of each row, of experts too."""
-    own = {name: each(name, several) for name, several in worth.items()}
+    own = {name: matrices_of(name, several) for name, several in worth.items()}
     mask = scores.best_of_rows({n: w for one in own.values() for n, w in one.items()}, sparsity)
     return {
         name: torch.stack([mask[n] for n in one]).view(worth[name].shape)

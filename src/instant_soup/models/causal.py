@@ -130,12 +130,12 @@ def configuration(base: str | Path) -> Any:
 def as_linear(model: Any) -> Any:
     """The model with a linear layer in place of each Conv1D of GPT-2, and of Falcon's own kind.
 
-    UserError for experts whose matrices are inputs × outputs, as GPT-OSS's.
+    UserError for experts whose matrices are inputs × outputs, as those of GPT-OSS and Llama 4.
     """
     for module in list(model.modules()):
         if type(module).__name__ == "FalconLinear":  # whose inputs could not be watched
             module.__class__ = nn.Linear
-        if getattr(module, "is_transposed", False):
+        if getattr(module, "is_transposed", type(module).__name__ == "Llama4TextExperts"):
             raise UserError(
                 f"model: {model.config.model_type}: the matrices of its experts are inputs × "
                 "outputs; allowed: experts of outputs × inputs, as those of Mixtral and Qwen"
