@@ -27,10 +27,11 @@ from instant_soup.errors import UserError
 from instant_soup.methods.multiflow import Multiflow, by_magnitude, flow
 from instant_soup.methods.sparsegpt import SparseGPT
 from instant_soup.methods.wanda import Wanda
+from instant_soup.models import memory
 from instant_soup.pipeline.workspace import START, load_start, load_ticket
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.sparse_gpt import factor, sweep
-from instant_soup.training import activations, cost
+from instant_soup.training import activations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Weights = dict[str, torch.Tensor]
@@ -151,6 +152,17 @@ def test_what_multiplies_nothing_goes_first(monkeypatch, kind: Any) -> None:
     assert not mask["w"][:, 3].any() and mask["w"].sum() == 88
     seeing(monkeypatch, w=torch.zeros(12, 12))  # a layer that sees nothing at all
     kind().mask(run, 0.5)
+
+
+@pytest.mark.parametrize("kind", [Wanda, SparseGPT, Multiflow])
+def test_the_order_of_outputs_has_no_say(monkeypatch, kind: Any) -> None:
+    draws = torch.Generator().manual_seed(0)
+    weight, order = torch.randn(8, 12, generator=draws), torch.randperm(8, generator=draws)
+    x = torch.randn(50, 12, generator=draws)
+    seeing(monkeypatch, w=x.T @ x / 50)
+    found = [kind().mask(BareRun({"w": w}), 0.5) for w in (weight, weight[order])]
+    one, other = (f.mask["w"] if isinstance(f, masks.Cut) else f["w"] for f in found)
+    assert torch.equal(one[order], other) and not torch.equal(one, other)
 
 
 def test_budgets_are_magnitudes_within_each_stack() -> None:
@@ -338,8 +350,8 @@ def test_moved_weights_come_through_every_door(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_any_pass(monkeypatch) -> None:
-    monkeypatch.setattr(cost, "free_memory", lambda where: 1000)
-    message = r"^method: sparsegpt takes 37,120 bytes .* 2 matrices, more than the 1,000 bytes"
+    monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
+    message = r"^method: sparsegpt takes 37,120 bytes .* 2 matrices, more than the 1,000 that are"
     with pytest.raises(UserError, match=message):
         prune("sparsegpt", sparsity=0.5)
     prune("wanda", sparsity=0.5)

@@ -169,10 +169,11 @@ def test_of_grasps_two_signs_the_absolute_one_keeps_what_matters_most(toy: Toy) 
 
 def test_second_derivatives_that_do_not_fit_are_refused(toy: Toy, monkeypatch: Any) -> None:
     run = run_of(toy, batches_of(4, 3))
-    monkeypatch.setattr(gradients, "free_memory", lambda where: 10**9)
+    monkeypatch.setattr(memory, "free_memory", lambda where: 10**9)
     hessian_product(run, gradient(run))
-    monkeypatch.setattr(gradients, "free_memory", lambda where: 1000)
-    with pytest.raises(UserError, match=r"take about [\d,]+ bytes, more than the 1,000 that are"):
+    monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
+    message = r"take about [\d,]+ bytes, more than the 1,000 that are free on the cpu; allowed: sma"
+    with pytest.raises(UserError, match=message):
         hessian_product(run, gradient(run))
 
 
@@ -180,16 +181,30 @@ def test_a_model_whose_vectors_do_not_fit_is_refused_before_any_work(monkeypatch
     grasp = method_named("grasp")()
     monkeypatch.setattr(memory, "free_memory", lambda where: 24 * 10**6)
     grasp.check_size(10**6)
-    with pytest.raises(UserError, match=r"grasp: it takes 24,000,024 bytes for the 1,000,001 prun"):
+    message = r"^method: grasp takes 24,000,024 bytes for 1,000,001 prunable weights, more than the 24"
+    with pytest.raises(UserError, match=message):
         grasp.check_size(10**6 + 1)
 
 
+@pytest.mark.parametrize("method", ["grasp", "grasp_absolute"])
+def test_a_run_refuses_such_a_model_too(toy: Toy, monkeypatch: Any, method: str) -> None:
+    """Whatever the plan could see of it; and before the first gradient."""
+    monkeypatch.setattr(memory, "free_memory", lambda where: 24 * 69 - 1)
+    run = run_of(toy, [])
+    with pytest.raises(UserError, match=rf"^method: {method} takes 1,656 bytes for 69 prunable"):
+        mask_of(method, run, 0.5)
+
+
 @pytest.mark.parametrize("at_once", [1, 3000])
-def test_a_batch_in_parts_is_the_whole(at_once: int) -> None:
-    """Row by row, and by some rows: the same product, and less is held than of the whole batch."""
+def test_a_batch_in_parts_is_the_whole(at_once: int, monkeypatch: Any) -> None:
+    """Row by row, and by some rows: the same product, and less is held than of the whole batch.
+
+    The forward pass by which it is known that the whole is too large is counted.
+    """
+    monkeypatch.setattr(BareRun, "flops", lambda *_: (10.0, 1.0))
 
     class InParts(BareRun):
-        parts_of = PipelineRun.parts_of
+        in_parts = PipelineRun.in_parts
 
     model = Toy(*SIZES).double()
     data = batches_of(4, 3)
@@ -211,6 +226,7 @@ def test_a_batch_in_parts_is_the_whole(at_once: int) -> None:
     first, *others = sizes[: 1 + sizes[1:].index(rows)]
     assert first == rows == sum(others) and len(others) > 1
     assert at_once > 1 or others == [1] * rows
+    assert whole.cost.flops == 3 * (3 + 9) * 11 and parts.cost.flops == 3 * (1 + 9) * 11
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])

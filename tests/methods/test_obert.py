@@ -29,9 +29,9 @@ from instant_soup.methods.base import Method
 from instant_soup.methods.cap import CAP
 from instant_soup.methods.obert import OBERT
 from instant_soup.methods.registry import create
+from instant_soup.models import memory
 from instant_soup.pipeline.plan import plan
 from instant_soup.sparsity import masks, scores, surgeon
-from instant_soup.training import cost
 from instant_soup.training.checkpoints import Record
 from instant_soup.training.loop import logits_of, loss_of
 
@@ -320,7 +320,7 @@ def test_the_memory_is_stated_and_bounded() -> None:
 
 
 def test_what_is_not_free_is_refused_before_the_first_step(monkeypatch) -> None:
-    monkeypatch.setattr(cost, "free_memory", lambda where: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda where: 1000)
     message = r"^block: 4 takes 30,720 bytes .* 1,000 bytes that are free on the cpu; allowed: none"
     with pytest.raises(UserError, match=message):
         prune("obert")

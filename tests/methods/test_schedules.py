@@ -117,6 +117,8 @@ def test_fisher_scores_need_a_step_before_the_first_prune() -> None:
     Progressive(mask_finding=0.0).check_ends([0, 0], 10)
     with pytest.raises(UserError, match=r"^isp\.mask_finding: 0\.0 prunes before the first step"):
         IspPlus(mask_finding=0.0).check_ends([0, 0], 10)
+    with pytest.raises(UserError, match=r"^steps: 1 is not allowed; allowed: more than the 2 roun"):
+        IspPlus(mask_finding=0.3).check_ends([0, 0], 1)  # no share would do
 
 
 def test_a_methods_share_is_that_of_its_rounds_or_the_one_it_is_given() -> None:

@@ -209,7 +209,7 @@ def check_memory(network: Any, name: str, method: str, text: Text, streamed: boo
     if not streamed:
         less = working_memory(network, method, tokens, streamed=True)
         allowed = f"--stream, which takes {less:,} | {allowed}"
-    check_free(f"{name}: weights, texts and {method} take {wanted:,} bytes", wanted, allowed)
+    check_free(f"model: {name}: weights, texts and {method} take {wanted:,} bytes", wanted, allowed)
 
 
 def _row(

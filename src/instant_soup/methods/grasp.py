@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.errors import UserError
 from instant_soup.methods.base import register
 from instant_soup.methods.on_batches import OnBatches
 
@@ -35,18 +34,18 @@ class GraSP(OnBatches):
         Raises:
             UserError: If they do not.
         """
-        from instant_soup.models.memory import free_memory
+        from instant_soup.models.memory import check_free
 
-        if (wanted := VECTORS * weights) > (free := free_memory(None)):
-            raise UserError(
-                f"{self.name}: it takes {wanted:,} bytes for the {weights:,} prunable weights, and "
-                f"up to {AT_ONCE:,} for second derivatives, more than the {free:,} that are free; "
-                "allowed: a smaller model, or a method without second derivatives, as snip"
-            )
+        wanted = VECTORS * weights
+        told = f"method: {self.name} takes {wanted:,} bytes for {weights:,} prunable weights"
+        allowed = "a smaller model, or a method without second derivatives, as snip"
+        check_free(told, wanted, allowed)
 
     def scores(self, run: "Run") -> "Weights":
         """θ ⊙ Hg: minus the score, as the largest stay."""
+        from instant_soup.sparsity.masks import count
         from instant_soup.training.gradients import hessian_product, mean_gradient
 
+        self.check_size(count(run.mask)[1])
         product = hessian_product(run, self.batches, mean_gradient(run, self.batches), AT_ONCE)
         return {name: (w * product[name]).float() for name, w in run.weights.items()}

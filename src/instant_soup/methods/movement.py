@@ -7,8 +7,8 @@ and one that shrinks loses. A pruned weight may return with the value that it ha
 is M ⊙ dL/dW'. The density falls by a cubic schedule; then the mask stays for the rest of the
 budget.
 
-A is trained by AdamW with its own rate, which decays as W's does. Unlike in the reference code, A's
-gradients have no part in clipping, as AdamW makes its steps independent of their size anyway.
+A is trained by AdamW with a rate of its own, which falls linearly to zero. Unlike in the reference
+code, A's gradients have no part in clipping, as AdamW makes its steps independent of their size.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from instant_soup.config.fields import MOST_STEPS, again, integer, number, one_of, setting
-from instant_soup.methods.base import Throughout, check_before
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Throughout, check_before, key_of
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
@@ -24,6 +25,24 @@ LATEST = number(0, 0.8, low_too=False)  # share of T: at least a fifth is left f
 def step_at(share: float, total: int) -> int:
     """Turn a share of the steps into a step, the first one at the earliest."""
     return max(1, round(share * total))
+
+
+def check_moves(method: Throughout, every: int, total: int) -> None:
+    """Check that a mask moves at all before it stays.
+
+    Args:
+        method: The method.
+        every: Its setting of this name, steps between two masks.
+        total: Steps of the budget.
+
+    Raises:
+        UserError: If the mask stays before it could move.
+    """
+    if every > (settled := method.settled(total)):
+        raise UserError(
+            f"{key_of(type(method), 'every')}: {every} is more than the {settled} steps in which "
+            f"the mask moves; allowed: at most {settled}"
+        )
 
 
 class UntilEnd(Throughout):
@@ -174,9 +193,13 @@ class Exchanging(Scored):
 
         Returns:
             The pruner, not yet attached.
+
+        Raises:
+            UserError: If nothing would be exchanged before the mask stays.
         """
         from instant_soup.training.granet_pruner import GraNetPruner
 
+        check_moves(self, self.every, run.total)
         return GraNetPruner(
             mask,
             sparsity,

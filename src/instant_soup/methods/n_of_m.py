@@ -69,7 +69,11 @@ def largest_of_groups(weights: "Weights", n: int, m: int) -> "Mask":
     mask = {}
     for name, weight in weights.items():
         if weight.shape[-1] % m:
-            raise UserError(f"criteria.m: {m} does not divide the {weight.shape[-1]} of {name}")
+            inputs = weight.shape[-1]
+            raise UserError(
+                f"criteria.m: {m} does not divide the {inputs} inputs of {name}; allowed: a "
+                "divisor of them"
+            )
         groups = weight.abs().float().view(-1, m)
         # Ranks within a group, stable: of equals the first is larger.
         ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

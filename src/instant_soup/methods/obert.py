@@ -179,8 +179,8 @@ class OBERT(OnTheWay):
 
     def _check_run(self, run: "Run") -> None:
         """UserError where the blocks do not fit, by the setting or where the network is."""
+        from instant_soup.models.memory import free_memory
         from instant_soup.sparsity.masks import count
-        from instant_soup.training.cost import free_memory
 
         weights = count(run.mask)[1]
         self.check_size(weights)

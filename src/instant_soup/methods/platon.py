@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
-from instant_soup.errors import UserError
 from instant_soup.methods.base import register
-from instant_soup.methods.moving import Ramp
+from instant_soup.methods.moving import Ramp, check_moves
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
@@ -58,17 +57,12 @@ class Platon(Ramp):
         """The mask that moves by smoothed sensitivities."""
         from instant_soup.training.platon_pruner import PlatonPruner
 
-        settled = self.settled(run.total)
-        if self.every > settled:
-            raise UserError(
-                f"platon.every: {self.every} is more than the {settled} steps in which the mask "
-                f"moves; allowed: at most {settled}"
-            )
+        check_moves(self, self.every, run.total)
         return PlatonPruner(
             run.mask,
             sparsity,
             begin=self.begins(run.total),
-            settled=settled,
+            settled=self.settled(run.total),
             every=self.every,
             sensitivity_decay=self.sensitivity_decay,
             uncertainty_decay=self.uncertainty_decay,

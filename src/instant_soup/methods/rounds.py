@@ -356,15 +356,15 @@ class OnTheWay(Method):
             raise UserError(f"{key}: {self.cycles} in {total} steps; allowed: at most {total}")
         if self.ramp is not None:
             return self._check_steps(self.ramp, ends, total)
+        if total <= len(ends):
+            raise UserError(
+                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
+            )
         key = "calibration" if self.mask_finding is None else "mask_finding"
         if self.ranks_by == "fisher" and ends[0] == 0:
             raise UserError(
                 f"isp.{key}: {getattr(self, key)} prunes before the first step, when there are no "
                 "gradients yet; allowed with Fisher scores: more"
-            )
-        if total <= len(ends):
-            raise UserError(
-                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
             )
         if ends[-1] >= total:
             raise UserError(

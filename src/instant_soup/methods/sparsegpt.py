@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import BOOLEAN, one_of, setting
-from instant_soup.errors import UserError
 from instant_soup.methods.base import register
 from instant_soup.methods.on_batches import ByInputs
 
@@ -110,14 +109,13 @@ def check_memory(run: "Run", at_once: bool) -> None:
     Raises:
         UserError: If they do not.
     """
-    from instant_soup.training.cost import free_memory
+    from instant_soup.models.memory import check_free
 
     widths = [w.shape[-1] for w in run.weights.values()]
     each = 8 if at_once else 4
     wanted = each * sum(n**2 for n in widths) + 32 * max(widths) ** 2  # and while one is factored
-    if wanted > (free := free_memory(run.device)):
-        raise UserError(
-            f"method: sparsegpt takes {wanted:,} bytes for the second moments of the inputs of "
-            f"{len(widths)} matrices, more than the {free:,} bytes that are free on the "
-            f"{run.device}; allowed: wanda, which takes none"
-        )
+    told = (
+        f"method: sparsegpt takes {wanted:,} bytes for the second moments of the inputs of "
+        f"{len(widths)} matrices"
+    )
+    check_free(told, wanted, "wanda, which takes none", run.device)

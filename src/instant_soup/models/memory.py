@@ -45,11 +45,24 @@ def check_fits(
     except (OSError, SafetensorError):
         return
     wanted = each * count
-    told = f"{name}: {count:,} weights take {wanted:,} bytes, {each} for each"
+    told = f"model: {name}: {count:,} weights take {wanted:,} bytes, {each} for each"
     check_free(told, wanted, allowed)
 
 
-def check_free(told: str, wanted: int, allowed: str) -> None:
-    """UserError where bytes are wanted that are not free; `told` says for what, and how many."""
-    if wanted > (free := free_memory(None)):
-        raise UserError(f"model: {told}, more than the {free:,} that are free; allowed: {allowed}")
+def check_free(
+    told: str, wanted: int, allowed: str, where: "torch.device | None" = None
+) -> None:
+    """Check that bytes are free on a device; None: in the machine's own memory.
+
+    Args:
+        told: The parameter that asks for them, what for, and how many.
+        wanted: The bytes.
+        allowed: What to do where they are not free.
+        where: The device.
+
+    Raises:
+        UserError: If they are not free.
+    """
+    if wanted > (free := free_memory(where)):
+        here = "" if where is None else f" on the {where}"
+        raise UserError(f"{told}, more than the {free:,} that are free{here}; allowed: {allowed}")

@@ -155,7 +155,7 @@ class PipelineRun(Run):
         """The training loss of a batch."""
         return loop.loss_of(loop.logits_of(network, batch), batch["labels"])
 
-    def parts_of(self, batch: Any, number: int) -> list[tuple[Any, float]]:
+    def in_parts(self, batch: Any, number: int) -> list[tuple[Any, float]]:
         """Some rows in each part: the loss is a mean in which all rows count alike."""
         rows = len(batch["labels"])
         split = torch.arange(rows).tensor_split(min(number, rows))

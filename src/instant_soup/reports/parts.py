@@ -59,7 +59,7 @@ PAPERS = (  # the paper's rows, and ISP+
     *("lth", "lth_rewind", "lottery_pool", "isp", "isp_plus"),
 )
 OF_LANGUAGE = (DENSE, "random", "one_shot", "n_of_m", "wanda", "sparsegpt", "isp", "isp_plus")
-PAIRS = (  # rows whose differences the findings speak of
+PAIRS = (  # the findings tell the first row's score minus the second's
     ("isp", "one_shot"), ("isp", "progressive"), ("isp", "early_bird"), ("isp", "lth"),
     ("isp_plus", "isp"), ("isp_plus", "lth"),
 )  # fmt: skip

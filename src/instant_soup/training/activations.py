@@ -81,7 +81,8 @@ def _means(run: "Run", batches: int, summed: Callable[[torch.Tensor], torch.Tens
             f"prunable: {missing[0]} is the weight of no linear map that the loss of the batches "
             "reaches; allowed: those alone"
         )
-    return {name: (totals[name] / rows[name]).cpu() for name in run.mask}
+    # In place, as second moments may take all the memory that there is.
+    return {name: totals[name].div_(rows[name]).cpu() for name in run.mask}
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from instant_soup.models.memory import free_memory as free_memory
-
 
 @dataclass
 class Cost:

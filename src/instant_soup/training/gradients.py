@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instant_soup.errors import UserError
+from instant_soup.models.memory import check_free
 from instant_soup.training import exchange
-from instant_soup.training.cost import free_memory
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Run
@@ -59,11 +58,11 @@ def _mean(run: "Run", batches: int, of: Callable[[Any], Any]) -> "Weights":
     return {name: g.cpu() for name, g in zip(parameters, total, strict=True)}
 
 
-def _that_fit(run: "Run", network: Any, batch: Any, at_once: int) -> Iterator[torch.Tensor]:
-    """A batch's loss, or those of its parts, whose sum it is.
+def _losses(run: "Run", network: Any, batch: Any, at_once: int) -> Iterator[torch.Tensor]:
+    """A batch's loss, or several of parts of it, which add up to that.
 
-    As many parts as it takes for a part's second derivatives to need no more than `at_once` bytes.
-    UserError where that, or what the batch that cannot be cut takes, is more than is free.
+    There are as many parts as it takes for a part's second derivatives to need no more than
+    `at_once` bytes. UserError where even these are more than is free.
     """
     held: dict[int, int] = {}  # bytes by place
 
@@ -74,18 +73,17 @@ def _that_fit(run: "Run", network: Any, batch: Any, at_once: int) -> Iterator[to
 
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
         whole = run.loss(network, batch)
-    wanted, free = round(SECOND_GRAPH * sum(held.values())), free_memory(run.device)
-    parts = run.parts_of(batch, math.ceil(wanted / at_once))
-    if (each := wanted // len(parts)) > free:
-        raise UserError(
-            f"method: the second derivatives of a batch's loss take about {each:,} bytes, more "
-            f"than the {free:,} that are free on the {run.device}; allowed: smaller batches, or a "
-            "method without second derivatives, as snip"
-        )
+    wanted = round(SECOND_GRAPH * sum(held.values()))
+    parts = run.in_parts(batch, math.ceil(wanted / at_once))
+    each = wanted // len(parts)
+    told = f"method: the second derivatives of a batch's loss take about {each:,} bytes"
+    allowed = "smaller batches, or a method without second derivatives, as snip"
+    check_free(told, each, allowed, run.device)
     if len(parts) == 1:
         yield whole
         return
     del whole
+    run.count(network, batch, 1)  # the pass that only told how large the batch is
     for part, share in parts:
         yield share * run.loss(network, part)
 
@@ -113,7 +111,7 @@ def hessian_product(run: "Run", batches: int, vector: "Weights", at_once: int) -
         every = list(parameters.values())
         along_vector = [vector[name].to(p.device) for name, p in parameters.items()]
         total = [torch.zeros_like(p) for p in every]
-        for loss in (loss for batch in each for loss in _that_fit(run, network, batch, at_once)):
+        for loss in (loss for batch in each for loss in _losses(run, network, batch, at_once)):
             first = torch.autograd.grad(loss, every, create_graph=True, materialize_grads=True)
             along = sum((g * v).sum() for g, v in zip(first, along_vector, strict=True))
             second = torch.autograd.grad(along, every, materialize_grads=True)  # type: ignore[arg-type]

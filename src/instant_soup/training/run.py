@@ -77,6 +77,7 @@ class Run(ABC):
         self.gradients: Weights = {}  # dense, of the last step of `train(keep_gradients=True)`
         self.at_work: tuple[nn.Module, Pruner] | None = None  # what is training now
         self.found: dict[str, Any] = {}  # what the result shall tell of a search
+        self.alike = 1  # processes that do what `count` counts, each with batches of its own
 
     @property
     def device(self) -> torch.device:
@@ -409,18 +410,20 @@ class Run(ABC):
         if hasattr(network, "set_attn_implementation"):
             network.set_attn_implementation("eager")  # type: ignore[operator]
 
-        processes = exchange.size()  # each has batches of its own
-
         def each() -> Iterator[Any]:
             for batch in self.batches(first, first + batches):
                 yield batch
-                flops = passes * sum(self.flops(network, batch))  # known when it was passed through
-                flops *= processes
-                self.cost.add({"flops": flops, "sparse_flops": flops})
+                self.count(network, batch, passes)
 
+        self.alike = exchange.size()
         with exchange.for_itself(), sdpa_kernel(SDPBackend.MATH):
             yield network, each()
         network.train()
+
+    def count(self, network: nn.Module, batch: Any, passes: int) -> None:
+        """Count forward passes of a batch that has been passed through the network."""
+        flops = passes * sum(self.flops(network, batch)) * self.alike
+        self.cost.add({"flops": flops, "sparse_flops": flops})
 
     @contextmanager
     def losses(
@@ -436,10 +439,16 @@ class Run(ABC):
         named = dict(network.named_parameters())
         return {name: named[name].requires_grad_() for name in self.mask}
 
-    def parts_of(self, batch: Any, number: int) -> list[tuple[Any, float]]:
-        """A batch in at most so many parts, with the share of its loss that each part's is.
+    def in_parts(self, batch: Any, number: int) -> list[tuple[Any, float]]:
+        """Cut a batch into at most so many parts.
 
-        Whole, where it is not known how the loss is made of the rows.
+        Args:
+            batch: The batch.
+            number: The most parts.
+
+        Returns:
+            Each part, and the factor on its loss; so they add up to the batch's. Here the whole
+            batch, as it is not known how a loss of one's own is made of the rows.
         """
         return [(batch, 1.0)]
 
