@@ -408,5 +408,5 @@ def test_a_sparsity_without_a_pattern_is_refused_with_those_that_have_one(sparsi
 
 
 def test_a_row_that_is_no_multiple_of_m_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"criteria\.m: 4 does not divide the 41 inputs of layer\.0"):
+    with pytest.raises(UserError, match=r"criteria\.m: 4 does not divide the 41 inputs of layer"):
         mask_of("n_of_m", some_weights(), 0.5, m=4)

@@ -181,7 +181,7 @@ def test_a_model_whose_vectors_do_not_fit_is_refused_before_any_work(monkeypatch
     grasp = method_named("grasp")()
     monkeypatch.setattr(memory, "free_memory", lambda where: 24 * 10**6)
     grasp.check_size(10**6)
-    message = r"^method: grasp takes 24,000,024 bytes for 1,000,001 prunable weights, more than the 24"
+    message = r"^method: grasp takes 24,000,024 bytes for 1,000,001 prunable weights, more than"
     with pytest.raises(UserError, match=message):
         grasp.check_size(10**6 + 1)
 

@@ -57,7 +57,7 @@ class AcDc(Scored, UntilEnd):
         if phase < 1:
             raise UserError(
                 f"ac_dc.phase: {self.phase} of {run.total} steps is less than one; allowed: at "
-                f"least {1 / run.total:.3g}"
+                f"least {1 / run.total:.3g}, or more steps in all"
             )
         first, last_dense = (step_at(s, run.total) for s in (self.begin, self.last_dense))
         found = switches(first, phase, last_dense, self.settled(run.total))

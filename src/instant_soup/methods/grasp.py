@@ -7,6 +7,8 @@ from instant_soup.methods.base import register
 from instant_soup.methods.on_batches import OnBatches
 
 if TYPE_CHECKING:
+    import torch
+
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
 
@@ -34,18 +36,21 @@ class GraSP(OnBatches):
         Raises:
             UserError: If they do not.
         """
-        from instant_soup.models.memory import check_free
-
-        wanted = VECTORS * weights
-        told = f"method: {self.name} takes {wanted:,} bytes for {weights:,} prunable weights"
-        allowed = "a smaller model, or a method without second derivatives, as snip"
-        check_free(told, wanted, allowed)
+        self._check(weights, None)
 
     def scores(self, run: "Run") -> "Weights":
         """θ ⊙ Hg: minus the score, as the largest stay."""
         from instant_soup.sparsity.masks import count
         from instant_soup.training.gradients import hessian_product, mean_gradient
 
-        self.check_size(count(run.mask)[1])
+        self._check(count(run.mask)[1], run.device)
         product = hessian_product(run, self.batches, mean_gradient(run, self.batches), AT_ONCE)
         return {name: (w * product[name]).float() for name, w in run.weights.items()}
+
+    def _check(self, weights: int, where: "torch.device | None") -> None:
+        from instant_soup.models.memory import check_free
+
+        wanted = VECTORS * weights
+        told = f"method: {self.name} takes {wanted:,} bytes for {weights:,} prunable weights"
+        allowed = "a smaller model, or a method without second derivatives, as snip"
+        check_free(told, wanted, allowed, where)

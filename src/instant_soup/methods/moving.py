@@ -27,21 +27,21 @@ def step_at(share: float, total: int) -> int:
     return max(1, round(share * total))
 
 
-def check_moves(method: Throughout, every: int, total: int) -> None:
+def check_moves(method: Throughout, every: int, last: int) -> None:
     """Check that a mask moves at all before it stays.
 
     Args:
         method: The method.
         every: Its setting of this name, steps between two masks.
-        total: Steps of the budget.
+        last: The last step after which the mask may move.
 
     Raises:
         UserError: If the mask stays before it could move.
     """
-    if every > (settled := method.settled(total)):
+    if every > last:
         raise UserError(
-            f"{key_of(type(method), 'every')}: {every} is more than the {settled} steps in which "
-            f"the mask moves; allowed: at most {settled}"
+            f"{key_of(type(method), 'every')}: {every} is more than the {last} steps in which the "
+            f"mask moves; allowed: at most {last}, or more steps in all"
         )
 
 
@@ -193,13 +193,9 @@ class Exchanging(Scored):
 
         Returns:
             The pruner, not yet attached.
-
-        Raises:
-            UserError: If nothing would be exchanged before the mask stays.
         """
         from instant_soup.training.granet_pruner import GraNetPruner
 
-        check_moves(self, self.every, run.total)
         return GraNetPruner(
             mask,
             sparsity,

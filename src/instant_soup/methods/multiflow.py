@@ -15,7 +15,7 @@ from instant_soup.methods.on_batches import ByInputs
 if TYPE_CHECKING:
     import torch
 
-    from instant_soup.sparsity.masks import Cut, Mask
+    from instant_soup.sparsity.masks import Mask
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
 
@@ -38,7 +38,7 @@ class Multiflow(ByInputs):
         inputs = mean_squares(run, self.calibration_batches)
         return {name: flow(w, inputs[name].sqrt()) for name, w in run.weights.items()}
 
-    def mask(self, run: "Run", sparsity: float) -> "Mask | Cut":
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
         """The largest of each matrix, within its budget."""
         from instant_soup.sparsity import masks
 

@@ -57,12 +57,13 @@ class Platon(Ramp):
         """The mask that moves by smoothed sensitivities."""
         from instant_soup.training.platon_pruner import PlatonPruner
 
-        check_moves(self, self.every, run.total)
+        settled = self.settled(run.total)
+        check_moves(self, self.every, settled)
         return PlatonPruner(
             run.mask,
             sparsity,
             begin=self.begins(run.total),
-            settled=self.settled(run.total),
+            settled=settled,
             every=self.every,
             sensitivity_decay=self.sensitivity_decay,
             uncertainty_decay=self.uncertainty_decay,

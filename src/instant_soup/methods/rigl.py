@@ -19,6 +19,7 @@ from instant_soup.methods.erdos_renyi import ErdosRenyi
 from instant_soup.methods.moving import (
     Exchanging,
     Ramp,
+    check_moves,
     regrow_setting,
     score_setting,
     update_setting,
@@ -61,6 +62,7 @@ class RigL(Exchanging):
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that exchanges weights."""
-        first = self.first_mask(run, sparsity)
         settled = self.settled(run.total)
+        check_moves(self, self.every, settled - 1)
+        first = self.first_mask(run, sparsity)
         return self.exchanger(first, run, sparsity, end=0, total=settled, least=0.0)

@@ -12,7 +12,7 @@ from instant_soup.methods.base import register
 from instant_soup.methods.on_batches import ByInputs
 
 if TYPE_CHECKING:
-    from instant_soup.sparsity.masks import Cut, Mask
+    from instant_soup.sparsity.masks import Mask
     from instant_soup.training.run import Run
     from instant_soup.training.state import Weights
 
@@ -41,7 +41,7 @@ class Wanda(ByInputs):
         inputs = mean_squares(run, self.calibration_batches)
         return {name: w.abs().float() * inputs[name].sqrt() for name, w in run.weights.items()}
 
-    def mask(self, run: "Run", sparsity: float) -> "Mask | Cut":
+    def mask(self, run: "Run", sparsity: float) -> "Mask":
         """The largest of each row, or of all matrices together."""
         from instant_soup.sparsity import scores
 

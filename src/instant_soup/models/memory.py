@@ -49,9 +49,7 @@ def check_fits(
     check_free(told, wanted, allowed)
 
 
-def check_free(
-    told: str, wanted: int, allowed: str, where: "torch.device | None" = None
-) -> None:
+def check_free(told: str, wanted: int, allowed: str, where: "torch.device | None" = None) -> None:
     """Check that bytes are free on a device; None: in the machine's own memory.
 
     Args:
