@@ -148,3 +148,31 @@ def test_a_collapsed_control_does_not_flatten_the_others():
     assert 50 < low < 80 and high > 82
     low, _ = limits(dense=82.0, snip=10.0)  # no main method that is sparse
     assert low < 10
+
+
+def test_what_is_left_out_takes_no_room_above():
+    _, near = limits(dense=97.0, isp=96.0, one_shot=93.0)
+    _, far = limits(dense=97.0, isp=96.0, one_shot=93.0, random=35.0)
+    assert 97 < far < 97.5 and 97 < near < 97.5
+
+
+def test_a_dense_network_below_all_others_is_shown():
+    low, high = limits(dense=27.0, isp=50.0, lth=46.0, one_shot=49.0)
+    assert low < 27 and high > 50
+
+
+def test_no_line_of_a_title_is_too_wide():
+    title = figures.title_of(
+        "clip-glyph · mnist-sample · quick · run with weights 399d3647 on AMD EPYC (AVX512, bf16)",
+        "training.teacher=dense training.retrain=norms_and_biases training.epochs=4",
+    )
+    lines = title.splitlines()
+    assert max(map(len, lines)) <= figures.WIDEST
+    assert lines[:3] == [
+        "clip-glyph · mnist-sample · quick",
+        "run with weights 399d3647",
+        "on AMD EPYC (AVX512, bf16)",
+    ]
+    assert figures.title_of("minilm · reviews · quick · run on B") == (
+        "minilm · reviews · quick\nrun on B"
+    )

@@ -1,5 +1,6 @@
 """Figures of a run and of the ledger, as PNG files that are the same for the same numbers."""
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.ticker import AutoLocator, NullLocator
 from instant_soup.files import new_file
 from instant_soup.methods import registry
 from instant_soup.reports.essential_sparsity import (
+    TOLERANCE,
     curves_of,
     heights,
     knee_over_seeds,
@@ -51,6 +53,7 @@ OTHER_STYLES = [("#332288", "2"), ("#882255", "3"), ("#117733", "4"), ("#661100"
 # These have strong lines; all others are thin and pale.
 MAIN = tuple(name for name, method in registry.methods().items() if method.main)
 DPI = 150
+WIDEST = 44  # letters of a title, as many as the narrowest panel has room for
 
 # Figure files with their captions; what one shows is in the docstring of the function of its name.
 OF_LEDGER = {
@@ -59,7 +62,8 @@ OF_LEDGER = {
     "leave a panel go on below it; the tables have their values.",
     "cost_vs_sparsity.png": "How cost grows with sparsity: training FLOPs in dense fine-tunings, "
     "search included, means over seeds. Lottery tickets take one more fine-tuning for each round. "
-    "Tasks with one sparsity are in the tables only.",
+    "Methods of equal cost lie on each other; most cost one fine-tuning. Tasks with one sparsity "
+    "are in the tables only.",
     "essential_sparsity.png": "How much one-shot pruning by magnitude a task forgives. The line is "
     "the mean over seeds, thin lines are single seeds. The vertical line is where the mean is one "
     "point below dense, or one percent above it for a perplexity. The band is where single seeds "
@@ -289,7 +293,8 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
             beside = (5, -3) if number % 2 else (-20, -3)  # by turns, as some are near
             axes.annotate(pattern, (at, value), beside, textcoords="offset points", fontsize=7)
         lower = section[3] in LOWER_IS_BETTER
-        allowed, words = worst(section[3], float(dense.mean())), f"dense {'+' if lower else '−'} ε"
+        allowed, least = worst(section[3], float(dense.mean())), f"{100 * TOLERANCE:g}"
+        words = f"dense + {least} %" if lower else f"dense − {least} point"
         axes.axhline(factor * allowed, color="#555555", lw=0.8, ls=":", label=words)
         middle, low, high = knee_over_seeds(
             sparsities, heights(section[3], values), heights(section[3], dense)
@@ -430,7 +435,7 @@ def _flops_panel(axes: Axes, cells: pd.DataFrame, _: str, methods: list[str]) ->
 
 
 def _mark_pruning(left: Axes, right: Axes, curve: pd.DataFrame) -> None:
-    """Dotted lines where the sparsity jumps, with the new sparsity on them if there is room."""
+    """Dotted lines where the sparsity jumps, with the new sparsity above if there is room."""
     jumps = curve[curve["sparsity"].diff() > 0]
     steps = jumps["step"].to_numpy()
     span = max(1.0, float(curve["step"].max() - curve["step"].min()))
@@ -442,8 +447,8 @@ def _mark_pruning(left: Axes, right: Axes, curve: pd.DataFrame) -> None:
             )
         if roomy:
             left.text(
-                step, 0.99, f"to {percent(sparsity)}", transform=left.get_xaxis_transform(),
-                rotation=90, ha="left", va="top", fontsize=7, color="#A04000",
+                step, 1.01, f"to {percent(sparsity)}", transform=left.get_xaxis_transform(),
+                rotation=90, ha="center", va="bottom", fontsize=7, color="#A04000",
             )  # fmt: skip
 
 
@@ -474,13 +479,14 @@ def _by_logarithm(axes: Axes) -> None:
 def _leave_out_far_below(axes: Axes, means: pd.Series) -> None:
     """Let a panel end below its MAIN methods, so that a collapsed one does not flatten the others.
 
-    `means`: by method.
+    `means`: by method. The room above is then that of what stays.
     """
-    main = means[means.index.isin(MAIN) & (means.index != "dense")]
-    best, worst = means.max(), means.min()
-    gap = max(best - main.min(), 0.15 * (best - worst))
-    if len(main) and worst < main.min() - gap:
-        axes.set_ylim(bottom=main.min() - 0.6 * gap)
+    main = means[means.index.isin(MAIN)]
+    best, worst, floor = means.max(), means.min(), main.min()
+    gap = max(best - floor, 0.15 * (best - worst))
+    if set(main.index) - {"dense"} and worst < floor - gap:
+        low, high = floor - 0.6 * gap, axes.dataLim.y1
+        axes.set_ylim(low, high + 0.05 * (high - low))
 
 
 def _line_weight(method: str) -> dict[str, Any]:
@@ -518,8 +524,13 @@ def _without_common_prefix(names: list[str]) -> list[str]:
 
 
 def title_of(*parts: str) -> str:
-    """A panel's title, a part a line; an origin has a line of its own."""
-    return "\n".join(filter(None, parts)).replace(" · run ", "\nrun ")
+    """A panel's title, a part a line; an origin has a line of its own. None is too wide."""
+    lines = []
+    for line in "\n".join(filter(None, parts)).replace(" · run ", "\nrun ").splitlines():
+        short = line if len(line) <= WIDEST else line.replace(" on ", "\non ")
+        for one in short.splitlines():
+            lines += textwrap.wrap(one, WIDEST, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _label_axes(axes: Axes, x: str, y: str) -> None:

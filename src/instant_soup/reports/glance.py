@@ -1,4 +1,4 @@
-"""The verdict at a glance: the best row of each sparsity and budget, in one small table."""
+"""The verdict at a glance: the best method of each sparsity and budget, in one small table."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -9,14 +9,15 @@ from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import percent
 from instant_soup.reports.verdict import budget_words, short, with_interval
 
-FEWEST = 4  # rows that compete at a sparsity: fewer give no choice
+FEWEST = 4  # methods that compete at a sparsity: fewer give no choice
 BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
 TEXT = (
-    "The best row at each sparsity within a budget, and its distance from the dense network in "
-    "points, with the 95 % interval. The budget counts the training FLOPs of a row, search "
-    "included, in dense fine-tunings. Bold rows are ahead of all others beyond noise. Where others "
-    "are within noise of the best row, the cell names them. Each sparsity has its own tasks, so "
-    "distances compare along a line and not down a column."
+    "The best method at each sparsity within a budget, and its distance from the dense network in "
+    "points, with the 95 % interval. The budget counts the training FLOPs of a method, search "
+    "included, in dense fine-tunings. Bold: the method is ahead of all others beyond noise (p < "
+    "0.05, and the interval of the difference leaves zero out). Where others are within noise of "
+    "the best method, the cell names them. Each sparsity has its own tasks. So compare distances "
+    "along a line, not down a column."
 )
 
 
@@ -24,6 +25,12 @@ def chapter(lines: pd.DataFrame) -> Chapter:
     """A table for each preset of a verdict's lines."""
     tables = [glance(preset, own) for preset, own in lines.groupby("preset")]
     return Chapter("The verdict", TEXT, tables)
+
+
+def with_choice(lines: pd.DataFrame) -> pd.DataFrame:
+    """Of a verdict's lines those of sparsities at which FEWEST methods or more compete."""
+    most = lines.groupby(["preset", "sparsity"])["rows"].transform("max")
+    return lines[most >= FEWEST]
 
 
 def glance(preset: str, lines: pd.DataFrame, rivals: bool = True) -> Table:
@@ -35,11 +42,10 @@ def glance(preset: str, lines: pd.DataFrame, rivals: bool = True) -> Table:
         rivals: Whether cells name the rows that are as good as the best.
     """
     rows = []
-    for sparsity, own in lines.groupby("sparsity"):
-        if own["rows"].max() >= FEWEST:
-            by_budget = {line["budget"]: line for line in own.to_dict("records")}
-            cells = [_cell(by_budget.get(budget), rivals) for budget in BUDGETS]
-            rows.append((percent(float(sparsity)), [*cells, Cell(str(own["tasks"].iloc[0]))]))
+    for sparsity, own in with_choice(lines).groupby("sparsity"):
+        by_budget = {line["budget"]: line for line in own.to_dict("records")}
+        cells = [_cell(by_budget.get(budget), rivals) for budget in BUDGETS]
+        rows.append((percent(float(sparsity)), [*cells, Cell(str(own["tasks"].iloc[0]))]))
     columns = [("", budget_words(budget)) for budget in BUDGETS]
     return Table(f"Preset {preset}", [*columns, ("", "tasks")], rows, "", corner="sparsity")
 

@@ -13,27 +13,37 @@ from instant_soup.methods.registry import DENSE
 from instant_soup.reports.equal_cost import epochs_of, runs_of_any_length
 from instant_soup.reports.figures import (
     BELOW,
+    DPI,
     _colour_and_marker,
     _fit_height,
     _label_axes,
     _save,
     title_of,
 )
-from instant_soup.reports.ledger import SECTION
-from instant_soup.reports.results import heading, on_test, percent, ranks_nothing, row_order, scale
+from instant_soup.reports.labels import name_points
+from instant_soup.reports.results import (
+    by_section,
+    heading,
+    on_test,
+    percent,
+    ranks_nothing,
+    row_order,
+    scale,
+)
 from instant_soup.reports.verdict import short
 from instant_soup.training.metrics import merit
 
 NAME = "pareto.png"
 CAPTION = (
     "What more fine-tunings buy: the test metric over all training FLOPs, search included, in "
-    "dense fine-tunings. There is one panel for each task and sparsity with six sparse rows or "
-    "more. Points are means over seeds. Rows of about equal cost stand side by side between grey "
-    "lines. Hollow points were trained for longer or shorter than the task's own setting. The "
-    "line is the Pareto front of the sparse rows, which have their names; the dashed line is the "
-    "dense network. Rows far below the others are outside the panel."
+    "dense fine-tunings. There is one panel for each task and sparsity with six sparse methods or "
+    "more. Points are means over seeds. Methods of about equal cost stand side by side between "
+    "grey lines. Hollow points were trained for longer or shorter than the task's own setting. The "
+    "stepped line is the Pareto front: no cheaper method beats those on it, and they have their "
+    "names. The dashed line is the dense network. Methods far below the others are outside the "
+    "panel."
 )
-FEWEST = 6  # sparse rows of a panel
+FEWEST = 6  # sparse methods of a panel
 ALIKE = 1.12  # ratio of costs up to which points form one group
 TICKS = (0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30)
 
@@ -42,7 +52,12 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Draw the figure into a folder; its path."""
     runs = runs_of_any_length(ledger)
     panels = []
-    for (*section, sparsity), own in runs.groupby([*SECTION, "target_sparsity"]):
+    places = [
+        (section, sparsity, own)
+        for section, rows in by_section(runs)
+        for sparsity, own in rows.groupby("target_sparsity")
+    ]
+    for section, sparsity, own in places:
         cells = own.groupby(["method", "variant"]).agg(
             cost=("cost", "mean"), value=("value", "mean"), shared=("shared", "first")
         )
@@ -53,15 +68,23 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
     lines = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(15, 3.9 * lines + 0.8), layout="constrained")
     every = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure.set_dpi(DPI)
     drawn: dict[str, Any] = {}
+    fronts = []
     for axes, (section, sparsity, cells) in zip(every, panels, strict=False):
-        drawn |= _panel(axes, cells, section[3])
-        name = heading((*section[:3],), f"{percent(sparsity)} sparse")
-        axes.set_title(title_of(name), fontsize=9)
+        found, on_front = _panel(axes, cells, section[3])
+        drawn |= found
+        fronts.append((axes, on_front))
+        title = title_of(heading((*section[:3],)), f"{percent(sparsity)} sparse")
+        axes.set_title(title, fontsize=9)
     for axes in every[len(panels) :]:
         axes.set_axis_off()
     names = sorted(drawn, key=row_order)
     figure.legend([drawn[name] for name in names], list(map(short, names)), **BELOW, ncols=10)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # panels stay where names are put
+    for axes, on_front in fronts:
+        name_points(axes, **on_front)
     path = Path(folder) / NAME
     _save(figure, path)
     return [path]
@@ -95,12 +118,17 @@ def side_by_side(costs: np.ndarray) -> tuple[np.ndarray, list[tuple[float, float
     return places, groups
 
 
-def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """Draw a panel; the markers of its rows, by method, for a legend."""
+def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw a panel without names.
+
+    Returns:
+        The markers of its methods, by method, for a legend; and what `name_points` takes.
+    """
     is_dense = cells["method"] == DENSE
     own = cells["variant"].map(epochs_of) == cells["shared"].map(epochs_of)
-    for value in cells.loc[is_dense & own, "value"]:
-        axes.axhline(scale(metric) * value, color="#333333", lw=1, ls="--")
+    dense = scale(metric) * cells.loc[is_dense & own, "value"].to_numpy()
+    for value in dense:
+        axes.axhline(value, color="#333333", lw=1, ls="--")
     sparse = cells[~(is_dense & own)].sort_values(["cost", "method", "variant"])
     costs, values = sparse["cost"].to_numpy(), scale(metric) * sparse["value"].to_numpy()
     places, groups = side_by_side(costs)
@@ -118,17 +146,26 @@ def _panel(axes: Axes, cells: pd.DataFrame, metric: str) -> dict[str, Any]:
     candidates = np.flatnonzero(methods != DENSE)
     on_front = candidates[front(costs[candidates], merit(metric, values[candidates]))]
     axes.step(places[on_front], values[on_front], where="post", color="#555555", lw=1, zorder=0)
-    for number, point in enumerate(on_front):
-        axes.annotate(
-            short(methods[point]), (places[point], values[point]), fontsize=7,
-            xytext=(0, 7 if number % 2 == 0 else 14), textcoords="offset points", ha="center",
-        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(min([0.6, *(places / 1.2)]), max([2.0, *(places * 1.25)]))
     shown = [tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_xticks([], minor=True)
     _fit_height(axes, pd.Series(values, index=methods), metric)
-    axes.margins(y=0.12)
+    low, high = axes.transScale.transform([(1, end) for end in axes.get_ylim()])[:, 1]
+    above = axes.transScale.inverted().transform((1, high + 0.1 * (high - low)))[1]
+    axes.set_ylim(top=above)  # room for names
     _label_axes(axes, "training FLOPs ÷ dense", on_test(metric))
-    return drawn
+    points = np.column_stack([places, values])
+    corners = np.repeat(points[on_front], 2, axis=0)
+    corners = np.column_stack([corners[1:, 0], corners[:-1, 1]])  # of the front's steps
+    levels = np.array([[(end, level) for end in axes.get_xlim()] for level in dense])
+    return drawn, {
+        "names": [short(method) for method in methods[on_front]],
+        "colours": [_colour_and_marker(method, methods)[0] for method in methods[on_front]],
+        "points": points[on_front],
+        "others": points,
+        "lines": np.concatenate(
+            [np.stack([corners[:-1], corners[1:]], axis=1), levels.reshape(-1, 2, 2)]
+        ),
+    }

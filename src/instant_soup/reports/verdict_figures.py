@@ -1,4 +1,4 @@
-"""Figures of the verdict: the best rows by sparsity and budget, and a diagram of ranks."""
+"""Figures of the verdict: the best methods by sparsity and budget, and a diagram of ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from instant_soup.reports.figures import BELOW, _colour_and_marker, _label_axes, _save
+from instant_soup.reports.glance import with_choice
 from instant_soup.reports.results import percent, row_order
 from instant_soup.reports.statistics import critical_difference, mean_ranks
 from instant_soup.reports.verdict import (
@@ -25,13 +26,14 @@ from instant_soup.reports.verdict import (
 )
 
 CAPTIONS = {
-    "verdict.png": "How close the best row comes to the dense network at each sparsity, one panel "
-    "for each budget (fine-tunings, search included). The best row is large, with its 95 % "
-    "bootstrap interval; its competitors are small. Points are means over tasks and seeds. Each "
-    "sparsity has its own tasks. Rows far below the others are outside the panel.",
-    "critical_difference.png": "Which rows differ by rank. A row further left is better: its mean "
-    "rank is over columns (a task at a sparsity), for the rows that were run on all of them. Bars "
-    "join rows that Nemenyi's test does not tell apart. The critical difference is at the top.",
+    "verdict.png": "How close the best method comes to the dense network at each sparsity. There "
+    "is one panel for each budget (fine-tunings, search included). The best method is large, with "
+    "its 95 % bootstrap interval; its competitors are small. Points are means over tasks and "
+    "seeds. Each sparsity has its own tasks. Methods far below the others are outside the panel.",
+    "critical_difference.png": "Which methods differ by rank. A method further left is better. Its "
+    "mean rank is over columns: a column is a task at a sparsity, run on one kind of processor. "
+    "Only methods that were run on all columns are ranked. The bars at the right join methods that "
+    "Nemenyi's test does not tell apart. The bar at the top is the critical difference.",
 }
 
 
@@ -46,7 +48,7 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
 
 def best_by_budget(runs: pd.DataFrame, path: str | Path) -> None:
     """A panel for each preset and budget of `comparable` runs: the best row and its competitors."""
-    best = best_rows(runs)
+    best = with_choice(best_rows(runs))
     presets = sorted(set(best["preset"]))
     lines = 2 * max(1, len(presets))
     figure = Figure(figsize=(10, 3.4 * lines + 0.6), layout="constrained")
@@ -55,7 +57,7 @@ def best_by_budget(runs: pd.DataFrame, path: str | Path) -> None:
     for number, preset in enumerate(presets):
         own, of_preset = best[best["preset"] == preset], runs[runs["preset"] == preset]
         for axes, budget in zip(panels[2 * number : 2 * number + 2].ravel(), BUDGETS, strict=True):
-            drawn |= _budget_panel(axes, of_preset, own[own["budget"] == budget], budget)
+            drawn |= _budget_panel(axes, of_preset, own, budget)
             axes.set_title(f"preset {preset}, {budget_words(budget)}", fontsize=9)
     for axes in panels[:, 1]:
         axes.set_ylabel("")
@@ -69,15 +71,19 @@ def best_by_budget(runs: pd.DataFrame, path: str | Path) -> None:
 def _budget_panel(
     axes: Axes, runs: pd.DataFrame, best: pd.DataFrame, budget: float
 ) -> dict[str, Any]:
-    """Draw a panel; the markers of its rows, by method, for a legend."""
+    """Draw a panel of a preset's best rows; the markers that it shows, by method, for a legend."""
     drawn: dict[str, Any] = {}
-    sparsities = sorted(set(runs["sparsity"]))
-    for line in best.to_dict("records"):
+    sparsities = sorted(set(best["sparsity"]))
+    bottom = 1.35 * min(best[["distance", "low"]].min(axis=None), -1.0)
+    top = max(best[["distance", "high"]].max(axis=None), 0.0)
+    for line in best[best["budget"] == budget].to_dict("records"):
         place = sparsities.index(line["sparsity"])
         own = runs[runs["sparsity"] == line["sparsity"]]
         cost, distances = costs_of(own), against(own, None)
         full = competing(distances, line["tasks"])
         for method, distance in full.loc[cost[full.index].round(1) <= budget, "mean"].items():
+            if distance < bottom:
+                continue
             colour, marker = _colour_and_marker(str(method), runs["method"])
             look: dict[str, Any] = {"color": colour, "marker": marker, "ls": ""}
             if method == line["method"]:
@@ -90,9 +96,7 @@ def _budget_panel(
     axes.axhline(0, color="#000000", lw=0.8)
     axes.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
     axes.set_xlim(-0.6, len(sparsities) - 0.2)
-    if len(best):
-        lowest = best[["distance", "low"]].min(axis=None)
-        axes.set_ylim(bottom=1.35 * min(lowest, -1.0))
+    axes.set_ylim(bottom, top + 0.05 * (top - bottom))
     _label_axes(axes, "sparsity (%)", "points from dense")
     return drawn
 
@@ -106,8 +110,11 @@ def ranks(tables: list[tuple[str, pd.DataFrame]], path: str | Path) -> None:
     for axes, (preset, scores) in zip(panels, tables, strict=False):
         _ranks_panel(axes, scores)
         sparsities = scores.index.get_level_values("sparsity")
-        ends = f"{percent(sparsities.min())} to {percent(sparsities.max())}"
-        title = f"preset {preset}: {scores.shape[1]} rows on {len(scores)} columns, {ends} sparse"
+        ends = dict.fromkeys((percent(sparsities.min()), percent(sparsities.max())))
+        title = (
+            f"preset {preset}: {scores.shape[1]} methods on {len(scores)} columns, "
+            f"{' to '.join(ends)} sparse"
+        )
         axes.set_title(title, fontsize=9)
     if not tables:
         panels[0].text(0.5, 0.5, "nothing to rank yet", ha="center", va="center")
