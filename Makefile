@@ -63,25 +63,25 @@ test: setup  ## set up and run linters, type checks and tests
 	mypy
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-smoke: setup  ## the real pipeline and the tutorial on a handful of real data, in temporary copies
+smoke: setup  ## run the real pipeline and the tutorial on a little real data, in temporary copies
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 --output-sync=target pipeline tutorial
 
 pipeline tutorial: setup
 	bash tests/$@.sh
 
-settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the settings' fields
+settings: setup  ## render params.yaml (its values stay) and docs/settings.md from the methods' settings
 	python -m instant_soup.pipeline.params_text
 
-tables: $(INSTALLED)  ## tables, figures and reports/index.html again, from ledger and experiments
+tables: $(INSTALLED)  ## make tables, figures and reports/index.html from the ledger and experiments
 	python stages/tables.py
 
-numbers: $(INSTALLED)  ## the numbers in README.md and docs again, from the ledger
+numbers: $(INSTALLED)  ## render the numbers in README.md and docs from the ledger
 	python -m instant_soup.reports.parts
 
 # Of hundreds of columns those that differ, and of the scores METRIC alone. Cost is in cost.md.
 METRIC ?= accuracy
 SCORES = accuracy|f1|matthews|pearson|spearman|steps|seconds|tera_flops|sparsity
-runs: $(INSTALLED)  ## experiments beside each other: what differs, and each row's accuracy (METRIC=…)
+runs: $(INSTALLED)  ## list experiments: the settings that differ, and each method's accuracy (METRIC=…)
 	dvc exp show --only-changed --hide-queued --no-pager \
 	  --drop '.*/|params.yaml$$|stages$$|(?!pretraining)\w+\.(?!$(METRIC)$$)($(SCORES))$$'
 
@@ -96,6 +96,6 @@ docs: setup  ## build the docs as a site in site/, and check its links (installs
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build
 	@echo 'Site: site/index.html; with its search: python -m http.server -d site'
 
-ui: setup  ## MLflow's pages on http://127.0.0.1:5000; prints the address of the list of runs
+ui: setup  ## show the runs in MLflow on http://127.0.0.1:5000; prints the address of the list
 	python -m instant_soup.pipeline.tracking flush
 	mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -70,10 +70,10 @@ examples:
   instant-soup oneshot hub:openai-community/gpt2 wikitext2 --methods wanda --patterns 2:4
   instant-soup oneshot ../llama wikitext2 --methods sparsegpt --sparsities 0.5 --stream --to pruned
 
-methods: magnitude (of each matrix), wanda (of each row), sparsegpt, and of all matrices together
-magnitude-global and fisher; if asked for, magnitude-rows and fisher-rows. With --stream a block's
-weights are in memory only while it is pruned; fisher needs the whole model.
-Calibration text is of the training split, perplexity of the test split."""
+The usual methods are magnitude (ranks within each matrix), wanda (within each row), sparsegpt,
+magnitude-global and fisher (both rank all matrices together). Two more are magnitude-rows and
+fisher-rows. With --stream a block's weights are in memory only while it is pruned; fisher needs the
+whole model. Calibration text comes from the training split. Perplexity is on the test split."""
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -228,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("other", type=Path, metavar="MASK", help="the other mask")
     add_json(own)
     own = add(export, EXPORT)
-    own.add_argument("method", metavar="METHOD", help="dense, isp or another row of the tables")
+    own.add_argument("method", metavar="METHOD", help="dense, isp or another method that ran")
     own.add_argument("--dtype", choices=["fp32", "bf16"], help="type of the weights")
     own.add_argument(
         "--to", type=Path, metavar="FOLDER", help="new folder (default models/exported/METHOD)"
@@ -242,16 +242,16 @@ def parser() -> argparse.ArgumentParser:
     own = add(oneshot, ONESHOT)
     own.add_argument("model", metavar="MODEL", help="a language model's folder, or hub:ORG/NAME")
     own.add_argument("dataset", metavar="TEXTS", help="reviews-text, wikitext2, … or local:FOLDER")
-    own.add_argument("--methods", nargs="+", metavar="METHOD", help="(default: the first five)")
-    own.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="(default 0 … 0.9)")
-    own.add_argument("--patterns", nargs="+", metavar="N:M", help="(default 1:2 2:4 4:8)")
-    own.add_argument("--column", metavar="COLUMN", help="of texts, if it cannot be guessed")
-    own.add_argument("--length", type=int, metavar="TOKENS", help="of a block (default 2048)")
+    own.add_argument("--methods", nargs="+", metavar="METHOD", help="default: the usual ones")
+    own.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="default 0 … 0.9")
+    own.add_argument("--patterns", nargs="+", metavar="N:M", help="default 1:2 2:4 4:8")
+    own.add_argument("--column", metavar="COLUMN", help="text column, if it is not found")
+    own.add_argument("--length", type=int, metavar="TOKENS", help="block length (default 2048)")
     own.add_argument(
-        "--blocks", type=int, default=128, help="of calibration text, at most (default 128)"
+        "--blocks", type=int, default=128, help="for calibration, at most (default 128)"
     )
     own.add_argument("--stream", action="store_true", help="read each block when it is needed")
-    own.add_argument("--to", type=Path, metavar="FOLDER", help="keep the one pruned model")
+    own.add_argument("--to", type=Path, metavar="FOLDER", help="save the pruned model there")
     own.set_defaults(keys={"data.text": "--column"})
     add_json(own)
     own = add(evaluate, EVALUATE)

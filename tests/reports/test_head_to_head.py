@@ -23,7 +23,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
         *of_seeds("random", *random, cost={"flops": 10.0}),
     )
     assert ttest_rel(ISP, lth).pvalue < 0.05 < ttest_rel(ISP, random).pvalue
-    assert cells_of(text, "LTH (IMP)") == ["-2.33 ± 0.58 (n = 3) ▼", "0.36"]
+    assert cells_of(text, "LTH (IMP)") == ["−2.33 ± 0.58 (n = 3) ▼", "0.36"]
     assert cells_of(text, "Random") == ["+13.00 ± 7.00 (n = 3)", "1.80"]
 
 
@@ -47,7 +47,7 @@ def test_the_dense_network_stands_against_every_sparsity(tmp_path):
         *of_seeds("dense", 0.85, 0.86, 0.88, target_sparsity=0.0),
     )
     cells = cells_of(text, "Full (dense)")
-    assert cells[0] == cells[2] == "-5.00 ± 0.00 (n = 3)"  # no spread: nothing to test against
+    assert cells[0] == cells[2] == "−5.00 ± 0.00 (n = 3)"  # no spread: nothing to test against
 
 
 def test_other_settings_do_not_enter(tmp_path):
@@ -69,7 +69,7 @@ def test_settings_that_all_share_make_a_table_of_their_own(tmp_path):
         *of_seeds("random", 0.1, 0.2, 0.3),
     )
     assert f"minilm · reviews · quick · {shared}" in text
-    assert cells_of(text, "LTH (IMP)")[0] == "-2.33 ± 0.58 (n = 3) ▼"
+    assert cells_of(text, "LTH (IMP)")[0] == "−2.33 ± 0.58 (n = 3) ▼"
     assert "Random" not in text
 
 

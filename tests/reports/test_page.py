@@ -63,7 +63,7 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
     text = without_libraries(write(tmp_path / "a", pictures, *RUNS))
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == [
-        "The verdict", "Compare methods", "Results", "Every row against ISP+ and ISP",
+        "The verdict", "Compare methods", "Results", "Every method against ISP+ and ISP",
         "ISP against the others", "Cost", "Table 2 of the paper: CLIP ViT-B/32",
         "Table 3 of the paper: BERT-base", "Ranks", "Essential sparsity", "Cost and masks",
         "The latest run",
@@ -84,7 +84,21 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
     assert "EarlyBird took its mask after 0.25 epochs (step 55, mask distance 0.0123)." in text
     assert "minilm · reviews · quick, 80 % sparse, seed 0." in text and "of 16 runs" in text
     assert "Here ISP is 10.00 points above LTH" in text
-    assert "It costs 1.5 fine-tunings, and LTH 5.0." in text
+    assert "ISP costs 1.5 fine-tunings, and LTH 5.0." in text
+
+
+def test_an_inlined_figure_keeps_the_colours_of_its_legend(tmp_path):
+    """A colour of few points is not lost among the many shades of letters and grids."""
+    figure = Image.radial_gradient("L").resize((400, 400)).convert("RGB")
+    colours = [(204, 121, 167), (68, 194, 155), (17, 119, 51), (122, 46, 0)]
+    for number, colour in enumerate(colours):
+        figure.paste(colour, (100 * number, 50, 100 * number + 6, 56))
+    figure.save(tmp_path / page.RANKS)
+    source = re.search(r"base64,([^\"]+)", page._gallery([page.RANKS], tmp_path))[1]
+    seen = Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB")
+    for number, colour in enumerate(colours):
+        shown = seen.getpixel((100 * number + 3, 53))
+        assert max(abs(a - b) for a, b in zip(shown, colour, strict=True)) < 8
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path, pictures):
@@ -152,6 +166,13 @@ def test_points_of_the_chart(tmp_path):
         "lth",
         "one_shot",
     ]
+
+
+def test_main_methods_differ_in_shape(tmp_path):
+    every = [result(name, 0.7) for name in ("isp", "isp_plus", "lth", "one_shot")]
+    data = chart_data(apart_by_origin(ledger_of(tmp_path, *every)))
+    shapes = [method["shape"] for method in data["methods"] if method["main"]]
+    assert len(shapes) == len(set(shapes)) == 4
 
 
 # In a real browser

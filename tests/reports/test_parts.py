@@ -78,4 +78,4 @@ def test_the_fields_methods_stand_beside_isp_plus_of_the_same_processor(tmp_path
     lines = parts.PARTS["methods"](apart_by_origin(ledger_of(tmp_path, *rows))).splitlines()
     assert lines[2].split(" | ")[0] == "| ISP+" and len(lines) == 12
     platon = next(line for line in lines if line.startswith("| PLATON"))
-    assert platon.split(" | ")[1:5] == ["65.00 ± 7.07", "-5.00", "1.0", "2"]
+    assert platon.split(" | ")[1:5] == ["65.00 ± 7.07", "−5.00", "1.0", "2"]

@@ -27,7 +27,7 @@ def test_the_lowest_perplexity_is_the_best(tmp_path) -> None:
     assert " Lower is better. Model" in table
     assert not len(verdict.comparable(ledger_of(tmp_path, *runs)))  # which is in points
     against = markdown([head_to_head.chapter(ledger_of(tmp_path, *runs))])
-    assert cells_of(against, "One-shot magnitude")[0] == "-5.17 ± 0.29 (n = 3) ▲"
+    assert cells_of(against, "One-shot magnitude")[0] == "−5.17 ± 0.29 (n = 3) ▲"
     assert "Test perplexity, as differences. Lower is better." in against
     assert cells_of(against, "Full (dense)")[0].endswith("(n = 3) ▼")
 

@@ -6,6 +6,7 @@ import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import verdict, verdict_figures
+from instant_soup.reports.glance import glance, with_choice
 from instant_soup.reports.origins import apart_by_origin
 from instant_soup.reports.render import Chapter, markdown
 from instant_soup.reports.tables import all_chapters, write_tables
@@ -140,6 +141,45 @@ def test_a_row_with_fewer_seeds_does_not_win(tmp_path, lucky):
     )
     alone = verdict.verdict(ledger[ledger["seed"] == 0])
     assert list(alone["method"])[:2] == ["platon", "platon"]
+
+
+def test_a_row_with_too_few_seeds_has_no_p(tmp_path):
+    """A p of 1 would say that nothing was found; nothing was tested."""
+    few = runs_of("platon", [[-8], [-8]])
+    ledger = ledger_of(tmp_path, *RUNS, *few)
+    table = verdict.against(verdict.comparable(ledger), "isp_plus")
+    assert np.isnan(table["p_holm"]["platon"]) and not table["differs"]["platon"]
+    assert table["p_holm"].drop("platon").notna().all()
+    (against,) = [one for one in chapters(ledger) if one.title.startswith("Every method against")]
+    rows = dict(against.tables[-1].rows)
+    assert rows["PLATON"][5].text == "–" and rows["ISP"][5].text != "–"
+
+
+def test_where_few_methods_compete_there_is_no_choice_to_show(tmp_path):
+    """Neither in the table nor in the figure."""
+    few = [
+        {**one, "target_sparsity": 0.75}
+        for method in ("isp", "one_shot")
+        for one in runs_of(method, [[-2, -2.5, -3], [-2, -3, -4]])
+    ]
+    lines = verdict.verdict(ledger_of(tmp_path, *RUNS, *few))
+    assert set(lines["sparsity"]) == {0.7, 0.75}
+    assert set(with_choice(lines)["sparsity"]) == {0.7}
+    assert [name for name, _ in glance("quick", lines).rows] == ["70 %"]
+
+
+def test_the_figure_has_all_intervals_and_a_legend_of_what_it_shows(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(verdict_figures, "_save", lambda figure, path: saved.append(figure))
+    low = runs_of("random", [[-60, -61, -62], [-50, -51, -52]])
+    runs = verdict.comparable(ledger_of(tmp_path, *RUNS, *low))
+    verdict_figures.best_by_budget(runs, tmp_path / "a.png")
+    best = verdict.best_rows(runs)
+    for axes in saved[0].axes:
+        bottom, top = axes.get_ylim()
+        assert bottom < best["low"].min() and best["high"].max() < top < best["high"].max() + 1
+    names = [text.get_text() for text in saved[0].legends[0].get_texts()]
+    assert "ISP+" in names and "LTH" in names and "Random" not in names
 
 
 def test_a_tasks_own_settings_are_those_of_most_of_its_methods(tmp_path):

@@ -28,6 +28,7 @@ from instant_soup.training.metrics import LOWER_IS_BETTER
 
 SHAPES = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down"}
 SHAPES |= {"<": "triangle-left", ">": "triangle-right", "P": "cross", "X": "cross", "*": "diamond"}
+SHAPES |= {r"$\oplus$": "square"}  # ISP+, apart from ISP; no other sparse method has it
 BUDGETS = (1, 2, 5)  # fine-tunings that the reader may choose
 
 

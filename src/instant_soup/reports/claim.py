@@ -1,7 +1,8 @@
-"""The paper's claim, and what the ledger says of it, in five short sentences."""
+"""The paper's claim, and what the ledger says of it, in seven short sentences."""
 
 import pandas as pd
 
+from instant_soup.reports.results import number
 from instant_soup.reports.verdict import against, comparable, costs_of, short, with_interval
 
 CLAIM = "The paper says that ISP beats lottery tickets (LTH) at about the cost of one fine-tuning."
@@ -27,8 +28,9 @@ def claim(ledger: pd.DataFrame) -> str:
             side = "below" if mean < 0 else "above"
             noise = "beyond noise" if line["differs"] else "within noise"
             sentences.append(
-                f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, over "
-                f"{line['tasks']:.0f} tasks, which is {noise}. It costs {cost[method]:.1f} "
-                f"fine-tunings, and LTH {cost['lth']:.1f}."
+                f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
+                f"over {line['tasks']:.0f} tasks. That is {noise} "
+                f"(p = {number(line['p_holm'], '.2g')}). {short(method)} costs "
+                f"{cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
             )
     return " ".join(sentences) if len(sentences) > 1 else ""

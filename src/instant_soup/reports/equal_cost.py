@@ -31,13 +31,13 @@ OF_LENGTH = ("training.epochs=", "isp.calibration=")
 SLACK = 1.05  # what a run may exceed its budget by: rounds end on whole steps
 
 TEXT = (
-    "Here every row trains as long as a budget allows, search included. Of the lengths that a row "
-    "was run with, the table has the longest whose training FLOPs fit the budget, in fine-tunings "
-    "of the dense network; 5 % over still fits. A shorter or longer training shrinks or stretches "
-    "the whole schedule, rounds included. So a lottery ticket that takes five fine-tunings stands "
-    "beside rows that train five times as long. With a budget of one, each of its rounds has a "
-    "fifth of the steps. Test metric: mean ± sample standard deviation over seeds, and what it "
-    "cost. Bold: the best sparse row of a budget. –: no such run."
+    "Here every method trains as long as a budget allows, search included. Of the lengths that a "
+    "method was run with, the table has the longest whose training FLOPs fit the budget, in "
+    "fine-tunings of the dense network; 5 % over still fits. A shorter or longer training shrinks "
+    "or stretches the whole schedule, rounds included. So a lottery ticket that takes five "
+    "fine-tunings stands beside methods that train five times as long. With a budget of one, each "
+    "of its rounds has a fifth of the steps. Test metric: mean ± sample standard deviation over "
+    "seeds, and what it cost. Bold: the best sparse method of a budget. –: no such run."
 )
 
 

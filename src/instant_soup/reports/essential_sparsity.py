@@ -16,6 +16,7 @@ from instant_soup.reports.results import (
     number,
     percent,
     scale,
+    signed,
     unit,
 )
 from instant_soup.training.metrics import LOWER_IS_BETTER
@@ -199,7 +200,7 @@ def _pattern_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
         own, beside = factor * values.mean(0)
         gaps = factor * (values[:, 0] - values[:, 1])
         spread = f" ± {gaps.std(ddof=1):.2f}" if len(gaps) > 1 else ""
-        words = (f"{own:.2f}", f"{beside:.2f}", f"{gaps.mean():+.2f}{spread} (n = {len(gaps)})")
+        words = (f"{own:.2f}", f"{beside:.2f}", f"{signed(gaps.mean())}{spread} (n = {len(gaps)})")
         for cells, word in zip(lines.values(), words, strict=True):
             cells.append(Cell(word))
     columns = [(percent(sparsity), pattern) for pattern, sparsity, _ in found]

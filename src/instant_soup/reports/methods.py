@@ -21,6 +21,7 @@ from instant_soup.reports.results import (
     row_order,
     scale,
     shared_settings,
+    signed,
     unit,
 )
 from instant_soup.training.metrics import merit
@@ -32,17 +33,17 @@ SPARSITY_OF_TRIALS, SEED_OF_TRIALS = 0.8, 0
 LEAST = 10  # methods with trials that make a comparison
 
 TEXT_OF_TRIALS = (
-    "Validation score of each row with its default settings and with others, one run each. The "
-    "best one (bold) is the row's setting in the comparison. If two are equal, the default is "
+    "Validation score of each method with its default settings and with others, one run each. The "
+    "best one (bold) is the method's setting in the comparison. If two are equal, the default is "
     "taken."
 )
 TEXT = (
-    "Test metric of each row with the settings that validation chose, mean ± sample standard "
+    "Test metric of each method with the settings that validation chose, mean ± sample standard "
     "deviation over seeds. ▲ and ▼: better and worse than ISP+, with p < 0.05 in a two-sided "
     "t-test paired over common seeds. The p is not corrected for the number of tests. Cost: "
     "training FLOPs, search included, in dense fine-tunings. Overlap: cosine with the mask of "
-    "one-shot magnitude. Settings in brackets are the chosen ones. A row without them has its "
-    "defaults: they were chosen, or the chosen ones were not run there. All rows of a table ran "
+    "one-shot magnitude. Settings in brackets are the chosen ones. A method without them has its "
+    "defaults: they were chosen, or the chosen ones were not run there. All runs of a table are "
     "from the same weights on one kind of processor. –: not measured."
 )
 
@@ -157,7 +158,7 @@ def difference(own: pd.Series, others: pd.Series | None, metric: str) -> str:
     if others is None:
         return MISSING
     gaps = (own - others).dropna()
-    return f"{scale(metric) * gaps.mean():+.2f}" if len(gaps) else MISSING
+    return signed(scale(metric) * gaps.mean()) if len(gaps) else MISSING
 
 
 def _trials_chapter(ledger: pd.DataFrame) -> Chapter:

@@ -26,16 +26,18 @@ from instant_soup.reports.render import Chapter, html, shown
 from instant_soup.reports.results import heading, label, percent
 
 INTRODUCTION = (
-    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) "
-    "finds a sparse network in a pre-trained transformer within one fine-tuning. ISP+ is our "
-    "variant of it: Fisher scores, and no denoisers. This page shows what this repository "
-    "measured of both and of other pruning methods, beside what the paper printed. `make tables` "
-    "makes it from `reports/results.csv`, which has one row for each of {rows} runs."
+    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) finds "
+    "a sparse network in a pre-trained transformer within one fine-tuning. ISP+ is our variant of "
+    "it: Fisher scores, and no denoisers. This page shows what this repository measured of both "
+    "and of other pruning methods, beside what the paper printed. A task's name is its model, its "
+    "dataset and its preset; `quick` is the preset for two CPU cores. Cost is in fine-tunings of "
+    "the dense network, search included. `make tables` makes this page from `reports/results.csv`, "
+    "which has one row for each of {rows} runs."
 )
 RANKS, KNEES = "critical_difference.png", "essential_sparsity.png"
 OF_MASKS = ("cost_vs_sparsity.png", "mask_similarity.png")
 CAPTIONS = {**figures.OF_LEDGER, **figures.OF_RUN, **verdict_figures.CAPTIONS}
-COLOURS = 64  # of an inlined figure: a third of its bytes
+COLOURS = 128  # of an inlined figure: a third of its bytes
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _gallery(names: Iterable[str], folder: str | Path) -> str:
     for name in names:
         picture = Image.open(Path(folder) / name).convert("RGB")
         stream = io.BytesIO()
-        picture.quantize(COLOURS).save(stream, "PNG", optimize=True)
+        picture.quantize(COLOURS, Image.Quantize.FASTOCTREE).save(stream, "PNG", optimize=True)
         source = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
         size = f'width="{100 * picture.width // figures.DPI}"'
         caption = escape(CAPTIONS[name])

@@ -359,6 +359,12 @@ def number(value: float | None, form: str) -> str:
     return MISSING if value is None or math.isnan(value) else format(value, form)
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign, "+1.20" or "−1.20"."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−" if float(text) else "+")
+
+
 def heading(section: tuple, *variants: str) -> str:
     """A section's model, data and preset, what all of its rows change in that, and its origin."""
     model, origin = model_and_origin(section[0])

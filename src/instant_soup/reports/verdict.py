@@ -27,6 +27,7 @@ from instant_soup.reports.results import (
     ranks_nothing,
     row_order,
     shared_settings,
+    signed,
 )
 from instant_soup.reports.statistics import (
     SIGNIFICANT,
@@ -138,9 +139,9 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `p_holm` and `differs`; rows without seeds enough are not tested."""
+    """The table with `p_holm` and `differs`; rows without seeds enough are not tested (NaN)."""
     p, tested = table["p"].to_numpy(dtype=float), _has_seeds(table)
-    corrected = np.where(tested, p, 1.0)
+    corrected = np.where(tested, p, np.nan)
     corrected[tested] = holm(p[tested])
     off_zero = table["low"] * table["high"] > 0
     return table.assign(p_holm=corrected, differs=(corrected < SIGNIFICANT) & off_zero)
@@ -273,37 +274,36 @@ def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> p
 # Tables
 
 VERDICT_TEXT = (
-    "At each sparsity this is the best row within a budget, over all tasks and seeds. Points from "
-    "dense: the row's test metric minus that of the dense network with the same task and seed, "
-    "run from the same weights on the same kind of processor. Means over seeds come first, then "
-    "the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks and "
-    "then their seeds. Cost: training FLOPs in dense fine-tunings, search included. A row fits a "
-    "budget if its cost does, to one decimal. A budget that lets no further row in is left out. "
-    "Only rows that were run on all of the tasks compete, and those with fewer than three seeds "
-    "only where none has more. A difference is beyond noise if two things hold. Its p is under "
-    "0.05: this asks whether other seeds would say the same on these tasks (two-sided Welch's "
-    "t-test, paired by seed within tasks, corrected for the number of rows by Holm's procedure). "
-    "And its interval leaves zero out: this asks whether other tasks would say the same. Within "
-    "noise: rows whose difference from the best is less than that, or that never ran on the same "
-    "kind of processor. Ahead on fewer tasks: rows that were not run on all tasks, but are above "
-    "the best beyond noise where they were run. An interval over two tasks says little. Tasks are "
-    "left out if the dense network is no better than guessing."
+    "At each sparsity this is the best method within a budget, over all tasks and seeds. Points "
+    "from dense: the method's test metric minus that of the dense network with the same task and "
+    "seed, run from the same weights on the same kind of processor. Means over seeds come first, "
+    "then the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks "
+    "and then their seeds. Cost: training FLOPs in dense fine-tunings, search included. A method "
+    "fits a budget if its cost does, to one decimal. A budget that lets no further method in is "
+    "left out. Only methods that were run on all of the tasks compete. Those with fewer than three "
+    "seeds compete only where none has more. A difference is beyond noise if two things hold. Its "
+    "p is under 0.05: this asks whether other seeds would say the same on these tasks (two-sided "
+    "Welch's t-test, paired by seed within tasks, corrected for the number of methods by Holm's "
+    "procedure). And its interval leaves zero out: this asks whether other tasks would say the "
+    "same. Within noise: methods whose difference from the best is less than that, or that never "
+    "ran on the same kind of processor. Ahead on fewer tasks: methods that were not run on all "
+    "tasks, but are above the best beyond noise where they were run. An interval over two tasks "
+    "says little. Tasks are left out if the dense network is no better than guessing."
 )
 AGAINST_TEXT = (
-    "Each row's distance from the dense network, and its difference from ISP+ and from ISP. A "
-    "difference is over the tasks and seeds that both rows have on the same kind of processor, "
+    "Each method's distance from the dense network, and its difference from ISP+ and from ISP. A "
+    "difference is over the tasks and seeds that both methods have on the same kind of processor, "
     "from the same weights, with its 95 % bootstrap interval. p is the verdict's, corrected for "
-    "all rows of that sparsity. ▲ and ▼: above and below, beyond noise. In the table over all "
-    "sparsities, each task and seed counts once, with its mean over the sparsities that both rows "
-    "have. There the points from dense depend on which sparsities a row was run at, so compare "
-    "the differences."
+    "all methods of that sparsity. It is – where seeds are too few for a test. ▲ and ▼: above and "
+    "below, beyond noise. In the table over all sparsities, each task and seed counts once, with "
+    "its mean over the sparsities that both methods have. There the points from dense depend on "
+    "the sparsities that a method was run at. So compare the differences."
 )
 RANKS_TEXT = (
     "Mean ranks over columns; 1 is best. A column is a task at a sparsity, run from one set of "
-    "weights on one kind of processor, with means over seeds. Only rows that were run on all of "
-    "these columns are ranked. p: Nemenyi's test against the row with the best rank, which "
-    "corrects for all pairs. The sparsities of one task are not independent, so take p as a "
-    "guide."
+    "weights on one kind of processor, with means over seeds. Only methods that were run on all of "
+    "these columns are ranked. p: Nemenyi's test against the method with the best rank, which "
+    "corrects for all pairs. The sparsities of one task are not independent, so take p as a guide."
 )
 
 
@@ -321,7 +321,7 @@ def chapters(runs: pd.DataFrame, lines: pd.DataFrame) -> list[Chapter]:
     ranked = [_ranks_table(*one) for one in rank_tables(runs)]
     return [
         Chapter("The verdict in full", VERDICT_TEXT, best),
-        Chapter("Every row against ISP+ and ISP", AGAINST_TEXT, compared),
+        Chapter("Every method against ISP+ and ISP", AGAINST_TEXT, compared),
         Chapter("Ranks", RANKS_TEXT, ranked),
     ]
 
@@ -346,13 +346,12 @@ def budget_words(budget: float) -> str:
 
 def with_interval(mean: float, low: float, high: float, digits: int = 2) -> str:
     """A mean in points with its interval, "+1.20 [+0.40, +2.00]"."""
-    rounded = [round(value, digits) + 0.0 for value in (mean, low, high)]
-    ends = [f"{value:+.{digits}f}".replace("-", "−") for value in rounded]
+    ends = [signed(value, digits) for value in (mean, low, high)]
     return ends[0] if np.isnan(low) else f"{ends[0]} [{ends[1]}, {ends[2]}]"
 
 
 def _verdict_table(preset: str, lines: pd.DataFrame) -> Table:
-    names = ["best row", "points from dense", "cost", "within noise", "ahead on fewer tasks"]
+    names = ["best method", "points from dense", "cost", "within noise", "ahead on fewer tasks"]
     rows = []
     admits_more = lines["rows"] > lines.groupby("sparsity")["rows"].shift(fill_value=0)
     for line in lines[admits_more].to_dict("records"):
@@ -366,8 +365,8 @@ def _verdict_table(preset: str, lines: pd.DataFrame) -> Table:
         ]
         name = f"{percent(line['sparsity'])} sparse, {budget_words(line['budget'])}"
         rows.append((name, [Cell(text, bold=not i) for i, text in enumerate(texts)]))
-    caption = "Rows: how many competed. Runs: of the best row; as many of the dense network."
-    header = [("", name) for name in [*names, "rows", "tasks", "runs"]]
+    caption = "Methods: how many competed. Runs: of the best method; as many of the dense network."
+    header = [("", name) for name in [*names, "methods", "tasks", "runs"]]
     return Table(f"Preset {preset}", header, rows, caption, corner="sparsity and budget")
 
 
@@ -415,8 +414,8 @@ def _ranks_table(preset: str, scores: pd.DataFrame) -> Table:
         for method, rank in ranks.items()
     ]
     caption = (
-        f"Friedman's test that all rows rank alike: p = {friedman_p(scores):.2g}. Critical "
+        f"Friedman's test that all methods rank alike: p = {friedman_p(scores):.2g}. Critical "
         f"difference of mean ranks: {critical_difference(scores):.2f}."
     )
-    title = f"Preset {preset}, {len(scores)} columns, {len(rows)} rows"
+    title = f"Preset {preset}, {len(scores)} columns, {len(rows)} methods"
     return Table(title, [("", "mean rank"), ("", "p against the first")], rows, caption)
