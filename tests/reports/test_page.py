@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from helpers import ledger_of, of_seeds, result
-from instant_soup.reports import page
+from instant_soup.reports import page, pareto
 from instant_soup.reports.chart import chart_data
 from instant_soup.reports.origins import apart_by_origin
 from instant_soup.reports.tables import all_chapters
@@ -85,6 +85,13 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
     assert "minilm · reviews · quick, 80 % sparse, seed 0." in text and "of 16 runs" in text
     assert "Here ISP is 10.00 points above LTH" in text
     assert "ISP costs 1.5 fine-tunings, and LTH 5.0." in text
+
+
+def test_no_word_of_a_text_is_broken(tmp_path):
+    """A word that was hyphenated for the source's lines would keep its hyphen and a blank."""
+    chapters = [one for own in all_chapters(ledger_of(tmp_path)).values() for one in own]
+    texts = [one.text for one in chapters] + [*page.CAPTIONS.values(), pareto.CAPTION]
+    assert [found for text in texts for found in re.findall(r"\w+- \w+", text)] == []
 
 
 def test_an_inlined_figure_keeps_the_colours_of_its_legend(tmp_path):

@@ -43,7 +43,7 @@ TEXT = (
     "worse than LTH (IMP) at the same sparsity, with p < 0.05 in a two-sided t-test paired over "
     "common seeds. The p is not corrected for the number of tests. Three seeds have little power: "
     "where there is no mark, there may still be a difference. Runs on another kind of processor, "
-    "or from other weights, have tables of their own, which end with these. –: not measured."
+    "or from other weights, have tables of their own; their titles say so. –: not measured."
 )
 
 

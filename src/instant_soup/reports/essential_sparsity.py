@@ -31,7 +31,7 @@ TEXT = (
     "measured sparsities. Beside it are the lowest and the highest value of the single seeds. A "
     "test split of 1,000 rows measures an accuracy to about half a point (one standard error); "
     "that error is not in this range. The PQ index of the pre-trained matrices predicts how much "
-    "is free for any task (Diao et al. 2023; p = 1/2, q = 1, η = 0). –: no result says it yet. "
+    "is free for any task (Diao et al. 2023; p = 1/2, q = 1, η = 0). –: not measured yet. "
     "grids/essential.yaml, grids/language.yaml and, for the N:M patterns, grids/n_of_m.yaml "
     "measure the curves."
 )
