@@ -26,10 +26,10 @@ PAPER = {
 }
 TEXT = (
     "Test metric, mean ± sample standard deviation over seeds, and training FLOPs in dense "
-    "fine-tunings, validation included. Coefficients and members were chosen on validation data. ▲ and "
-    "▼: better and worse than plain fine-tuning, with p < 0.05 in a two-sided t-test paired over "
-    "common seeds. The p is not corrected for the number of tests. –: not measured. Paper: Table "
-    "6 as printed, with other models and data. Its two CIFAR columns are identified by their "
+    "fine-tunings, validation included. Coefficients and members were chosen on validation data. ▲ "
+    "and ▼: better and worse than plain fine-tuning, with p < 0.05 in a two-sided t-test paired "
+    "over common seeds. The p is not corrected for the number of tests. –: not measured. Paper: "
+    "Table 6 as printed, with other models and data. Its two CIFAR columns are identified by their "
     "dense values."
 )
 
