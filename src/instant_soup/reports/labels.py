@@ -97,4 +97,5 @@ def _common(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _within(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Whether places lie in boxes."""
-    return ((places >= boxes[..., :2]) & (places <= boxes[..., 2:])).all(axis=-1)
+    inside = (places >= boxes[..., :2]) & (places <= boxes[..., 2:])
+    return np.asarray(inside.all(axis=-1))
