@@ -30,7 +30,7 @@ RUNS = [
     *runs_of("isp_plus", [[-1, -2, 0], [-2, -1, 0]]),
     *runs_of("isp", [[-2, -3, -1], [-3, -2, -1]], cost=1.6),
     *runs_of("lth", [[1, 0, 0.5], [1, 1.5, 2]], cost=4.0),
-    *runs_of("snip", [[9, 9.5, 9.2]]),
+    *(SNIP := runs_of("snip", [[9, 9.5, 9.2]])),
 ]
 
 
@@ -62,6 +62,25 @@ def test_differences_are_paired_by_task_and_seed(tmp_path):
     assert list(table.loc["snip", ["tasks", "runs"]]) == [1, 3]
     assert table.loc["snip", "mean"] == pytest.approx((10 + 11.5 + 9.2) / 3)
     assert (table["p_holm"] >= table["p"]).all()
+
+
+def test_differences_chosen_beforehand_are_corrected_for_their_own_number_alone(tmp_path):
+    pairs = [("isp", "lth"), ("isp_plus", "isp"), ("isp", "granet")]  # GraNet was not run
+    few, many = (
+        verdict.between(verdict.comparable(ledger_of(tmp_path / str(i), *RUNS[:n])), pairs)
+        for i, n in enumerate((-len(SNIP), len(RUNS)))
+    )
+    assert few.equals(many) and list(few.index) == pairs[:2]
+    low, high = sorted(few["p"])
+    assert sorted(few["p_holm"]) == pytest.approx([min(2 * low, max(2 * low, high)), high])
+    assert few.loc[("isp_plus", "isp"), "mean"] == pytest.approx(1.0)
+
+
+def test_methods_within_noise_come_nearest_first(tmp_path):
+    far = runs_of("movement", [[-9, -70, -2], [-60, -1, -40]])
+    near = runs_of("progressive", [[-2, 0, -1], [-1, -2, -1]])
+    lines = verdict.verdict(ledger_of(tmp_path, *RUNS, *far, *near)).set_index("budget")
+    assert lines["within"][1.0] == ("progressive", "movement")
 
 
 def test_sparsities_of_a_seed_are_averaged_first(tmp_path):

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from instant_soup.reports.results import number
-from instant_soup.reports.verdict import against, comparable, costs_of, short, with_interval
+from instant_soup.reports.verdict import between, comparable, costs_of, short, with_interval
 
 CLAIM = "The paper says that ISP beats lottery tickets (LTH) at about the cost of one fine-tuning."
 
@@ -14,17 +14,15 @@ def claim(ledger: pd.DataFrame) -> str:
     Of the preset with the most runs. Nothing where LTH and ISP were not run on the same tasks.
     """
     runs = comparable(ledger)
-    sentences = [CLAIM]
-    for method in ("isp", "isp_plus"):
-        own = runs[runs["preset"].isin(runs["preset"].mode()[:1])]
+    own = runs[runs["preset"].isin(runs["preset"].mode()[:1])]
+    sentences, pairs = [CLAIM], [("isp", "lth"), ("isp_plus", "lth")]
+    for (method, _), line in between(own, pairs).iterrows():
         pair = own[own["method"].isin((method, "lth"))]
         places = pair.groupby(["task", "sparsity", "origin"])["method"].transform("nunique")
         pair = pair[places == 2]
         if len(pair):
-            # LTH against it, turned round: p is corrected for as many rows as in the verdict.
-            line, cost = against(own, method).loc["lth"], costs_of(pair)
-            mean = -line["mean"]
-            interval = with_interval(mean, -line["high"], -line["low"]).partition(" ")[2]
+            mean, cost = line["mean"], costs_of(pair)
+            interval = with_interval(mean, line["low"], line["high"]).partition(" ")[2]
             side = "below" if mean < 0 else "above"
             noise = "beyond noise" if line["differs"] else "within noise"
             sentences.append(

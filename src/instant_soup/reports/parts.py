@@ -34,7 +34,7 @@ from instant_soup.reports.results import (
     summary,
 )
 from instant_soup.reports.verdict import (
-    against,
+    between,
     comparable,
     own_setting,
     short,
@@ -103,13 +103,12 @@ def _differences(runs: pd.DataFrame) -> str:
 
 def _difference_cells(runs: pd.DataFrame) -> list[Cell]:
     """The differences of PAIRS in some runs, bold beyond noise."""
-    cells = []
-    for one, other in PAIRS:
-        lines = against(runs, other)
-        if one not in lines.index:
+    cells, lines = [], between(runs, PAIRS)
+    for pair in PAIRS:
+        if pair not in lines.index:
             cells.append(Cell(MISSING))
             continue
-        line = lines.loc[one]
+        line = lines.loc[pair]
         text = with_interval(line["mean"], line["low"], line["high"], digits=1)
         cells.append(Cell(text, bold=bool(line["differs"])))
     return cells

@@ -124,6 +124,15 @@ def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     return _beyond_noise(table)
 
 
+def between(runs: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """`against` for pairs that were chosen beforehand, by (first, second): the first's difference.
+
+    p is corrected for the number of these pairs. So a further method in the ledger changes nothing.
+    """
+    tables = {pair: against(runs[runs["method"].isin(pair)], pair[1]) for pair in pairs}
+    return _beyond_noise(pd.concat(tables).droplevel(2))
+
+
 def _gaps(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distances minus others: […, task, sparsity, seed, origin] → […, task, sparsity, seed].
 
@@ -227,8 +236,8 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "distance": full["mean"][best],
             "low": full["low"][best],
             "high": full["high"][best],
-            "within": _in_order(rivals.index[~differs & complete]),
-            "ahead": _in_order(rivals.index[differs & ~complete & (rivals["mean"] > 0)]),
+            "within": _nearest_first(rivals[~differs & complete]),
+            "ahead": _nearest_first(rivals[differs & ~complete & (rivals["mean"] > 0)]),
             "rows": len(fitting),
             "tasks": tasks,
             "runs": full["runs"][best],
@@ -240,8 +249,10 @@ def costs_of(runs: pd.DataFrame) -> pd.Series:
     return runs.groupby(["method", "task"])["cost"].mean().groupby("method").mean()
 
 
-def _in_order(methods: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(methods, key=row_order))
+def _nearest_first(rivals: pd.DataFrame) -> tuple[str, ...]:
+    """Methods by how near to the best one they are; those that have no difference from it last."""
+    distances = rivals["mean"].abs().fillna(np.inf)
+    return tuple(sorted(rivals.index, key=lambda method: (distances[method], row_order(method))))
 
 
 def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -274,13 +285,14 @@ def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> p
 # Tables
 
 VERDICT_TEXT = (
-    "At each sparsity this is the best method within a budget, over all tasks and seeds. Points "
-    "from dense: the method's test metric minus that of the dense network with the same task and "
-    "seed, run from the same weights on the same kind of processor. Means over seeds come first, "
-    "then the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks "
-    "and then their seeds. Cost: training FLOPs in dense fine-tunings, search included. A method "
-    "fits a budget if its cost does, to one decimal. A budget that lets no further method in is "
-    "left out. Only methods that were run on all of the tasks compete. Those with fewer than three "
+    "At each sparsity this is the best method within a budget, over all tasks and seeds. Methods "
+    "have the preset's own settings (methods.md has those that validation chose). Points from "
+    "dense: the method's test metric minus that of the dense network with the same task and seed, "
+    "run from the same weights on the same kind of processor. Means over seeds come first, then "
+    "the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks and "
+    "then their seeds. Cost: training FLOPs in dense fine-tunings, search included. A method fits "
+    "a budget if its cost does, to one decimal. A budget that lets no further method in is left "
+    "out. Only methods that were run on all of the tasks compete. Those with fewer than three "
     "seeds compete only where none has more. A difference is beyond noise if two things hold. Its "
     "p is under 0.05: this asks whether other seeds would say the same on these tasks (two-sided "
     "Welch's t-test, paired by seed within tasks, corrected for the number of methods by Holm's "
