@@ -41,6 +41,7 @@ from instant_soup.pipeline.stage_files import TicketStage
 from instant_soup.pipeline.workspace import ENCODED, START, load_start
 from instant_soup.pretraining import llama_snippets
 from instant_soup.reports import ledger
+from instant_soup.reports.origins import apart_by_origin
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import loop
@@ -828,6 +829,19 @@ def of_seeds(method: str, *values: float, **changes: Any) -> list[dict[str, Any]
 
 def ledger_of(folder: Path, *results: dict[str, Any]) -> pd.DataFrame:
     return ledger.merge_ledger(folder / "results.csv", list(results), "v1")
+
+
+def ledger_with(*rows: dict[str, Any]) -> pd.DataFrame:
+    """A ledger, apart by origin, of runs at the trials' place but for what these rows say."""
+    usual = {
+        **dict.fromkeys(ledger.COLUMNS, ""),
+        **dict.fromkeys(ledger.NUMBERS, float("nan")),
+        **{"model": "minilm", "dataset": "reviews-sentiment", "preset": "quick"},
+        **{"metric": "accuracy", "family": "bert", "processor": "A", "base": "b", "seed": 0},
+        **{"target_sparsity": 0.8, "value": 0.7, "validation": 0.7, "flops": 2.0},
+    }
+    lines = pd.DataFrame([{**usual, **row} for row in rows], columns=ledger.COLUMNS)
+    return apart_by_origin(lines)
 
 
 def cells_of(table: str, row: str) -> list[str]:

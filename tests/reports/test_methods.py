@@ -5,28 +5,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import ROOT, run_command
+from helpers import ROOT, ledger_with, run_command
 from instant_soup.files import read_yaml
 from instant_soup.reports import methods
-from instant_soup.reports.ledger import COLUMNS, NUMBERS, read_ledger
+from instant_soup.reports.ledger import read_ledger
 from instant_soup.reports.origins import apart_by_origin
 from instant_soup.reports.tables import write_tables
 
-DEFAULTS = {
-    **dict.fromkeys(COLUMNS, ""),
-    **dict.fromkeys(NUMBERS, float("nan")),
-    **{"model": "minilm", "dataset": "reviews-sentiment", "preset": "quick"},
-    **{"metric": "accuracy", "family": "bert", "processor": "A", "base": "b", "seed": 0},
-    **{"target_sparsity": 0.8, "value": 0.7, "validation": 0.7, "flops": 2.0},
-}
-
-
-def ledger_of(*rows: dict[str, Any]) -> pd.DataFrame:
-    return apart_by_origin(pd.DataFrame([{**DEFAULTS, **row} for row in rows], columns=COLUMNS))
-
 
 def test_validation_chooses_and_the_default_wins_ties():
-    ledger = ledger_of(
+    ledger = ledger_with(
         {"method": "gmp", "validation": 0.71},
         {"method": "gmp", "variant": "gmp.cycles=2", "validation": 0.75, "value": 0.1},
         {"method": "gmp", "variant": "gmp.cycles=1", "validation": 0.74, "value": 0.9},
@@ -65,7 +53,7 @@ def field() -> pd.DataFrame:
         {"method": "isp_plus", "variant": "training.teacher=dense"},
         {"method": "isp_plus", "target_sparsity": 0.9},
     ]
-    return ledger_of(*rows)
+    return ledger_with(*rows)
 
 
 def test_a_column_has_chosen_settings_of_one_processor(field):

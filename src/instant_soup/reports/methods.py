@@ -82,7 +82,21 @@ def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
     where these were not run, in every column (task, shared settings and sparsity) where LEAST of
     the methods that have trials were run, ISP+ among them.
     """
-    settings = chosen(ledger)
+    settings, runs = chosen(ledger), by_settings(ledger)
+    kept = [runs[:0]]
+    for _, column in runs.groupby([*SECTION, "shared", "target_sparsity"]):
+        rows = {
+            method: one[one["own"] == own_of(one, settings.get(method, ""))]
+            for method, one in column.groupby("method")
+        }
+        there = [method for method, one in rows.items() if len(one) and method in settings]
+        if REFERENCE in there and len(there) >= LEAST:
+            kept += rows.values()
+    return pd.concat(kept).sort_values(KEY, ignore_index=True)
+
+
+def by_settings(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The runs of sparse methods with `own` and `shared` settings, and `cost` in fine-tunings."""
     shared = ledger["variant"].map(shared_settings)
     own = [
         " ".join(part for part in variant.split(" ") if part not in common.split(" "))
@@ -93,20 +107,10 @@ def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
     dense = runs[(runs["method"] == DENSE) & (runs["variant"] == "")]
     runs = runs[~runs["method"].isin(UNPRUNED)]
     runs = runs.merge(dense[[*place, "flops"]], on=place, suffixes=("", "_of_dense"))
-    runs["cost"] = runs["flops"] / runs.pop("flops_of_dense")
-    kept = [runs[:0]]
-    for _, column in runs.groupby([*SECTION, "shared", "target_sparsity"]):
-        rows = {
-            method: one[one["own"] == _own_of(one, settings.get(method, ""))]
-            for method, one in column.groupby("method")
-        }
-        there = [method for method, one in rows.items() if len(one) and method in settings]
-        if REFERENCE in there and len(there) >= LEAST:
-            kept += rows.values()
-    return pd.concat(kept).sort_values(KEY, ignore_index=True)
+    return runs.assign(cost=runs["flops"] / runs.pop("flops_of_dense"))
 
 
-def _own_of(runs: pd.DataFrame, chosen: str) -> str:
+def own_of(runs: pd.DataFrame, chosen: str) -> str:
     """The settings that a method's runs are taken with: the chosen ones, or its default."""
     return chosen if chosen in set(runs["own"]) else ""
 

@@ -92,12 +92,12 @@ def _sections(
 ) -> list[Section]:
     """What all want to see, open; then what few look up, folded."""
     at_a_glance, in_full, against, ranks = chapters["verdict"]
-    comparison, trials = chapters["methods"]
+    comparison, *of_trials_and_axes = chapters["methods"]
     (knees,) = chapters["essential_sparsity"]
     looked_up = [
         *(own for name in ("isp_against", "cost", "equal_cost") for own in chapters[name]),
         *(own for name in paper.read_paper() for own in chapters[name]),
-        trials,
+        *of_trials_and_axes,
         *chapters["ablations"],
         *chapters["dense_soups"],
     ]

@@ -14,6 +14,7 @@ import pandas as pd
 
 from instant_soup.files import new_file
 from instant_soup.methods.registry import DENSE
+from instant_soup.reports.axes import axes
 from instant_soup.reports.claim import claim
 from instant_soup.reports.glance import glance
 from instant_soup.reports.ledger import SECTION, read_ledger
@@ -63,6 +64,11 @@ PAIRS = (  # the findings tell the first row's score minus the second's
     ("isp", "one_shot"), ("isp", "progressive"), ("isp", "early_bird"), ("isp", "lth"),
     ("isp_plus", "isp"), ("isp_plus", "lth"),
 )  # fmt: skip
+BLOCKS = {
+    "training.retrain=mask_lora": "MaskLoRA",
+    "training.retrain=norms_and_biases": "norms and biases",
+    "training.teacher=dense": "a teacher",
+}
 FROM = 0.5  # below this sparsity all rows are alike
 
 Column: TypeAlias = tuple[str, tuple, float]  # heading, section, sparsity
@@ -229,6 +235,34 @@ def _methods(runs: pd.DataFrame) -> str:
     return markdown_table(Table("", [("", name) for name in names], rows, ""))
 
 
+def _axes(runs: pd.DataFrame) -> str:
+    """What a teacher, or retraining fewer weights, changes on texts and images: points and cost.
+
+    At the trials' sparsity; each task is of one origin, that with most runs.
+    """
+    found = axes(runs)
+    found = found[found["target_sparsity"] == SPARSITY_OF_TRIALS]
+    places = found[SECTION].assign(model=found["model"].map(plain))
+    columns, cells = [], {}
+    for kind, section in (("texts", TEXTS), ("images", IMAGES)):
+        own = found[(places == list(section)).all(axis=1)]
+        own = own[own["model"].isin(own["model"].mode()[:1])]
+        for block, name in BLOCKS.items():
+            of_block = own[own["block"] == block]
+            columns += [f"{kind}, {name}"] if len(of_block) else []
+            for method, one in of_block.groupby("method"):
+                gap = difference(one["value"], one["without"], "accuracy")
+                cost = number(one["cost"].mean(), ".1f")
+                cells[method, columns[-1]] = Cell(f"{gap} ({cost})")
+    if not cells:
+        return NOTHING
+    rows = [
+        (short(method), [cells.get((method, column), Cell(MISSING)) for column in columns])
+        for method in sorted({method for method, _ in cells}, key=row_order)
+    ]
+    return markdown_table(Table("", [("", name) for name in columns], rows, ""))
+
+
 def _beside_reference(column: dict[str, pd.DataFrame], method: str) -> list[Cell]:
     """A method's accuracy, how far it is from ISP+ over common seeds, its cost, and its seeds."""
     own = column[method]
@@ -264,6 +298,7 @@ PARTS: dict[str, Callable[[pd.DataFrame], str]] = {
     "texts": partial(_results, columns=_of_family(TEXTS)),
     "images": partial(_results, columns=_of_family(IMAGES)),
     "methods": _methods,
+    "axes": _axes,
     "local_tasks": partial(
         _results, columns=[(f"{name}, {percent(s)}", own, s) for name, (own, s) in LOCAL.items()]
     ),

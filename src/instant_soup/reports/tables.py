@@ -7,6 +7,7 @@ import pandas as pd
 from instant_soup.reports import (
     ablations,
     accuracy_tables,
+    axes,
     cost_tables,
     dense_soups,
     equal_cost,
@@ -32,7 +33,7 @@ def all_chapters(runs: pd.DataFrame) -> dict[str, list[Chapter]]:
         "cost": [cost_tables.chapter(runs)],
         "equal_cost": [equal_cost.chapter(runs)],
         **paper.chapters(runs),
-        "methods": methods.chapters(runs),
+        "methods": [*methods.chapters(runs), axes.chapter(runs)],
         "ablations": [ablations.chapter(runs)],
         "dense_soups": [dense_soups.chapter(runs)],
         "essential_sparsity": [essential_sparsity.chapter(runs)],
