@@ -27,7 +27,7 @@ TEXT = (
     "the same method without, over common seeds. Cost: training FLOPs in dense fine-tunings, "
     "search and the teacher's own training included. –: not measured."
 )
-PLACE = [*SECTION, "target_sparsity", "method", "own", "seed"]
+RUN = ["target_sparsity", "method", "own", "seed"]  # what names one within a section and block
 
 
 def axes(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -38,16 +38,16 @@ def axes(ledger: pd.DataFrame) -> pd.DataFrame:
     """
     runs = by_settings(ledger)
     settings = {**chosen(ledger), ISP: ""}
-    plain = runs.loc[runs["shared"] == "", [*PLACE, "value"]]
+    plain = runs.loc[runs["shared"] == "", [*SECTION, *RUN, "value"]]
     runs = runs.assign(block=runs["shared"].map(block_of))
     runs = runs[(runs["block"] != "") & (runs["block"] == runs["shared"])]
     runs = runs[runs["method"].isin(settings)]
     columns = runs.groupby([*SECTION, "block", "target_sparsity", "method"])
     kept = [one[one["own"] == own_of(one, settings[place[-1]])] for place, one in columns]
     runs = pd.concat([runs[:0], *kept])
-    found = runs.merge(plain, on=PLACE, how="left", suffixes=("", "_without"))
+    found = runs.merge(plain, on=[*SECTION, *RUN], how="left", suffixes=("", "_without"))
     return found.rename(columns={"value_without": "without"}).sort_values(
-        [*SECTION, "block", *PLACE[4:]], ignore_index=True
+        [*SECTION, "block", *RUN], ignore_index=True
     )
 
 
@@ -80,4 +80,4 @@ def _table(section: tuple, sparsity: float, runs: pd.DataFrame) -> Table:
         rows.append((label(method, own), cells))
     names = (f"{metric}{unit(metric)}", "difference", "cost")
     columns = [(block, name) for block in blocks for name in names]
-    return Table(f"{heading(section, '')}, {percent(sparsity)} sparse", columns, rows, "")
+    return Table(f"{heading(section)}, {percent(sparsity)} sparse", columns, rows, "")

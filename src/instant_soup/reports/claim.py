@@ -19,16 +19,14 @@ def claim(ledger: pd.DataFrame) -> str:
     for (method, _), line in between(own, pairs).iterrows():
         pair = own[own["method"].isin((method, "lth"))]
         places = pair.groupby(["task", "sparsity", "origin"])["method"].transform("nunique")
-        pair = pair[places == 2]
-        if len(pair):
-            mean, cost = line["mean"], costs_of(pair)
-            interval = with_interval(mean, line["low"], line["high"]).partition(" ")[2]
-            side = "below" if mean < 0 else "above"
-            noise = "beyond noise" if line["differs"] else "within noise"
-            sentences.append(
-                f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
-                f"over {line['tasks']:.0f} tasks. That is {noise} "
-                f"(p = {number(line['p_holm'], '.2g')}). {short(method)} costs "
-                f"{cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
-            )
+        mean, cost = line["mean"], costs_of(pair[places == 2])
+        interval = with_interval(mean, line["low"], line["high"]).partition(" ")[2]
+        side = "below" if mean < 0 else "above"
+        noise = "beyond noise" if line["differs"] else "within noise"
+        sentences.append(
+            f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
+            f"over {line['tasks']:.0f} tasks. That is {noise} "
+            f"(p = {number(line['p_holm'], '.2g')}). {short(method)} costs "
+            f"{cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
+        )
     return " ".join(sentences) if len(sentences) > 1 else ""

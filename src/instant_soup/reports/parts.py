@@ -213,11 +213,9 @@ def _methods(runs: pd.DataFrame) -> str:
     """
     found = comparison(runs)
     found = found[(found["target_sparsity"] == SPARSITY_OF_TRIALS) & (found["shared"] == "")]
-    places = found[SECTION].assign(model=found["model"].map(plain))
     columns = []
     for section in (TEXTS, IMAGES):
-        own = found[(places == list(section)).all(axis=1)]
-        own = own[own["model"].isin(own["model"].mode()[:1])]
+        own = _of_main_origin(found, section)
         columns.append({method: one.set_index("seed") for method, one in own.groupby("method")})
     on_texts, on_images = columns
     common = on_texts.keys() & on_images.keys()
@@ -235,6 +233,13 @@ def _methods(runs: pd.DataFrame) -> str:
     return markdown_table(Table("", [("", name) for name in names], rows, ""))
 
 
+def _of_main_origin(runs: pd.DataFrame, section: tuple) -> pd.DataFrame:
+    """The runs of a section, those of the origin with most of them."""
+    places = runs[SECTION].assign(model=runs["model"].map(plain))
+    own = runs[(places == list(section)).all(axis=1)]
+    return own[own["model"].isin(own["model"].mode()[:1])]
+
+
 def _axes(runs: pd.DataFrame) -> str:
     """What a teacher, or retraining fewer weights, changes on texts and images: points and cost.
 
@@ -242,11 +247,9 @@ def _axes(runs: pd.DataFrame) -> str:
     """
     found = axes(runs)
     found = found[found["target_sparsity"] == SPARSITY_OF_TRIALS]
-    places = found[SECTION].assign(model=found["model"].map(plain))
     columns, cells = [], {}
     for kind, section in (("texts", TEXTS), ("images", IMAGES)):
-        own = found[(places == list(section)).all(axis=1)]
-        own = own[own["model"].isin(own["model"].mode()[:1])]
+        own = _of_main_origin(found, section)
         for block, name in BLOCKS.items():
             of_block = own[own["block"] == block]
             columns += [f"{kind}, {name}"] if len(of_block) else []
