@@ -198,11 +198,13 @@ def write_index(folder: Path) -> None:
     Without it vLLM and SGLang take every .safetensors of the folder for weights: mask and compact
     file, too.
     """
-    where, size = {}, 0
+    where: dict[str, str] = {}
+    size = 0
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                where[name], size = file.name, size + opened.get_tensor(name).nbytes
+            where |= dict.fromkeys(opened.keys(), file.name)
+        with file.open("rb") as raw:  # what is not the header, whose length comes first
+            size += file.stat().st_size - 8 - int.from_bytes(raw.read(8), "little")
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": where})
 
 
