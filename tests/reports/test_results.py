@@ -184,8 +184,8 @@ def test_cost_of_a_method_with_settings_of_its_own_and_of_unknown_memory(tmp_pat
         )
     )
     lth = ["70 %", "220", "660", "48.0", "20.0", "1.0", "–", "4.00", "4.00", "1"]
-    assert cells_of(table, "LTH (IMP) (training.epochs=9 lth.rounds=4)") == lth
-    assert "Zero-shot" not in table
+    assert cells_of(table, "LTH (IMP) (lth.rounds=4)") == lth
+    assert "Zero-shot" not in table and " · training.epochs=9\n" in table
 
 
 def test_every_method_has_a_name_and_the_paper_s_come_in_its_order():
@@ -216,6 +216,17 @@ def test_terminal_table_without_terminal(capsys):
     assert max(map(len, shown.splitlines())) <= 100 and "\x1b" not in shown
     assert re.search(r"ISP +│ +70\.00 % │ +80\.00 │ +330 │ +1\.50 │ +88\.2", shown)
     assert shown.index("Full (dense)") < shown.index("ISP") and "reports/tables/results.md" in shown
+
+
+def test_settings_that_all_rows_share_stand_in_the_title_once(capsys):
+    epochs = "training.epochs=9"
+    rows = [result("dense", variant=epochs), result("isp", variant=f"{epochs} isp.look_ahead=2")]
+    terminal_table(rows)
+    shown = capsys.readouterr().out
+    assert shown.count(epochs) == 1 and f"seed 0 · {epochs}" in shown
+    assert "│ Full (dense) " in shown and "│ ISP (isp.look_ahead=2) " in shown
+    terminal_table([rows[1]])
+    assert "│ ISP  " in capsys.readouterr().out
 
 
 def test_figures_and_bold_are_of_the_presets_own_settings_where_there_are_any(tmp_path):

@@ -19,7 +19,7 @@ from instant_soup.reports.results import (
     bold_words,
     by_section,
     column_of,
-    common_variant,
+    common_settings,
     direction,
     drawn_in,
     heading,
@@ -65,7 +65,7 @@ def chapters(ledger: pd.DataFrame) -> list[Chapter]:
 def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table:
     model, dataset, preset, metric = section
     cells = in_units(summary(ledger)).merge(against_lth(ledger), on=CELL, how="left")
-    variant, cells = common_variant(cells.assign(mark=cells["mark"].fillna("")))
+    variant, cells = common_settings(cells.assign(mark=cells["mark"].fillna("")))
     count = one_count(cells)
     methods = [pair for pair in methods_of(cells) if pair[0] not in UNPRUNED]
     sparsities = sparse_columns(cells) if methods else []
@@ -78,7 +78,7 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table:
         f"Test {metric}{unit(metric)}, {spread_words(cells)}{bold_words(cells, columns)}"
         f"{direction(metric)} Model {plain(model)} (weights {bases}), data {dataset}, "
         f"preset {preset}, precision {precision}, processor {processors}."
-        f"{unsettled_words(drawn_in(ledger, section, variant))}{apart_words(block)}"
+        f"{unsettled_words(drawn_in(ledger, section))}{apart_words(block)}"
     )
     header = [("", f"{percent(sparsity)} sparse") for sparsity in sparsities] or [
         ("", "any sparsity")

@@ -13,7 +13,7 @@ from instant_soup.reports.results import (
     UNPRUNED,
     blocks,
     by_section,
-    common_variant,
+    common_settings,
     costs,
     heading,
     is_own,
@@ -67,7 +67,7 @@ def _task(section: tuple, block: str, rows: pd.DataFrame) -> dict[str, Any]:
     seeds = first["seed"].agg(lambda own: ", ".join(map(str, own))).to_dict()
     cosines = first["overlap_one_shot"].mean().to_dict()
     commands = {key: command(_whole(own.iloc[0], block)) for key, own in first}
-    variant, short = common_variant(cells)
+    variant, short = common_settings(cells)
     order = {pair: place for place, pair in enumerate(methods_of(short))}
     points, dense = [], None
     for cell, named in zip(cells.to_dict("records"), short["variant"], strict=True):

@@ -8,7 +8,7 @@ from instant_soup.reports.results import (
     apart_words,
     blocks,
     by_section,
-    common_variant,
+    common_settings,
     costs,
     drawn_in,
     heading,
@@ -49,7 +49,7 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table | None:
     columns = ["sparsity", "training steps", "search steps", f"training FLOPs ({flop})"]
     columns += [f"sparsity-aware FLOPs ({flop})", "wall time (s)", "peak memory (GiB)"]
     columns += ["steps ÷ dense", "FLOPs ÷ dense", "n"]
-    variant, cells = common_variant(cells)
+    variant, cells = common_settings(cells)
     order = [row_order(m, v) for m, v in zip(cells["method"], cells["variant"], strict=True)]
     cells = cells.assign(order=order).sort_values(["order", "target_sparsity"])
     rows = []
@@ -67,7 +67,7 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table | None:
             str(cell["n"]),
         ]
         rows.append((label(cell["method"], cell["variant"]), list(map(Cell, texts))))
-    drawn = drawn_in(ledger, section, variant)
+    drawn = drawn_in(ledger, section)
     caption = _drawing_words(drawn) + unsettled_words(drawn) + apart_words(block)
     header = [("", name) for name in columns]
     title = heading(section, block, variant)

@@ -28,7 +28,7 @@ from instant_soup.reports.results import (
     SOUPS,
     ZERO_SHOT,
     blocks,
-    common_variant,
+    common_settings,
     costs,
     heading,
     label,
@@ -362,7 +362,7 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
         line, left = divmod(place, 6)
         panels.append(figure.add_subplot(grid[line, left : left + width]))
     for axes, (section, block, own) in zip(panels, sections, strict=False):
-        variant, own = common_variant(own)
+        variant, own = common_settings(own)
         draw(axes, own, section[3], list(cells["method"]))
         axes.set_title(title_of(heading(section), block, variant), fontsize=9)
     handles: dict[str, Any] = {}

@@ -108,16 +108,15 @@ def by_section(rows: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
     return sorted(found, key=lambda one: (not is_own(one[0]), -len(one[1])))
 
 
-def common_variant(cells: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The variant that all trained rows of a section share, and the rows without it.
+def common_settings(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The changed settings that all trained rows share, and the rows without them.
 
-    Such a variant belongs in a heading. If variants differ, it is empty, and the rows stay as they
-    are.
+    What all share belongs in a heading, so that a row's name has what is its own.
     """
-    variants = set(cells.loc[cells["method"] != ZERO_SHOT, "variant"])
-    if len(variants) != 1:
-        return "", cells
-    return variants.pop(), cells.assign(variant="")
+    trained = rows.loc[rows["method"] != ZERO_SHOT, "variant"].map(str.split)
+    shared = [part for part in next(iter(trained), []) if all(part in own for own in trained)]
+    left = [" ".join(part for part in v.split() if part not in shared) for v in rows["variant"]]
+    return " ".join(shared), rows.assign(variant=left)
 
 
 def blocks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -325,11 +324,10 @@ def bold_words(cells: pd.DataFrame, columns: list[list[Cell]]) -> str:
     return " Bold: the best sparse method at that sparsity." if bold else ""
 
 
-def drawn_in(ledger: pd.DataFrame, section: tuple, variant: str) -> pd.DataFrame:
+def drawn_in(ledger: pd.DataFrame, section: tuple) -> pd.DataFrame:
     """A section's runs that searched, in the order of sparsities and seeds."""
-    own = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["drawn"] != "")]
-    own = own.assign(variant="") if variant else own
-    return own.sort_values(["target_sparsity", "seed"])
+    _, own = common_settings(ledger[(ledger[SECTION] == list(section)).all(axis=1)])
+    return own[own["drawn"] != ""].sort_values(["target_sparsity", "seed"])
 
 
 def unsettled_words(runs: pd.DataFrame) -> str:
@@ -386,16 +384,17 @@ def terminal_table(results: list[dict[str, Any]]) -> None:
     console = terminal()
     metric = results[0]["metric"] if results else "metric"
     dense = next((r["cost"]["flops"] for r in results if r["method"] == "dense"), None)
-    table = Table(title=_run_title(results), title_justify="left")
+    rows = sorted(with_zero_shot(results), key=lambda r: row_order(r["method"], r["variant"]))
+    shared, named = common_settings(pd.DataFrame(rows, columns=["method", "variant"]))
+    table = Table(title=_run_title(results, shared), title_justify="left")
     headers = ["sparsity", on_test(metric), "steps", "FLOPs ÷ dense", "seconds"]
     table.add_column("method", overflow="fold")
     for header in headers:
         table.add_column(header, justify="right")
-    rows = with_zero_shot(results)
-    for result in sorted(rows, key=lambda r: row_order(r["method"], r["variant"])):
+    for result, own in zip(rows, named["variant"], strict=True):
         cost = result["cost"]
         table.add_row(
-            label(result["method"], result["variant"]),
+            label(result["method"], own),
             f"{100 * result['sparsity']:.2f} %",
             f"{scale(metric) * result['test'][result['metric']]:.2f}",
             str(cost["steps"] + cost["search_steps"]),
@@ -407,8 +406,9 @@ def terminal_table(results: list[dict[str, Any]]) -> None:
     console.print(f"Tables: {files}", highlight=False)
 
 
-def _run_title(results: list[dict[str, Any]]) -> str:
+def _run_title(results: list[dict[str, Any]], shared: str) -> str:
     if not results:
         return "No results"
-    first = results[0]
-    return f"{first['model']} · {first['dataset']} · {first['preset']} · seed {first['seed']}"
+    run = results[0]
+    parts = (run["model"], run["dataset"], run["preset"], f"seed {run['seed']}", shared)
+    return " · ".join(filter(None, parts))
