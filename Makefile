@@ -98,4 +98,4 @@ docs: setup  ## build the docs as a site in site/, and check its links (installs
 
 ui: setup  ## show the runs in MLflow on http://127.0.0.1:5000; prints the address of the list
 	python -m instant_soup.pipeline.tracking flush
-	mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	mlflow ui --workers 1 --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -425,10 +425,19 @@ def test_tables_say_what_was_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     numbers = inspect.statistics(inspect.read(tmp_path, 0.7))
     inspect.show(numbers, "here", 0.7)
     text = capsys.readouterr().out
-    assert "here: sparsity (%)" in text and "192 of 384 weights are zero" in text
+    assert "here: sparsity (%), layers of bert.encoder\n" in text
+    assert "192 of 384 weights are zero" in text
     assert f"{numbers['near_zero']} more have |w| < 0.7" in text
     assert "2:4: " in text and "of 6 matrices throughout" in text
     rows = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
-    assert rows == ["bert.encoder.layer.0", "bert.encoder.layer.2", "bert.encoder.layer.10", "all"]
+    assert rows == ["layer.0", "layer.2", "layer.10", "all"]
     inspect.show_comparison(inspect.compare(mask, mask), "same")
-    assert "1.0000" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "same, layers of bert.encoder\n" in text and "│ layer.10 │  1.0000 │" in text
+
+
+def test_towers_without_a_common_name_keep_theirs(capsys: pytest.CaptureFixture) -> None:
+    mask = {f"{tower}.block.0.weight": torch.ones(2, 4, dtype=torch.bool) for tower in "ab"}
+    inspect.show(inspect.statistics(Inspected(mask)), "here", 0.7)
+    text = capsys.readouterr().out
+    assert "here: sparsity (%)\n" in text and "│ a.block.0 │" in text and "│ b.block.0 │" in text

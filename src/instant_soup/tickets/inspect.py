@@ -6,6 +6,7 @@ first number; its *type* is what follows ("attention.self.query").
 
 import math
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,14 @@ def _agreement(a: Mask, b: Mask) -> dict[str, Any]:
 # In a terminal
 
 
+def _shorter(layers: list[str]) -> tuple[str, list[str]]:
+    """What all names of layers begin with, as a title says it, and the names without it."""
+    parts = zip(*(name.split(".")[:-2] for name in layers), strict=False)
+    same = [part[0] for part in takewhile(lambda part: len(set(part)) == 1, parts)]
+    title = f", layers of {'.'.join(same)}" if same else ""
+    return title, [".".join(name.split(".")[len(same) :]) for name in layers]
+
+
 def _near_share(entry: dict[str, Any]) -> list[str]:
     """The near-zero column's cell, where there are weights."""
     return [_percent(entry["near_zero"] / entry["weights"])] if "near_zero" in entry else []
@@ -215,19 +224,20 @@ def show(numbers: dict[str, Any], title: str, near_zero: float) -> None:
     types = [entry["name"] for entry in numbers["types"]]
     cells = {(m["layer"], m["type"]): _percent(m["sparsity"]) for m in numbers["matrices"]}
     console, table = terminal(), Table()
+    of, layers = _shorter([entry["name"] for entry in numbers["layers"]])
     table.add_column("layer", no_wrap=True)
     for name in [*types, "all"]:
         table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
     near = "near_zero" in numbers
     if near:
         table.add_column("near\nzero", justify="right")
-    for entry in numbers["layers"]:
+    for layer, entry in zip(layers, numbers["layers"], strict=True):
         own = [cells.get((entry["name"], name), "") for name in types]
-        table.add_row(entry["name"], *own, _percent(entry["sparsity"]), *_near_share(entry))
+        table.add_row(layer, *own, _percent(entry["sparsity"]), *_near_share(entry))
     own = [_percent(entry["sparsity"]) for entry in numbers["types"]]
     all_of_it = [*own, _percent(numbers["sparsity"]), *_near_share(numbers)]
     table.add_row("all", *all_of_it, end_section=True)
-    console.print(f"{title}: sparsity (%)", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{title}: sparsity (%){of}", markup=False, highlight=False, soft_wrap=True)
     console.print(table, markup=False)
     pruned = numbers["weights"] - numbers["kept"]
     console.print(f"{pruned:,} of {numbers['weights']:,} weights are zero", highlight=False)
@@ -250,13 +260,14 @@ def show_comparison(numbers: dict[str, Any], title: str) -> None:
 
     columns = {"overlap": "overlap", "cosine": "cosine", "jaccard": "Jaccard", "hamming": "Hamming"}
     console, table = terminal(), Table()
+    of, layers = _shorter([entry["name"] for entry in numbers["layers"]])
     table.add_column("layer", overflow="fold")
     for shown in columns.values():
         table.add_column(shown, justify="right")
-    for entry in [*numbers["layers"], {"name": "all", **numbers}]:
+    for layer, entry in zip([*layers, "all"], [*numbers["layers"], numbers], strict=True):
         values = [entry[name] for name in columns]
-        table.add_row(entry["name"], *("–" if v is None else f"{v:.4f}" for v in values))
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
+        table.add_row(layer, *("–" if v is None else f"{v:.4f}" for v in values))
+    console.print(f"{title}{of}", markup=False, highlight=False, soft_wrap=True)
     console.print(table, markup=False)
 
 
