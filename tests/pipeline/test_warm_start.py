@@ -207,6 +207,35 @@ def test_another_environment_or_job_has_another_server(monkeypatch: pytest.Monke
     assert warm_start.address() != here
 
 
+def test_copies_of_the_sources_share_a_server_and_other_libraries_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{warm_start.SOURCES}{os.pathsep}/libraries")
+    here = warm_start.address()
+    monkeypatch.setattr(warm_start, "SOURCES", "/copy/src")
+    monkeypatch.setenv("PYTHONPATH", f"/copy/src{os.pathsep}/libraries")
+    assert warm_start.address() == here
+    monkeypatch.setenv("PYTHONPATH", f"/copy/src{os.pathsep}/others")
+    assert warm_start.address() != here
+
+
+def test_a_command_of_a_copy_runs_the_copys_own_sources(
+    environment: dict[str, str], script: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(Path(warm_start.SOURCES) / "instant_soup", copy / "instant_soup")
+    with open(copy / "instant_soup/seeds.py", "a") as file:
+        file.write("EDITED = True\n")
+    others = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+    paths = [str(copy), *(p for p in others if p != warm_start.SOURCES)]
+    done = subprocess.run(
+        script("import sys; from instant_soup.seeds import EDITED; print('torch' in sys.modules)"),
+        capture_output=True, text=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_what_a_program_calls_one_job_has_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(warm_start.JOB, "a grid")
     here = warm_start.address()

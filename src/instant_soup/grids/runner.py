@@ -158,7 +158,7 @@ class Runner:
         """
         # DVC_ROOT: where stages keep checkpoints, find relative paths and leave records for MLflow.
         # Its own caches go with the copy.
-        # All rows of a lane are one job, whose stages start warm (pipeline/warm_start.py).
+        # All rows of a grid are one job, whose stages start warm (pipeline/warm_start.py).
         own = {"DVC_ROOT": str(self.root), "DVC_EXP_NAME": cell.name, JOB: str(os.getpid())}
         own["DVC_SITE_CACHE_DIR"] = str(copy / ".dvc/tmp/site")
         if cards := self.cards.get(cell.lane):

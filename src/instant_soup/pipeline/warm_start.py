@@ -46,6 +46,7 @@ SETTING, OFF = "INSTANT_SOUP_WARM_START", ("0", "no", "off", "false")
 JOB = "INSTANT_SOUP_JOB"  # any text: commands with the same one are of one job
 IDLE = 20  # seconds without a command, after which a server ends
 SILENCE = 10.0  # seconds that either side waits for the other's next word
+SOURCES = str(Path(__file__).parents[2])
 # Variables that differ from stage to stage, and that no library reads when it is imported.
 IGNORED, IGNORED_PREFIXES = ("PWD", "OLDPWD", "SHLVL", "_"), ("DVC_", "GIT_", "MLFLOW_", "PYTEST_")
 # Of /proc/PID/status: who a process is, what it may do, and what its files are made with.
@@ -87,13 +88,16 @@ def address() -> str:
     """The folder with the socket of the server for commands like this one.
 
     Its name depends on what a fork has from its server, not from the command: the interpreter, what
-    was read from the environment at imports, the job, and the process's `standing`.
+    was read from the environment at imports, the job, and the process's `standing`. Our own sources
+    are the command's, so the copies of a repository in which experiments run share a server.
     """
     own = {
         name: value
         for name, value in os.environ.items()
         if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
     }
+    paths = own.get("PYTHONPATH", "").split(os.pathsep)
+    own["PYTHONPATH"] = os.pathsep.join(path for path in paths if path != SOURCES)
     job = os.environ.get(JOB) or [os.getpgrp(), os.getsid(0)]
     shared = json.dumps([sys.executable, sorted(own.items()), job, standing(os.getpid())])
     digest = hashlib.sha256(shared.encode()).hexdigest()[:24]
