@@ -33,12 +33,13 @@ for name in [n for n in os.environ if n.startswith("DVC_")]:
 # A shell's background job ignores Ctrl-C, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files that take minutes come first, so that no worker is left with one of them at the end.
-LONG_FILES = ("test_pipeline", "test_grid", "test_clip_pipeline", "test_ray_grid", "test_golden")
+# Files that take minutes come first, then the slow ones, so that no worker is left with one of
+# them at the end.
+LONG_FILES = ("test_pipeline", "test_grid", "test_ray_grid", "test_golden")
 # These take more than some 15 s, on one core: -m "not slow" leaves them out.
 SLOW_FILES = {
     *LONG_FILES,
-    *("test_tracking", "test_warm_start", "test_jobs"),
+    *("test_tracking", "test_warm_start", "test_jobs", "test_clip_pipeline"),
     *("test_training", "test_checkpoints", "test_data_parallel"),
     *("test_early_bird", "test_lottery", "test_dense_soups", "test_registry", "test_golden"),
     *("test_prune", "test_pruned", "test_pruner", "test_trainer_callback"),
@@ -48,7 +49,8 @@ SLOW_FILES = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
+    for files in (SLOW_FILES, LONG_FILES):
+        items.sort(key=lambda item, files=files: item.path.stem not in files)
     for item in items:
         if item.path.stem in SLOW_FILES:
             item.add_marker("slow")
