@@ -401,7 +401,7 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
     Grids: mine (two sparsities, two seeds) with a task whose model cannot be loaded, and late.
     """
     base = tmp_path_factory.mktemp("grid")
-    project = make_repository(base / "soup", tiny_bert, tiny_data, methods=[])
+    project = make_repository(base / "soup", tiny_bert, tiny_data, rounds=2, methods=[])
     shutil.copytree(ROOT / "reports", project / "reports", dirs_exist_ok=True)
     ledger = project / "reports/results.csv"  # a few of its rows: each cell makes all tables anew
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:9]))

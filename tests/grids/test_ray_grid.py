@@ -24,7 +24,7 @@ SETTINGS = {"isp.denoisers": 1, "isp.look_ahead": 1}
 @pytest.fixture
 def project(tmp_path: Path, tiny_bert: Path, tiny_data: Path) -> Path:
     """A project with the grid `far`: one sparsity, two seeds, no rows beside dense and ISP."""
-    project = make_repository(tmp_path / "soup", tiny_bert, tiny_data, methods=[])
+    project = make_repository(tmp_path / "soup", tiny_bert, tiny_data, rounds=1, methods=[])
     task = {"model": f"local:{tiny_bert}", "dataset": f"local:{tiny_data}", "sparsities": [0.3]}
     grid = {"preset": "quick", "methods": [], "tasks": [task], "seeds": [0, 1]}
     (project / "grids").mkdir(exist_ok=True)
