@@ -31,11 +31,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.data.batches import Images, Texts
-from instant_soup.files import read_json, read_yaml, write_yaml
+from instant_soup.files import read_json, read_yaml, write_json, write_yaml
 from instant_soup.library.pruned import Pruned
 from instant_soup.methods.registry import method_named
 from instant_soup.models import bert, clip, matrices
-from instant_soup.pipeline.plan import plan
+from instant_soup.pipeline.plan import budget_of, plan
 from instant_soup.pipeline.run import PipelineRun, budget, build
 from instant_soup.pipeline.stage_files import TicketStage
 from instant_soup.pipeline.workspace import ENCODED, START, load_start
@@ -284,6 +284,7 @@ def write_plan(params: Any) -> None:
     """The stages' settings files, as the plan's stage writes them; without digests of sources."""
     for name, contents in plan(params).items():
         write_yaml(f"models/plan/{name}.yaml", contents)
+    write_json("models/plan/budget.json", budget_of(params).contents())
 
 
 def run_isp(rounds: int = 10) -> None:
@@ -349,7 +350,7 @@ def trained(state: State, mask: Mask, recipe: Recipe, last: int, cost: Cost | No
     """A copy of a state, trained by the bare engine: no curve, no checkpoint."""
     cost = Cost() if cost is None else cost
     data = batches.load_split(ENCODED / "train.safetensors", torch.device("cpu"))
-    _, total = budget(recipe)
+    total = budget(recipe).total
     network = build(state.copy(), recipe)
     state = state.copy()
     return loop.train(

@@ -29,7 +29,7 @@ from instant_soup.training.state import State
 def main() -> None:
     retrain = read_yaml("models/plan/retrain_isp.yaml")
     recipe = Recipe(**retrain["recipe"])
-    steps_per_epoch, total = budget(recipe)
+    steps_per_epoch, total = budget(recipe).steps_per_epoch, budget(recipe).total
     data = load_split(ENCODED / "train.safetensors", torch.device("cpu"))
     state, mask = load_start(START)
     for i in range(retrain["isp_rounds"]):

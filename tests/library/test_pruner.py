@@ -293,7 +293,7 @@ def test_it_works_with_accelerate(tmp_path: Any) -> None:
         ({"method": "grasp", "loss": None}, "loss: grasp trains beside the loop or takes"),
         ({"sparsity": 0.0}, "sparsity: 0.0 is not allowed; allowed: a number more than 0"),
         ({"steps": 0}, "steps: 0 is not allowed"),
-        ({"steps": 3}, "steps: 3 is not allowed; allowed: more than the 4 rounds"),
+        ({"steps": 3}, "mask_finding: 0.3: 4 rounds in 3 steps; allowed: more steps in all"),
         ({"score": "best"}, "score: 'best' is not allowed; allowed: magnitude | fisher"),
         ({"every": 2}, "every: no setting of isp; it takes: compression_rate"),
         ({"method": "nothing"}, "method: unknown nothing"),

@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instant_soup.config.sections import Recipe
-from instant_soup.errors import UserError
 from instant_soup.methods.gmp import GMP
-from instant_soup.methods.isp_plus import IspPlus
 from instant_soup.methods.progressive import Progressive
 from instant_soup.methods.registry import create
 from instant_soup.methods.rounds import (
@@ -103,24 +101,6 @@ def test_another_target_leaves_the_ends_of_the_rounds_before(
     assert longer[:-1] == schedule.ends(rounds, 10_000, per_epoch)
 
 
-def test_rounds_must_leave_something_of_the_budget() -> None:
-    Progressive().check_ends([5, 9], 10)
-    with pytest.raises(UserError, match=r"^steps: 2 is not allowed; allowed: more than the 2 ro"):
-        Progressive().check_ends([1, 1], 2)
-    with pytest.raises(UserError, match=r"^isp\.calibration: .* whole budget of 10 steps"):
-        Progressive().check_ends([5, 10], 10)
-    with pytest.raises(UserError, match=r"^isp\.mask_finding: .* whole budget of 10 steps"):
-        Progressive(mask_finding=0.9).check_ends([5, 10], 10)
-
-
-def test_fisher_scores_need_a_step_before_the_first_prune() -> None:
-    Progressive(mask_finding=0.0).check_ends([0, 0], 10)
-    with pytest.raises(UserError, match=r"^isp\.mask_finding: 0\.0 prunes before the first step"):
-        IspPlus(mask_finding=0.0).check_ends([0, 0], 10)
-    with pytest.raises(UserError, match=r"^steps: 1 is not allowed; allowed: more than the 2 roun"):
-        IspPlus(mask_finding=0.3).check_ends([0, 0], 1)  # no share would do
-
-
 def test_a_methods_share_is_that_of_its_rounds_or_the_one_it_is_given() -> None:
     rows = {"compression_rate": 0.1, "calibration": 0.1}
     assert Progressive(**rows).share(0.7, 10) == pytest.approx(0.28)
@@ -164,24 +144,6 @@ def test_a_ramp_rises_to_exactly_the_target_within_its_steps(
 def test_how_many_prunes_fit_is_no_matter_of_floats() -> None:
     assert Ramp(1, 0.0, 0.1, 0.7).fit(10) == 6 and Ramp(1, 0.5, 0.1, 0.7).fit(10) == 7
     assert len(set(Ramp(6, 0.0, 0.1, 0.7).ends(10))) == 6
-
-
-CUBIC = {"schedule": "cubic", "begin": 0.1, "end": 0.5}
-
-
-def test_a_ramps_prunes_need_a_step_each() -> None:
-    method = IspPlus(**CUBIC, prunes=4)
-    method.check_ends(method.ends(0.8, 10), 10)
-    with pytest.raises(UserError, match=r"^isp_plus\.prunes: 5 do not fit .* of 10; .* most 4$"):
-        IspPlus(**CUBIC, prunes=5).check_ends(IspPlus(**CUBIC, prunes=5).ends(0.8, 10), 10)
-    late = Progressive(schedule="cubic", prunes=2, end=0.99)
-    with pytest.raises(UserError, match=r"^progressive\.end: 0\.99 leaves none of 10 steps"):
-        late.check_ends(late.ends(0.8, 10), 10)
-    early = IspPlus(**{**CUBIC, "begin": 0.01}, prunes=2, first_cut=0.5)
-    with pytest.raises(UserError, match=r"^isp_plus\.begin: 0\.01 prunes before the first step"):
-        early.check_ends(early.ends(0.8, 10), 10)
-    with pytest.raises(UserError, match=r"^gmp\.cycles: 5 in 4 steps; allowed: at most 4"):
-        GMP(schedule="rounds").check_ends([1], 4)
 
 
 def test_gmp_is_a_ramp_with_a_first_cut_and_restarts() -> None:

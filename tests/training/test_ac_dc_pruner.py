@@ -116,6 +116,6 @@ def test_its_settings_are_shares_of_the_budget() -> None:
     with pytest.raises(
         UserError, match=r"ac_dc\.phase: 0\.05 of 8 steps is less than one; .*0\.12"
     ):
-        method().pruner(run, 0.5)
+        method().check_steps(0.5, run)
     found = method(phase=0.125).pruner(run, 0.5).switches
     assert found == {1: True, 2: False, 3: True, 4: False, 5: True, 6: True}

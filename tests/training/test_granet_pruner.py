@@ -209,15 +209,6 @@ def test_rigl_is_as_sparse_from_the_first_step_on(start: str, score: str) -> Non
     assert pruner.finished
 
 
-def test_rigl_refuses_a_mask_that_would_not_move() -> None:
-    """Of 8 steps the mask stays from 6 on."""
-    run = BareRun({"w": torch.randn(6, 6)})
-    rigl(run, every=5)
-    message = r"^rigl\.every: 6 is more than the 5 steps in which the mask moves; .* at most 5"
-    with pytest.raises(UserError, match=message):
-        rigl(run, every=6)
-
-
 def test_rigl_exchanges_a_share_that_falls_to_nothing() -> None:
     """α = 0.3: 0.15 in the middle, 0 at the end."""
     assert [exchanged(t, 60, 0.3, 0.0) for t in (0, 30, 60)] == pytest.approx([0.3, 0.15, 0.0])

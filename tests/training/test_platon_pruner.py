@@ -143,5 +143,5 @@ def test_its_settings_are_shares_of_the_budget() -> None:
         create("platon", "bert", "paper", {"platon": {"begin": 0.7}}).check(0.8, 1)
     run: Any = BareRun({"w": torch.ones(4, 4)})  # of 8 steps
     with pytest.raises(UserError, match=r"platon\.every: 10 is more than the 6 .*at most 6"):
-        method.pruner(run, 0.5)
+        method.check_steps(0.5, run)
     assert masks.count(create("platon", "bert", "quick", {}).pruner(run, 0.5).mask) == (16, 16)

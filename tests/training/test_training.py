@@ -42,7 +42,7 @@ from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import checkpoints, loop, metrics
 from instant_soup.training.cost import Cost
-from instant_soup.training.schedule import learning_rate
+from instant_soup.training.schedule import Steps, learning_rate
 from instant_soup.training.state import State, load_state, save_state
 
 RECIPE = Recipe(
@@ -722,8 +722,9 @@ def test_a_store_forgets_what_was_not_used_for_the_longest_time(tmp_path: Path) 
 def test_the_budget_is_epochs_of_full_batches(inside: Path) -> None:
     rows = len(batches.load_split("data/encoded/train.safetensors", torch.device("cpu")))
     assert rows == 160
-    assert budget(recipe_of_dense()) == (10, 20)
-    assert budget(recipe_of_dense(epochs=0.25, batch_size=32)) == (5, 1)
+    assert budget(recipe_of_dense()) == Steps(total=20, steps_per_epoch=10)
+    short = budget(recipe_of_dense(epochs=0.25, batch_size=32))
+    assert short == Steps(total=1, steps_per_epoch=5)
 
 
 def test_the_start_holds_the_base_and_a_new_head(inside: Path, tiny_bert: Path) -> None:

@@ -171,6 +171,11 @@ class Training:
     )
 
 
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Full batches in one pass over the rows, at least one."""
+    return max(1, rows // batch_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Stored):
     """The pre-training of clip-glyph on glyphs, and of llama-snippets on English snippets."""

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from instant_soup.config.sections import Recipe
+from instant_soup.config.sections import Recipe, steps_per_epoch
 from instant_soup.errors import UserError
 from instant_soup.files import new_file
 from instant_soup.seeds import generator
@@ -238,11 +238,6 @@ def load_split(path: str | Path, device: torch.device) -> Split:
         return Texts(**{**tensors, "lengths": tensors["lengths"].cpu()})
     except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read as encoded data ({error})") from None
-
-
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Full batches in one pass over the rows, at least one."""
-    return max(1, rows // batch_size)
 
 
 def epoch_batches(lengths: torch.Tensor, batch_size: int, *key: int) -> list[torch.Tensor]:

@@ -156,6 +156,7 @@ class Pruner:
         )  # fmt: skip
         with own_words(self.method):
             self.method.check(sparsity, self.run.epochs)
+            self.method.check_steps(sparsity, self.run)
             if retrain != ALL:
                 small_parameters(bare, chosen)  # some there must be
         self._averaged = exchange.size() == 1  # whether gradients are known to be all processes'

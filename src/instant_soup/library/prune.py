@@ -150,6 +150,7 @@ def prune(
             validate=validate, store=store, looks_at=chosen.looks_at, full=narrow,
         )  # fmt: skip
         chosen.check(sparsity, run.epochs)
+        chosen.check_steps(sparsity, run)
         if recipe.partial:
             small_parameters(bare, run.mask)  # some there must be
         chosen.run(run, sparsity)

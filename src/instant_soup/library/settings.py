@@ -12,7 +12,7 @@ from instant_soup.config.sections import ALL, MASK_LORA, NORMS_AND_BIASES, SEED,
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, keys_of
 from instant_soup.methods.custom import Criterion, Custom
-from instant_soup.methods.registry import method_named, methods
+from instant_soup.methods.registry import method_named, methods, settings_in
 from instant_soup.training import exchange
 from instant_soup.training.checkpoints import Store
 
@@ -70,8 +70,8 @@ def _kind_of(method: AMethod) -> tuple[type[Method], dict[str, Any]]:
     if isinstance(method, type) and issubclass(method, Method):
         return method, {}
     if isinstance(method, Method):
-        values = {name: getattr(method, name) for name in settings_of(type(method))}
-        return type(method), {name: value for name, value in values.items() if value is not None}
+        given = {name: value for name, value in settings_in(method).items() if value is not None}
+        return type(method), given
     if callable(method):
         return Custom, {}
     raise UserError(
@@ -243,7 +243,7 @@ def check_same(
     exchange.check_same({
         "method": method.name, "sparsity": sparsity, "steps": steps, **asdict(recipe), **more,
         "prunable": {name: list(w.shape) for name, w in prunable.items()},
-        **{name: getattr(method, name) for name in settings_of(type(method))},
+        **settings_in(method),
         "len(batches)": length_of(batches),
     })  # fmt: skip
 
@@ -257,4 +257,4 @@ def own_words(method: Method) -> Iterator[None]:
         text = str(error)
         for name, key in keys_of(type(method)).items():
             text = text.replace(key, name)
-        raise UserError(text.replace("training.", "")) from None
+        raise UserError(text.replace(" (training.epochs)", "").replace("training.", "")) from None

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import setting
 from instant_soup.errors import UserError
-from instant_soup.methods.base import check_before, register
+from instant_soup.methods.base import check_before, enough, register
 from instant_soup.methods.moving import LATEST, Scored, UntilEnd, score_setting, step_at
+from instant_soup.training.schedule import at_least
 
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
 
 
 @register
@@ -49,16 +51,23 @@ class AcDc(Scored, UntilEnd):
         check_before(self, "last_dense", "end")
         check_before(self, "begin", "last_dense")
 
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that a phase has a step.
+
+        Raises:
+            UserError: If it has none.
+        """
+        super().check_steps(sparsity, run)
+        if self.phase * run.total < 1:
+            raise UserError(
+                f"ac_dc.phase: {self.phase} of {run.total} steps is less than one; "
+                f"{enough(at_least(1 / run.total))}"
+            )
+
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that comes and goes."""
         from instant_soup.training.ac_dc_pruner import AcDcPruner, switches
 
-        phase = self.phase * run.total
-        if phase < 1:
-            raise UserError(
-                f"ac_dc.phase: {self.phase} of {run.total} steps is less than one; allowed: at "
-                f"least {1 / run.total:.3g}, or more steps in all"
-            )
         first, last_dense = (step_at(s, run.total) for s in (self.begin, self.last_dense))
-        found = switches(first, phase, last_dense, self.settled(run.total))
+        found = switches(first, self.phase * run.total, last_dense, self.settled(run.total))
         return AcDcPruner(run.mask, sparsity, found, self.score)

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from instant_soup.config.fields import settings_of
 from instant_soup.errors import UserError
+from instant_soup.training.schedule import at_most
 
 if TYPE_CHECKING:
     from instant_soup.config.sections import Recipe
     from instant_soup.sparsity.masks import Cut, Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
     from instant_soup.training.state import Weights
 
 REGISTRY: dict[str, type["Method"]] = {}
@@ -77,6 +79,22 @@ class Method:
         Raises:
             UserError: If they are not.
         """
+
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that the budget has enough steps; before any is taken.
+
+        Args:
+            sparsity: Share of the prunable weights to prune.
+            run: A run, or the steps that it would have.
+
+        Raises:
+            UserError: If it has not.
+        """
+        if run.warmup_steps >= run.total:
+            raise UserError(
+                f"training.warmup: leaves none of {run.total} steps after the warm-up; "
+                f"{enough(at_most(1 - 1 / run.total))}"
+            )
 
     def check_size(self, weights: int) -> None:
         """Check that so many prunable weights are not too many for the method; before any work.
@@ -139,6 +157,12 @@ def key_of(method: type[Method], setting: str) -> str:
 def keys_of(method: type[Method]) -> dict[str, str]:
     """Setting → its place in params.yaml."""
     return {name: key_of(method, name) for name in settings_of(method)}
+
+
+def enough(*ways: str) -> str:
+    """What a refusal for too few steps allows: one of some ways, or more steps."""
+    named = [way for way in ways if way]
+    return f"allowed: {', or '.join([*named, 'more steps in all (training.epochs)'])}"
 
 
 def check_before(method: Method, first: str, then: str) -> None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from instant_soup.config.fields import MOST_STEPS, again, integer, number, one_of, setting
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Throughout, check_before, key_of
+from instant_soup.methods.base import Throughout, check_before, enough, key_of
+from instant_soup.training.schedule import at_most
 
 if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.granet_pruner import GraNetPruner
     from instant_soup.training.movement_pruner import MovementPruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
 
 Learner = TypeVar("Learner", bound="MovementPruner")
 
@@ -41,7 +43,25 @@ def check_moves(method: Throughout, every: int, last: int) -> None:
     if every > last:
         raise UserError(
             f"{key_of(type(method), 'every')}: {every} is more than the {last} steps in which the "
-            f"mask moves; allowed: at most {last}, or more steps in all"
+            f"mask moves; {enough(f'at most {last}' if last else '')}"
+        )
+
+
+def check_stays(method: Throughout, until: str, total: int) -> None:
+    """Check that a step is left for the last mask.
+
+    Args:
+        method: The method.
+        until: Its setting that says for how much of `total` the mask moves.
+        total: Steps in all.
+
+    Raises:
+        UserError: If none is left.
+    """
+    if method.settled(total) >= total:
+        raise UserError(
+            f"{key_of(type(method), until)}: {getattr(method, until):g} leaves none of {total} "
+            f"steps for the last mask; {enough(at_most(1 - 1 / total))}"
         )
 
 
@@ -53,6 +73,15 @@ class UntilEnd(Throughout):
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return step_at(self.end, total)
+
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that a step is left for the last mask.
+
+        Raises:
+            UserError: If none is.
+        """
+        super().check_steps(sparsity, run)
+        check_stays(self, "end", run.total)
 
 
 class ByGradients(UntilEnd):
@@ -181,6 +210,15 @@ class Exchanging(Scored):
     def settled(self, total: int) -> int:
         """The step from which the mask stays."""
         return step_at(self.regrow_until, total)
+
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that a step is left for the last mask.
+
+        Raises:
+            UserError: If none is.
+        """
+        super().check_steps(sparsity, run)
+        check_stays(self, "regrow_until", run.total)
 
     def exchanger(self, mask: "Mask", run: "Run", sparsity: float, **own: Any) -> "GraNetPruner":
         """Make the pruner.

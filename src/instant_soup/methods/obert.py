@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Cut, Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
     from instant_soup.training.state import Weights
 
 FRESH, TRAINING = "fresh", "training"
@@ -100,13 +101,14 @@ class OBERT(OnTheWay):
         self._check_run(run)
         return super().pruner(run, sparsity)
 
-    def check_ends(self, ends: list[int], total: int) -> None:
-        """Check the ends of rounds, and that each round has a step, and so gradients of training.
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check the rounds, and that each has a step, and so gradients of training.
 
         Raises:
-            UserError: If one does not.
+            UserError: If one has not.
         """
-        super().check_ends(ends, total)
+        super().check_steps(sparsity, run)
+        ends = self.round_ends(sparsity, run)
         if self.gradients == TRAINING and len(set(ends)) < len(ends):
             raise UserError(
                 f"{self._key('gradients')}: training has no gradients for rounds without a step, "

@@ -23,6 +23,7 @@ from instant_soup.methods.moving import Ramp, check_moves
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
 
 
 @register
@@ -53,17 +54,24 @@ class Platon(Ramp):
         default=0.95,
     )
 
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that a window ends before the mask stays.
+
+        Raises:
+            UserError: If none does.
+        """
+        super().check_steps(sparsity, run)
+        check_moves(self, self.every, self.settled(run.total))
+
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that moves by smoothed sensitivities."""
         from instant_soup.training.platon_pruner import PlatonPruner
 
-        settled = self.settled(run.total)
-        check_moves(self, self.every, settled)
         return PlatonPruner(
             run.mask,
             sparsity,
             begin=self.begins(run.total),
-            settled=settled,
+            settled=self.settled(run.total),
             every=self.every,
             sensitivity_decay=self.sensitivity_decay,
             uncertainty_decay=self.uncertainty_decay,

@@ -83,6 +83,11 @@ def create(name: str, family: str, preset: str, given: dict[str, dict[str, Any]]
     return make(method, own, family, preset, "params.yaml")
 
 
+def settings_in(method: Method) -> dict[str, Any]:
+    """The settings of a method, as a stage's file holds them."""
+    return {name: getattr(method, name) for name in settings_of(type(method))}
+
+
 def rebuild(name: str, settings: dict[str, Any]) -> Method:
     """A method out of the settings that a stage's file holds of it."""
     return method_named(name)(**settings)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
 
 
 @register
@@ -52,6 +53,15 @@ class RigL(Exchanging):
     regrow: float = regrow_setting("nothing", 0.3)
     regrow_until: float = again(Ramp, "end", default=0.75)
 
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that weights are exchanged before the mask stays.
+
+        Raises:
+            UserError: If none are.
+        """
+        super().check_steps(sparsity, run)
+        check_moves(self, self.every, self.settled(run.total) - 1)
+
     def first_mask(self, run: "Run", sparsity: float) -> "Mask":
         """The mask at the start."""
         from instant_soup.sparsity import scores
@@ -63,6 +73,5 @@ class RigL(Exchanging):
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that exchanges weights."""
         settled = self.settled(run.total)
-        check_moves(self, self.every, settled - 1)
         first = self.first_mask(run, sparsity)
         return self.exchanger(first, run, sparsity, end=0, total=settled, least=0.0)

@@ -20,14 +20,15 @@ from instant_soup.config.fields import (
     settings_of,
 )
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Method, check_before, key_of
-from instant_soup.training.schedule import cubic, steps_of
+from instant_soup.methods.base import Method, check_before, enough, key_of
+from instant_soup.training.schedule import at_least, at_most, cubic, steps_of
 
 if TYPE_CHECKING:
     from instant_soup.config.sections import Recipe
     from instant_soup.sparsity.masks import Cut, Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
     from instant_soup.training.state import Weights
 
 RATE = number(0.01, 1, high_too=False)
@@ -323,9 +324,7 @@ class OnTheWay(Method):
     def find(self, run: "Run", sparsity: float) -> None:
         """Algorithm 1: rounds of training and pruning."""
         run.target = sparsity
-        targets = self.sparsities(sparsity)
-        ends = self.ends(sparsity, run.total, self._epoch(run))
-        self.check_ends(ends, run.total)
+        targets, ends = self.sparsities(sparsity), self.round_ends(sparsity, run)
         for i, (target, end) in enumerate(zip(targets, ends, strict=True)):
             self.train_round(run, i, end)
             self.prune_round(run, i, target)
@@ -339,69 +338,82 @@ class OnTheWay(Method):
         key = [self.name, vars(self), i, target, target == run.target]
         run.prune(run.search(key, self.find_mask, run, i, target))
 
-    def check_ends(self, ends: list[int], total: int) -> None:
+    def round_ends(self, sparsity: float, run: "Run | Steps") -> list[int]:
+        """The step at which each round of a run ends."""
+        per_epoch = run.steps_per_epoch if self.nested else None  # others are shares of the budget
+        return self.ends(sparsity, run.total, per_epoch)
+
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
         """Check that the rounds leave something of the budget, and do not come too soon.
 
         Fisher scores are of gradients, and there are none before the first step.
 
-        Args:
-            ends: The step at which each round ends.
-            total: Steps of the budget.
-
         Raises:
             UserError: If they leave nothing, or come too soon.
         """
-        if self.cycles > total:
-            key = key_of(type(self), "cycles")
-            raise UserError(f"{key}: {self.cycles} in {total} steps; allowed: at most {total}")
-        if self.ramp is not None:
-            return self._check_steps(self.ramp, ends, total)
-        if total <= len(ends):
+        super().check_steps(sparsity, run)
+        total, falling = run.total, run.total - run.warmup_steps
+        if self.cycles > falling:
             raise UserError(
-                f"steps: {total} is not allowed; allowed: more than the {len(ends)} rounds"
+                f"{key_of(type(self), 'cycles')}: {self.cycles} in {falling} steps; "
+                f"{enough(f'at most {falling}')}"
             )
-        key = "calibration" if self.mask_finding is None else "mask_finding"
-        if self.ranks_by == "fisher" and ends[0] == 0:
+        ends = self.round_ends(sparsity, run)
+        if self.ramp is not None:
+            self._check_prunes(self.ramp, ends, total)
+        elif self.mask_finding is not None:
+            self._check_share(self.mask_finding, ends, total)
+        elif ends[-1] >= total:
+            longest = (total - 1) // (ends[-1] // ends[0])  # first round, in steps
             raise UserError(
-                f"isp.{key}: {getattr(self, key)} prunes before the first step, when there are no "
-                "gradients yet; allowed with Fisher scores: more"
+                f"isp.calibration: {self.calibration}: the {len(ends)} rounds take the whole "
+                f"budget of {total} steps; {enough(at_most(longest / run.steps_per_epoch))}"
+            )
+
+    def _check_share(self, share: float, ends: list[int], total: int) -> None:
+        """UserError where rounds that share a part of the budget come too soon, or take it all."""
+        key, highest = f"isp.mask_finding: {share}", 1 - 1 / total
+        if total <= len(ends):
+            raise UserError(f"{key}: {len(ends)} rounds in {total} steps; {enough()}")
+        if self.ranks_by == "fisher" and ends[0] == 0:
+            lowest = sum(calibration_steps(i, 1, self.growing) for i in range(len(ends))) / total
+            raise UserError(
+                f"{key} prunes before the first of {total} steps, when there are no gradients yet; "
+                f"{enough(at_least(lowest) if lowest <= highest else '')}"
             )
         if ends[-1] >= total:
             raise UserError(
-                f"isp.{key}: mask finding takes the whole budget of {total} steps: lower it, "
-                "or raise training.epochs"
+                f"{key}: the {len(ends)} rounds take the whole budget of {total} steps; "
+                f"{enough(at_most(highest))}"
             )
 
-    def _check_steps(self, ramp: Ramp, ends: list[int], total: int) -> None:
+    def _check_prunes(self, ramp: Ramp, ends: list[int], total: int) -> None:
         """UserError where the ramp's prunes meet, or come before the first step or at the last."""
         kind = type(self)
         if len(set(ends)) < len(ends):
+            most = ramp.fit(total)
             raise UserError(
                 f"{key_of(kind, 'prunes')}: {self.prunes} do not fit into the steps from "
-                f"{self.begin:g} to {self.end:g} of {total}; allowed: at most {ramp.fit(total)}"
+                f"{self.begin:g} to {self.end:g} of {total}; "
+                f"{enough(f'at most {most}' if most else '')}"
             )
         if self.ranks_by == "fisher" and ends[0] == 0:
             raise UserError(
-                f"{key_of(kind, 'begin')}: {self.begin} prunes before the first step, when there "
-                "are no gradients yet; allowed with Fisher scores: more"
+                f"{key_of(kind, 'begin')}: {self.begin} prunes before the first of {total} steps, "
+                f"when there are no gradients yet; {enough(at_least(1 / total))}"
             )
         if ends[-1] >= total:
             raise UserError(
                 f"{key_of(kind, 'end')}: {self.end} leaves none of {total} steps after the last "
-                "prune; allowed: less"
+                f"prune; {enough(at_most(1 - 1 / total))}"
             )
-
-    def _epoch(self, run: "Run") -> int | None:
-        return None if self.mask_finding is not None else run.steps_per_epoch
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The same rounds as a pruner, for a training in another's loop."""
         from instant_soup.training.pruner import PrunesInRounds
 
         run.target = sparsity
-        targets = self.sparsities(sparsity)
-        ends = self.ends(sparsity, run.total, self._epoch(run))
-        self.check_ends(ends, run.total)
+        targets, ends = self.sparsities(sparsity), self.round_ends(sparsity, run)
         done = sum(end <= run.state.step for end in ends) if run.state.step else 0
         return PrunesInRounds(
             run.mask,

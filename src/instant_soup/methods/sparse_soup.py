@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import integer, one_of, setting
 from instant_soup.errors import UserError
-from instant_soup.methods.base import Method, register
+from instant_soup.methods.base import Method, enough, register
 from instant_soup.methods.draws import decay_range, rate_range
 from instant_soup.methods.rounds import OnTheWay
 from instant_soup.methods.soups import trained_apart, uniform_soup
-from instant_soup.training.schedule import learning_rate
+from instant_soup.training.schedule import learning_rate, warmup_steps
 
 if TYPE_CHECKING:
     from instant_soup.config.sections import Recipe
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.run import Run
+    from instant_soup.training.schedule import Steps
 
 COPIES = 2000  # keeps the copies' draws apart from those of dense soups and of ISP's rounds
 
@@ -68,9 +69,8 @@ class SparseSoup(OnTheWay):
 
     def find(self, run: "Run", sparsity: float) -> None:
         """All rounds; then the copies and their mean. Nothing is left to train."""
-        rounds_end = self.ends(sparsity, run.total, self._epoch(run))[-1]
-        last = self.last_step(rounds_end, run.total)  # what cannot be is refused before any work
         super().find(run, sparsity)
+        last = self.last_step(run.state.step, run.total)
         ranges = self.learning_rate_range, self.weight_decay_range
         protocols = [run.draw_protocol(*ranges, 1.0, n, COPIES) for n in range(self.copies)]
         recipes = [
@@ -81,26 +81,30 @@ class SparseSoup(OnTheWay):
         run.state.step = run.total
         run.moved("the mean of copies")
 
-    def last_step(self, step: int, total: int) -> int:
-        """The step up to which a copy is trained, if the rounds end at `step`.
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check the rounds, and that each copy has a step.
 
         Raises:
-            UserError: If there is not a step for each copy.
+            UserError: If one has not.
         """
-        left = (total - step) // (self.copies if self.last_phase == "shared" else 1)
-        if left < 1:
+        super().check_steps(sparsity, run)
+        step, total = self.round_ends(sparsity, run)[-1], run.total
+        if self.last_step(step, total) == step:
             raise UserError(
                 f"sparse_soup.copies: {self.copies} cannot share the {total - step} steps that the "
-                f"rounds leave of {total}; allowed: at most {total - step}"
+                f"rounds leave of {total}; {enough(f'at most {total - step}')}"
             )
-        return step + left
+
+    def last_step(self, step: int, total: int) -> int:
+        """The step up to which a copy is trained, if the rounds end at `step`."""
+        return step + (total - step) // (self.copies if self.last_phase == "shared" else 1)
 
     pruner = Method.pruner  # none: the copies train the last phase several times
 
 
 def going_on(recipe: "Recipe", step: int, total: int, last: int) -> "Recipe":
     """The recipe whose rate is at `step` what `recipe`'s is there, and falls to zero at `last`."""
-    warmup = round(recipe.warmup * total)
+    warmup = warmup_steps(recipe.warmup, total)
     rate = learning_rate(
         step, total, recipe.learning_rate, warmup, recipe.cycles, recipe.lowest_rate
     )

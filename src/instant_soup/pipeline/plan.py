@@ -52,6 +52,7 @@ from instant_soup.models.known import (
     resolve_model,
 )
 from instant_soup.pipeline import code
+from instant_soup.pipeline.budget import Budget
 from instant_soup.pipeline.stage_files import (
     IDLE,
     CalibrateStage,
@@ -376,6 +377,19 @@ def planned(raw: Any) -> dict[str, Planned]:
     return files
 
 
+def budget_of(raw: Any) -> Budget:
+    """What the number of training steps must be enough for."""
+    params = check(raw)
+    rows = {row: params.method(row) for row in params.rows}
+    return Budget(
+        epochs=params.training.epochs,
+        batch_size=params.training.batch_size,
+        warmup=params.training.warmup,
+        sparsity=params.top.sparsity,
+        methods={row: registry.settings_in(method) for row, method in rows.items()},
+    )
+
+
 def needy() -> list[str]:
     """Methods that are made of another row, which dvc.yaml lists by name."""
     return [name for name, method in registry.methods().items() if method.needs]
@@ -432,7 +446,7 @@ def _ticket(
         recipe, teacher = recipe.untaught(), None
     return TicketStage(
         method=method.name,
-        settings={name: getattr(method, name) for name in settings_of(type(method))},
+        settings=registry.settings_in(method),
         sparsity=top.sparsity,
         seed=top.seed if seeded and not trains else None,
         recipe=recipe if trains else None,

@@ -13,14 +13,13 @@ from instant_soup.data.batches import (
     Split,
     evaluation_batches,
     load_split,
-    steps_per_epoch,
     training_batches,
 )
-from instant_soup.errors import UserError
 from instant_soup.files import project_root
 from instant_soup.models import base as models
 from instant_soup.models.head import Head
 from instant_soup.pipeline import outlook, workspace
+from instant_soup.pipeline.budget import Budget
 from instant_soup.pipeline.workspace import BASE, ENCODED, START
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -29,7 +28,7 @@ from instant_soup.training.checkpoints import Record
 from instant_soup.training.cost import Cost
 from instant_soup.training.pruner import Pruner
 from instant_soup.training.run import AfterStep, Run
-from instant_soup.training.schedule import steps_of
+from instant_soup.training.schedule import Steps
 from instant_soup.training.state import State, Weights
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class PipelineRun(Run):
 
         `teacher`: the dense row's recipe, where the run's own has a teacher.
         """
-        _, total = budget(recipe)
+        self.steps = budget(recipe)
         store, origin = None, ""
         if stored:
             store = checkpoints.pipeline_store()
@@ -69,6 +68,7 @@ class PipelineRun(Run):
                 *[engine, workspace.inputs_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
+        total = self.steps.total
         super().__init__(state, mask, recipe, total, store=store, origin=origin, code=code, **more)
         self.tracked, self.where = tracked, loop.device()
         self.tickets: dict[str, tuple[Mask, Cost]] = {}
@@ -77,6 +77,7 @@ class PipelineRun(Run):
         self.engine, self.teacher = engine, teacher
         models.share_counts(project_root() / ".dvc/tmp/instant-soup/flops.json")
         if code:  # of a stage's own run, not of its teacher's
+            Budget.planned().check(workspace.training_rows())
             outlook.tell()
 
     @cached_property
@@ -92,7 +93,7 @@ class PipelineRun(Run):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in one pass over the training split."""
-        return budget(self.recipe)[0]
+        return self.steps.steps_per_epoch
 
     @property
     def device(self) -> torch.device:
@@ -110,11 +111,6 @@ class PipelineRun(Run):
 
     def train(self, last: int, label: str, **how: Any) -> None:
         """Train, and take the measured rows into the curve."""
-        if last > self.total:
-            raise UserError(
-                f"isp.calibration: mask finding takes the whole budget of {self.total} steps: "
-                "lower it, or raise training.epochs"
-            )
         if self.recipe.taught and self.state.step < last:
             _ = self.of_teacher  # before this training's own entry of the store is held
         super().train(last, label, **how)
@@ -233,10 +229,9 @@ class PipelineRun(Run):
         return self.splits[name]
 
 
-def budget(recipe: Recipe) -> tuple[int, int]:
-    """Steps in one epoch of the training data, and T: the steps of the whole budget."""
-    steps = steps_per_epoch(workspace.training_rows(), recipe.batch_size)
-    return steps, steps_of(recipe.epochs, steps)
+def budget(recipe: Recipe) -> Steps:
+    """The steps of a training on the encoded data, in all and in an epoch."""
+    return Steps.of(recipe.epochs, workspace.training_rows(), recipe.batch_size)
 
 
 def build(state: State, recipe: Recipe) -> nn.Module:

@@ -35,7 +35,7 @@ from instant_soup.training import data_parallel, exchange
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.pruner import FixedMask, Pruner
 from instant_soup.training.retraining import step_flops
-from instant_soup.training.schedule import learning_rate
+from instant_soup.training.schedule import learning_rate, warmup_steps
 from instant_soup.training.state import State
 
 Batch = dict[str, torch.Tensor]
@@ -367,7 +367,7 @@ def take_steps(
     first = state.step
     if last <= first:
         return state
-    warmup = round(recipe.warmup * total) if total else 0
+    warmup = warmup_steps(recipe.warmup, total) if total else 0
     # An adapter takes its matrix's gradient away, so its own are what is averaged.
     shared_loss = data_parallel.averaging(model, loss_of_batch, getattr(pruner, "adapters", ()))
 

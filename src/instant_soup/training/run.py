@@ -30,6 +30,7 @@ from instant_soup.training.checkpoints import Curve, Record, Store, digest, foun
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
 from instant_soup.training.pruner import FixedMask, Pruner
+from instant_soup.training.schedule import warmup_steps
 from instant_soup.training.state import State, Weights
 
 AfterStep = Callable[[int, torch.Tensor, Callable[[], State]], None]
@@ -94,6 +95,11 @@ class Run(ABC):
         Raises:
             UserError: If that is not known.
         """
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return warmup_steps(self.recipe.warmup, self.total)
 
     @property
     @abstractmethod

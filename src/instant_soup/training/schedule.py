@@ -1,9 +1,49 @@
-"""The learning rate at each step, and how many steps a number of epochs takes."""
+"""The learning rate at each step, and how many steps a training takes."""
+
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+
+from instant_soup.config.sections import steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a training, before it runs; a run has the same three (run.py)."""
+
+    total: int
+    steps_per_epoch: int
+    warmup_steps: int = 0
+
+    @classmethod
+    def of(cls, epochs: float, rows: int, batch_size: int, warmup: float = 0.0) -> "Steps":
+        """Those of so many epochs over so many rows; `warmup`: a share of them."""
+        per_epoch = steps_per_epoch(rows, batch_size)
+        total = steps_of(epochs, per_epoch)
+        return cls(total, per_epoch, warmup_steps(warmup, total))
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
     """Optimiser steps in a number of epochs, at least one."""
     return max(1, round(epochs * steps_per_epoch))
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """Steps of a warm-up that takes a share of `total`."""
+    return round(warmup * total)
+
+
+def at_least(share: float) -> str:
+    """Name the lowest share that is allowed: three digits, rounded up."""
+    return f"at least {_digits(share, ROUND_CEILING)}"
+
+
+def at_most(share: float) -> str:
+    """Name the highest share that is allowed: three digits, rounded down; "" if none is."""
+    return f"at most {_digits(share, ROUND_FLOOR)}" if share > 0 else ""
+
+
+def _digits(share: float, rounding: str) -> str:
+    return f"{float(Context(prec=3, rounding=rounding).create_decimal(repr(share))):g}"
 
 
 def learning_rate(
