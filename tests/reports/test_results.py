@@ -258,7 +258,7 @@ def test_every_kind_of_row_can_be_shown(tmp_path):
         for variant in variants
         for family in ("bert", "clip")
         for seed in (0, 1)
-        for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9)
+        for sparsity in ((0.7,) if variant or seed else (0.5, 0.7, 0.9))
     ]  # fmt: skip
     ledger = ledger_of(tmp_path, *rows)
     for path in write_tables(tmp_path, ledger, all_chapters(ledger)):
