@@ -1,28 +1,32 @@
 """The real pipeline, run by DVC on a tiny model and little data: what runs, and what comes out.
 
 One project is made and run once. Then experiments change one thing each, in DVC's queue two at a
-time, and each must run what that thing affects and nothing else. Of changed sources it is asked
-what DVC would run.
+time, and each must run what that thing affects and nothing else. Of other settings and of changed
+sources it is asked what DVC would run.
 """
 
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 from helpers import PIPELINE_PARAMS, ROOT, environment, make_repository, run_command, stages_run
+from instant_soup.files import read_yaml, write_yaml
 from instant_soup.models import base as models
+from instant_soup.pipeline import jobs
 from instant_soup.sparsity import masks
 from instant_soup.training.state import load_state
 
@@ -45,24 +49,16 @@ def project(tmp_path_factory, tiny_bert: Path, tiny_data: Path) -> Path:
 
 EXPERIMENTS = {
     "sparser": ["sparsity=0.8"],
-    "seeded": ["seed=1"],
-    "longer": ["isp.look_ahead=3"],
     "more": ["isp.denoisers=3"],
-    "other-data": [],  # its dataset is a folder that the fixture makes
     "edited": [],  # a method's file
 }
 
 
 @pytest.fixture(scope="module")
-def queued(project: Path, tmp_path_factory, tiny_data: Path) -> dict[str, str]:
+def queued(project: Path) -> dict[str, str]:
     """The experiments' outputs by name, after running all of them two at a time."""
-    other = tmp_path_factory.mktemp("other-data")
-    table = pd.read_parquet(tiny_data / "train.parquet")
-    table.iloc[:150].to_csv(other / "train.csv", index=False)
-    table.iloc[150:].to_csv(other / "test.csv", index=False)
     for name, changes in EXPERIMENTS.items():
-        overrides = [f"dataset=local:{other}"] if name == "other-data" else changes
-        arguments = [word for change in overrides for word in ("-S", change)]
+        arguments = [word for change in changes for word in ("-S", change)]
         with edited(project, *["src/instant_soup/methods/snip.py"] * (name == "edited")):
             run_command(project, "dvc", "exp", "run", "--queue", "-n", name, *arguments)
     with open(project.parent / "queue.txt", "w") as said:  # no pipe: workers may outlive DVC
@@ -92,6 +88,35 @@ def edited(project: Path, *names: str, line: str = "EDITED = True") -> Iterator[
     finally:
         for name, text in before.items():
             (project / name).write_text(text)
+
+
+def what_would_run(project: Path) -> tuple[set[str], set[str]]:
+    """The stages that the plan of the project as it is now changes, and these with all behind."""
+    plan, before = project / "models/plan", project.parent / "plan-before"
+    plan.rename(before)
+    try:
+        run_command(project, "env", "PYTHONPATH=src", sys.executable, "stages/plan.py")
+        with chdir(project):
+            needs, changed = jobs.changes()
+    finally:
+        shutil.rmtree(plan, ignore_errors=True)
+        before.rename(plan)
+    changed -= {"plan"}
+    return changed, set(jobs.affected_stages(needs, changed))
+
+
+def affected_by(project: Path, **changes: Any) -> set[str]:
+    """The stages that other settings change, with all behind them."""
+    params = project / "params.yaml"
+    before = params.read_text()
+    values = read_yaml(params)
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    write_yaml(params, values)
+    try:
+        return {"plan"} | what_would_run(project)[1]
+    finally:
+        params.write_text(before)
 
 
 def result_of(project: Path, experiment: str, method: str) -> dict:
@@ -222,14 +247,8 @@ def test_a_methods_file_reruns_its_own_row(queued: dict[str, str]):
     ],
 )
 def test_a_source_reruns_what_runs_it(project: Path, source: str, expected: set[str]):
-    try:
-        with edited(project, source):
-            assert stages_run(run_command(project, "dvc", "repro", "plan")) == {"plan"}
-            found = json.loads(run_command(project, "dvc", "status", "--json"))
-            assert found.keys() == expected
-    finally:
-        run_command(project, "git", "checkout", "-q", "dvc.lock")
-        run_command(project, "dvc", "checkout", "-q", "models/plan")
+    with edited(project, source):
+        assert what_would_run(project)[0] == expected
 
 
 def test_comments_rerun_the_plan_alone(project: Path):
@@ -239,18 +258,18 @@ def test_comments_rerun_the_plan_alone(project: Path):
     assert stages_run(run_command(project, "dvc", "repro")) == set()  # DVC remembers
 
 
-def test_seed_leaves_data_and_base_model(queued: dict[str, str], project: Path):
+def test_seed_leaves_data_and_base_model(project: Path):
     listed = set(run_command(project, "dvc", "stage", "list", "--name-only").split())
     untouched = {"prepare_data", "pretrain_clip", "pretrain_lm", "prepare_model", "encode_data"}
-    done = stages_run(queued["seeded"])
+    done = affected_by(project, seed=1)
     assert done & untouched == set()
     # Listed, but not needed: hangs on the round before, and passes by at once.
     not_needed = stages(*(f"{s}@{i}" for s in ISP for i in range(2, 4)), of=listed)
     assert listed - untouched - not_needed == done - not_needed
 
 
-def test_look_ahead_touches_only_isp(queued: dict[str, str]):
-    done = stages_run(queued["longer"])
+def test_look_ahead_touches_only_isp(project: Path):
+    done = affected_by(project, isp={"look_ahead": 3})
     assert {"weak_masks@0", "weak_masks@1", "retrain_isp", "evaluate@isp"} <= done
     assert not stages(
         "prepare",
@@ -266,20 +285,22 @@ def test_look_ahead_touches_only_isp(queued: dict[str, str]):
     )
 
 
-def test_dataset_reruns_from_the_data_stage_on(queued: dict[str, str]):
-    done = stages_run(queued["other-data"])
+def test_dataset_reruns_from_the_data_stage_on(project: Path, tiny_data: Path, tmp_path: Path):
+    table = pd.read_parquet(tiny_data / "train.parquet")
+    table.iloc[:150].to_csv(tmp_path / "train.csv", index=False)
+    table.iloc[150:].to_csv(tmp_path / "test.csv", index=False)
+    done = affected_by(project, dataset=f"local:{tmp_path}")
     assert {"prepare_data", "encode_data", "dense_finetune", "calibrate@0", "tables"} <= done
     assert not stages("pretrain", "prepare_model", of=done)
 
 
 def test_experiments_keep_their_own_results(queued: dict[str, str], project: Path):
     assert result_of(project, "sparser", "isp")["target_sparsity"] == 0.8
-    assert result_of(project, "seeded", "isp")["seed"] == 1
-    assert result_of(project, "longer", "isp")["cost"]["search_steps"] == 12
+    assert result_of(project, "more", "isp")["cost"]["search_steps"] == 12
     run_command(project, sys.executable, "stages/tables.py")
     ledger = pd.read_csv(project / "reports/results.csv")
-    found = ledger[ledger["method"] == "isp"][["target_sparsity", "seed"]].value_counts()
-    assert found[(0.8, 0)] == 1 and found[(0.6, 1)] == 1
+    found = ledger[ledger["method"] == "isp"]["target_sparsity"].value_counts()
+    assert found.to_dict() == {0.6: 2, 0.8: 1}  # of the first run and of "more"; of "sparser"
     run_command(project, "git", "checkout", "-q", "reports")
 
 
