@@ -1,17 +1,22 @@
 """The code in the docs runs as it stands; their links and the files that they name are there."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
-from helpers import ROOT
+from helpers import ROOT, loader, perceptron
 from instant_soup.methods.registry import methods
 
 README = (ROOT / "README.md").read_text()
@@ -20,54 +25,54 @@ BLOCKS = [
 ]
 
 
-def run(block: str, folder: Path) -> list[str]:
-    """What a block prints, run in a process of its own beside models/base."""
-    environment = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", block]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Run a block, with names that it may use, in an empty folder; what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def runner(block: str, **names: Any) -> list[str]:
+        torch.manual_seed(0)
+        exec(block, {"__name__": "__main__", **names})
+        return capsys.readouterr().out.splitlines()
+
+    return runner
 
 
-def test_pruning_a_model_of_ones_own(tmp_path: Path) -> None:
-    pruned, steps = run(BLOCKS[0], tmp_path)
+def test_pruning_a_model_of_ones_own(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    pruned, steps = run(BLOCKS[0])[-2:]
     assert set(eval(pruned)) == {"0.weight", "2.weight"}
     assert steps == "200 120"  # four rounds of three denoisers, ten steps each
     assert (tmp_path / "pruned/ticket.json").exists()
 
 
-def test_a_loop_of_ones_own(tmp_path: Path) -> None:
-    assert run(BLOCKS[1], tmp_path)[-1] == "0.80 True"
+def test_a_loop_of_ones_own(run: Callable[..., list[str]]) -> None:
+    assert run(BLOCKS[1])[-1] == "0.80 True"
 
 
-def test_the_trainers_callback(tmp_path: Path, tiny_bert: Path) -> None:
+def test_the_trainers_callback(
+    run: Callable[..., list[str]], tmp_path: Path, tiny_bert: Path
+) -> None:
+    imports = [line for line in BLOCKS[2].splitlines() if line.startswith(("from", "import"))]
+    assert "instant_soup" in imports[0]  # which tests/test_package.py holds to be enough
     shutil.copytree(tiny_bert, tmp_path / "models/base")
-    assert run(BLOCKS[2], tmp_path)[-1] == "0.70"
+    assert run(BLOCKS[2])[-1] == "0.70"
 
 
-def test_a_script_for_several_processes_runs_in_one_too(tmp_path: Path) -> None:
-    assert run(BLOCKS[3], tmp_path)[-1] == "0.80"
+def test_a_script_for_several_processes_runs_in_one_too(run: Callable[..., list[str]]) -> None:
+    assert run(BLOCKS[3])[-1] == "0.80"
 
 
-# The README's call, on a model and batches of ours and with fewer steps.
-IN_README = """
-import sys
-
-from helpers import loader, perceptron
-from torch.nn.functional import cross_entropy
-
-model, batches = perceptron(), loader()
-exec(sys.argv[1])
-print(pruned.method, pruned.cost["steps"], sum(int((~kept).sum()) for kept in pruned.mask.values()))
-"""
-
-
-def test_the_readmes_call(tmp_path: Path) -> None:
+def test_the_readmes_call(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """On a model and batches of ours and with fewer steps."""
     (call,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert "steps=1000" in call
-    call = call.replace("steps=1000", "steps=24")
-    (line,) = in_process(IN_README, tmp_path, ROOT, call)
-    assert line == f"isp_plus 24 {round(0.8 * (8 * 32 + 32 * 32))}"
+    ours = {"model": perceptron(), "batches": loader(), "cross_entropy": cross_entropy}
+    zeros = "sum(int((~kept).sum()) for kept in pruned.mask.values())"
+    shown = f"print(pruned.method, pruned.cost['steps'], {zeros})"
+    lines = run(f"{call.replace('steps=1000', 'steps=24')}\n{shown}", **ours)
+    assert lines[-1] == f"isp_plus 24 {round(0.8 * (8 * 32 + 32 * 32))}"
     assert (tmp_path / "pruned/ticket.json").exists()
 
 
@@ -272,15 +277,17 @@ print(zeros, sum(kept.numel() for kept in pruner.mask.values()))
 """
 
 
-def in_process(script: str, folder: Path, copy: Path, *arguments: Path | str) -> list[str]:
-    """What a script prints, run in a process of its own with a copy of the package."""
-    paths = [str(copy / "src"), str(ROOT / "tests")]
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    own |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+# Runs each script in its folder, with its arguments; what each prints, as JSON, a line a script.
+ONE_AFTER_THE_OTHER = """
+import contextlib, io, json, os, sys
+
+for folder, script, *arguments in json.load(sys.stdin):
+    os.chdir(folder)
+    sys.argv = ["", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(script, {"__name__": "__main__"})
+    print(json.dumps(said.getvalue().splitlines()), flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -298,36 +305,52 @@ def with_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def test_added_methods_are_known_everywhere(with_methods: Path) -> None:
-    (package,) = in_process(KNOWN, with_methods, with_methods)
-    assert Path(package) == with_methods / "src/instant_soup"
+@pytest.fixture(scope="module")
+def printed(
+    with_methods: Path, tiny_bert: Path, tiny_data: Path, tmp_path_factory
+) -> dict[str, list[str]]:
+    """What the scripts above print, by name, in one process with the copy of the package."""
+    text = (ROOT / "docs/add_a_method.md").read_text()
+    (call,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert "steps=1000" in call
+    given = [str(tiny_bert), str(tiny_data)]
+    scripts = {
+        "known": [str(with_methods), KNOWN],
+        "run": [str(tmp_path_factory.mktemp("run")), RUN, *given],
+        "resume": [str(tmp_path_factory.mktemp("resume")), RESUME, *given],
+        "library": [
+            str(tmp_path_factory.mktemp("library")), LIBRARY,
+            call.replace("steps=1000", "steps=24"),
+        ],
+    }  # fmt: skip
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    paths = os.pathsep.join([str(with_methods / "src"), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER],
+        input=json.dumps([*scripts.values()]), capture_output=True, text=True,
+        env={**own, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(zip(scripts, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_added_methods_are_known_everywhere(printed: dict, with_methods: Path) -> None:
+    assert Path(printed["known"][-1]) == with_methods / "src/instant_soup"
     page = (with_methods / "docs/settings.md").read_text()
     assert "## row_column" in page and "## halving" in page
 
 
-def test_added_methods_run(
-    with_methods: Path, tmp_path: Path, tiny_bert: Path, tiny_data: Path
-) -> None:
-    lines = in_process(RUN, tmp_path, with_methods, tiny_bert, tiny_data)
-    rows = [line for line in lines if line.startswith(("row_column ", "halving "))]
+def test_added_methods_run(printed: dict) -> None:
+    rows = [line for line in printed["run"] if line.startswith(("row_column ", "halving "))]
     assert rows == ["row_column 20 True", "halving 20 True"]
 
 
-def test_an_added_pruner_goes_on_to_the_bit(
-    with_methods: Path, tmp_path: Path, tiny_bert: Path, tiny_data: Path
-) -> None:
-    lines = in_process(RESUME, tmp_path, with_methods, tiny_bert, tiny_data)
-    assert "Geometric magnitude: continuing from the checkpoint at step 7" in lines
+def test_an_added_pruner_goes_on_to_the_bit(printed: dict) -> None:
+    assert "Geometric magnitude: continuing from the checkpoint at step 7" in printed["resume"]
 
 
-def test_an_added_method_works_through_the_librarys_doors(
-    with_methods: Path, tmp_path: Path
-) -> None:
-    text = (ROOT / "docs/add_a_method.md").read_text()
-    (call,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert "steps=1000" in call
-    call = call.replace("steps=1000", "steps=24")
-    by_prune, by_loop = in_process(LIBRARY, tmp_path, with_methods, call)
+def test_an_added_method_works_through_the_librarys_doors(printed: dict) -> None:
+    by_prune, by_loop = printed["library"]
     weights = 8 * 32 + 32 * 32
     assert by_prune == f"halving {round(0.8 * weights) / weights} 24"
     assert by_loop == f"{0.75 * weights:.0f} {weights}"
