@@ -2,6 +2,9 @@
 # docs/tutorial.md as a newcomer would follow it, in a clone of its own, with smaller budgets.
 source "$(dirname "$0")/clone.sh"
 
+# A few rows of the ledger: each run makes all tables anew; tests/pipeline.sh makes those of all.
+sed -i 10q reports/results.csv
+
 # All blocks marked bash but the first, which sets the environment up.
 python - > tutorial.sh <<'PY'
 from pathlib import Path
@@ -21,7 +24,16 @@ print(script)
 PY
 bash -euo pipefail tutorial.sh
 test -f ../my-ticket/open_clip_model.safetensors
-python -c "
+python - <<'PY'
+import json
+
 from instant_soup.sparsity.masks import load, sparsity
-assert round(sparsity(load('../my-ticket/mask.safetensors')), 3) == 0.7"
+
+assert round(sparsity(load("../my-ticket/mask.safetensors")), 3) == 0.7
+results = [json.load(open(f"reports/results/{m}.json")) for m in ("isp", "one_shot", "isp_plus")]
+dense = json.load(open("reports/results/dense.json"))
+for result in results:
+    assert (result["model"], result["cost"]["steps"]) == ("clip-glyph", dense["cost"]["steps"])
+    assert result["pruned_weights"] == round(0.7 * result["prunable_weights"]), result
+PY
 echo "tutorial: every command of docs/tutorial.md ran"
