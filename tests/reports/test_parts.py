@@ -79,3 +79,18 @@ def test_the_fields_methods_stand_beside_isp_plus_of_the_same_processor(tmp_path
     assert lines[2].split(" | ")[0] == "| ISP+" and len(lines) == 12
     platon = next(line for line in lines if line.startswith("| PLATON"))
     assert platon.split(" | ")[1:5] == ["65.00 ± 7.07", "−5.00", "1.0", "2"]
+
+
+def test_the_fields_methods_at_each_sparsity_where_most_of_them_ran(tmp_path):
+    others = ("wanda", "snip", "lamp", "gmp", "obert", "cap", "bip", "rigl", "platon")
+    rows = of_seeds("dense", 0.9, 0.9)
+    for sparsity, plus, other in ((0.8, (0.7, 0.8), (0.6, 0.9)), (0.9, (0.6,), (0.62,))):
+        at = {"target_sparsity": sparsity, "validation": 0.5}
+        rows += of_seeds("isp_plus", *plus, **at)
+        rows += [one for method in others for one in of_seeds(method, *other, **at)]
+    rows += of_seeds("platon", 0.5, target_sparsity=0.5)  # alone there
+    place = dict(zip(("model", "dataset"), parts.TEXTS, strict=False))
+    runs = apart_by_origin(ledger_of(tmp_path, *({**row, **place} for row in rows)))
+    lines = parts.PARTS["methods_by_sparsity"](runs).splitlines()
+    assert lines[0] == "| method | texts, 80 % (2) | texts, 90 % (1) |" and len(lines) == 11
+    assert "| PLATON | +0.00 | +2.00 |" in lines

@@ -233,6 +233,21 @@ def _methods(runs: pd.DataFrame) -> str:
     return markdown_table(Table("", [("", name) for name in names], rows, ""))
 
 
+def _methods_by_sparsity(runs: pd.DataFrame) -> str:
+    """How far each method is from ISP+ at each sparsity, in points over the seeds in common."""
+    found = comparison(runs)
+    columns, cells = [], {}
+    for kind, section in (("texts", TEXTS), ("images", IMAGES)):
+        own = _of_main_origin(found[found["shared"] == ""], section)
+        for sparsity, at in own.groupby("target_sparsity"):
+            values = {name: one.set_index("seed")["value"] for name, one in at.groupby("method")}
+            reference = values.pop(REFERENCE)
+            columns.append(f"{kind}, {percent(float(sparsity))} ({len(reference)})")
+            for name, one in values.items():
+                cells[name, columns[-1]] = Cell(difference(one, reference, "accuracy"))
+    return _of_methods(columns, cells)
+
+
 def _of_main_origin(runs: pd.DataFrame, section: tuple) -> pd.DataFrame:
     """The runs of a section, those of the origin with most of them."""
     places = runs[SECTION].assign(model=runs["model"].map(plain))
@@ -257,6 +272,11 @@ def _axes(runs: pd.DataFrame) -> str:
                 gap = difference(one["value"], one["without"], "accuracy")
                 cost = number(one["cost"].mean(), ".1f")
                 cells[method, columns[-1]] = Cell(f"{gap} ({cost})")
+    return _of_methods(columns, cells)
+
+
+def _of_methods(columns: list[str], cells: dict[tuple[str, str], Cell]) -> str:
+    """A table of methods by columns, from (method, column) → cell."""
     if not cells:
         return NOTHING
     rows = [
@@ -301,6 +321,7 @@ PARTS: dict[str, Callable[[pd.DataFrame], str]] = {
     "texts": partial(_results, columns=_of_family(TEXTS)),
     "images": partial(_results, columns=_of_family(IMAGES)),
     "methods": _methods,
+    "methods_by_sparsity": _methods_by_sparsity,
     "axes": _axes,
     "local_tasks": partial(
         _results, columns=[(f"{name}, {percent(s)}", own, s) for name, (own, s) in LOCAL.items()]
