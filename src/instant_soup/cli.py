@@ -16,6 +16,11 @@ from instant_soup.files import check_new, path_of
 
 Command = Callable[[argparse.Namespace], None]
 
+OPTIONAL = {  # package → the extra that brings it; `pip install .` does without
+    **dict.fromkeys(("open_clip", "torchvision"), "clip"),
+    **dict.fromkeys(("dvc", "fontTools", "matplotlib", "mlflow", "psutil"), "pipeline"),
+}
+
 INSPECT = """\
 examples:
   instant-soup inspect models/retrained/isp/mask.safetensors
@@ -305,6 +310,13 @@ def main(arguments: list[str] | None = None) -> int:
         options.command(options)
     except (UserError, OSError) as error:
         print(f"error: {in_arguments(str(error), options)}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OPTIONAL:
+            raise
+        install = f"pip install 'instant-soup[{OPTIONAL[package]}]'"
+        print(f"error: the package {package} is not installed: {install}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
