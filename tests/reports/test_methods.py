@@ -78,7 +78,7 @@ def test_files(field, tmp_path):
     write(field)
     markdown, csv = tmp_path / "methods.md", tmp_path / "methods.csv"
     text = markdown.read_text()
-    assert text.index("GMP\\* (magnitude) (gmp.cycles=2)") < text.index("| BiP")  # the best first
+    assert text.index("GMP\\* (cycles=2)") < text.index("| BiP")  # the best first
     assert "+20.00" in text and "**90.00**" in text
     assert len(pd.read_csv(csv)) == 10
     before = [path.read_bytes() for path in (markdown, csv)]

@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
+from instant_soup.config.fields import settings_of
+from instant_soup.config.sections import Training
 from instant_soup.methods import registry
+from instant_soup.methods.base import keys_of
 from instant_soup.reports import (
     ablations,
     accuracy_tables,
@@ -20,8 +23,10 @@ from instant_soup.reports.results import (
     METHOD_NAMES,
     UNPRUNED,
     costs,
+    label,
     preset_rows,
     row_order,
+    short,
     terminal_table,
 )
 from instant_soup.reports.tables import all_chapters, write_tables
@@ -184,7 +189,7 @@ def test_cost_of_a_method_with_settings_of_its_own_and_of_unknown_memory(tmp_pat
         )
     )
     lth = ["70 %", "220", "660", "48.0", "20.0", "1.0", "–", "4.00", "4.00", "1"]
-    assert cells_of(table, "LTH (IMP) (lth.rounds=4)") == lth
+    assert cells_of(table, "LTH (lth.rounds=4)") == lth
     assert "Zero-shot" not in table and " · training.epochs=9\n" in table
 
 
@@ -224,7 +229,7 @@ def test_settings_that_all_rows_share_stand_in_the_title_once(capsys):
     terminal_table(rows)
     shown = capsys.readouterr().out
     assert shown.count(epochs) == 1 and f"seed 0 · {epochs}" in shown
-    assert "│ Full (dense) " in shown and "│ ISP (isp.look_ahead=2) " in shown
+    assert "│ Full (dense) " in shown and "│ ISP (look_ahead=2) " in shown
     terminal_table([rows[1]])
     assert "│ ISP  " in capsys.readouterr().out
 
@@ -294,11 +299,26 @@ def test_rows_with_a_teacher_are_in_tables_of_their_own(tmp_path):
     assert changed.heading == f"Other changed settings: {of_teacher.heading}"
     assert [(name, cells[0].text) for name, cells in changed.rows] == [
         ("ISP", "85.00"),
-        ("ISP (isp.combine=vote training.temperature=4.0)", "86.00"),
+        ("ISP (combine=vote, training.temperature=4.0)", "86.00"),
     ]
     best = [{name for name, cells in table.rows if cells[0].bold} for table in chapter.tables]
     assert best == [{"ISP"}, {"One-shot magnitude"}]
     figures.accuracy_vs_sparsity(runs, tmp_path / "figure.png")
+
+
+def test_a_name_says_what_differs_once_and_no_two_rows_have_the_same():
+    assert label("isp_plus") == "ISP+ (Fisher, no denoisers)"
+    assert label("isp_plus", "isp_plus.cycles=2") == "ISP+ (cycles=2)"
+    # Settings of all rows, and of another row that this one is made of, keep their sections.
+    shared = "training.epochs=4 isp.combine=vote"
+    assert label("isp", shared) == "ISP (training.epochs=4, combine=vote)"
+    assert "(training.epochs=4, isp.combine=vote)" in label("random_init", shared)
+    assert label("theirs", "theirs.rate=0.1") == "theirs (theirs.rate=0.1)"
+    names = [*METHOD_NAMES]
+    assert len({label(name) for name in names}) == len({short(name) for name in names})
+    for name, method in registry.methods().items():
+        keys = [*keys_of(method).values(), *(f"training.{key}" for key in settings_of(Training))]
+        assert len({label(name, f"{key}=1") for key in keys}) == len(keys)
 
 
 def test_rows_retrained_in_part_are_in_tables_of_their_own(tmp_path):

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from instant_soup.reports.results import number
-from instant_soup.reports.verdict import between, comparable, costs_of, short, with_interval
+from instant_soup.reports.results import number, short
+from instant_soup.reports.verdict import between, comparable, costs_of, with_interval
 
 CLAIM = "The paper says that ISP beats lottery tickets (LTH) at about the cost of one fine-tuning."
 

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
-from instant_soup.reports.results import percent
-from instant_soup.reports.verdict import budget_words, short, with_interval
+from instant_soup.reports.results import percent, short
+from instant_soup.reports.verdict import budget_words, with_interval
 
 FEWEST = 4  # methods that compete at a sparsity: fewer give no choice
 BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included

@@ -172,7 +172,7 @@ def _trials_chapter(ledger: pd.DataFrame) -> Chapter:
     for method in sorted(set(found["method"]), key=row_order):
         own = found[found["method"] == method].sort_values("variant")
         for variant, score in zip(own["variant"], own["validation"], strict=True):
-            name = f"{label(method)}: {variant or 'default'}"
+            name = label(method, variant or "default")
             rows.append((name, [Cell(f"{100 * score:.2f}", bold=best[method] == variant)]))
     if not rows:
         return Chapter("Trials", TEXT_OF_TRIALS, [])

@@ -29,8 +29,8 @@ from instant_soup.reports.results import (
     ranks_nothing,
     row_order,
     scale,
+    short,
 )
-from instant_soup.reports.verdict import short
 from instant_soup.training.metrics import merit
 
 NAME = "pareto.png"

@@ -32,13 +32,13 @@ from instant_soup.reports.results import (
     percent,
     row_order,
     shared_settings,
+    short,
     summary,
 )
 from instant_soup.reports.verdict import (
     between,
     comparable,
     own_setting,
-    short,
     verdict,
     with_interval,
 )

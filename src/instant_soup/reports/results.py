@@ -13,6 +13,7 @@ from instant_soup.data.class_prompts import resolve_prompts
 from instant_soup.data.datasets import DATASETS
 from instant_soup.files import new_file
 from instant_soup.methods import registry
+from instant_soup.methods.base import keys_of
 from instant_soup.reports.ledger import COST, NOT_SETTLED, SECTION, with_zero_shot
 from instant_soup.reports.origins import model_and_origin
 from instant_soup.reports.render import MISSING, Cell, terminal
@@ -56,9 +57,23 @@ def on_test(metric: str) -> str:
 
 
 def label(method: str, variant: str = "") -> str:
-    """A method's display name, with what its settings change from the preset."""
-    name = METHOD_NAMES.get(method, method)
-    return f"{name} ({variant})" if variant else name
+    """A method's display name; with what its settings change from the preset, its short one.
+
+    The method's own settings lose their section, those of all rows keep it: "ISP+ (cycles=2)",
+    "ISP (training.epochs=4, combine=vote)". So two rows are never called alike.
+    """
+    if not variant:
+        return METHOD_NAMES.get(method, method)
+    known = registry.methods().get(method)
+    own = {} if known is None else {key: name for name, key in keys_of(known).items()}
+    parts = [part.partition("=") for part in variant.split(" ")]
+    said = [f"{own.get(key, key)}{equals}{value}" for key, equals, value in parts]
+    return f"{short(method)} ({', '.join(said)})"
+
+
+def short(method: str) -> str:
+    """A method's display name without what it says in parentheses."""
+    return label(method).partition(" (")[0]
 
 
 def row_order(method: str, variant: str = "") -> tuple:

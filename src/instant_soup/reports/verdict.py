@@ -27,6 +27,7 @@ from instant_soup.reports.results import (
     ranks_nothing,
     row_order,
     shared_settings,
+    short,
     signed,
 )
 from instant_soup.reports.statistics import (
@@ -342,11 +343,6 @@ def numbers(ledger: pd.DataFrame) -> pd.DataFrame:
     """`verdict` with rows' names as text, for a CSV file."""
     lines = verdict(ledger)
     return lines.assign(**{name: lines[name].map(" ".join) for name in ("within", "ahead")})
-
-
-def short(method: str) -> str:
-    """A method's display name without what it says in parentheses."""
-    return label(method).partition(" (")[0]
 
 
 def budget_words(budget: float) -> str:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from instant_soup.reports.figures import BELOW, _colour_and_marker, _label_axes, _save
 from instant_soup.reports.glance import with_choice
-from instant_soup.reports.results import percent, row_order
+from instant_soup.reports.results import percent, row_order, short
 from instant_soup.reports.statistics import critical_difference, mean_ranks
 from instant_soup.reports.verdict import (
     BUDGETS,
@@ -22,7 +22,6 @@ from instant_soup.reports.verdict import (
     competing,
     costs_of,
     rank_tables,
-    short,
 )
 
 CAPTIONS = {
