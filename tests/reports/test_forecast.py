@@ -34,7 +34,7 @@ def earlier_run(folder: Path, **changes: object) -> None:
 def test_rows_and_flops_of_a_step_are_the_ledgers(tmp_path: Path, params: Params):
     earlier_run(tmp_path)
     rows, flops = forecast.of_ledger(params)
-    assert rows == {"train": 250 * 32, "test": 2000} and flops == 2e12
+    assert rows == {"train": 250 * 32, "validation": 500, "test": 2000} and flops == 2e12
 
 
 @pytest.mark.parametrize("other", [{"model": "bert-base"}, {"variant": "training.epochs=3"}])
@@ -55,8 +55,8 @@ def test_time_is_flops_by_speed(tmp_path: Path, params: Params, monkeypatch: pyt
         "as now"
     )
     texts = texts_of()
-    left = outlook.left_of(texts, "", {"train": 8000, "test": 2000})
-    minutes = round(left.seconds(4.0) / 60)
+    left = outlook.left_of(texts, "", {"train": 8000, "validation": 500, "test": 2000})
+    minutes = round((outlook.START_SECONDS + left.seconds(4.0)) / 60)
     assert forecast.forecast(params, texts).startswith(
         f"About {minutes} min on this machine: {left.stages} stages, {left.steps:.0f} training "
         "steps of 4 s (from"

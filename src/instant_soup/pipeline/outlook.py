@@ -1,7 +1,8 @@
 """What is left of a whole `dvc repro`, and about how long that takes.
 
 Work is counted in training steps, which the plan's files tell; a step's time is that of the run's
-last training. dvc.lock says by which settings file each finished stage ran, so what is left is the
+last training. Validations and start-ups count, too: of a small run they are the larger part.
+dvc.lock says by which settings file each finished stage ran, so what is left is the
 stages whose file is not there. That may be too much, as DVC also takes results from its cache.
 """
 
@@ -16,15 +17,19 @@ import yaml
 
 from instant_soup.errors import UserError
 from instant_soup.files import project_root, read_json, write_json
+from instant_soup.methods.rounds import OnTheWay
 from instant_soup.pipeline.processes import duration
 from instant_soup.pipeline.stage_files import IDLE, PLAN, CalibrateStage, RetrainStage, TicketStage
-from instant_soup.training.schedule import steps_of
+from instant_soup.training.schedule import Steps
 
 # All other stages depend on those of these.
 FIRST = ("data", "pretrain_clip", "pretrain_lm", "base", "encode", "start")
 OF_ROUNDS = ("calibrate", "weak", "soup")
 OF_ROWS = ("dense", "ticket", "retrain", "evaluate", "tables", "export")
-STAGE_SECONDS = 2.0  # DVC's own time and the start of a stage (reports/benchmarks.md)
+# Between two stages, by MLflow's record of runs of some twenty rows on two busy cores.
+STAGE_SECONDS = 2.5  # DVC's own time, and the start of a stage that does something
+IDLE_SECONDS = 0.5  # of one that passes by
+START_SECONDS = 5.0  # once: what a process that has no imports yet takes (reports/benchmarks.md)
 TABLES_SECONDS = 10.0  # the last stage
 FORWARD = 1 / 3  # of a training step, which goes backwards, too
 LEAST_STEPS = 5  # of a training that tells a step's time: its first steps are slow
@@ -34,15 +39,17 @@ IN_LOCK = re.compile(rf"path: {PLAN}/(\w+)\.yaml\s+hash: md5\s+md5: (\w+)")
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of a run: training steps, stages, and the steps of all of it."""
+    """What is left of a run: training steps, stages, those that pass by, and the steps of all."""
 
     steps: float
     stages: int
+    idle: int
     of_steps: float
 
     def seconds(self, step_seconds: float) -> float:
         """About how long it takes where a step takes `step_seconds`."""
-        return self.steps * step_seconds + self.stages * STAGE_SECONDS + TABLES_SECONDS
+        stages = self.stages * STAGE_SECONDS + self.idle * IDLE_SECONDS + TABLES_SECONDS
+        return self.steps * step_seconds + stages
 
 
 def md5(text: str) -> str:
@@ -97,38 +104,50 @@ def steps_of_stage(name: str, plan: dict[str, Any], rows: dict[str, int]) -> flo
     Args:
         name: The stage's settings file.
         plan: Name of a settings file → its contents.
-        rows: How many rows `train` and `test` have.
+        rows: How many rows `train`, `validation` and `test` have.
     """
     recipe, own = plan["dense"]["recipe"], plan[name]
     kind, _, rest = name.partition("_")
-    per_epoch = max(1, rows["train"] // recipe["batch_size"])
-    total = steps_of(recipe["epochs"], per_epoch)
+    steps = Steps.of(recipe["epochs"], rows["train"], recipe["batch_size"])
+    total = steps.total
+
+    def passes(split: str) -> float:
+        return FORWARD * rows.get(split, 0) / recipe["batch_size"]
+
+    def training(taken: float, pruned: int = 0) -> float:
+        """Steps with the validations among them: at even distances, before and after each prune."""
+        return taken + passes("validation") * (recipe["evaluations"] * taken / total + 2 * pruned)
 
     def ends(round_index: int) -> list[int]:
         stage = CalibrateStage.of(plan[f"calibrate_{round_index}"])
-        return [0, *stage.schedule.ends(stage.rounds, total, per_epoch)]
+        return [0, *stage.schedule.ends(stage.rounds, total, steps.steps_per_epoch)]
 
+    if kind == "pretrain":
+        return own["steps"] * own["batch_size"] / recipe["batch_size"]
     if kind == "dense":
-        return total
+        return training(total)
     if kind == "calibrate":
-        return ends(int(rest))[int(rest) + 1] - ends(int(rest))[int(rest)]
+        return training(ends(int(rest))[int(rest) + 1] - ends(int(rest))[int(rest)], pruned=1)
     if kind == "weak":
         return own["isp"]["denoisers"] * own["isp"]["look_ahead"]
     if kind == "ticket":
         ticket = TicketStage.of(own)
-        return total * ticket.build().more_trainings(ticket.sparsity)
+        method = ticket.build()
+        prunes = len(method.sparsities(ticket.sparsity)) if isinstance(method, OnTheWay) else 0
+        return training(total * method.more_trainings(ticket.sparsity), prunes)
     if kind == "retrain":
         rounds = RetrainStage.of(own).isp_rounds
-        return total - (ends(rounds - 1)[rounds] if rest == "isp" else 0)
-    return FORWARD * rows.get("test", 0) / recipe["batch_size"] if kind == "evaluate" else 0.0
+        return training(total - (ends(rounds - 1)[rounds] if rest == "isp" else 0))
+    return passes("test") if kind == "evaluate" else 0.0
 
 
 def left_of(texts: dict[str, str], lock: str, rows: dict[str, int]) -> Left:
     """What is left of the run of a plan (see `names_left`, `steps_of_stage`)."""
     plan = {name: yaml.load(text, LOADER) for name, text in texts.items()}
     steps = {n: steps_of_stage(n, plan, rows) for n, own in plan.items() if own != IDLE}
-    names = names_left(texts, lock)
-    return Left(sum(steps[name] for name in names), len(names), sum(steps.values()))
+    names, done = names_left(texts, lock), set(IN_LOCK.findall(lock))
+    idle = [n for n, own in plan.items() if own == IDLE and (n, md5(texts[n])) not in done]
+    return Left(sum(steps[name] for name in names), len(names), len(idle), sum(steps.values()))
 
 
 # In a stage

@@ -63,7 +63,7 @@ def forecast(params: Params, texts: dict[str, str]) -> str:
     step, how = outlook.known_pace(texts), "as in the last run"
     if step is None and left.steps:
         step, how = measured_step(flops, params.training.precision)
-    time_left = duration(left.seconds(step or 0.0))
+    time_left = duration(outlook.START_SECONDS + left.seconds(step or 0.0))
     return (
         f"About {time_left} on this machine: {left.stages} stages, {left.steps:.0f} training steps "
         f"of {step or 0.0:.2g} s ({how})."
@@ -87,7 +87,8 @@ def of_ledger(params: Params) -> tuple[dict[str, int], float] | None:
     batches = row["steps"] / preset["epochs"]  # in an epoch
     given = params.data.train_rows
     train = given if isinstance(given, int) else round(batches * preset["batch_size"])
-    rows = {"train": train, "test": params.data.test_rows}
+    rows = {"train": train, "validation": params.data.validation_rows}
+    rows["test"] = params.data.test_rows
     return rows, row["flops"] / row["steps"] * training.batch_size / preset["batch_size"]
 
 
