@@ -11,7 +11,7 @@ from instant_soup.files import project_root, read_yaml, write_json
 from instant_soup.pipeline import tracking
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports import figures, ledger, origins, page, pareto, tables, verdict_figures
-from instant_soup.reports.results import row_order, terminal_table
+from instant_soup.reports.results import row_order, terminal_table, write_texts
 
 REPORTS = Path("reports")
 
@@ -97,8 +97,9 @@ def write_numbers(results: list[dict]) -> dict[str, pd.DataFrame]:
     curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
     if curves:
         labelled = [curve.assign(method=method) for method, curve in curves.items()]
-        pd.concat(labelled).to_csv(REPORTS / "curves.csv", index=False)
-        pd.DataFrame(rounds_of(results)).to_csv(REPORTS / "isp_rounds.csv", index=False)
+        numbers = {"curves": pd.concat(labelled), "isp_rounds": pd.DataFrame(rounds_of(results))}
+        texts = {f"{name}.csv": table.to_csv(index=False) for name, table in numbers.items()}
+        write_texts(REPORTS, texts)
     return curves
 
 

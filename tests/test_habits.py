@@ -1,5 +1,6 @@
 """The repository's habits: one version everywhere, CI runs .ci/run, a clone has all folders."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -130,3 +131,19 @@ def test_git_has_the_pages_and_not_the_outputs() -> None:
     for out in outputs():
         if out.startswith(tuple(f"{folder}/" for folder in OUTPUTS)):
             assert ignored(re.sub(r"\$\{[^}]*\}", "x", out)), out
+
+
+def test_reports_are_written_whole_or_not_at_all() -> None:
+    """Ctrl-C during `make tables` leaves no half of a file: only what is complete gets its name."""
+    sources = [*sorted((ROOT / "src/instant_soup/reports").glob("*.py")), ROOT / "stages/tables.py"]
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            match node.func.attr:
+                case "write_text" | "write_bytes":
+                    assert ast.unparse(node.func.value) == "unfinished", (path, node.lineno)
+                case "print_png":
+                    assert ast.unparse(node.args[0]) == "unfinished", (path, node.lineno)
+                case "to_csv" | "savefig":  # which a path would make write in place
+                    assert not node.args, (path, node.lineno)
