@@ -15,6 +15,7 @@ from instant_soup.reports.results import (
     heading,
     label,
     number,
+    over_seeds,
     percent,
     row_order,
     scale,
@@ -69,11 +70,9 @@ def _table(section: tuple, sparsity: float, runs: pd.DataFrame) -> Table:
             if found is None:
                 cells += [Cell(MISSING)] * 3
                 continue
-            values, spread = scale(metric) * found["value"], ""
-            if len(values) > 1:
-                spread = f" ± {values.std():.2f} (n = {len(values)})"
+            seeds = f" (n = {len(found)})" if len(found) > 1 else ""
             cells += [
-                Cell(f"{values.mean():.2f}{spread}"),
+                Cell(over_seeds(scale(metric) * found["value"]) + seeds),
                 Cell(difference(found["value"], found["without"], metric)),
                 Cell(number(found["cost"].mean(), ".2f")),
             ]

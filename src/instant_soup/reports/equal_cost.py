@@ -21,6 +21,7 @@ from instant_soup.reports.results import (
     row_order,
     scale,
     shared_settings,
+    spread,
     unit,
 )
 from instant_soup.reports.verdict import own_setting
@@ -117,8 +118,8 @@ def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:
                 rows[method] += [Cell(MISSING), Cell(MISSING)]
                 continue
             cell = cells.loc[method]
-            spread = f" ± {factor * cell['std']:.2f}" if cell["n"] > 1 else ""
-            text = f"{factor * cell['mean']:.2f}{spread} (n = {cell['n']})"
+            deviation = spread(factor * cell["std"], cell["n"])
+            text = f"{factor * cell['mean']:.2f}{deviation} (n = {cell['n']})"
             bold = method != DENSE and merit(section[3], round(cell["mean"], 4)) == best
             rows[method] += [Cell(text, bold=bold), Cell(number(cell["cost"], ".2f"))]
     metric = f"{section[3]}{unit(section[3])}"

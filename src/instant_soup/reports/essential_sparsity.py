@@ -14,6 +14,7 @@ from instant_soup.reports.results import (
     by_section,
     heading,
     number,
+    over_seeds,
     percent,
     scale,
     signed,
@@ -199,8 +200,8 @@ def _pattern_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
     for _, _, values in found:
         own, beside = factor * values.mean(0)
         gaps = factor * (values[:, 0] - values[:, 1])
-        spread = f" ± {gaps.std(ddof=1):.2f}" if len(gaps) > 1 else ""
-        words = (f"{own:.2f}", f"{beside:.2f}", f"{signed(gaps.mean())}{spread} (n = {len(gaps)})")
+        gap = f"{over_seeds(gaps, signed)} (n = {len(gaps)})"
+        words = (f"{own:.2f}", f"{beside:.2f}", gap)
         for cells, word in zip(lines.values(), words, strict=True):
             cells.append(Cell(word))
     columns = [(percent(sparsity), pattern) for pattern, sparsity, _ in found]

@@ -22,6 +22,7 @@ from instant_soup.reports.results import (
     heading,
     label,
     number,
+    over_seeds,
     percent,
     ranks_nothing,
     row_order,
@@ -89,7 +90,7 @@ def _compare(ours: Runs, theirs: Runs, metric: str, ranked: bool) -> list[Cell]:
         for i in (0, 1)
     )
     gaps = scale(metric) * (values[0] - values[1])
-    text = signed(gaps.mean()) + (f" ± {gaps.std(ddof=1):.2f}" if len(seeds) > 1 else "")
+    text = over_seeds(gaps, signed)
     isp, other = (pd.Series(own, seeds) for own in values)
     mark = mark_of(isp, other, metric) if ranked else ""
     ratio = (flops[0] / flops[1]).mean()

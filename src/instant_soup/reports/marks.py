@@ -6,7 +6,7 @@ from scipy.special import stdtr
 
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell
-from instant_soup.reports.results import CELL, UNPRUNED, scale
+from instant_soup.reports.results import CELL, UNPRUNED, over_seeds, scale
 from instant_soup.training.metrics import merit
 
 SIGNIFICANT = 0.05
@@ -53,9 +53,6 @@ def seeds_cell(values: pd.Series | None, other: pd.Series | None, metric: str) -
     """Mean ± deviation of a metric over seeds, marked where it differs from another row's."""
     if values is None:
         return Cell(MISSING)
-    factor = scale(metric)
-    text = f"{factor * values.mean():.2f}"
-    if len(values) > 1:
-        text += f" ± {factor * values.std(ddof=1):.2f}"
+    text = over_seeds(scale(metric) * values)
     mark = mark_of(values, other, metric) if other is not None and other is not values else ""
     return Cell(f"{text} (n = {len(values)})", mark=mark)

@@ -29,10 +29,12 @@ from instant_soup.reports.results import (
     in_units,
     label,
     number,
+    over_seeds,
     percent,
     row_order,
     shared_settings,
     short,
+    spread,
     summary,
 )
 from instant_soup.reports.verdict import (
@@ -186,7 +188,7 @@ def _shown(cell: pd.Series | None) -> float:
 def _value(cell: pd.Series | None) -> str:
     if cell is None:
         return MISSING
-    return f"{cell['mean']:.2f}" + (f" ± {cell['std']:.2f}" if cell["n"] > 1 else "")
+    return f"{cell['mean']:.2f}{spread(cell['std'], cell['n'])}"
 
 
 def _cells(
@@ -291,9 +293,8 @@ def _beside_reference(column: dict[str, pd.DataFrame], method: str) -> list[Cell
     own = column[method]
     values = own["value"]
     other = None if method == REFERENCE else column[REFERENCE]["value"]
-    spread = f" ± {100 * values.std():.2f}" if len(values) > 1 else ""
     return [
-        Cell(f"{100 * values.mean():.2f}{spread}"),
+        Cell(over_seeds(100 * values)),
         Cell(difference(values, other, "accuracy")),
         Cell(number(own["cost"].mean(), ".1f")),
         Cell(str(len(values))),

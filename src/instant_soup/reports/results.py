@@ -1,7 +1,7 @@
 """Ledger → tables: numbers over seeds, and the cells, names and words that tables share."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -297,10 +297,24 @@ def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
 
 def _value(cell: dict[Hashable, Any], plain: bool) -> str:
     """Write 81.00 ± 0.35, without ± for a single run, with n unless `plain`."""
-    text = f"{cell['mean']:.2f}"
-    if cell["n"] > 1:
-        text += f" ± {cell['std']:.2f}"
+    text = f"{cell['mean']:.2f}{spread(cell['std'], cell['n'])}"
     return text if plain else f"{text} (n = {cell['n']})"
+
+
+def plainly(value: float) -> str:
+    """Write a mean: 81.00."""
+    return f"{value:.2f}"
+
+
+def over_seeds(values: np.ndarray | pd.Series, write: Callable[[float], str] = plainly) -> str:
+    """Write the mean of values as 81.00 ± 0.35, without ± for a single one."""
+    own = pd.Series(values)
+    return write(own.mean()) + spread(own.std(), len(own))
+
+
+def spread(deviation: float, n: int) -> str:
+    """What follows the mean of n values: their sample standard deviation; nothing after one."""
+    return f" ± {deviation:.2f}" if n > 1 else ""
 
 
 def spread_words(cells: pd.DataFrame) -> str:
