@@ -48,7 +48,7 @@ def write_reports(results: list[dict]) -> list[Path]:
     runs = origins.apart_by_origin(every)
     if len(set(runs["model"])) > len(set(every["model"])):
         print(f"{ledger_csv}: runs of other processors or weights have tables of their own")
-    chapters = tables.all_chapters(runs)
+    chapters = tables.all_chapters(runs, REPORTS / "studies")
     pictures = REPORTS / "figures"
     written = tables.write_tables(REPORTS / "tables", runs, chapters)
     written += draw_figures(results, runs, write_numbers(results))

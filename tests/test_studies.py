@@ -233,7 +233,7 @@ def test_a_language_model_is_measured_once_and_the_lowest_perplexity_is_bold(
     page = (tmp_path / "rows.md").read_text()
     assert "| method | 50 % | 2:4 |" in page
     assert "| Wanda, each row | **20.0** | 1,234 |" in page
-    assert "| Magnitude, each row | 31.0 | 1,234 |" in page
+    assert "| Magnitude, all matrices | 31.0 | 1,234 |" in page
     monkeypatch.setattr(sys, "argv", ["x", "--model", str(tmp_path / "none")])
     with pytest.raises(UserError, match="is not there"):
         language_one_shot.main()
@@ -252,7 +252,7 @@ def test_masks_of_a_language_model_are_compared_pair_by_pair(
     language_masks.main()
     language_masks.main()  # the same rows again
     rows = pd.read_csv(tmp_path / "language_masks.csv", keep_default_na=False)
-    count = len(language_masks.METHODS)
+    count = len(language_masks.NAMES)
     assert len(rows) == 3 * count * (count - 1) // 2
     assert rows["cosine"].between(0.2, 1).all()
     pairs = rows[rows["pattern"] == "2:4"].set_index(["one", "other"])["cosine"]

@@ -6,8 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from helpers import CAUSAL, ROOT, save_causal
 from instant_soup import cli
 from instant_soup.data.batches import Blocks
 from instant_soup.errors import UserError
-from instant_soup.library import block_by_block, harness, one_shot
+from instant_soup.library import block_by_block, one_shot
 from instant_soup.library.block_by_block import METHODS, Model, Written, run_blocks
 from instant_soup.models import bert, causal, memory
 from instant_soup.sparsity import masks
@@ -497,6 +495,27 @@ def test_what_does_not_fit_is_told_what_it_takes_when_streamed(
     assert "16 for each, more than the 1,000 that are free" in capsys.readouterr().err
 
 
+def test_files_larger_than_the_memory_are_streamed_or_refused(tmp_path: Path, capsys) -> None:
+    """A tensor that no model has, of a hole as large as the memory, at the end of the file."""
+    model, texts = save_causal(tmp_path / "llama", "llama"), write_sentences(tmp_path / "texts")
+    file = model / causal.WEIGHTS
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    header, numbers = json.loads(file.read_bytes()[8:][:size]), file.read_bytes()[8 + size :]
+    count = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    ends = [len(numbers), len(numbers) + 4 * count]
+    header["hole"] = {"dtype": "F32", "shape": [count], "data_offsets": ends}
+    written = json.dumps(header).encode()
+    with file.open("wb") as opened:
+        opened.write(len(written).to_bytes(8, "little") + written + numbers)
+        opened.truncate(8 + len(written) + ends[1])
+    given = ["oneshot", str(model), texts, "--length", "16", "--sparsities", "0.5", "--methods"]
+    assert cli.main([*given, "sparsegpt", "--stream"]) == 0
+    for method in ("sparsegpt", "fisher"):
+        assert cli.main([*given, method]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"weights take [\d,]+ bytes, (4|16) for each, more than the", line)
+
+
 # Runs each case in a fork, which begins with the memory that a small model has left.
 MEASURE = """
 import os, resource, sys
@@ -562,27 +581,3 @@ def test_models_without_one_stack_or_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match=r"weights take [0-9,]+ bytes, 4 for each"):
         Model(model)
     assert Model(model, streamed=True).prunable
-
-
-def test_the_harness_gets_the_model_in_memory(tmp_path: Path, monkeypatch) -> None:
-    """A stand-in for lm-evaluation-harness, which is not installed here."""
-    folder = save_causal(tmp_path / "llama", "llama")
-    for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"pip install 'instant-soup\[harness\]'"):
-        harness.choices(folder, ["piqa"])
-    got: dict[str, Any] = {}
-
-    def simple_evaluate(model: Any, tasks: list[str], limit: int | None) -> dict[str, Any]:
-        return {"results": {task: {"alias": task, "acc,none": 0.5} for task in tasks}}
-
-    def held(**given: Any) -> str:
-        got.update(given)
-        return "held"
-
-    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(simple_evaluate=simple_evaluate))
-    monkeypatch.setitem(sys.modules, "lm_eval.models", SimpleNamespace())
-    own = SimpleNamespace(HFLM=held)
-    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", own)
-    assert harness.choices(folder, ["piqa"]) == {"piqa": {"acc,none": 0.5}}
-    assert got["pretrained"].config.model_type == "llama" and got["batch_size"] == 8

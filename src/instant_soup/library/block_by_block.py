@@ -8,6 +8,7 @@ weights.
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,7 +28,8 @@ from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.methods.sparsegpt import of_blocks
 from instant_soup.models import causal
 from instant_soup.models.bert import reason, transformers_auto
-from instant_soup.models.layout import Layout
+from instant_soup.models.known import weight_files
+from instant_soup.models.layout import FLOATS, Layout
 from instant_soup.models.matrices import Weights, check_finite, check_share, prunable
 from instant_soup.models.memory import WEIGHT, check_fits
 from instant_soup.models.ticket import BESIDE
@@ -186,7 +188,7 @@ class Model:
             UserError: If it holds no language model of equal blocks, or one that does not fit.
         """
         self.folder, self.streamed = Path(folder), streamed
-        files = causal.weight_files(folder)
+        files = weight_files(folder)
         if not files:
             raise UserError(
                 f"model: {folder} has no .safetensors weights; allowed: a checkpoint in that format"
@@ -232,9 +234,14 @@ class Model:
         return weight
 
     def stored(self, name: str) -> torch.Tensor:
-        """A tensor of the files."""
-        with safe_open(self._files[name], framework="pt") as opened:
-            return opened.get_tensor(name)
+        """A tensor of the files, read alone: a whole file may be larger than the memory."""
+        with self._files[name].open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(length))[name]
+            first, last = about["data_offsets"]
+            file.seek(8 + length + first)
+            numbers = bytearray(file.read(last - first))
+        return torch.frombuffer(numbers, dtype=FLOATS[about["dtype"]]).view(about["shape"])
 
     @contextlib.contextmanager
     def block(self, i: int) -> Iterator[nn.Module]:

@@ -33,6 +33,7 @@ from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.models import causal
 from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer, positions
 from instant_soup.models.forward import logits_of
+from instant_soup.models.known import weight_files
 from instant_soup.models.matrices import Weights, check_finite, prunable
 from instant_soup.models.memory import check_fits, check_free
 from instant_soup.models.ticket import FORMAT, TICKET
@@ -101,7 +102,7 @@ def perplexities(
         check_memory(network, name, method, text, streamed)
     if whole:
         allowed = f"a smaller model, or {' | '.join(METHODS)}"
-        check_fits(name, causal.weight_files(folder), allowed=allowed)
+        check_fits(name, weight_files(folder), allowed=allowed)
         causal.check_files(folder)
     rows = itertools.chain(
         _by_blocks(folder, text, by_blocks, wanted, streamed, to),

@@ -31,7 +31,7 @@ from instant_soup.models.bert import (
 )
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
-from instant_soup.models.known import BaseModel
+from instant_soup.models.known import BaseModel, weight_files
 from instant_soup.models.layout import Layout, is_conv1d
 from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
 from instant_soup.models.memory import TRAINED, check_fits
@@ -174,14 +174,8 @@ def turned(folder: str | Path, tensors: Weights) -> Weights:
 
 def names_in(file: Path) -> list[str]:
     """The names of a file's tensors."""
-    with safe_open(file, framework="pt") as opened:
+    with safe_open(file, framework="numpy") as opened:
         return list(opened.keys())
-
-
-def weight_files(folder: str | Path) -> list[Path]:
-    """The files of a folder with a checkpoint's weights, whole or in shards."""
-    own = sorted(Path(folder).glob("model*.safetensors"))
-    return own or sorted(Path(folder).glob("*.safetensors"))
 
 
 def write_weights(folder: Path, weights: Weights) -> None:
@@ -201,7 +195,7 @@ def write_index(folder: Path) -> None:
     where: dict[str, str] = {}
     size = 0
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="numpy") as opened:
             where |= dict.fromkeys(opened.keys(), file.name)
         with file.open("rb") as raw:  # what is not the header, whose length comes first
             size += file.stat().st_size - 8 - int.from_bytes(raw.read(8), "little")

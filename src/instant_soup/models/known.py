@@ -14,6 +14,7 @@ from typing import Any
 from instant_soup.config.fields import Stored
 from instant_soup.errors import UserError
 from instant_soup.files import digest, read_json, resolve_path
+from instant_soup.models.memory import check_fits
 from instant_soup.sparsity.names import in_block
 
 
@@ -99,6 +100,7 @@ def resolve_model(model: str) -> BaseModel:
     if not weights:
         raise UserError(f"params.yaml: model: {rest} has no .safetensors weights")
     _check_prunable(rest, weights)
+    check_fits(rest, weight_files(folder))
     if family == "clip":
         _check_clip_config(rest, folder / "open_clip_config.json")
     else:
@@ -106,6 +108,12 @@ def resolve_model(model: str) -> BaseModel:
     # A folder may be called anything, also bert-base: what is local says so in every table.
     name = f"{'causal:' if kind == 'causal' else ''}local:{folder.name}"
     return BaseModel(name, family, "local", path=str(folder), digest=digest(folder))
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files of a folder with a checkpoint's weights, whole or in shards."""
+    own = sorted(Path(folder).glob("model*.safetensors"))
+    return own or sorted(Path(folder).glob("*.safetensors"))
 
 
 def prunable_weights(model: BaseModel) -> int | None:

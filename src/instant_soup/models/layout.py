@@ -17,7 +17,11 @@ from torch import nn
 from instant_soup.errors import UserError
 from instant_soup.models.matrices import Weights
 
-FLOATS = ("F64", "F32", "F16", "BF16")  # of a file's weights; others, as fp8, need scales
+# Of a file's weights; others, as fp8, need scales.
+FLOATS = {
+    **{"F64": torch.float64, "F32": torch.float32},
+    **{"F16": torch.float16, "BF16": torch.bfloat16},
+}
 
 
 class Layout:
@@ -64,7 +68,7 @@ class Layout:
         for name, (first, *others) in self.sources.items():
             if name not in self._shapes:
                 continue
-            with safe_open(files[first], framework="pt") as opened:
+            with safe_open(files[first], framework="numpy") as opened:
                 found = opened.get_slice(first)
                 shape, kind = found.get_shape(), found.get_dtype()
             if name in self._floats and kind not in FLOATS:

@@ -4,6 +4,8 @@ A *curve* is a metric over sparsities, dense included, each value a mean over se
 N:M patterns, and lottery tickets.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 import pandas as pd
 
@@ -113,7 +115,10 @@ def knee_over_seeds(
     return middle, min(each), max(each)
 
 
-def curves_of(ledger: pd.DataFrame) -> dict[tuple, tuple[list[float], np.ndarray, np.ndarray]]:
+Curve: TypeAlias = tuple[list[float], np.ndarray, np.ndarray]
+
+
+def curves_of(ledger: pd.DataFrame) -> dict[tuple, Curve]:
     """One-shot's and dense's values, by section.
 
     Only sections with at least LEAST sparsities count. In an uneven grid the largest part without
@@ -133,6 +138,20 @@ def curves_of(ledger: pd.DataFrame) -> dict[tuple, tuple[list[float], np.ndarray
         if whole.shape[1] >= LEAST and len(whole):
             found[section] = list(whole.columns), whole.to_numpy(), dense[whole.index].to_numpy()
     return found
+
+
+def knee_of(section: tuple, curve: Curve) -> tuple[float, float, float]:
+    """The knee of a section's curve, and the range of its seeds' own, as `knee_over_seeds`."""
+    sparsities, values, dense = curve
+    values, dense = heights(section[3], values), heights(section[3], dense)
+    return knee_over_seeds(sparsities, values, dense)
+
+
+def in_percent(middle: float, low: float, high: float) -> tuple[str, str]:
+    """A knee and its range in words, in percent."""
+    return f"{100 * middle:.0f}", MISSING if np.isnan(
+        low
+    ) else f"{100 * low:.0f} … {100 * high:.0f}"
 
 
 def patterns_of(section: tuple, ledger: pd.DataFrame) -> list[tuple[str, float, np.ndarray]]:
@@ -170,14 +189,12 @@ def predicted(section: tuple, ledger: pd.DataFrame) -> float:
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """The knee of each task's one-shot curve, and how like lottery tickets the masks are."""
     tables: list[Table | None] = []
-    for section, (sparsities, values, dense) in curves_of(ledger).items():
-        middle, low, high = knee_over_seeds(
-            sparsities, heights(section[3], values), heights(section[3], dense)
-        )
-        interval = MISSING if np.isnan(low) else f"{100 * low:.0f} … {100 * high:.0f}"
+    for section, curve in curves_of(ledger).items():
+        dense = curve[2]
+        middle, interval = in_percent(*knee_of(section, curve))
         cells = [
             Cell(f"{scale(section[3]) * dense.mean():.2f}"),
-            Cell(f"{100 * middle:.0f}"),
+            Cell(middle),
             Cell(interval),
             Cell(number(100 * predicted(section, ledger), ".0f")),
             Cell(str(len(dense))),

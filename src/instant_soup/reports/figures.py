@@ -17,8 +17,7 @@ from instant_soup.methods import registry
 from instant_soup.reports.essential_sparsity import (
     TOLERANCE,
     curves_of,
-    heights,
-    knee_over_seeds,
+    knee_of,
     patterns_of,
     worst,
 )
@@ -279,7 +278,8 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
     curves = curves_of(ledger)
     figure = Figure(figsize=(max(7.2, 4.2 * len(curves)), 3.8), layout="constrained")
     panels = figure.subplots(1, max(1, len(curves)), squeeze=False).ravel()
-    for axes, (section, (sparsities, values, dense)) in zip(panels, curves.items(), strict=False):
+    for axes, (section, curve) in zip(panels, curves.items(), strict=False):
+        sparsities, values, dense = curve
         factor, colour = scale(section[3]), STYLES["one_shot"][0]
         x = 100 * np.array([0.0, *sparsities])
         every = factor * np.concatenate([dense[:, None], values], axis=1)
@@ -296,9 +296,7 @@ def essential_sparsity(ledger: pd.DataFrame, path: str | Path) -> None:
         allowed, least = worst(section[3], float(dense.mean())), f"{100 * TOLERANCE:g}"
         words = f"dense + {least} %" if lower else f"dense − {least} point"
         axes.axhline(factor * allowed, color="#555555", lw=0.8, ls=":", label=words)
-        middle, low, high = knee_over_seeds(
-            sparsities, heights(section[3], values), heights(section[3], dense)
-        )
+        middle, low, high = knee_of(section, curve)
         axes.axvline(100 * middle, color="#D55E00", lw=1.2, label=f"knee: {100 * middle:.0f} %")
         if not np.isnan(low):
             axes.axvspan(100 * low, 100 * high, color="#D55E00", alpha=0.12, lw=0)

@@ -93,7 +93,7 @@ def _sections(
     """What all want to see, open; then what few look up, folded."""
     at_a_glance, in_full, against, ranks = chapters["verdict"]
     comparison, *of_trials_and_axes = chapters["methods"]
-    (knees,) = chapters["essential_sparsity"]
+    knees, *untrained = chapters["essential_sparsity"]
     looked_up = [
         *(own for name in ("isp_against", "cost", "equal_cost") for own in chapters[name]),
         *(own for name in paper.read_paper() for own in chapters[name]),
@@ -114,6 +114,7 @@ def _sections(
         *(Section(own.title, html(own), folded=True) for own in looked_up if shown(own)),
         Section(ranks.title, html(ranks) + _gallery([RANKS], pictures), folded=True),
         Section(knees.title, html(knees) + _gallery([KNEES], pictures), folded=True),
+        *(Section(own.title, html(own), folded=True) for own in untrained),
         Section("Cost and masks", _gallery(OF_MASKS, pictures), folded=True),
     ]
 

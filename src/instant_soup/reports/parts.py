@@ -16,6 +16,7 @@ from instant_soup.files import new_file
 from instant_soup.methods.registry import DENSE
 from instant_soup.reports.axes import axes
 from instant_soup.reports.claim import claim
+from instant_soup.reports.essential_sparsity import curves_of, in_percent, knee_of
 from instant_soup.reports.glance import glance
 from instant_soup.reports.ledger import SECTION, read_ledger
 from instant_soup.reports.methods import REFERENCE, SPARSITY_OF_TRIALS, comparison, difference
@@ -301,6 +302,19 @@ def _beside_reference(column: dict[str, pd.DataFrame], method: str) -> list[Cell
     ]
 
 
+def _knees(runs: pd.DataFrame) -> str:
+    """How much one-shot pruning forgives: a line for each packaged task that has a curve."""
+    curves, rows = curves_of(runs), []
+    for kind, section in (("texts", TEXTS), ("images", IMAGES), ("a language model", LANGUAGE)):
+        if section in curves:
+            found = in_percent(*knee_of(section, curves[section]))
+            cells = [*map(Cell, found), Cell(str(len(curves[section][2])))]
+            rows.append((f"{kind} ({section[0]})", cells))
+    names = ("essential sparsity (%)", "single seeds (%)", "n")
+    columns = [("", name) for name in names]
+    return markdown_table(Table("", columns, rows, "", corner="task")) if rows else NOTHING
+
+
 def _of_family(section: tuple) -> list[Column]:
     return [(f"{percent(s)} sparse", section, s) for s in (0.5, 0.7, 0.9)]
 
@@ -321,6 +335,7 @@ PARTS: dict[str, Callable[[pd.DataFrame], str]] = {
     ),
     "texts": partial(_results, columns=_of_family(TEXTS)),
     "images": partial(_results, columns=_of_family(IMAGES)),
+    "knees": _knees,
     "methods": _methods,
     "methods_by_sparsity": _methods_by_sparsity,
     "axes": _axes,

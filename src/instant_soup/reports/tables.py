@@ -17,13 +17,20 @@ from instant_soup.reports import (
     methods,
     paper,
     verdict,
+    without_training,
 )
 from instant_soup.reports.render import Chapter, in_all_forms
 from instant_soup.reports.results import costs, summary, write_texts
 
 
-def all_chapters(runs: pd.DataFrame) -> dict[str, list[Chapter]]:
-    """All chapters of the ledger, `apart_by_origin`, by the name of their files."""
+def all_chapters(runs: pd.DataFrame, studies: Path | None = None) -> dict[str, list[Chapter]]:
+    """All chapters of the ledger, by the name of their files.
+
+    Args:
+        runs: The ledger, `apart_by_origin`.
+        studies: The folder with the studies' rows, of which some chapters tell, too.
+    """
+    untrained = without_training.chapters(studies) if studies else []
     compared = verdict.comparable(runs)
     lines = verdict.best_rows(compared)
     return {
@@ -36,7 +43,7 @@ def all_chapters(runs: pd.DataFrame) -> dict[str, list[Chapter]]:
         "methods": [*methods.chapters(runs), axes.chapter(runs)],
         "ablations": [ablations.chapter(runs)],
         "dense_soups": [dense_soups.chapter(runs)],
-        "essential_sparsity": [essential_sparsity.chapter(runs)],
+        "essential_sparsity": [essential_sparsity.chapter(runs), *untrained],
     }
 
 

@@ -18,6 +18,7 @@ from instant_soup.files import path_of, read_json
 from instant_soup.models import base as models
 from instant_soup.models import bert, causal, clip, encoding
 from instant_soup.models.head import Head
+from instant_soup.models.known import weight_files
 from instant_soup.models.memory import WEIGHT
 from instant_soup.models.ticket import FORMAT, TICKET
 from instant_soup.tickets.weights import header
@@ -120,7 +121,7 @@ def read_ticket(folder: Path) -> dict[str, Any]:
             "text classifier or language model saved with its tokenizer, or a model of open_clip"
         )
     weights = models.family_named(ticket["family"]).WEIGHTS
-    files = causal.weight_files(folder) if ticket["family"] == "causal" else []
+    files = weight_files(folder) if ticket["family"] == "causal" else []
     header((files or [folder / weights])[0])  # which says what is wrong with it
     return ticket
 

@@ -66,7 +66,7 @@ def header(file: Path) -> dict[str, str]:
         UserError: If it is no safetensors file.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="numpy") as opened:
             return opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
@@ -77,7 +77,7 @@ def places_of(files: list[Path]) -> dict[str, tuple[Path, list[int]]]:
     places: dict[str, tuple[Path, list[int]]] = {}
     for file in files:
         header(file)  # which says what is wrong with it
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118
                 places[name] = file, opened.get_slice(name).get_shape()
     return places
