@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from instant_soup.config.sections import Training
 from instant_soup.files import read_json, read_yaml
 from instant_soup.methods.isp import ISP
-from instant_soup.models.bert import transformers_auto
+from instant_soup.models.hugging_face import transformers_auto
 from instant_soup.pipeline.plan import check
 from instant_soup.training.schedule import steps_of
 

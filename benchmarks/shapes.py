@@ -10,7 +10,7 @@ import torch
 from common import prepare
 from safetensors.torch import save_file
 
-from instant_soup.models import bert, clip
+from instant_soup.models import clip, hugging_face
 from instant_soup.models.known import MODELS, packaged_folder
 from instant_soup.pipeline.plan import Params
 
@@ -20,10 +20,10 @@ SHAPES = ("MiniLM-L6", "BERT-base", "ViT-B/32")
 
 def bert_folder(folder: Path, layers: int = 12, width: int = 768) -> Path:
     """A BERT checkpoint with the tokenizer of the packaged model; BERT-base by default."""
-    bert.transformers_auto()
+    hugging_face.transformers_auto()
     from transformers import BertConfig, BertModel
 
-    bert.load_tokenizer(MINILM).save_pretrained(folder)
+    hugging_face.load_tokenizer(MINILM).save_pretrained(folder)
     sizes: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": layers,

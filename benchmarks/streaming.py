@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from instant_soup.data.batches import pack
 from instant_soup.library.block_by_block import LOOK_AT_INPUTS, METHODS, working_memory
 from instant_soup.models import causal
-from instant_soup.models.bert import TOKENIZER
+from instant_soup.models.hugging_face import TOKENIZER
 from instant_soup.pretraining import llama_snippets
 
 LENGTH, BLOCKS = 256, 4  # tokens of a block, blocks of calibration text

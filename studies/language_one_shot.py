@@ -23,7 +23,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import new_file
 from instant_soup.library import one_shot
 from instant_soup.models import base, causal
-from instant_soup.models.bert import downloaded
+from instant_soup.models.hugging_face import downloaded
 from instant_soup.models.matrices import prunable
 from instant_soup.pipeline.processes import run_stage
 from instant_soup.reports.render import markdown

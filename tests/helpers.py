@@ -34,7 +34,7 @@ from instant_soup.data.batches import Images, Texts
 from instant_soup.files import read_json, read_yaml, write_json, write_yaml
 from instant_soup.library.pruned import Pruned
 from instant_soup.methods.registry import method_named
-from instant_soup.models import bert, clip, matrices
+from instant_soup.models import bert, clip, hugging_face, matrices
 from instant_soup.pipeline.plan import budget_of, plan
 from instant_soup.pipeline.run import PipelineRun, budget, build
 from instant_soup.pipeline.stage_files import TicketStage
@@ -75,7 +75,7 @@ def make_table(rows: int, seed: int = 0) -> pd.DataFrame:
 def new_classifier(folder: Path, outputs: int, seed: int) -> Any:
     """A text classifier of a folder's configuration, all of its weights drawn from the seed."""
     torch.manual_seed(seed)
-    auto = bert.transformers_auto()
+    auto = hugging_face.transformers_auto()
     config = bert.configuration(folder, outputs)
     return auto.AutoModelForSequenceClassification.from_config(config)
 
@@ -182,7 +182,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 def save_causal(folder: Path, kind: str, **changes: Any) -> Path:
     """Write a tiny causal language model with random weights, and a BPE tokenizer beside it."""
-    auto = bert.transformers_auto()
+    auto = hugging_face.transformers_auto()
     from transformers import AutoConfig
 
     words = [*GOOD, *BAD, *FILLERS]

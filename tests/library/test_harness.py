@@ -13,7 +13,7 @@ from helpers import save_causal
 from instant_soup.errors import UserError
 from instant_soup.library import harness
 from instant_soup.models import causal
-from instant_soup.models.bert import load_tokenizer
+from instant_soup.models.hugging_face import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 WORDS = ("fine", "dull", "great", "weak", "slow")

@@ -18,7 +18,7 @@ from instant_soup.data.batches import Blocks
 from instant_soup.errors import UserError
 from instant_soup.library import block_by_block, one_shot
 from instant_soup.library.block_by_block import METHODS, Model, Written, run_blocks
-from instant_soup.models import bert, causal, memory
+from instant_soup.models import causal, hugging_face, memory
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.scores import magnitude
 from instant_soup.training.loop import predict
@@ -39,7 +39,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 
 def test_dense_blocks_one_by_one_are_the_model(checkpoint: Path) -> None:
-    network = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(checkpoint)
+    network = hugging_face.transformers_auto().AutoModelForCausalLM.from_pretrained(checkpoint)
     expected = scores(*predict(network, text(5), "fp32"))["perplexity"]
     for streamed in (False, True):
         gone, found = run_blocks(Model(checkpoint, streamed), text(2), text(5))
@@ -93,7 +93,7 @@ def test_streamed_is_in_memory_to_the_bit(checkpoint: Path, tmp_path: Path, meth
             model, text(4, 1), text(5), method, 0.5, written=Written(model, folder), mask=mask
         )
         assert gone == 0.5 and masks.count(mask)[0] * 2 == masks.count(mask)[1]
-        again = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(folder)
+        again = hugging_face.transformers_auto().AutoModelForCausalLM.from_pretrained(folder)
         assert value == pytest.approx(
             scores(*predict(again, text(5), "fp32"))["perplexity"], rel=1e-5
         )

@@ -15,7 +15,7 @@ import instant_soup
 from helpers import TINY_CLIP, make_table, perceptron, save_causal, save_clip
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
-from instant_soup.models import bert, clip
+from instant_soup.models import clip, hugging_face
 from instant_soup.sparsity import compact, masks
 from instant_soup.tickets import inspect
 
@@ -39,7 +39,7 @@ def classifier(tiny_bert: Path) -> instant_soup.Pruned:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
-    bert.transformers_auto()
+    hugging_face.transformers_auto()
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     table = make_table(200)

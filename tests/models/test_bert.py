@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import ROOT, new_classifier
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.models import bert, forward, known, matrices
+from instant_soup.models import bert, forward, hugging_face, known, matrices
 from instant_soup.models.head import Head
 
 SOURCES = str(ROOT / "src")
@@ -230,7 +230,7 @@ def test_code_that_comes_with_a_checkpoint_never_runs(own_bert: Path, monkeypatc
     code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
     (own_bert / "tokenizer_config.json").write_text(json.dumps(code))
     with contextlib.suppress(UserError):  # or it comes as a class that is known
-        bert.load_tokenizer(own_bert)
+        hugging_face.load_tokenizer(own_bert)
     assert not (own_bert / "ran").exists()
 
 
@@ -277,18 +277,18 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from instant_soup.errors import UserError
-from instant_soup.models import bert
+from instant_soup.models import bert, hugging_face
 from instant_soup.models.matrices import prunable
 
 os.chdir(sys.argv[1])
 Path("bert-base-uncased").mkdir()  # stands in for nothing
 Path("bert-base-uncased/config.json").write_text("{}")
-folder = bert.downloaded("bert-base-uncased")
+folder = hugging_face.downloaded("bert-base-uncased")
 model, new = bert.load_pretrained(folder)
-bert.load_tokenizer(folder).save_pretrained(".")
+hugging_face.load_tokenizer(folder).save_pretrained(".")
 print(sorted(new), len(prunable(model)), float(model.bert.pooler.dense.weight.sum()))
 try:
-    bert.downloaded("org/not-in-the-cache")
+    hugging_face.downloaded("org/not-in-the-cache")
 except UserError as error:
     print(error)
 """

@@ -16,7 +16,7 @@ from instant_soup.data.batches import Blocks
 from instant_soup.errors import UserError
 from instant_soup.files import read_json
 from instant_soup.models import base as models
-from instant_soup.models import bert, causal, matrices, memory
+from instant_soup.models import causal, hugging_face, matrices, memory
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
@@ -65,7 +65,7 @@ def test_matrices_of_the_blocks_are_prunable_and_nothing_else(prepared) -> None:
 def test_a_base_folder_is_known_and_predicts_what_its_checkpoint_does(prepared) -> None:
     _, checkpoint, base, _ = prepared
     assert models.family(base) is causal
-    own = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    own = hugging_face.transformers_auto().AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     batch = blocks_of(3).rows(torch.arange(3))
     with torch.no_grad():
         expected, found = (
@@ -129,7 +129,7 @@ def test_a_step_keeps_ties_zeros_and_its_state(prepared, tmp_path: Path) -> None
 
 def test_perplexity_is_that_of_another_computation(tmp_path: Path) -> None:
     """Token by token, each from all before it in its block, and from nothing else."""
-    network = bert.transformers_auto().AutoModelForCausalLM.from_pretrained(
+    network = hugging_face.transformers_auto().AutoModelForCausalLM.from_pretrained(
         save_causal(tmp_path / "llama", "llama")
     ).eval()  # fmt: skip
     split = blocks_of(3, 6)

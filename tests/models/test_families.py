@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.models import bert, encoding, matrices
+from instant_soup.models import bert, encoding, hugging_face, matrices
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
@@ -48,13 +48,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def checkpoint(kind: str, tiny_bert: Path, folder: Path, **changes: Any) -> BaseModel:
     """A tiny classifier of a family with random weights, and the tiny BERT's tokenizer beside."""
-    auto = bert.transformers_auto()
+    auto = hugging_face.transformers_auto()
     from transformers import AutoConfig
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**FAMILIES[kind], **changes})
     auto.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    bert.load_tokenizer(tiny_bert).save_pretrained(folder)
+    hugging_face.load_tokenizer(tiny_bert).save_pretrained(folder)
     return BaseModel(kind, "bert", "local", path=str(folder))
 
 

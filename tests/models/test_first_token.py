@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from instant_soup.models import bert, clip, first_token
+from instant_soup.models import bert, clip, first_token, hugging_face
 from instant_soup.models.forward import forward_flops, logits_of
 from instant_soup.models.head import Head
 
@@ -16,7 +16,7 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "interme
 
 def texts(kind: str, folder: Path, dropout: float = 0.0) -> tuple[Any, dict[str, torch.Tensor]]:
     """A tiny classifier of texts, and a batch with padding."""
-    auto = bert.transformers_auto()
+    auto = hugging_face.transformers_auto()
     from transformers import AutoConfig
 
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from helpers import BAD, FILLERS, GOOD, make_project, run_isp, run_row, run_script, save_causal
 from instant_soup.errors import UserError
 from instant_soup.files import read_json
-from instant_soup.models import bert, causal
+from instant_soup.models import causal, hugging_face
 from instant_soup.sparsity import compact, masks
 from instant_soup.tickets import evaluate as tickets
 from instant_soup.tickets import export
@@ -103,7 +103,7 @@ def test_an_exported_folder_is_what_transformers_reads(
     for dtype in ("fp32", "bf16"):
         ticket = export.export("isp", tmp_path / dtype, dtype)
         assert ticket.items() >= {"family": "causal", "kind": "language", "max_length": 16}.items()
-    folder, auto = tmp_path / "fp32", bert.transformers_auto()
+    folder, auto = tmp_path / "fp32", hugging_face.transformers_auto()
     network, loading = auto.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight

@@ -11,7 +11,7 @@ from helpers import FakeRun
 from instant_soup.config.sections import Pretraining
 from instant_soup.data import reviews
 from instant_soup.data.batches import Blocks
-from instant_soup.models import bert, causal
+from instant_soup.models import causal, hugging_face
 from instant_soup.pretraining import llama_snippets
 from instant_soup.training import checkpoints
 
@@ -74,7 +74,7 @@ def test_pre_training_gives_the_same_bits_and_what_transformers_reads(
     assert found[0]["perplexity"] < 300
     network = causal.load_pretrained(tmp_path / "one/model")
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
-    tokenizer = bert.load_tokenizer(tmp_path / "one/model")
+    tokenizer = hugging_face.load_tokenizer(tmp_path / "one/model")
     assert tokenizer.decode(tokenizer(TEXTS[3])["input_ids"]) == TEXTS[3]
 
 

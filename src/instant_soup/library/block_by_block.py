@@ -27,7 +27,7 @@ from instant_soup.errors import UserError
 from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.methods.sparsegpt import of_blocks
 from instant_soup.models import causal
-from instant_soup.models.bert import reason, transformers_auto
+from instant_soup.models.hugging_face import reason, transformers_auto
 from instant_soup.models.known import weight_files
 from instant_soup.models.layout import FLOATS, Layout
 from instant_soup.models.matrices import Weights, check_finite, check_share, prunable

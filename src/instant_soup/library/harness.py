@@ -9,7 +9,7 @@ from typing import Any
 
 from instant_soup.errors import UserError
 from instant_soup.models import causal
-from instant_soup.models.bert import load_tokenizer
+from instant_soup.models.hugging_face import load_tokenizer
 from instant_soup.models.memory import WEIGHT
 
 TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "mmlu")

@@ -31,8 +31,8 @@ from instant_soup.library.block_by_block import (
 )
 from instant_soup.methods.n_of_m import largest_of_groups, pattern
 from instant_soup.models import causal
-from instant_soup.models.bert import TOKENIZER, downloaded, load_tokenizer, positions
 from instant_soup.models.forward import logits_of
+from instant_soup.models.hugging_face import TOKENIZER, downloaded, load_tokenizer, positions
 from instant_soup.models.known import weight_files
 from instant_soup.models.matrices import Weights, check_finite, prunable
 from instant_soup.models.memory import check_fits, check_free

@@ -13,7 +13,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import check_new, new_folder, path_of, read_json, write_json
 from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
-from instant_soup.models import bert, causal, clip
+from instant_soup.models import bert, causal, clip, hugging_face
 from instant_soup.models.matrices import check_weights
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
@@ -137,7 +137,7 @@ def _write_transformers(
     if not texts or not (folder / "tokenizer.json").exists():
         return "own", {}
     most = max_length or min(tokenizer.model_max_length, LONGEST)
-    length = min(most, bert.positions(model))
+    length = min(most, hugging_face.positions(model))
     if plain:
         causal.write_index(folder)
         return "causal", {"kind": "language", "classes": [], "max_length": length}

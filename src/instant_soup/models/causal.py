@@ -20,7 +20,9 @@ from torch import nn
 from instant_soup.data.batches import check_tokens, pack
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
-from instant_soup.models.bert import (
+from instant_soup.models.forward import logits_of
+from instant_soup.models.head import Head
+from instant_soup.models.hugging_face import (
     TOKENIZER,
     folder_of,
     load_tokenizer,
@@ -29,8 +31,6 @@ from instant_soup.models.bert import (
     reason,
     transformers_auto,
 )
-from instant_soup.models.forward import logits_of
-from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel, weight_files
 from instant_soup.models.layout import Layout, is_conv1d
 from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable

@@ -323,11 +323,11 @@ def import_libraries() -> None:
     import sklearn.metrics  # noqa: F401
     import torch._dynamo  # noqa: F401 - by the optimiser's first step
 
-    from instant_soup.models import bert, clip
+    from instant_soup.models import clip, hugging_face
     from instant_soup.pipeline import run  # noqa: F401
 
     clip.open_clip()
-    bert.transformers_auto()
+    hugging_face.transformers_auto()
     from transformers.models.bert import modeling_bert  # noqa: F401
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "instant_soup"]:

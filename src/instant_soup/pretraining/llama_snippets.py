@@ -20,7 +20,7 @@ from instant_soup.data.batches import Blocks, pack, training_batches
 from instant_soup.data.reviews import OTHERS, read_rows
 from instant_soup.files import read_json
 from instant_soup.models import causal
-from instant_soup.models.bert import transformers_auto
+from instant_soup.models.hugging_face import transformers_auto
 from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining.training import Curve, near_zero, recipe_of, train, write_curve
 from instant_soup.training import loop, metrics

@@ -15,7 +15,7 @@ from instant_soup.data.datasets import Dataset
 from instant_soup.errors import UserError
 from instant_soup.files import new_folder, read_json, write_json
 from instant_soup.models import base as models
-from instant_soup.models import bert, causal, clip, encoding
+from instant_soup.models import bert, causal, clip, encoding, hugging_face
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
 from instant_soup.models.ticket import FORMAT, MASK, write_ticket
@@ -104,7 +104,7 @@ def _write_texts(
     folder: Path, trained: Weights, data: Dataset, dtype: str
 ) -> tuple[Weights, dict[str, Any]]:
     """Configuration and tokenizer; the weights, and what ticket.json says of texts."""
-    auto = bert.transformers_auto()
+    auto = hugging_face.transformers_auto()
     classes = data.labels
     config = bert.configuration(BASE, max(1, len(classes)))
     config.architectures = [auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
@@ -114,7 +114,7 @@ def _write_texts(
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
     config.save_pretrained(folder)
-    tokenizer = bert.load_tokenizer(BASE)
+    tokenizer = hugging_face.load_tokenizer(BASE)
     # So that truncation=True cuts where training and test did.
     max_length = EncodeStage.read(PLAN / "encode.yaml").max_length
     assert max_length is not None  # the plan has it for texts
@@ -153,7 +153,7 @@ def _write_plain(
     for file in BASE.iterdir():
         if file.suffix != ".safetensors" and file.name != "prunable.json":
             shutil.copyfile(file, folder / file.name)
-    config, auto = causal.configuration(BASE), bert.transformers_auto()
+    config, auto = causal.configuration(BASE), hugging_face.transformers_auto()
     config.architectures = [auto.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     config.dtype, config.use_cache = compact.DTYPES[dtype], True
     config.save_pretrained(folder)
