@@ -190,7 +190,7 @@ def test_rounds_without_a_step_have_no_gradients() -> None:
         prune(
             "obert", gradients="training", compression_rate=0.06, growing=False, mask_finding=0.25
         )
-    with pytest.raises(UserError, match=r"^mask_finding: 0 prunes before the first step"):
+    with pytest.raises(UserError, match=r"^mask_finding: 0 prunes before the first of 24 steps"):
         prune("obert", gradients="training", mask_finding=0)
     prune("obert", mask_finding=0)  # fresh ones are there
 
