@@ -26,7 +26,7 @@ def claim(ledger: pd.DataFrame) -> str:
         sentences.append(
             f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
             f"over {line['tasks']:.0f} tasks. That is {noise} "
-            f"(p = {number(line['p_holm'], '.2g')}). {short(method)} costs "
-            f"{cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
+            f"(p = {number(line['p_holm'], '.2g')}, corrected for both comparisons). "
+            f"{short(method)} costs {cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
         )
     return " ".join(sentences) if len(sentences) > 1 else ""

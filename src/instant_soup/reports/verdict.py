@@ -287,7 +287,8 @@ def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> p
 
 VERDICT_TEXT = (
     "At each sparsity this is the best method within a budget, over all tasks and seeds. Methods "
-    "have the preset's own settings (methods.md has those that validation chose). Points from "
+    "have the preset's own settings (reports/tables/methods.md has those that validation chose, on "
+    "one kind of processor each, so its differences may be others). Points from "
     "dense: the method's test metric minus that of the dense network with the same task and seed, "
     "run from the same weights on the same kind of processor. Means over seeds come first, then "
     "the mean over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks and "
@@ -307,7 +308,8 @@ AGAINST_TEXT = (
     "Each method's distance from the dense network, and its difference from ISP+ and from ISP. A "
     "difference is over the tasks and seeds that both methods have on the same kind of processor, "
     "from the same weights, with its 95 % bootstrap interval. p is the verdict's, corrected for "
-    "all methods of that sparsity. It is – where seeds are too few for a test. ▲ and ▼: above and "
+    "all methods of that sparsity, so it is larger than that of the few comparisons that were "
+    "planned (findings.md). It is – where seeds are too few for a test. ▲ and ▼: above and "
     "below, beyond noise. In the table over all sparsities, each task and seed counts once, with "
     "its mean over the sparsities that both methods have. There the points from dense depend on "
     "the sparsities that a method was run at. So compare the differences."
