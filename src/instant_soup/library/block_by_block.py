@@ -199,6 +199,7 @@ class Model:
         with parameters_on_no_device():
             network = auto.AutoModelForCausalLM.from_config(config)
         self._files = {name: file for file in files for name in _names_in(file)}
+        self._headers = {file: _header(file) for file in files}
         self.layout = Layout(network, self._files)
         self.network = causal.as_linear(network).eval()
         self.prunable = prunable(self.network)
@@ -235,13 +236,17 @@ class Model:
 
     def stored(self, name: str) -> torch.Tensor:
         """A tensor of the files, read alone: a whole file may be larger than the memory."""
+        tensors, start = self._headers[self._files[name]]
+        first, last = tensors[name]["data_offsets"]
         with self._files[name].open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            about = json.loads(file.read(length))[name]
-            first, last = about["data_offsets"]
-            file.seek(8 + length + first)
+            file.seek(start + first)
             numbers = bytearray(file.read(last - first))
-        return torch.frombuffer(numbers, dtype=FLOATS[about["dtype"]]).view(about["shape"])
+        return torch.frombuffer(numbers, dtype=self.stored_type(name)).view(tensors[name]["shape"])
+
+    def stored_type(self, name: str) -> torch.dtype:
+        """The type of a tensor of the files, by its file's header."""
+        tensors, _ = self._headers[self._files[name]]
+        return FLOATS[tensors[name]["dtype"]]
 
     @contextlib.contextmanager
     def block(self, i: int) -> Iterator[nn.Module]:
@@ -275,7 +280,7 @@ class Written:
         tensors = {}
         for name, weight in weights.items():
             for own, part in self.model.layout.parts(name, weight).items():
-                tensors[own] = part.to(self.model.stored(own).dtype).contiguous()
+                tensors[own] = part.to(self.model.stored_type(own)).contiguous()
         self.count += 1
         file = f"model-{self.count:05d}-of-{len(self.model.blocks) + 1:05d}.safetensors"
         save_file(apart(tensors), self.folder / file, metadata={"format": "pt"})
@@ -297,6 +302,13 @@ class Written:
         for file in sorted(model.folder.iterdir()):
             if file.suffix in BESIDE and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, self.folder / file.name)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and where their numbers begin."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(length)), 8 + length
 
 
 def _names_in(file: Path) -> list[str]:

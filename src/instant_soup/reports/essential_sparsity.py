@@ -149,9 +149,8 @@ def knee_of(section: tuple, curve: Curve) -> tuple[float, float, float]:
 
 def in_percent(middle: float, low: float, high: float) -> tuple[str, str]:
     """A knee and its range in words, in percent."""
-    return f"{100 * middle:.0f}", MISSING if np.isnan(
-        low
-    ) else f"{100 * low:.0f} … {100 * high:.0f}"
+    interval = MISSING if np.isnan(low) else f"{100 * low:.0f} … {100 * high:.0f}"
+    return f"{100 * middle:.0f}", interval
 
 
 def patterns_of(section: tuple, ledger: pd.DataFrame) -> list[tuple[str, float, np.ndarray]]:
