@@ -277,6 +277,19 @@ print(zeros, sum(kept.numel() for kept in pruner.mask.values()))
 """
 
 
+# The page's test, without pytest: its functions, each with the values that it is to be run with.
+TESTS = """
+import runpy, sys
+
+for name, test in runpy.run_path(sys.argv[1]).items():
+    if name.startswith("test_"):
+        marks = getattr(test, "pytestmark", [])
+        for value in marks[0].args[1] if marks else [None]:
+            test(*[value][: len(marks)])
+            print(name, value)
+"""
+
+
 # Runs each script in its folder, with its arguments; what each prints, as JSON, a line a script.
 ONE_AFTER_THE_OTHER = """
 import contextlib, io, json, os, sys
@@ -298,7 +311,9 @@ def with_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
     shutil.copy(ROOT / "params.yaml", copy)
-    assert len(ADDED) == 2
+    (copy / "tests/methods").mkdir(parents=True)
+    shutil.copy(ROOT / "tests/helpers.py", copy / "tests")
+    assert len(ADDED) == 3
     for name, text in ADDED.items():
         assert not (copy / name).exists()
         (copy / name).write_text(text)
@@ -322,9 +337,10 @@ def printed(
             str(tmp_path_factory.mktemp("library")), LIBRARY,
             call.replace("steps=1000", "steps=24"),
         ],
+        "tests": [str(with_methods), TESTS, "tests/methods/test_row_column.py"],
     }  # fmt: skip
     own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    paths = os.pathsep.join([str(with_methods / "src"), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(with_methods / "src"), str(with_methods / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", ONE_AFTER_THE_OTHER],
         input=json.dumps([*scripts.values()]), capture_output=True, text=True,
@@ -354,6 +370,11 @@ def test_an_added_method_works_through_the_librarys_doors(printed: dict) -> None
     weights = 8 * 32 + 32 * 32
     assert by_prune == f"halving {round(0.8 * weights) / weights} 24"
     assert by_loop == f"{0.75 * weights:.0f} {weights}"
+
+
+def test_the_pages_own_test_passes(printed: dict) -> None:
+    names, values = zip(*(line.rsplit(" ", 1) for line in printed["tests"]), strict=True)
+    assert len(set(names)) == 2 and values == ("None", "0.1", "0.5", "0.93")
 
 
 def test_added_methods_keep_the_habits(with_methods: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import ROOT, ledger_of, result
 from instant_soup.files import read_yaml, yaml_of
@@ -46,13 +47,14 @@ def test_runs_of_other_things_tell_nothing(tmp_path: Path, params: Params, other
 
 def test_time_is_flops_by_speed(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch):
     earlier_run(tmp_path)
-    monkeypatch.setattr(forecast, "matrix_speed", lambda precision: (1e12, 0.25))
+    monkeypatch.setattr(
+        forecast, "training_speed", lambda precision: (5e11 / forecast.SHARE["bf16"], 0.25)
+    )
     monkeypatch.setattr("instant_soup.training.loop.resolve_precision", lambda wanted: "bf16")
     step, how = forecast.measured_step(2e12, "auto")
-    assert step == 2e12 / (1e12 * forecast.SHARE["bf16"])
+    assert step == pytest.approx(4.0)
     assert how == (
-        "from a second of bf16 matrix products; longer while other work takes 75 % of the cores, "
-        "as now"
+        "from a second of bf16 training; longer while other work takes 75 % of the cores, as now"
     )
     texts = texts_of()
     left = outlook.left_of(texts, "", {"train": 8000, "validation": 500, "test": 2000})
@@ -73,6 +75,9 @@ def test_nothing_left_is_nothing_said(params: Params, tmp_path: Path):
     assert forecast.forecast(params, texts) == ""
 
 
-def test_matrix_speed_is_a_speed():
-    speed, share = forecast.matrix_speed("fp32", seconds=0.01)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_speed_is_a_speed_and_leaves_threads_alone(precision: str):
+    threads = torch.get_num_threads()
+    speed, share = forecast.training_speed(precision, seconds=0.01)
     assert speed > 1e6 and 0 < share <= 1
+    assert torch.get_num_threads() == threads
