@@ -51,6 +51,8 @@ def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
     """
     plain = ledger[ledger["method"] != ZERO_SHOT]
     plain = plain[plain["variant"].map(block_of) == ""]
+    other = plain["variant"].map(_without_length)
+    lengths = plain["variant"].map(epochs_of)
     found = [plain.assign(cost=0.0, shared="")[:0]]
     for _, section in plain.groupby(SECTION):
         is_dense = section["method"] == DENSE
@@ -61,8 +63,8 @@ def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
                 continue
             dense = section[is_dense].assign(target_sparsity=sparsity)
             rows = pd.concat([dense, column])
-            rows = rows[rows["variant"].map(_without_length) == _without_length(own)]
-            own_length = rows["variant"].map(epochs_of) == epochs_of(own)
+            rows = rows[other[rows.index] == _without_length(own)]
+            own_length = lengths[rows.index] == epochs_of(own)
             rows = rows[~own_length | (rows["variant"] == own)]
             unit_cost = rows[(rows["method"] == DENSE) & (rows["variant"] == own)]
             of_seed = unit_cost.set_index("seed")["flops"]

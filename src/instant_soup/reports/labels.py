@@ -5,7 +5,8 @@ from itertools import product
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.figure import Figure
 
 SIZE = 7  # of the letters, and of what a point takes, in points
 GAPS = (5.0, 12.0, 20.0, 30.0, 42.0)  # between a point's middle and its name, in points
@@ -35,7 +36,8 @@ def name_points(
         others: The places of all points that names keep clear of, m × 2.
         lines: Horizontal and vertical lines that names keep clear of, l × 2 ends × 2.
     """
-    renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
+    # Of a figure of an inch: a renderer has all its figure's pixels, and a name needs few of them.
+    renderer = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=axes.figure.dpi)).get_renderer()
     pixel = renderer.points_to_pixels(1.0)
     panel = np.array([axes.get_window_extent(renderer).extents]) / pixel
 
@@ -45,7 +47,8 @@ def name_points(
     middles, ends = in_points(points), in_points(lines).reshape(-1, 2, 2)
     marks = np.concatenate([in_points(others) - SIZE / 2, in_points(others) + SIZE / 2], axis=1)
     rules = np.concatenate([ends.min(axis=1) - 1, ends.max(axis=1) + 1], axis=1)
-    ways = [_ways(middle, _size(axes, name)) for name, middle in zip(names, middles, strict=True)]
+    sizes = [_size(axes, name, renderer) for name in names]
+    ways = [_ways(middle, size) for middle, size in zip(middles, sizes, strict=True)]
     chosen = [0] * len(names)
     for turn in range(PASSES):
         for own, (boxes, shifts) in enumerate(ways):
@@ -71,10 +74,8 @@ def name_points(
         )  # fmt: skip
 
 
-def _size(axes: Axes, name: str) -> np.ndarray:
+def _size(axes: Axes, name: str, renderer: RendererAgg) -> np.ndarray:
     """Width and height of a name, in points."""
-    figure = axes.get_figure(root=True)
-    renderer = FigureCanvasAgg(figure).get_renderer()
     text = axes.text(0, 0, name, fontsize=SIZE)
     extent = text.get_window_extent(renderer)
     text.remove()

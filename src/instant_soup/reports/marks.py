@@ -17,13 +17,15 @@ def against_lth(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = []
     sparse = ledger[~ledger["method"].isin(UNPRUNED)]
     for _, runs in sparse.groupby([*SECTION, "variant", "target_sparsity"]):
+        if not (runs["method"] == "lth").any():
+            continue
         values = {method: own.set_index("seed")["value"] for method, own in runs.groupby("method")}
-        cells = runs.drop_duplicates("method").sort_values("method")
+        lth = values.pop("lth")
+        cells = runs[runs["method"] != "lth"].drop_duplicates("method").sort_values("method")
         for cell in cells.to_dict("records"):
-            if "lth" in values and cell["method"] != "lth":
-                pair = values[cell["method"]], values["lth"]
-                rows.append([*(cell[key] for key in CELL), paired_test(*pair)[0]])
-                rows[-1].append(mark_of(*pair, cell["metric"]))
+            own = values[cell["method"]]
+            rows.append([*(cell[key] for key in CELL), paired_test(own, lth)[0]])
+            rows[-1].append(mark_of(own, lth, cell["metric"]))
     types = {**dict.fromkeys(CELL, str), "target_sparsity": float, "p_vs_lth": float, "mark": str}
     return pd.DataFrame(rows, columns=list(types)).astype(types)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from instant_soup.methods.registry import DENSE
@@ -66,7 +67,8 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
             panels.append((section, sparsity, cells.reset_index()))
     columns = 3
     lines = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(15, 3.9 * lines + 0.8), layout="constrained")
+    layout = ConstrainedLayoutEngine()
+    figure = Figure(figsize=(15, 3.9 * lines + 0.8), layout=layout)
     every = figure.subplots(lines, columns, squeeze=False).ravel()
     figure.set_dpi(DPI)
     drawn: dict[str, Any] = {}
@@ -81,7 +83,7 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
         axes.set_axis_off()
     names = sorted(drawn, key=row_order)
     figure.legend([drawn[name] for name in names], list(map(short, names)), **BELOW, ncols=10)
-    figure.draw_without_rendering()
+    layout.execute(figure)
     figure.set_layout_engine("none")  # panels stay where names are put
     for axes, on_front in fronts:
         name_points(axes, **on_front)
