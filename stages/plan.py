@@ -20,6 +20,7 @@ def main() -> None:
             found = overview(dataset, splits)
         if dataset.kind != "language":  # whose training rows are blocks of tokens
             budget.check(len(splits["train"]))
+            found.append(budget.told(len(splits["train"])))
     with new_folder("models/plan") as folder:
         for name, contents in files.items():
             write_yaml(folder / f"{name}.yaml", contents)

@@ -133,5 +133,5 @@ def test_the_stage_plan_prints_it(tmp_path: Path, tiny_bert: Path, monkeypatch: 
         Path(folder).symlink_to(ROOT / folder)
     runpy.run_path(str(ROOT / "stages/plan.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "ISP prunes to" in printed
+    assert "ISP prunes to" in printed and "ISP's denoisers take 120 more" in printed
     assert "classification into 2 classes, texts in sentence, labels in label" in printed

@@ -1,6 +1,7 @@
 """Settings that ask for more steps than the data give are refused before the first step."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from helpers import ROOT, make_project, run_script, training_for
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml, write_yaml
 from instant_soup.pipeline import plan as plan_module
+from instant_soup.pipeline.plan import budget_of
 from instant_soup.pipeline.run import PipelineRun
 from instant_soup.pipeline.stage_files import PLAN, TrainStage
 from instant_soup.pipeline.workspace import START, load_start
@@ -32,6 +34,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan_module, "STAGES", ROOT / "stages")
     return tmp_path
+
+
+def test_the_plan_says_how_long_a_training_is() -> None:
+    budget = budget_of(read_yaml(ROOT / "params.yaml"))
+    # Four rounds of three denoisers, ten steps each.
+    assert budget.told(8066) == "training: 151 steps; ISP's denoisers take 120 more"
+    few = "; 18 are few: a higher training.epochs (0.6 now) makes more"
+    assert budget.told(960) == f"training: 18 steps; ISP's denoisers take 120 more{few}"
+    assert replace(budget, look_ahead=0).told(8066) == "training: 151 steps"
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,19 @@ def test_time_is_flops_by_speed(tmp_path: Path, params: Params, monkeypatch: pyt
     )
 
 
+def test_a_run_that_trains_nothing_says_so(tmp_path: Path, params: Params):
+    earlier_run(tmp_path)
+    texts = texts_of()
+    finished = "".join(
+        f"path: models/plan/{name}.yaml\n hash: md5\n md5: {outlook.md5(text)}\n"
+        for name, text in texts.items()
+        if name != "tables"
+    )
+    (tmp_path / "dvc.lock").write_text(finished)
+    said = forecast.forecast(params, texts)
+    assert said.startswith("About ") and said.endswith(": 1 stage, no training.")
+
+
 def test_nothing_left_is_nothing_said(params: Params, tmp_path: Path):
     texts = texts_of()
     lock = "".join(

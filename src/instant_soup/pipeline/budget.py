@@ -16,6 +16,7 @@ from instant_soup.pipeline.stage_files import PLAN
 from instant_soup.training.schedule import Steps
 
 FILE = "budget.json"  # in the plan's folder; no stage depends on it
+FEW = 50  # steps: a pre-trained network hardly learns a task in fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Budget(Stored):
     warmup: float
     sparsity: float
     methods: dict[str, dict[str, Any]]  # row → its settings
+    look_ahead: int  # steps of all of ISP's denoisers; 0 without the row
 
     @classmethod
     def planned(cls) -> "Budget":
@@ -39,9 +41,22 @@ class Budget(Stored):
         Raises:
             UserError: If a row's settings ask for more.
         """
-        steps = Steps.of(self.epochs, rows, self.batch_size, self.warmup)
+        steps = self._steps(rows)
         for name, settings in self.methods.items():
             try:
                 rebuild(name, settings).check_steps(self.sparsity, steps)
             except UserError as error:
                 raise UserError(f"params.yaml: {error}") from None
+
+    def told(self, rows: int) -> str:
+        """How long a training on so many rows is, what ISP takes beside it, and whether it is short."""
+        total = self._steps(rows).total
+        said = f"training: {total} steps"
+        if self.look_ahead:
+            said += f"; ISP's denoisers take {self.look_ahead} more"
+        if total < FEW:
+            said += f"; {total} are few: a higher training.epochs ({self.epochs:g} now) makes more"
+        return said
+
+    def _steps(self, rows: int) -> Steps:
+        return Steps.of(self.epochs, rows, self.batch_size, self.warmup)

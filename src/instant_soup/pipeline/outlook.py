@@ -51,6 +51,10 @@ class Left:
         stages = self.stages * STAGE_SECONDS + self.idle * IDLE_SECONDS + TABLES_SECONDS
         return self.steps * step_seconds + stages
 
+    def in_stages(self) -> str:
+        """How many stages are left, in words."""
+        return "1 stage" if self.stages == 1 else f"{self.stages} stages"
+
 
 def md5(text: str) -> str:
     """A settings file's digest, as dvc.lock has it."""
@@ -160,7 +164,7 @@ def tell() -> None:
     texts = {path.stem: path.read_text() for path in PLAN.glob("*.yaml")}
     lock = Path("dvc.lock").read_text() if Path("dvc.lock").exists() else ""
     left = left_of(texts, lock, read_json("data/encoded/info.json")["rows"])
-    said = f"left of the run: {left.steps:.0f} of {left.of_steps:.0f} steps, {left.stages} stages"
+    said = f"left of the run: {left.steps:.0f} of {left.of_steps:.0f} steps, {left.in_stages()}"
     pace = known_pace(texts)
     print(f"{said}, about {duration(left.seconds(pace))}" if pace else said, flush=True)
 

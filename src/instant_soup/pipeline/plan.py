@@ -381,12 +381,14 @@ def budget_of(raw: Any) -> Budget:
     """What the number of training steps must be enough for."""
     params = check(raw)
     rows = {row: params.method(row) for row in params.rows}
+    denoisers = len(check_rows(params)) * params.isp.denoisers if "isp" in rows else 0
     return Budget(
         epochs=params.training.epochs,
         batch_size=params.training.batch_size,
         warmup=params.training.warmup,
         sparsity=params.top.sparsity,
         methods={row: registry.settings_in(method) for row, method in rows.items()},
+        look_ahead=denoisers * params.isp.look_ahead,
     )
 
 

@@ -65,10 +65,10 @@ def forecast(params: Params, texts: dict[str, str]) -> str:
     if step is None and left.steps:
         step, how = measured_step(flops, params.training.precision)
     time_left = duration(outlook.START_SECONDS + left.seconds(step or 0.0))
-    return (
-        f"About {time_left} on this machine: {left.stages} stages, {left.steps:.0f} training steps "
-        f"of {step or 0.0:.2g} s ({how})."
+    steps = (
+        f"{left.steps:.0f} training steps of {step:.2g} s ({how})" if left.steps else "no training"
     )
+    return f"About {time_left} on this machine: {left.in_stages()}, {steps}."
 
 
 def of_ledger(params: Params) -> tuple[dict[str, int], float] | None:
