@@ -49,7 +49,7 @@ class Budget(Stored):
                 raise UserError(f"params.yaml: {error}") from None
 
     def told(self, rows: int) -> str:
-        """How long a training on so many rows is, what ISP takes beside it, and whether it is short."""
+        """How long a training on so many rows is, what ISP takes beside it, and if it is short."""
         total = self._steps(rows).total
         said = f"training: {total} steps"
         if self.look_ahead:
