@@ -7,17 +7,18 @@ import pandas as pd
 
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import percent, short
-from instant_soup.reports.verdict import budget_words, with_interval
+from instant_soup.reports.verdict import RIVALS, budget_words, with_interval
 
 FEWEST = 4  # methods that compete at a sparsity: fewer give no choice
 BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
 TEXT = (
-    "The best method at each sparsity within a budget, and its distance from the dense network in "
-    "points, with the 95 % interval. The budget counts the training FLOPs of a method, search "
-    "included, in dense fine-tunings. Bold: the method is ahead of all others beyond noise (p < "
-    "0.05, and the interval of the difference leaves zero out). Where others are within noise of "
-    "the best method, the cell names them. Each sparsity has its own tasks. So compare distances "
-    "along a line, not down a column."
+    "The best method at each sparsity within a budget, its distance from the dense network in "
+    "points with the 95 % interval, and how many methods competed. The budget counts the training "
+    "FLOPs of a method, search included, in dense fine-tunings. Bold: the method is ahead of all "
+    "others beyond noise (p < 0.05, and the interval of the difference leaves zero out). Where "
+    "others are within noise of the best method, or share too few seeds with it for a test, the "
+    "cell names them. Each sparsity has its own tasks. So compare distances along a line, not down "
+    "a column."
 )
 
 
@@ -55,8 +56,8 @@ def _cell(line: dict[Hashable, Any] | None, rivals: bool) -> Cell:
     if line is None:
         return Cell(MISSING)
     points = with_interval(line["distance"], line["low"], line["high"], digits=1)
-    text = f"{short(line['method'])} {points}"
-    for words, names in (("within noise", "within"), ("ahead on fewer tasks", "ahead")):
-        if rivals and line[names]:
-            text += f"; {words}: {', '.join(map(short, line[names]))}"
-    return Cell(text, bold=not line["within"] and not line["ahead"])
+    text = f"{short(line['method'])} {points}, best of {line['rows']}"
+    for kind, words in RIVALS.items():
+        if rivals and line[kind]:
+            text += f"; {words}: {', '.join(map(short, line[kind]))}"
+    return Cell(text, bold=not any(line[kind] for kind in RIVALS))

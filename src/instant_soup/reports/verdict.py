@@ -45,6 +45,9 @@ BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
 REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
 SEEDS = 3  # fewer tell little
+RIVALS = {  # of a best row: those that may be as good
+    "within": "within noise", "untested": "not tested", "ahead": "ahead on fewer tasks",
+}  # fmt: skip
 
 
 # Numbers
@@ -191,8 +194,9 @@ def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
 
     Columns: preset, sparsity, budget (fine-tunings; inf: any), method; cost, its mean over tasks;
     distance, low and high (points from dense, with the interval); within, the rows that differ from
-    it by no more than noise (see `against`); ahead, rows that were not run on all of
-    these tasks but are above it beyond noise on those they share; rows, how many competed; tasks
+    it by no more than noise (see `against`); untested, those with too few seeds in common with it
+    for a test; ahead, rows that were not run on all of these tasks but are above it beyond noise
+    on those they share; rows, how many competed; tasks
     and runs, how many the best row's numbers are of. The rows of `competing` compete. A row fits a
     budget if its cost, to one decimal, does.
     """
@@ -207,7 +211,7 @@ def best_rows(runs: pd.DataFrame) -> pd.DataFrame:
         for line in _best_by_budget(own)
     ]
     columns = ["preset", "sparsity", "budget", "method", "cost", "distance", "low", "high"]
-    return pd.DataFrame(lines, columns=[*columns, "within", "ahead", "rows", "tasks", "runs"])
+    return pd.DataFrame(lines, columns=[*columns, *RIVALS, "rows", "tasks", "runs"])
 
 
 def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -226,9 +230,8 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if best not in others:
             others[best] = against(runs, best)
         rivals = others[best][others[best].index.isin(affordable)]
-        # What never ran on the same processor is not told apart from it.
         rivals = _beyond_noise(rivals).reindex(affordable.drop(best))
-        differs = rivals["differs"].eq(True)
+        differs, tested = rivals["differs"].eq(True), rivals["p_holm"].notna()
         complete = rivals.index.isin(fitting.index)
         yield {
             "budget": budget,
@@ -237,7 +240,8 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "distance": full["mean"][best],
             "low": full["low"][best],
             "high": full["high"][best],
-            "within": _nearest_first(rivals[~differs & complete]),
+            "within": _nearest_first(rivals[tested & ~differs & complete]),
+            "untested": _nearest_first(rivals[~tested & complete]),
             "ahead": _nearest_first(rivals[differs & ~complete & (rivals["mean"] > 0)]),
             "rows": len(fitting),
             "tasks": tasks,
@@ -299,8 +303,9 @@ VERDICT_TEXT = (
     "p is under 0.05: this asks whether other seeds would say the same on these tasks (two-sided "
     "Welch's t-test, paired by seed within tasks, corrected for the number of methods by Holm's "
     "procedure). And its interval leaves zero out: this asks whether other tasks would say the "
-    "same. Within noise: methods whose difference from the best is less than that, or that never "
-    "ran on the same kind of processor. Ahead on fewer tasks: methods that were not run on all "
+    "same. Within noise: methods whose difference from the best is less than that. Not tested: "
+    "methods that share too few seeds with the best, on the same kind of processor, to say so. "
+    "Ahead on fewer tasks: methods that were not run on all "
     "tasks, but are above the best beyond noise where they were run. An interval over two tasks "
     "says little. Tasks are left out if the dense network is no better than guessing."
 )
@@ -344,7 +349,7 @@ def chapters(runs: pd.DataFrame, lines: pd.DataFrame) -> list[Chapter]:
 def numbers(ledger: pd.DataFrame) -> pd.DataFrame:
     """`verdict` with rows' names as text, for a CSV file."""
     lines = verdict(ledger)
-    return lines.assign(**{name: lines[name].map(" ".join) for name in ("within", "ahead")})
+    return lines.assign(**{name: lines[name].map(" ".join) for name in RIVALS})
 
 
 def budget_words(budget: float) -> str:
@@ -361,7 +366,7 @@ def with_interval(mean: float, low: float, high: float, digits: int = 2) -> str:
 
 
 def _verdict_table(preset: str, lines: pd.DataFrame) -> Table:
-    names = ["best method", "points from dense", "cost", "within noise", "ahead on fewer tasks"]
+    names = ["best method", "points from dense", "cost", *RIVALS.values()]
     rows = []
     admits_more = lines["rows"] > lines.groupby("sparsity")["rows"].shift(fill_value=0)
     for line in lines[admits_more].to_dict("records"):
@@ -369,8 +374,7 @@ def _verdict_table(preset: str, lines: pd.DataFrame) -> Table:
             short(line["method"]),
             with_interval(line["distance"], line["low"], line["high"]),
             number(line["cost"], ".2f"),
-            ", ".join(map(short, line["within"])) or MISSING,
-            ", ".join(map(short, line["ahead"])) or MISSING,
+            *(", ".join(map(short, line[kind])) or MISSING for kind in RIVALS),
             *(str(line[name]) for name in ("rows", "tasks", "runs")),
         ]
         name = f"{percent(line['sparsity'])} sparse, {budget_words(line['budget'])}"
