@@ -25,7 +25,7 @@ def claim(ledger: pd.DataFrame) -> str:
         noise = "beyond noise" if line["differs"] else "within noise"
         sentences.append(
             f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
-            f"over {line['tasks']:.0f} tasks. That is {noise} "
+            f"over {line['tasks']:.0f} tasks and all their sparsities. That is {noise} "
             f"(p = {number(line['p_holm'], '.2g')}, corrected for both comparisons). "
             f"{short(method)} costs {cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
         )

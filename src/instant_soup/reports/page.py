@@ -26,13 +26,13 @@ from instant_soup.reports.render import Chapter, html, shown
 from instant_soup.reports.results import heading, label, percent
 
 INTRODUCTION = (
-    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) finds "
-    "a sparse network in a pre-trained transformer within one fine-tuning. ISP+ is our variant of "
-    "it: Fisher scores, and no denoisers. This page shows what this repository measured of both "
-    "and of other pruning methods, beside what the paper printed. A task's name is its model, its "
-    "dataset and its preset; `quick` is the preset for two CPU cores. Cost is in fine-tunings of "
-    "the dense network, search included. `make tables` makes this page from `reports/results.csv`, "
-    "which has one row for each of {rows} runs."
+    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) looks"
+    " for a sparse network in a pre-trained transformer for about the price of one fine-tuning. "
+    "ISP+ is our variant of it: Fisher scores, and no denoisers. This page shows what this "
+    "repository measured of both and of other pruning methods, beside what the paper printed. A "
+    "task's name is its model, its dataset and its preset; `quick` is the preset for two CPU "
+    "cores. Cost is in fine-tunings of the dense network, search included. `make tables` makes "
+    "this page from `reports/results.csv`, which has one row for each of {rows} runs."
 )
 RANKS, KNEES = "critical_difference.png", "essential_sparsity.png"
 OF_MASKS = ("cost_vs_sparsity.png", "mask_similarity.png")
