@@ -133,12 +133,12 @@ def test_searches_that_never_settled_are_called_so(tmp_path):
             for seed, epoch in enumerate(epochs)
         ]  # fmt: skip
 
-    never = drawn(4, 4, settled=False, sparsity=0.7)
+    never = [*drawn(4, 4, settled=False, sparsity=0.7), *drawn(1, 2, settled=True, sparsity=0.9)]
     at_times = drawn(1.5, settled=True, sparsity=0.5)
     runs = ledger_of(tmp_path, result("dense"), *never, *at_times)
     took = "EarlyBird took its masks after these epochs, by seed: at 50 % sparse 1.5; "
     unsettled = " The masks of EarlyBird did not settle at 70 % sparse in 2 of 2 runs: there the"
-    assert f"{took}at 70 % sparse 4, 4.{unsettled}" in cost_of(runs)
+    assert f"{took}at 70 % sparse 4; at 90 % sparse 1, 2.{unsettled}" in cost_of(runs)
     assert unsettled in results_of(runs) and took not in results_of(runs)
 
 

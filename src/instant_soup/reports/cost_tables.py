@@ -75,17 +75,21 @@ def _table(section: tuple, block: str, ledger: pd.DataFrame) -> Table | None:
 
 
 def _drawing_words(runs: pd.DataFrame) -> str:
-    """When searches took their masks, run by run."""
+    """When searches took their masks, run by run; one number where all seeds are alike."""
     words = []
     for (method, variant), own in runs.groupby(["method", "variant"]):
         listed = [
-            f"at {percent(sparsity)} sparse "
-            + ", ".join(text.removesuffix(NOT_SETTLED) for text in drawn)
+            f"at {percent(sparsity)} sparse {', '.join(_epochs_of(drawn))}"
             for sparsity, drawn in own.groupby("target_sparsity")["drawn"]
         ]
         name = label(method, variant)
         words.append(f"{name} took its masks after these epochs, by seed: {'; '.join(listed)}.")
     return " ".join(words)
+
+
+def _epochs_of(drawn: pd.Series) -> list[str]:
+    epochs = [f"{float(text.removesuffix(NOT_SETTLED)):.2g}" for text in drawn]
+    return epochs if len(set(epochs)) > 1 else epochs[:1]
 
 
 def _flop_unit(largest: float) -> tuple[float, str]:

@@ -279,6 +279,7 @@ def _html_table(table: Table, chapter: str) -> str:
     title = escape(f"{chapter}: {table.heading}")
     details = (f"<details><summary>{len(rows)} rows</summary>", "</details>")
     before, after = details if len(rows) > LONG else ("", "")
+    caption = f"<figcaption>{escape(table.caption)}</figcaption>\n" if table.caption else ""
     return "\n".join(
         [
             f"<figure{task}>\n<h3>{escape(table.heading)}</h3>",
@@ -287,6 +288,6 @@ def _html_table(table: Table, chapter: str) -> str:
             "</thead>",
             *(['<tbody class="unpruned">', *unpruned, "</tbody>"] if unpruned else []),
             *(["<tbody>", *rows, "</tbody>"] if rows else []),
-            f"</table></div>{after}\n<figcaption>{escape(table.caption)}</figcaption>\n</figure>",
+            f"</table></div>{after}\n{caption}</figure>",
         ]
     )
