@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -174,11 +174,15 @@ def _results(
             for cell, top in zip(own, best, strict=False)
         ]
         ratios = sorted(cell["flops_vs_dense"] for cell in own if cell is not None)
-        ends = [number(ratio, ".1f") for ratio in (ratios[0], ratios[-1])]
         name = label(method) if method in UNPRUNED else short(method)
-        rows.append((name, [*cells, Cell(" to ".join(dict.fromkeys(ends)))]))
+        rows.append((name, [*cells, Cell(_range([number(ratio, ".1f") for ratio in ratios]))]))
     headings = [heading for heading, _, _ in columns]
     return markdown_table(Table("", [("", name) for name in (*headings, "cost")], rows, ""))
+
+
+def _range(ordered: list[Any]) -> str:
+    """The first and the last of some values in order, "1 to 3"; one where they are alike."""
+    return " to ".join(dict.fromkeys(str(end) for end in (ordered[0], ordered[-1])))
 
 
 def _shown(cell: pd.Series | None) -> float:
@@ -237,15 +241,19 @@ def _methods(runs: pd.DataFrame) -> str:
 
 
 def _methods_by_sparsity(runs: pd.DataFrame) -> str:
-    """How far each method is from ISP+ at each sparsity, in points over the seeds in common."""
+    """How far each method is from ISP+ at each sparsity, in points over the seeds in common.
+
+    In brackets the seeds of a column's methods.
+    """
     found = comparison(runs)
     columns, cells = [], {}
     for kind, section in (("texts", TEXTS), ("images", IMAGES)):
         own = _of_main_origin(found[found["shared"] == ""], section)
         for sparsity, at in own.groupby("target_sparsity"):
             values = {name: one.set_index("seed")["value"] for name, one in at.groupby("method")}
+            seeds = sorted({len(one) for one in values.values()})
+            columns.append(f"{kind}, {percent(float(sparsity))} ({_range(seeds)})")
             reference = values.pop(REFERENCE)
-            columns.append(f"{kind}, {percent(float(sparsity))} ({len(reference)})")
             for name, one in values.items():
                 cells[name, columns[-1]] = Cell(difference(one, reference, "accuracy"))
     return _of_methods(columns, cells)
