@@ -85,6 +85,20 @@ def test_ledger_keeps_later_rows_and_columns_it_does_not_know(tmp_path):
     assert list(kept["code_version"]) == ["v1", "v2"]
 
 
+def test_a_remembered_view_is_made_once_for_each_ledger(tmp_path):
+    made = []
+
+    @ledger.remembered
+    def view(runs: pd.DataFrame) -> pd.DataFrame:
+        made.append(len(runs))
+        return runs.assign(one=1)
+
+    first, second = ledger_of(tmp_path, result("isp")), ledger_of(tmp_path, result("lth"))
+    assert view(first) is view(first) and list(view(first)["method"]) == ["isp"]
+    assert set(view(second)["method"]) == {"isp", "lth"} and view(second) is view(second)
+    assert list(view(first)["method"]) == ["isp"] and made == [1, 2, 1]
+
+
 def test_a_row_from_a_clock_that_was_ahead_is_told(tmp_path, capsys):
     path = tmp_path / "results.csv"
     ahead, now = "2999-01-01T10:00:00+00:00", "2026-11-21T10:00:00+00:00"

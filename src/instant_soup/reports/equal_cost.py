@@ -8,7 +8,7 @@ in fine-tunings of the dense network in the own setting. grids/equal_cost.yaml r
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE
-from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.ledger import SECTION, remembered
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
     UNPRUNED,
@@ -42,6 +42,7 @@ TEXT = (
 )
 
 
+@remembered
 def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
     """Each task's runs in its own setting and in those that differ in length alone.
 

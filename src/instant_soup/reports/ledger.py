@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ NOT_SETTLED = " (not settled)"  # behind the epoch after which a search took its
 FORMER_NAMES = {"look_ahead_steps": "search_steps"}  # in old ledgers and results
 
 Row = dict[str, str]
+View = Callable[[pd.DataFrame], pd.DataFrame]
 EXPERIMENT_REF = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/\S+")  # DVC 3.67
 
 
@@ -233,6 +235,22 @@ def read_ledger(ledger_csv: str | Path) -> pd.DataFrame:
     """
     rows, more_columns = _parse(_read(Path(ledger_csv)), Path(ledger_csv))
     return _frame(_to_text(list(rows.values()), more_columns))
+
+
+def remembered(view: View) -> View:
+    """A view of a ledger that keeps its last table: tables, figures and page ask for the same one.
+
+    Neither the ledger nor the table may be changed in place.
+    """
+    last: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+
+    @wraps(view)
+    def kept(ledger: pd.DataFrame) -> pd.DataFrame:
+        if not last or last[0][0] is not ledger:
+            last[:] = [(ledger, view(ledger))]
+        return last[0][1]
+
+    return kept
 
 
 @contextmanager

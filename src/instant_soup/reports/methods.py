@@ -8,7 +8,7 @@ everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the comparison
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE, ISP
-from instant_soup.reports.ledger import KEY, SECTION
+from instant_soup.reports.ledger import KEY, SECTION, remembered
 from instant_soup.reports.marks import seeds_cell
 from instant_soup.reports.origins import plain
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
@@ -75,6 +75,7 @@ def chosen(ledger: pd.DataFrame) -> dict[str, str]:
     return dict(ranked.groupby("method", sort=False)[["method", "variant"]].first().to_numpy())
 
 
+@remembered
 def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
     """The runs of the comparison: a row each, with `own` and `shared` settings, and `cost`.
 

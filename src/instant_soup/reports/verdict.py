@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from instant_soup.methods.registry import DENSE
-from instant_soup.reports.ledger import SECTION
+from instant_soup.reports.ledger import SECTION, remembered
 from instant_soup.reports.origins import plain
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
@@ -53,6 +53,7 @@ RIVALS = {  # of a best row: those that may be as good
 # Numbers
 
 
+@remembered
 def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     """The runs that the verdict is about, one a line.
 
@@ -203,6 +204,7 @@ def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
     return best_rows(comparable(ledger))
 
 
+@remembered
 def best_rows(runs: pd.DataFrame) -> pd.DataFrame:
     """`verdict`, of runs of `comparable`."""
     lines = [
