@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from helpers import ledger_of, of_seeds, result
+from helpers import ROOT, ledger_of, of_seeds, result
 from instant_soup.reports import page, pareto
 from instant_soup.reports.chart import chart_data
 from instant_soup.reports.origins import apart_by_origin
@@ -72,7 +72,7 @@ def test_page_has_all_tables_and_figures(tmp_path, pictures):
         re.split(r"<[^>]+>", text)
     )
     shown = dict(
-        re.findall(r'<img alt="([^"]+)" width="\d+" src="data:image/png;base64,([^"]+)', text)
+        re.findall(r'<img alt="([^"]+)" width="\d+" src="data:image/webp;base64,([^"]+)', text)
     )
     for name, caption in page.CAPTIONS.items():
         if name == "accuracy_vs_sparsity.png":  # the chart shows it
@@ -106,6 +106,10 @@ def test_an_inlined_figure_keeps_the_colours_of_its_legend(tmp_path):
     for number, colour in enumerate(colours):
         shown = seen.getpixel((100 * number + 3, 53))
         assert max(abs(a - b) for a, b in zip(shown, colour, strict=True)) < 8
+
+
+def test_the_committed_page_is_not_too_large():
+    assert (ROOT / "reports/index.html").stat().st_size <= 2_000_000  # bytes
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path, pictures):
