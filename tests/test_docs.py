@@ -277,16 +277,12 @@ print(zeros, sum(kept.numel() for kept in pruner.mask.values()))
 """
 
 
-# The page's test, without pytest: its functions, each with the values that it is to be run with.
 TESTS = """
-import runpy, sys
+import sys
 
-for name, test in runpy.run_path(sys.argv[1]).items():
-    if name.startswith("test_"):
-        marks = getattr(test, "pytestmark", [])
-        for value in marks[0].args[1] if marks else [None]:
-            test(*[value][: len(marks)])
-            print(name, value)
+import pytest
+
+assert pytest.main(["-p", "no:cacheprovider", "-c", "/dev/null", sys.argv[1]]) == 0
 """
 
 
@@ -373,8 +369,7 @@ def test_an_added_method_works_through_the_librarys_doors(printed: dict) -> None
 
 
 def test_the_pages_own_test_passes(printed: dict) -> None:
-    names, values = zip(*(line.rsplit(" ", 1) for line in printed["tests"]), strict=True)
-    assert len(set(names)) == 2 and values == ("None", "0.1", "0.5", "0.93")
+    assert " 4 passed" in printed["tests"][-1]
 
 
 def test_added_methods_keep_the_habits(with_methods: Path) -> None:

@@ -26,8 +26,8 @@ from instant_soup.reports.render import Chapter, html, shown
 from instant_soup.reports.results import heading, label, percent
 
 INTRODUCTION = (
-    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) looks"
-    " for a sparse network in a pre-trained transformer for about the price of one fine-tuning. "
+    "Instant Soup Pruning (ISP; Jaiswal, Liu, Chen, Ding, Wang; ICML 2023, arXiv:2306.10460) looks "
+    "for a sparse network in a pre-trained transformer for about the price of one fine-tuning. "
     "ISP+ is our variant of it: Fisher scores, and no denoisers. This page shows what this "
     "repository measured of both and of other pruning methods, beside what the paper printed. A "
     "task's name is its model, its dataset and its preset; `quick` is the preset for two CPU "

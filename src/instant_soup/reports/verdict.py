@@ -196,10 +196,9 @@ def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
     Columns: preset, sparsity, budget (fine-tunings; inf: any), method; cost, its mean over tasks;
     distance, low and high (points from dense, with the interval); within, the rows that differ from
     it by no more than noise (see `against`); untested, those with too few seeds in common with it
-    for a test; ahead, rows that were not run on all of these tasks but are above it beyond noise
-    on those they share; rows, how many competed; tasks
-    and runs, how many the best row's numbers are of. The rows of `competing` compete. A row fits a
-    budget if its cost, to one decimal, does.
+    for a test; ahead, rows that were not run on all of these tasks but are above it beyond noise on
+    those they share; rows, how many competed; tasks and runs, how many the best row's numbers are
+    of. The rows of `competing` compete. A row fits a budget if its cost, to one decimal, does.
     """
     return best_rows(comparable(ledger))
 
@@ -293,13 +292,13 @@ def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> p
 
 VERDICT_TEXT = (
     "At each sparsity this is the best method within a budget, over all tasks and seeds. Methods "
-    "have the preset's own settings (reports/tables/methods.md has those that validation chose, on"
-    " one kind of processor each, so its differences may be others). Points from dense: the "
+    "have the preset's own settings (reports/tables/methods.md has those that validation chose, on "
+    "one kind of processor each, so its differences may be others). Points from dense: the "
     "method's test metric minus that of the dense network with the same task and seed, run from "
     "the same weights on the same kind of processor. Means over seeds come first, then the mean "
     "over tasks. In brackets is the 95 % bootstrap interval, which resamples tasks and then their "
-    "seeds. Cost: training FLOPs in dense fine-tunings, search included. A method fits a budget if"
-    " its cost does, to one decimal. A budget that lets no further method in is left out. Only "
+    "seeds. Cost: training FLOPs in dense fine-tunings, search included. A method fits a budget if "
+    "its cost does, to one decimal. A budget that lets no further method in is left out. Only "
     "methods that were run on all of the tasks compete. Those with fewer than three seeds compete "
     "only where none has more. A difference is beyond noise if two things hold. Its p is under "
     "0.05: this asks whether other seeds would say the same on these tasks (two-sided Welch's "
@@ -316,11 +315,11 @@ AGAINST_TEXT = (
     "difference is over the tasks and seeds that both methods have on the same kind of processor, "
     "from the same weights, with its 95 % bootstrap interval. p is the verdict's, corrected for "
     "all methods of that sparsity. So a planned comparison, corrected for its own number alone "
-    "(the claim, findings.md), has a smaller p and may be beyond noise where it is not here. It is"
-    " – where seeds are too few for a test. ▲ and ▼: above and below, beyond noise. In the table "
+    "(the claim, findings.md), has a smaller p and may be beyond noise where it is not here. It is "
+    "– where seeds are too few for a test. ▲ and ▼: above and below, beyond noise. In the table "
     "over all sparsities, each task and seed counts once, with its mean over the sparsities that "
-    "both methods have. There the points from dense depend on the sparsities that a method was run"
-    " at. So compare the differences."
+    "both methods have. There the points from dense depend on the sparsities that a method was run "
+    "at. So compare the differences."
 )
 RANKS_TEXT = (
     "Mean ranks over columns; 1 is best. A column is a task at a sparsity, run from one set of "
