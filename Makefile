@@ -86,7 +86,7 @@ runs: $(INSTALLED)  ## list experiments: the settings that differ, and each meth
 	  --drop '.*/|params.yaml$$|stages$$|(?!pretraining)\w+\.(?!$(METRIC)$$)($(SCORES))$$'
 
 bench: setup  ## measure everything in benchmarks/ again: reports/benchmarks.md (an hour)
-	failed=; for name in startup pipeline_overhead between_stages against_reference throughput features mask_work memory streaming scaling inference precision; do \
+	failed=; for name in startup pipeline_overhead between_stages against_reference throughput features pruners mask_work memory streaming scaling inference precision; do \
 	  python benchmarks/$$name.py || failed="$$failed $$name"; done; \
 	python benchmarks/report.py; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
