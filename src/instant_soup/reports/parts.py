@@ -200,13 +200,13 @@ def _cells(
     runs: pd.DataFrame, section: tuple, sparsities: list[float], methods: tuple[str, ...] = PAPERS
 ) -> dict[tuple[str, float], pd.Series]:
     """(method, sparsity) → its summary and cost, of the origin with most runs of these methods."""
-    places = runs[SECTION].assign(model=runs["model"].map(plain))
-    own = runs[(places == list(section)).all(axis=1) & runs["method"].isin(methods)]
+    own = _of_section(runs, section)
+    own = own[own["method"].isin(methods)]
     unpruned = own["method"].isin(UNPRUNED)
     plain_rows = own["variant"] == own["variant"].map(shared_settings)
     sparse = own[~unpruned & plain_rows & own["target_sparsity"].isin(sparsities)]
     own = pd.concat([own[unpruned], sparse])
-    own = own[own["model"].isin(sparse["model"].mode()[:1])]
+    own = own[own["model"].isin(_of_main_origin(sparse)["model"])]
     own = own[own["variant"] == own_setting(sparse)]
     cost = costs(own)[[*CELL, "flops_vs_dense"]]
     cells = in_units(summary(own)).merge(cost, on=CELL, how="left")
@@ -222,7 +222,7 @@ def _methods(runs: pd.DataFrame) -> str:
     found = found[(found["target_sparsity"] == SPARSITY_OF_TRIALS) & (found["shared"] == "")]
     columns = []
     for section in (TEXTS, IMAGES):
-        own = _of_main_origin(found, section)
+        own = _of_main_origin(_of_section(found, section))
         columns.append({method: one.set_index("seed") for method, one in own.groupby("method")})
     on_texts, on_images = columns
     common = on_texts.keys() & on_images.keys()
@@ -248,7 +248,7 @@ def _methods_by_sparsity(runs: pd.DataFrame) -> str:
     found = comparison(runs)
     columns, cells = [], {}
     for kind, section in (("texts", TEXTS), ("images", IMAGES)):
-        own = _of_main_origin(found[found["shared"] == ""], section)
+        own = _of_main_origin(_of_section(found[found["shared"] == ""], section))
         for sparsity, at in own.groupby("target_sparsity"):
             values = {name: one.set_index("seed")["value"] for name, one in at.groupby("method")}
             seeds = sorted({len(one) for one in values.values()})
@@ -259,11 +259,15 @@ def _methods_by_sparsity(runs: pd.DataFrame) -> str:
     return _of_methods(columns, cells)
 
 
-def _of_main_origin(runs: pd.DataFrame, section: tuple) -> pd.DataFrame:
-    """The runs of a section, those of the origin with most of them."""
+def _of_section(runs: pd.DataFrame, section: tuple) -> pd.DataFrame:
+    """The runs of a section, of all origins."""
     places = runs[SECTION].assign(model=runs["model"].map(plain))
-    own = runs[(places == list(section)).all(axis=1)]
-    return own[own["model"].isin(own["model"].mode()[:1])]
+    return runs[(places == list(section)).all(axis=1)]
+
+
+def _of_main_origin(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the origin with most of them."""
+    return runs[runs["model"].isin(runs["model"].mode()[:1])]
 
 
 def _axes(runs: pd.DataFrame) -> str:
@@ -275,7 +279,7 @@ def _axes(runs: pd.DataFrame) -> str:
     found = found[found["target_sparsity"] == SPARSITY_OF_TRIALS]
     columns, cells = [], {}
     for kind, section in (("texts", TEXTS), ("images", IMAGES)):
-        own = _of_main_origin(found, section)
+        own = _of_main_origin(_of_section(found, section))
         for block, name in BLOCKS.items():
             of_block = own[own["block"] == block]
             columns += [f"{kind}, {name}"] if len(of_block) else []
