@@ -13,12 +13,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from common import prepare, pruned_start, recipe_of, record, step_times
+from torch import nn
+from torch.nn import functional
 
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts, load_split
@@ -36,6 +39,8 @@ COMPILED = "tried: torch.compile"
 NEUTRAL = (
     *("padded to the longest text", "AdamW not fused", "one core"),
     "tried: torch's fused attention",
+    "tried: query, key and value by one product",
+    "tried: clipping within AdamW's pass",
 )
 
 
@@ -72,6 +77,64 @@ def compiling() -> Iterator[None]:
         tempfile.TemporaryDirectory() as cache,
         patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
         patch.object(pipeline_run, "build", compiled),
+    ):
+        yield
+
+
+def with_one_product(*arguments: Any) -> Any:
+    """A model whose attention makes query, key and value by one matrix product."""
+    model: Any = BUILD(*arguments)
+    for block in model.base_model.encoder.layer:
+        attention = block.attention.self
+        parts = (attention.query, attention.key, attention.value)
+        attention.register_forward_pre_hook(partial(_together, parts))
+    return model
+
+
+def _together(parts: tuple[nn.Linear, ...], _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    weight, bias = (torch.cat([getattr(p, n) for p in parts]) for n in ("weight", "bias"))
+    for part, found in zip(
+        parts, functional.linear(inputs[0], weight, bias).chunk(3, -1), strict=True
+    ):
+        part.forward = partial(_given, found)  # type: ignore[method-assign]
+
+
+def _given(found: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return found
+
+
+def with_norms_in_bf16(*arguments: Any) -> Any:
+    """A model whose norms give bf16, so that what lies between its products is in bf16, too."""
+    model: Any = BUILD(*arguments)
+    for norm in model.base_model.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.forward = partial(_norm_in_bf16, norm)  # type: ignore[method-assign]
+    return model
+
+
+def _norm_in_bf16(norm: nn.LayerNorm, rows: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.to(torch.bfloat16)
+        return functional.layer_norm(rows, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+@contextlib.contextmanager
+def clipping_in_adamw() -> Iterator[None]:
+    """AdamW divides the gradients by what clips them, as it does where losses are scaled."""
+    made: list[Any] = []
+
+    def remembered(*arguments: Any, **named: Any) -> torch.optim.AdamW:
+        made[:] = [ADAMW(*arguments, **named)]
+        return made[0]
+
+    def clip(parameters: list[nn.Parameter], most: float) -> None:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        made[0].grad_scale = ((norm + 1e-6) / most).clamp(min=1)
+        made[0].found_inf = torch.zeros((), device=norm.device)
+
+    with (
+        patch.object(torch.optim, "AdamW", remembered),
+        patch.object(nn.utils, "clip_grad_norm_", clip),
     ):
         yield
 
@@ -116,6 +179,15 @@ def variants() -> dict[str, Changed]:
         ),
         "AdamW not fused": (patch.object(torch.optim, "AdamW", unfused_optimizer), {}),
         "one core": (one_thread(), {}),
+        "tried: query, key and value by one product": (
+            patch.object(pipeline_run, "build", with_one_product),
+            {},
+        ),
+        "tried: clipping within AdamW's pass": (clipping_in_adamw(), {}),
+        "tried: activations between products in bf16": (
+            patch.object(pipeline_run, "build", with_norms_in_bf16),
+            {},
+        ),
         COMPILED: (compiling(), {}),
     }
     if not torch.cuda.is_available():

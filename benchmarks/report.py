@@ -177,7 +177,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], str]] = {
         "also validates and saves: all of that is in its wall seconds, DVC's own time is not. "
         "The Trainer (benchmarks/trainer_style.py) has its best settings: bf16, batches of similar "
         "length, fused AdamW, the quicker attention. "
-        "Steps: medians of nine runs of 15, by turns; whole ISP: one run each. Aims: 4.5 times "
+        "Steps: medians of three runs of 100, by turns; whole ISP: one run each. Aims: 4.5 times "
         "for the step, 5 times for whole ISP; 1.5 times the Trainer's.",
     ),
     "Against the machine's matrix speed": (

@@ -43,10 +43,11 @@ def matmul_peak(precision: str) -> float:
 def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:
     """Seconds a training step, and the engine's FLOP/s beside the peak."""
     with tempfile.TemporaryDirectory() as name:
-        quick = shape == QUICK
-        params = (
-            prepare(Path(name)) if quick else shapes.project(Path(name), shape, WARM_UP + steps)
-        )
+        folder = Path(name)
+        if shape == QUICK:
+            params = prepare(folder)
+        else:
+            params = shapes.project(folder, shape, WARM_UP + steps)
         recipe = recipe_of(params, precision=precision)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
