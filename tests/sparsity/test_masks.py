@@ -60,6 +60,17 @@ def test_infinite_scores_have_their_place_in_the_order() -> None:
     assert kept.tolist() == [False, False, True, True]
 
 
+@LAW
+@given(TIED_SCORES, st.data())
+def test_the_largest_among_some_are_those_of_the_others_left_out(scores: list[float], data) -> None:
+    among = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    k = data.draw(st.integers(0, sum(among)))
+    kept = masks.largest(torch.tensor(scores), k, among=torch.tensor(among, dtype=torch.bool))
+    expected = np.zeros(len(scores), dtype=bool)
+    expected[among] = kept_by_stable_sort(np.array(scores)[among], k)
+    np.testing.assert_array_equal(kept.numpy(), expected)
+
+
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_nan_is_refused_whatever_k(k: int) -> None:
     with pytest.raises(UserError, match="NaN"):

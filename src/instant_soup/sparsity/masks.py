@@ -7,6 +7,7 @@ the model's state dict, and the weight's shape. True means kept.
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -86,30 +87,41 @@ def full(weights: dict[str, torch.Tensor]) -> Mask:
     return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
 
 
-def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
+def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> torch.Tensor:
     """Mark exactly the k largest scores.
 
     Of equal scores the one with the lower index is kept, so the result never depends on the
     machine.
 
     Args:
-        scores: A vector.
+        scores: A tensor.
         k: How many to keep.
+        among: Booleans of the same shape, at least k of them true: whose scores count. None: all.
 
     Returns:
-        A boolean vector of the same length; True: kept.
+        A boolean tensor of the same shape; True: kept.
 
     Raises:
         UserError: If a score is NaN, which has no place in an order.
     """
-    if scores.isnan().any():
+    if scores.numel() and scores.max().isnan():
         raise UserError(NAN)
-    if k <= 0 or k >= scores.numel():
-        return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
-    threshold = ranking.kth_largest(scores, k)
-    kept = scores > threshold
-    ties = ranking.true_indices(scores == threshold)
-    kept[ties[: k - ranking.true_count(kept)]] = True
+    counted = scores.flatten() if among is None else ranking.taken(scores, among)
+    if k <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if k >= len(counted):
+        return torch.ones_like(scores, dtype=torch.bool) if among is None else among.clone()
+    threshold = ranking.kth_largest(counted, k)
+
+    def marked(how: ranking.Compares) -> torch.Tensor:
+        found = ranking.compare(how, scores, threshold)
+        return found if among is None else found.logical_and_(among)
+
+    kept = marked(operator.ge)
+    over = ranking.true_count(kept) - k
+    if over:
+        ties = ranking.true_indices(marked(operator.eq).flatten())
+        kept.view(-1)[ties[-over:]] = False
     return kept
 
 
@@ -158,7 +170,7 @@ def keep_largest_each(scores: Scores, kept: dict[str, int]) -> Mask:
     def of(name: str, own: torch.Tensor | Pieces) -> torch.Tensor:
         # What is small enough to be copied is ranked at once.
         if isinstance(own, torch.Tensor) and own.numel() <= ranking.PIECE:
-            return largest(own.flatten(), kept[name]).view(own.shape)
+            return largest(own, kept[name])
         return ranking.keep({name: own}, kept[name])[name]
 
     return {name: of(name, own) for name, own in scores.items()}

@@ -8,8 +8,9 @@ whose index, does. So the mask depends on neither pieces nor shards.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from instant_soup.errors import UserError
 
 Mask = dict[str, torch.Tensor]
 Where = slice | torch.Tensor
+Compares = Callable[[Any, float], Any]  # operator.gt and its like
 
 NAN = (
     "scores: some are NaN, as weights or gradients are not finite; allowed: a training that "
@@ -161,17 +163,19 @@ def _bracketed(
         counts, parts = [0, 0, 0, 0], []  # above, at its upper end, at its lower end, with NaN
         for name, one in every.items():
             for here, scores in _pieces(one):
-                above, within = scores > high, scores >= low
+                above = compare(operator.gt, scores, high)
+                within = compare(operator.ge, scores, low)
                 if standing is not None:
                     competing = standing.competing(name, here)
                     above.logical_and_(competing)
                     within.logical_and_(competing)
-                values = scores[true_indices(within.logical_xor_(above))]
+                values = taken(scores, within.logical_xor_(above))
                 counts[0] += true_count(above)
-                counts[1] += true_count(values == high)
-                counts[2] += true_count(values == low) if low < high else 0
+                at_top, at_bottom = (compare(operator.eq, values, end) for end in (high, low))
+                counts[1] += true_count(at_top)
+                counts[2] += true_count(at_bottom) if low < high else 0
                 counts[3] += _has_nan(scores)
-                parts.append(values[(values > low) & (values < high)])
+                parts.append(taken(values, at_top.logical_or_(at_bottom).logical_not_()))
         larger, at_high, at_low, nans = _sum(counts, shards)
         _refuse(nans)
         inside = torch.cat(shards.gather(torch.cat(parts) if parts else torch.empty(0)))
@@ -222,7 +226,7 @@ def _written(
 ) -> Mask:
     """The mask of all scores above a threshold, and of the first `wanted` that equal it."""
     some = 0 < wanted < found.equal
-    above = torch.ge if 0 < wanted == found.equal else torch.gt
+    above = operator.ge if 0 < wanted == found.equal else operator.gt
     quotas = {}
     if some and shards is not WHOLE:
         quotas = _quotas(every, found, wanted, standing, shards)
@@ -232,9 +236,9 @@ def _written(
         mask[name] = torch.empty(one.shape, dtype=torch.bool, device=one.device)
         flat = mask[name].view(-1)
         for here, scores in _pieces(one):
-            kept = above(scores, found.value, out=flat[here])
+            kept = flat[here].copy_(compare(above, scores, found.value))
             if some and wanted > 0:
-                equal = scores == found.value
+                equal = compare(operator.eq, scores, found.value)
                 if standing is not None:
                     equal.logical_and_(standing.competing(name, here))
                 number = true_count(equal)
@@ -260,7 +264,7 @@ def _quotas(
     ties = dict.fromkeys(every, 0)
     for name, one in every.items():
         for here, scores in _pieces(one):
-            equal = scores == found.value
+            equal = compare(operator.eq, scores, found.value)
             if standing is not None:
                 equal.logical_and_(standing.competing(name, here))
             ties[name] += true_count(equal)
@@ -305,6 +309,13 @@ def true_indices(marked: torch.Tensor) -> torch.Tensor:
     return marked.nonzero().flatten()
 
 
+def compare(how: Compares, scores: torch.Tensor, value: float) -> torch.Tensor:
+    """Which scores stand so to a value; numpy compares six times as fast on a CPU."""
+    if _for_numpy(scores):
+        return torch.from_numpy(how(scores.detach().numpy(), value))
+    return how(scores, value)
+
+
 def _descending(values: torch.Tensor) -> torch.Tensor:
     """A vector, largest first; numpy sorts twenty times as fast on a CPU."""
     if _for_numpy(values):
@@ -314,6 +325,14 @@ def _descending(values: torch.Tensor) -> torch.Tensor:
 
 def _for_numpy(values: torch.Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+
+
+def taken(values: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+    """A vector of those values that are marked; numpy takes them twice as fast on a CPU."""
+    index = true_indices(marked.flatten())
+    if _for_numpy(values):
+        return torch.from_numpy(values.detach().numpy().take(index.numpy()))
+    return values.flatten()[index]
 
 
 def _has_nan(scores: torch.Tensor) -> bool:

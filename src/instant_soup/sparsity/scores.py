@@ -80,7 +80,7 @@ def by_magnitude(weight: torch.Tensor | Pieces) -> Pieces:
 
 
 def _fisher(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return w.float().square() * v.float()
+    return w.float().square().mul_(v.float())
 
 
 def best(scores: Scores, sparsity: float) -> Mask:

@@ -9,7 +9,7 @@ import torch
 
 from instant_soup.sparsity import masks, ranking, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training.pruner import SECOND, MovingMask, Parameters, Tensors
+from instant_soup.training.pruner import MovingMask, Parameters, Tensors
 from instant_soup.training.schedule import cubic
 
 LEAST = 0.01  # of the share that is exchanged, at the end of training
@@ -63,8 +63,7 @@ class GraNetPruner(MovingMask):
         here = {name: kept.to(weights[name].device) for name, kept in self.mask.items()}
         worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
         # A pruned weight ranks below all others, those that happen to be zero included.
-        worth = {name: s.where(here[name], -1.0) for name, s in worth.items()}
-        mask = scores.best(worth, target)
+        mask = masks.keep_largest(worth, masks.keep_count(worth, target), here)
         if done < self.settled:
             share = exchanged(done, self.total, self.regrow, self.least)
             mask = {
@@ -84,10 +83,11 @@ class GraNetPruner(MovingMask):
 
         From zero it would take long to grow, and w² · v would remove them first of all.
         """
-        for name, key, moment in self.moments():
-            if key == SECOND and name in back:
-                square = gradients[name].to(moment.dtype).square()
-                moment.copy_(torch.where(back[name], square, moment))
+        for name, moment in self.second_moments().items():
+            if name in back:
+                index = ranking.true_indices(back[name].flatten())
+                square = gradients[name].take(index).to(moment.dtype).square()
+                moment.put_(index, square)
 
     def _due(self, steps_done: int) -> bool:
         at_an_end = steps_done in (self.end, self.settled)
@@ -128,13 +128,5 @@ def regenerate(
     number = min(math.ceil(share * nonzero), nonzero, kept.numel() - nonzero)
     if number == 0:
         return kept
-    left = _largest_of(kept, worth, nonzero - number)
-    return left | _largest_of(~left, gradients.abs().float(), number)
-
-
-def _largest_of(members: torch.Tensor, scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Mark the k largest scores of a matrix's members; the others are not even looked at."""
-    places = ranking.true_indices(members.flatten())
-    chosen = torch.zeros_like(members)
-    chosen.view(-1)[places[masks.largest(scores.flatten()[places], k)]] = True
-    return chosen
+    left = masks.largest(worth, nonzero - number, among=kept)
+    return left | masks.largest(gradients.abs().float(), number, among=~left)

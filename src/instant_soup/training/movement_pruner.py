@@ -153,8 +153,7 @@ class MovementPruner(MovingMask):
         self._make_factors()
 
     def _make_factors(self) -> None:
-        super()._make_factors()
-        self.openings = self.factors
+        self.factors = self.openings = self._as_floats(self.openings)
         if self.frozen:  # no gradient counts in the norm by which others are clipped
             self.factors = {n: torch.zeros((), device=p.device) for n, p in self.parameters.items()}
 
@@ -189,7 +188,7 @@ class SoftMovementPruner(MovementPruner):
             kept = score.sigmoid() > threshold
             least = max(1, round(LEAST * score.numel()))
             if int(kept.count_nonzero()) < least:
-                kept = masks.largest(score.flatten(), least).view(score.shape)
+                kept = masks.largest(score, least)
             mask[name] = kept.cpu()
         return mask
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from instant_soup.sparsity import masks, scores
+from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import Scores, computed
 from instant_soup.training.pruner import MovingMask, Parameters, Tensors, own_copy
 from instant_soup.training.schedule import cubic
 
@@ -89,18 +90,19 @@ class PlatonPruner(MovingMask):
     def _end_window(self) -> None:
         for name, added in self.window.items():
             smooth, doubt = self.sensitivity[name], self.uncertainty[name]
-            mean = added / self.every
+            mean = added.div_(self.every)
             smooth.lerp_(mean, 1 - self.sensitivity_decay)
-            doubt.lerp_((mean - smooth).abs(), 1 - self.uncertainty_decay)
+            doubt.lerp_(mean.sub_(smooth).abs_(), 1 - self.uncertainty_decay)
             added.zero_()
 
     def _best(self, sparsity: float) -> Mask:
-        worth = self.sensitivity
+        worth: Scores = self.sensitivity
         if self.uncertainty_decay < 1:
-            worth = {name: s * self.uncertainty[name] for name, s in worth.items()}
-        if self.hard:
-            worth = {n: s.where(self.mask[n].to(s.device), -1.0) for n, s in worth.items()}
-        return {name: kept.cpu() for name, kept in scores.best(worth, sparsity).items()}
+            pairs = {n: (s, self.uncertainty[n]) for n, s in self.sensitivity.items()}
+            worth = {n: computed(torch.mul, *pair) for n, pair in pairs.items()}
+        first = {n: m.to(worth[n].device) for n, m in self.mask.items()} if self.hard else None
+        best = masks.keep_largest(worth, masks.keep_count(worth, sparsity), first)
+        return {name: kept.cpu() for name, kept in best.items()}
 
     def _target(self, steps_done: int) -> float:
         return 1 - cubic(steps_done, self.begin, self.settled, 1.0, 1 - self.sparsity)

@@ -179,15 +179,21 @@ class FixedMask:
         self.kept, self.prunable = masks.count(self.mask)
 
     def _make_factors(self) -> None:
-        # As floats: multiplying gradients by them in one call is far quicker than filling one by
-        # one.
-        self.factors = {}
-        if self.kept < self.prunable:
-            self.factors = {
-                name: kept.to(self.parameters[name].device, torch.float32)
-                for name, kept in self.mask.items()
-                if self._may_have_gradient(name)
-            }
+        self.factors = self._as_floats(self.factors)
+
+    def _as_floats(self, held: Tensors) -> Tensors:
+        """The mask as floats, in tensors that are held from before if there are some.
+
+        Multiplying gradients by them in one call is far quicker than filling one by one.
+        """
+        floats: Tensors = {}
+        for name, kept in self.mask.items() if self.kept < self.prunable else ():
+            if self._may_have_gradient(name):
+                new = torch.empty(
+                    kept.shape, dtype=torch.float32, device=self.parameters[name].device
+                )
+                floats[name] = held.get(name, new).copy_(kept.view(torch.uint8))
+        return floats
 
     def _may_have_gradient(self, name: str) -> bool:
         parameter = self.parameters[name]
