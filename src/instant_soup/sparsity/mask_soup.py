@@ -10,10 +10,12 @@ from instant_soup.sparsity.scores import by_magnitude
 
 def votes(weak_masks: list[Mask]) -> dict[str, torch.Tensor]:
     """Count the weak masks that keep each weight; uint8, shaped like the weight."""
-    return {
-        name: torch.stack([m[name] for m in weak_masks]).sum(0, dtype=torch.uint8)
-        for name in weak_masks[0]
-    }
+    first, *others = weak_masks
+    tally = {name: kept.to(torch.uint8) for name, kept in first.items()}
+    for mask in others:
+        for name, number in tally.items():
+            number.add_(mask[name].view(torch.uint8))
+    return tally
 
 
 def combine(weak_masks: list[Mask], how: str) -> dict[str, torch.Tensor]:
@@ -28,10 +30,13 @@ def combine(weak_masks: list[Mask], how: str) -> dict[str, torch.Tensor]:
         Name → uint8 tensor, shaped like the weight.
     """
     tally = votes(weak_masks)
-    if how == "vote":
-        return tally
-    needed = {"union": 1, "intersection": len(weak_masks)}[how]
-    return {name: (t >= needed).to(torch.uint8) for name, t in tally.items()}
+    in_all = len(weak_masks)
+    standing = {
+        "union": lambda number: number.clamp_max_(1),
+        "intersection": lambda number: (number == in_all).view(torch.uint8),
+        "vote": lambda number: number,
+    }[how]
+    return {name: standing(number) for name, number in tally.items()}
 
 
 def adjust(standing: dict[str, torch.Tensor], weights: Scores, k: int) -> Mask:
