@@ -47,7 +47,7 @@ setup: $(INSTALLED)  ## create .venv, install the pinned requirements, make MLfl
 
 repro: setup  ## set up, run the whole pipeline (dvc repro), print the table; FAMILY=clip, =bert, =lm; JOBS=n
 	@python -m instant_soup.pipeline.mend
-	$(if $(SETTINGS),,-@python -m instant_soup.reports.forecast)
+	-@python -m instant_soup.reports.forecast $(SETTINGS)
 	$(REPRO)
 	@python stages/tables.py --show
 

@@ -16,6 +16,8 @@ CELL = [name for name in KEY if name != "seed"]
 def compare(ledger: pd.DataFrame) -> list[dict]:
     """Each cell that was run both ways: means and standard deviations in percent, over seeds.
 
+    A seed counts once: runs both ways are on one kind of processor, or both on one without a name.
+
     `p` is that of the paired t-test; None with fewer than three seeds, or where no gap differs.
     """
     parts = ledger["variant"].str.split()
@@ -23,7 +25,7 @@ def compare(ledger: pd.DataFrame) -> list[dict]:
     in_fp32 = parts.map(lambda own: FP32 in own)
     both = ledger[in_fp32].merge(
         ledger[~in_fp32 & (ledger["precision"] == "bf16")],
-        on=[*CELL, "seed", "base"], suffixes=("_fp32", "_bf16"),
+        on=[*CELL, "seed", "base", "processor"], suffixes=("_fp32", "_bf16"),
     )  # fmt: skip
     rows = []
     for cell, found in both.groupby(CELL, sort=False):

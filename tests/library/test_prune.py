@@ -287,6 +287,7 @@ OBJECTS = {
 
 def accuracy(model: nn.Module) -> float:
     x, y = products().tensors
+    x = x.to(next(model.parameters()).dtype)
     return float((model(x).argmax(1) == y).float().mean())
 
 
@@ -303,6 +304,19 @@ def test_every_method_prunes_to_the_weight(name: str) -> None:
     # The budget is the same for all; of a soup, all is search.
     assert pruned.cost["steps"] <= 24 and pruned.cost["flops"] > 0
     assert_same(pruned, instant_soup.prune(perceptron(), loader(), loss, **own))
+
+
+@pytest.mark.parametrize("name", [n for n, one in methods().items() if not one.needs])
+def test_every_method_prunes_a_model_in_fp64(name: str) -> None:
+    def of_doubles(model: nn.Module, batch: Any) -> torch.Tensor:
+        return functional.cross_entropy(model(batch[0].double()), batch[1])
+
+    own = {"steps": 24, "learning_rate": 3e-3, "sparsity": 0.75, "precision": "fp32"}
+    own |= {"method": OBJECTS.get(name, name), "validate": accuracy, **SHORT.get(name, {})}
+    pruned = instant_soup.prune(perceptron().double(), loader(), of_doubles, **own)
+    kept, total = masks.count(pruned.mask)
+    assert total - kept == (0 if methods()[name].dense else round(0.75 * total))
+    assert all(p.dtype == torch.float64 for p in pruned.model.parameters())
 
 
 def test_flops_are_those_of_the_products() -> None:

@@ -356,6 +356,47 @@ def test_from_the_last_mask_on_only_biases_and_the_head_train(name: str) -> None
     assert_same(loop, again.run(step + 2))
 
 
+@pytest.mark.parametrize("frozen", ["all", "some"])
+@pytest.mark.parametrize("name", ["one_shot", "gmp"])
+def test_what_is_unfrozen_later_is_masked_too(name: str, frozen: str) -> None:
+    """As people train a head first, and then all."""
+    loop = Loop(**of(name))
+    matrices = [loop.model.get_parameter(n) for n in loop.pruner.mask]
+    for one in matrices if frozen == "all" else matrices[:1]:
+        one.requires_grad_(False)
+    again = instant_soup.Pruner(
+        loop.model, loop.optimizer, steps=STEPS, sparsity=0.75, batches=loader(), loss=loss,
+        **of(name),
+    )  # fmt: skip
+    loop.pruner, before = again, [m.detach().clone() for m in matrices]
+    loop.run(0, 2)
+    for one in matrices:
+        one.requires_grad_(True)
+    loop.run(2)
+    assert masks.count(loop.pruner.mask)[0] == masks.keep_count(loop.pruner.mask, 0.75)
+    assert not any(torch.equal(m, old) for m, old in zip(matrices, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["gmp", "movement"])
+def test_a_roll_back_to_before_the_last_mask_lets_all_train(name: str) -> None:
+    """From a step with frozen matrices back to one without, in one process."""
+    loop = Loop(**of(name), retrain="norms_and_biases")
+    loop.run(0, 6)
+    kept = loop.states()
+    loop.run(6)
+    end = {n: w.clone() for n, w in loop.model.state_dict().items()}
+    loop = Loop(**of(name), retrain="norms_and_biases")
+    step = 0
+    while not loop.pruner.done:
+        loop.run(step, step + 1)
+        step += 1
+    for part, state in zip((loop.model, loop.optimizer, loop.schedule), kept, strict=False):
+        part.load_state_dict(state)
+    loop.pruner.load_state_dict(kept[3])
+    loop.run(6)
+    assert all(torch.equal(w, end[n]) for n, w in loop.model.state_dict().items())
+
+
 def test_adapters_are_not_for_a_foreign_loop() -> None:
     with pytest.raises(UserError, match=r"^retrain: mask_lora trains matrices .*prune$"):
         Loop("one_shot", retrain="mask_lora")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import instant_soup
 from helpers import CALLBACK_SETTINGS, Sentences, new_classifier, trainer
 from instant_soup.errors import UserError
 from instant_soup.library import model as library_model
-from instant_soup.library.trainer import trainers_loss
+from instant_soup.library.trainer import _epoch, trainers_loss
 from instant_soup.methods.base import Method
 from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.isp import ISP
@@ -295,6 +296,43 @@ def test_frozen_matrices_are_pruned_all_the_same(tmp_path: Path, tiny_bert: Path
     soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS)
     trainer(tmp_path, model, soup).train()
     assert zeros(model, soup.mask) and masks.sparsity(soup.mask) == pytest.approx(0.6, abs=1e-4)
+
+
+class Thaw(TrainerCallback):
+    """Lets all train from a step on, as people do once the head is trained."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        trainer["model"].requires_grad_(state.global_step >= 3)
+        trainer["model"].classifier.requires_grad_(True)
+
+
+def test_matrices_that_are_unfrozen_later_stay_pruned(tmp_path: Path, tiny_bert: Path) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    soup = instant_soup.InstantSoupCallback("one_shot", sparsity=0.6)
+    run = trainer(tmp_path, model, Thaw())
+    run.add_callback(soup)
+    run.optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3
+    )  # the Trainer's own has what trains
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    run.train()
+    assert zeros(model, soup.mask) and masks.sparsity(soup.mask) == pytest.approx(0.6, abs=1e-4)
+    assert not any(
+        torch.equal(p[soup.mask[n]], before[n][soup.mask[n]])
+        for n, p in model.named_parameters()
+        if n in soup.mask
+    )
+
+
+@pytest.mark.parametrize(("batches", "accumulation", "steps"), [(10, 4, 3), (8, 4, 2), (1, 4, 1)])
+def test_a_pass_over_the_data_has_the_trainers_steps(
+    batches: int, accumulation: int, steps: int
+) -> None:
+    """The last of them has fewer batches, as transformers has it."""
+    loader, arguments = range(batches), SimpleNamespace(gradient_accumulation_steps=accumulation)
+    assert _epoch(arguments, loader) == steps
 
 
 def test_fisher_prunes_by_the_trainers_own_moments(tmp_path: Path, tiny_bert: Path) -> None:

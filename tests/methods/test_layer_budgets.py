@@ -152,6 +152,19 @@ def test_passes_are_counted() -> None:
     assert run.cost.flops == before
 
 
+def test_the_library_counts_its_passes_too() -> None:
+    """A perceptron's forward pass of a batch takes 2 · rows · weights; of matrices alone here."""
+    rows = loader().batch_size or 0
+    own: dict[str, Any] = {"steps": 4, "learning_rate": 1e-3, "sparsity": 0.7, "precision": "fp32"}
+    kinds = (LayerBudgets(budget="uniform"), LayerBudgets(levels=4, probe_batches=2))
+    plain, probed = (
+        instant_soup.prune(perceptron(), loader(), loss, method=kind, **own) for kind in kinds
+    )
+    forward = 2 * rows * sum(p.numel() for p in probed.model.parameters() if p.ndim > 1)
+    passes = 2 * (1 + 4 * len(probed.mask))
+    assert probed.cost["flops"] - plain.cost["flops"] == passes * forward
+
+
 def test_a_layer_that_the_output_needs_keeps_more() -> None:
     """The middle layer's weights are as large as others', and nothing reads what it writes."""
     model = Toy(*SIZES).double()

@@ -34,6 +34,7 @@ from instant_soup.pipeline.plan import plan
 from instant_soup.sparsity import masks, scores, surgeon
 from instant_soup.training.checkpoints import Record
 from instant_soup.training.loop import logits_of, loss_of
+from instant_soup.training.pruner import PrunesInRounds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -276,6 +277,33 @@ def test_a_loop_of_ones_own_goes_on_to_the_bit(cut: int, method: str, own: Any) 
     rest, resumed, _ = looped(cut, STEPS, kept, method, **own)
     assert all(torch.equal(w, rest.state_dict()[n]) for n, w in whole.state_dict().items())
     assert masks.count(pruner.mask) == masks.count(resumed.mask)
+
+
+def test_a_loop_of_ones_own_keeps_all_of_a_rounds_gradients() -> None:
+    """Those of its last steps, as `prune` keeps them, and none of another round."""
+    own = {"gradients": "training", "gradient_batches": 3, "block": 4}
+    model = perceptron()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    pruner = instant_soup.Pruner(
+        model, optimizer, method="obert", steps=STEPS, sparsity=0.6, **{**SHORT, **own}
+    )
+    assert isinstance(pruner.inner, PrunesInRounds)
+    name, expected = next(iter(pruner.mask)), torch.zeros(())
+    rows = loader().dataset
+    for step in range(STEPS):
+        loss(model, rows[4 * step : 4 * step + 8]).backward()
+        gradient = model.get_parameter(name).grad.clone()
+        if pruner.inner.wants_gradients(step):
+            blocks = gradient.flatten().view(-1, 4)
+            expected = expected + blocks[:, :, None] * blocks[:, None, :]
+        pruner.after_backward()
+        optimizer.step()
+        if step + 1 in pruner.inner.ends:
+            torch.testing.assert_close(pruner.inner.gradients[name], expected)
+            expected = torch.zeros(())
+        pruner.after_step()
+        optimizer.zero_grad()
+    assert pruner.done and not pruner.inner.gradients
 
 
 def test_a_loop_of_ones_own_gets_the_corrected_weights() -> None:

@@ -94,3 +94,14 @@ def test_training_speed_is_a_speed_and_leaves_threads_alone(precision: str):
     speed, share = forecast.training_speed(precision, seconds=0.01)
     assert speed > 1e6 and 0 < share <= 1
     assert torch.get_num_threads() == threads
+
+
+def test_a_run_with_other_settings_is_forecast_with_them(monkeypatch: pytest.MonkeyPatch):
+    """`make repro FAMILY=clip` forecasts before `dvc exp run -S …` writes the settings."""
+    seen = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(forecast, "forecast", lambda params, texts: seen.append(params.top) or "")
+    given = ["-S", "model=clip-glyph", "-S", "dataset=mnist-sample"]
+    monkeypatch.setattr("sys.argv", ["forecast", *given])
+    forecast.main()
+    assert (seen[0].model, seen[0].dataset) == ("clip-glyph", "mnist-sample")

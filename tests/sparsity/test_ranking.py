@@ -113,14 +113,21 @@ def test_many_scores_in_shards_are_ranked_as_the_whole_is() -> None:
         assert torch.equal(torch.cat(parts), wanted) and int(wanted.sum()) == k
 
 
-@pytest.mark.parametrize("how", [operator.gt, operator.ge, operator.eq])
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [(ranking.GREATER, operator.gt), (ranking.AT_LEAST, operator.ge), (ranking.EQUAL, operator.eq)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_scores_of_all_types_are_compared_as_numbers_are(how: Any, dtype: torch.dtype) -> None:
-    """Those that numpy knows, and those that it does not."""
+def test_scores_of_all_types_are_compared_as_numbers_are(
+    how: Any, number: Any, dtype: torch.dtype
+) -> None:
+    """Those that numpy knows, and those that it does not; into a new tensor or a given one."""
     numbers = [-math.inf, -1.0, -0.0, 0.0, 0.5, 1.0, math.inf]
     scores = torch.tensor(numbers, dtype=dtype, requires_grad=True)
     for value in numbers:
-        assert ranking.compare(how, scores, value).tolist() == [how(x, value) for x in numbers]
+        expected, room = [number(x, value) for x in numbers], torch.empty(7, dtype=torch.bool)
+        assert ranking.compare(how, scores, value).tolist() == expected
+        assert ranking.compare(how, scores, value, out=room) is room and room.tolist() == expected
 
 
 def test_scores_are_read_from_a_file_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,21 @@ def test_the_share_decays_by_a_cosine_to_a_hundredth() -> None:
     assert exchanged(100, 100, 0.5) == pytest.approx(0.005)
 
 
+def test_the_last_update_has_the_targets_own_count() -> None:
+    """1 − (1 − 0.1) is a little less than 0.1, and a half would be rounded down."""
+    weight = nn.Parameter(torch.arange(1.0, 16).view(3, 5))
+    pruner = GraNetPruner(
+        {"w": torch.ones(3, 5, dtype=torch.bool)}, 0.1, every=1, end=2, settled=2, total=4,
+        regrow=0.5,
+    )  # fmt: skip
+    pruner.attach({"w": weight}, torch.optim.AdamW([weight]), {})
+    for step in range(2):
+        weight.grad = torch.ones(3, 5)
+        pruner.after_backward(step)
+        pruner.after_step(step)
+    assert pruner.done and masks.count(pruner.mask) == (masks.number_kept(15, 0.1), 15) == (13, 15)
+
+
 def test_the_sparsity_rises_by_the_cubic_schedule() -> None:
     """From dense to 0.8 in four updates: 0, .4625, .7, .7875, .8."""
     expected = [0, 0.4625, 0.7, 0.7875, 0.8]

@@ -32,6 +32,7 @@ from instant_soup.config.sections import Recipe
 from instant_soup.data import batches
 from instant_soup.data.batches import Texts
 from instant_soup.errors import UserError
+from instant_soup.library.settings import recipe_of
 from instant_soup.models import base as models
 from instant_soup.models import bert, matrices
 from instant_soup.pipeline import workspace
@@ -759,3 +760,37 @@ def test_a_curve_comes_back_from_its_file(tmp_path: Path) -> None:
     ]
     workspace.save_curve(tmp_path / "curve.csv", curve)
     assert workspace.load_curve(tmp_path / "curve.csv") == curve
+
+
+def test_a_head_that_missed_steps_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    """AdamW corrects young means by each parameter's own count of steps."""
+
+    class TwoHeads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)])
+
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn(9, 5, 4, generator=draws)
+    recipe = recipe_of(0, learning_rate=1e-2, weight_decay=0.0, precision="fp32")
+
+    def taken(state: State, last: int) -> State:
+        network = TwoHeads()
+        network.load_state_dict(state.weights)
+        source = ((step, (step % 2, rows[step])) for step in range(state.step, last))
+
+        def of(batch: Any) -> torch.Tensor:
+            return network.heads[batch[0]](batch[1]).square().mean()
+
+        how: Any = {"last": last, "total": 9, "label": "heads"}
+        return loop.take_steps(network, state, {}, source, of, None, recipe, Cost(), **how)
+
+    start = {name: w.detach().clone() for name, w in TwoHeads().state_dict().items()}
+    whole = taken(State({n: w.clone() for n, w in start.items()}), 9)
+    part = taken(State({n: w.clone() for n, w in start.items()}), 5)
+    assert part.counts == {f"heads.{i}.{n}": 3 - i for i in (0, 1) for n in ("weight", "bias")}
+    save_state(tmp_path / "state", part)
+    rest = taken(load_state(tmp_path / "state"), 9)
+    assert_same(whole, rest)
+    assert whole.counts == rest.counts

@@ -303,6 +303,7 @@ class Pruner:
         """Make the pruner of the method, at the start or later, and let it take hold."""
         run, tensors = self.run, tensors or {}
         self._due, self._checked = "after_backward", not tensors
+        self.thaw()
         run.step = run.state.step = step
         # A search before training is done by then.
         at_once = bool(tensors) and isinstance(self.method, AtStart)
@@ -312,7 +313,6 @@ class Pruner:
             if not tensors:
                 run.take_to_model(inner.mask)
             inner.attach(dict(run.model.named_parameters()), run.optimizer, tensors)
-        self.thaw()
         self._freeze_when_settled()
 
     def _identity(self) -> dict[str, Any]:

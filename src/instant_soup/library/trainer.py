@@ -6,6 +6,7 @@ Example:
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -101,7 +102,7 @@ class InstantSoupCallback(TrainerCallback):
         self.loss = loss
         self.pruner: Pruner | None = None
         self.dense: Tensors = {}  # gradients before they are masked
-        self.hooks: list[Any] = []
+        self.hooks: dict[str, Any] = {}  # of matrices that train
 
     @property
     def mask(self) -> Mask:
@@ -143,6 +144,10 @@ class InstantSoupCallback(TrainerCallback):
         if state.global_step:
             self._check_resumed(self.pruner)
         self._hold(model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """Take hold of matrices that were frozen until now."""
+        self._hold(unwrapped(trainer["model"]))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Pass on the dense gradients, which hooks gathered before clipping."""
@@ -211,9 +216,9 @@ class InstantSoupCallback(TrainerCallback):
         """Let no gradient reach the pruned weights, clipping included."""
         assert self.pruner is not None
         for name, parameter in model.named_parameters():
-            if name in self.pruner.mask and parameter.requires_grad:
+            if name in self.pruner.mask and parameter.requires_grad and name not in self.hooks:
                 hook = parameter.register_hook(lambda g, name=name: self._masked(name, g))
-                self.hooks.append(hook)
+                self.hooks[name] = hook
 
     def _masked(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         """A gradient without the pruned weights' part; added up as it was, where that is wanted."""
@@ -221,12 +226,12 @@ class InstantSoupCallback(TrainerCallback):
         if self.pruner.inner.wants_gradients(self.pruner.step):
             before = self.dense.get(name)
             self.dense[name] = gradient.clone() if before is None else before + gradient
-        factor = self.pruner.inner.factors.get(name)
+        factor = self.pruner.inner.factor(name)
         return gradient if factor is None else gradient * factor.to(gradient.dtype)
 
     def _release(self) -> None:
         while self.hooks:
-            self.hooks.pop().remove()
+            self.hooks.popitem()[1].remove()
         self.dense = {}
 
 
@@ -261,7 +266,7 @@ def trainers_loss() -> Loss | None:
 def _epoch(args: Any, loader: Any) -> int | None:
     """Steps of the optimiser in a pass over the data, where that is known."""
     try:
-        return max(1, len(loader) // args.gradient_accumulation_steps)
+        return max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
     except TypeError:
         return None
 

@@ -7,7 +7,8 @@ Regeneration goes on after (a) has ended, and stops for the last part of the bud
 is dropped and chosen again at once never left: it keeps its value.
 
 "Smallest" is by magnitude, as published, or by Fisher scores w² · v (`score: fisher`). Then a
-weight that comes back starts with v = g² of the batch that chose it, not with zero.
+weight that comes back starts with v = g² of the batch that chose it, not with zero. (This g is as
+it was before clipping.)
 """
 
 from dataclasses import dataclass

@@ -53,7 +53,12 @@ class Left:
 
     def in_stages(self) -> str:
         """How many stages are left, in words."""
-        return "1 stage" if self.stages == 1 else f"{self.stages} stages"
+        return in_words(self.stages)
+
+
+def in_words(stages: int) -> str:
+    """A number of stages."""
+    return "1 stage" if stages == 1 else f"{stages} stages"
 
 
 def md5(text: str) -> str:

@@ -1,6 +1,6 @@
 """How long a whole `dvc repro` takes on this machine, said before it starts.
 
-    python -m instant_soup.reports.forecast
+    python -m instant_soup.reports.forecast [-S model=clip-glyph …]
 
 The ledger knows what a step of the same model and data takes, in FLOPs. This machine's speed comes
 from training a small network for a second, unless a training of the same settings ran here before.
@@ -28,13 +28,18 @@ LEAST_SHARE = 0.9  # of the cores' time: with less, other work takes the rest
 
 def main() -> None:
     """Command line: print the forecast; nothing where nothing is left to run."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m instant_soup.reports.forecast",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    )
+    parser.add_argument(
+        "-S", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        help="a key of params.yaml, at its top level, as the run will set it",
+    )  # fmt: skip
+    given = dict(one.split("=", 1) for one in parser.parse_args().settings)
     try:
-        raw = read_yaml("params.yaml")
+        raw = {**read_yaml("params.yaml"), **given}
         text = forecast(check(raw), {n: yaml_of(own) for n, own in plan_with_code(raw).items()})
     except UserError:  # the stage that it concerns says what is wrong
         return
@@ -56,8 +61,9 @@ def forecast(params: Params, texts: dict[str, str]) -> str:
     known = of_ledger(params)
     if known is None:
         return (
-            f"{len(names)} stages to run. How long they take is said after the first training: no "
-            f"earlier run of {params.top.model} on {params.top.dataset} is in the ledger."
+            f"{outlook.in_words(len(names))} to run. How long this takes is said after the first "
+            f"training: no earlier run of {params.top.model} on {params.top.dataset} is in the "
+            "ledger."
         )
     rows, flops = known
     left = outlook.left_of(texts, lock, rows)

@@ -7,7 +7,6 @@ the model's state dict, and the weight's shape. True means kept.
 import hashlib
 import json
 import math
-import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -113,14 +112,14 @@ def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> 
         return torch.ones_like(scores, dtype=torch.bool) if among is None else among.clone()
     threshold = ranking.kth_largest(counted, k)
 
-    def marked(how: ranking.Compares) -> torch.Tensor:
+    def marked(how: tuple[np.ufunc, Any]) -> torch.Tensor:
         found = ranking.compare(how, scores, threshold)
         return found if among is None else found.logical_and_(among)
 
-    kept = marked(operator.ge)
+    kept = marked(ranking.AT_LEAST)
     over = ranking.true_count(kept) - k
     if over:
-        ties = ranking.true_indices(marked(operator.eq).flatten())
+        ties = ranking.true_indices(marked(ranking.EQUAL).flatten())
         kept.view(-1)[ties[-over:]] = False
     return kept
 

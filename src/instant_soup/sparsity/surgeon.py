@@ -4,8 +4,8 @@ A matrix is read row by row and cut into blocks of B consecutive weights; zeros 
 one. Within a block the loss around the network is ½ δᵀ F δ with F = Σ g gᵀ + λ I, where g are the
 gradients of some batches. All else of the Fisher matrix is left out (oBERT, Kurtic et al. 2022).
 Blocks are held without λ, in fp32: B numbers for each weight. λ is `damping` times the mean squared
-gradient of the weights that are left. So nothing depends on the loss's scale, nor on the number of
-gradients. Inverses are taken in fp64, some blocks at a time.
+gradient of the weights that are left, times the number of gradients. So nothing depends on the
+loss's scale, nor on the number of gradients. Inverses are taken in fp64, some blocks at a time.
 """
 
 import math

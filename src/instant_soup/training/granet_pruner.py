@@ -59,7 +59,9 @@ class GraNetPruner(MovingMask):
         if not self._due(done):
             return
         weights = {name: p.detach() for name, p in self.parameters.items()}
-        target = 1 - cubic(done, 0, self.end, 1.0, 1 - self.sparsity)
+        target = self.sparsity
+        if done < self.end:
+            target = 1 - cubic(done, 0, self.end, 1.0, 1 - self.sparsity)
         here = {name: kept.to(weights[name].device) for name, kept in self.mask.items()}
         worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
         # A pruned weight ranks below all others, those that happen to be zero included.

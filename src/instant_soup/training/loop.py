@@ -86,7 +86,9 @@ def make_optimizer(model: nn.Module, state: State, weight_decay: float) -> torch
     for name, parameter in trainable.items():
         if name in state.first_moments:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step), device=parameter.device),
+                "step": torch.tensor(
+                    float(state.counts.get(name, state.step)), device=parameter.device
+                ),
                 "exp_avg": _laid_out(state.first_moments[name], parameter),
                 "exp_avg_sq": _laid_out(state.second_moments[name], parameter),
             }
@@ -114,7 +116,9 @@ def state_of(
     first = {name: moments["exp_avg"].cpu().contiguous() for name, moments in trained.items()}
     second = {name: moments["exp_avg_sq"].cpu().contiguous() for name, moments in trained.items()}
     own = {name: tensor.cpu().contiguous() for name, tensor in (of_pruner or {}).items()}
-    return State(cpu, first, second, step, own)
+    # One that no loss reached in some steps has taken fewer.
+    counts = {n: taken for n, own in trained.items() if (taken := int(own["step"])) != step}
+    return State(cpu, first, second, step, own, counts)
 
 
 def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

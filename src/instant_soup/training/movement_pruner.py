@@ -74,7 +74,7 @@ class MovementPruner(MovingMask):
         if not self.done:
             dense = gradients if gradients is not None else self._own_gradients()
             for name, gradient in dense.items():
-                self.learnt[name].grad = self._slope(step, name, gradient.float())
+                self.learnt[name].grad = self._slope(step, name, gradient).float()
             with torch.no_grad():
                 for name in self.openings:
                     self.parameters[name].copy_(self.stored[name])

@@ -120,6 +120,7 @@ class PlatonPruner(MovingMask):
         self._count()
 
     def _make_factors(self) -> None:
-        super()._make_factors()
-        if not (self.hard or self.done):
+        if self.hard or self.done:
+            super()._make_factors()
+        else:
             self.factors = {}

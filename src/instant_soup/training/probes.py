@@ -73,8 +73,10 @@ def distortions(
     found: dict[str, list[float]] = {}
     with run.at_rest(batches, passes) as (network, each), torch.no_grad():
         named = dict(network.named_parameters())
-        given = list(each)
-        outputs = [output_of(run, network, batch) for batch in given]
+        given, outputs = [], []
+        for batch in each:  # its passes are counted by its own FLOPs, those of the last loss
+            given.append(batch)
+            outputs.append(output_of(run, network, batch))
         for name, numbers in kept.items():
             parameter = named[name]
             before = parameter.clone()

@@ -46,6 +46,9 @@ class Pruner(Protocol):
     prunable: int
     factors: Tensors  # of gradients: the mask as floats, by name; nothing while nothing is pruned
 
+    def factor(self, name: str) -> torch.Tensor | None:
+        """What a matrix's gradient is multiplied by; None: it stays as it is."""
+
     @property
     def finished(self) -> bool:
         """Whether the mask is final."""
@@ -195,6 +198,15 @@ class FixedMask:
                 floats[name] = held.get(name, new).copy_(kept.view(torch.uint8))
         return floats
 
+    def factor(self, name: str) -> torch.Tensor | None:
+        """What a matrix's gradient is multiplied by, the mask as floats; None: it stays as it is.
+
+        A matrix that was frozen at first has none until it trains.
+        """
+        if name not in self.factors:
+            self._make_factors()
+        return self.factors.get(name)
+
     def _may_have_gradient(self, name: str) -> bool:
         parameter = self.parameters[name]
         return parameter.requires_grad or parameter.grad is not None
@@ -203,10 +215,11 @@ class FixedMask:
         return {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
 
     def _mask_gradients(self) -> None:
-        if self.factors:
-            own = self._own_gradients()
-            if own:
-                torch._foreach_mul_(list(own.values()), [self.factors[name] for name in own])
+        own = self._own_gradients()
+        pruned = self.kept < self.prunable
+        factors = {n: f for n in own if pruned and (f := self.factor(n)) is not None}
+        if factors:
+            torch._foreach_mul_([own[name] for name in factors], list(factors.values()))
 
 
 class MovingMask(FixedMask):
@@ -298,4 +311,4 @@ class PrunesInRounds(FixedMask):
                 found = self.find(self.done)
             self.move_to(found)
             self.done += 1
-        self.gradients = {}
+            self.gradients = {}  # those of the next round are others

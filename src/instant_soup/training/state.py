@@ -21,7 +21,8 @@ class State:
     """Everything that a run is.
 
     `weights` has all tensors by name, `first_moments` and `second_moments` AdamW's, `step` the
-    steps done, and `of_pruner` what a moving mask keeps beside them (`Pruner.tensors`).
+    steps done, and `of_pruner` what a moving mask keeps beside them (`Pruner.tensors`). `counts`
+    has AdamW's own count of steps for parameters that had no gradient in some.
     """
 
     weights: Weights
@@ -29,12 +30,13 @@ class State:
     second_moments: Weights = field(default_factory=dict)
     step: int = 0
     of_pruner: Weights = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> "State":
         """The same state in memory of its own, as training changes it in place."""
         parts = (self.weights, self.first_moments, self.second_moments, self.of_pruner)
         w, m, v, own = ({n: t.clone() for n, t in tensors.items()} for tensors in parts)
-        return State(w, m, v, self.step, own)
+        return State(w, m, v, self.step, own, dict(self.counts))
 
     def prune(self, mask: Mask) -> None:
         """Set pruned weights and their moments to exact zero, in place.
@@ -60,7 +62,8 @@ def write_state(folder: Path, state: State) -> None:
         save_file(state.second_moments, folder / "second_moments.safetensors")
     if state.of_pruner:
         save_file(state.of_pruner, folder / "pruner.safetensors")
-    write_json(folder / "progress.json", {"step": state.step})
+    counts = {"counts": state.counts} if state.counts else {}
+    write_json(folder / "progress.json", {"step": state.step, **counts})
     seal(folder)
 
 
@@ -85,6 +88,7 @@ def load_state(folder: str | Path, moments: bool = True) -> State:
         if moments and state.step > 0:
             state.first_moments = _tensors(folder, "first_moments")
             state.second_moments = _tensors(folder, "second_moments")
+            state.counts = progress.get("counts", {})
             if (own := "pruner.safetensors") in sealed(folder) or (folder / own).exists():
                 state.of_pruner = _tensors(folder, "pruner")
     except (OSError, SafetensorError, KeyError, TypeError, UserError) as error:
