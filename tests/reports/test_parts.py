@@ -64,6 +64,20 @@ def test_a_table_is_of_the_origin_that_has_most_of_its_rows(tmp_path):
     )
 
 
+def test_a_knee_is_of_the_origin_that_has_a_curve(tmp_path):
+    """Its task's name may have gone to an origin with more runs, of other methods."""
+    place = dict(zip(("model", "dataset"), parts.IMAGES[:2], strict=True))
+    curve = ((0.1, 0.9), (0.3, 0.9), (0.5, 0.9), (0.7, 0.89), (0.9, 0.87))
+    here = [*of_seeds("dense", 0.9, **place)]
+    for sparsity, value in curve:
+        here += of_seeds("one_shot", value, target_sparsity=sparsity, **place)
+    there = of_seeds("dense", 0.8, processor="B", **place)
+    for method in ("isp", "isp_plus", "platon", "cap", "gmp", "rigl", "one_shot", "random"):
+        there += of_seeds(method, 0.6, processor="B", **place)
+    ledger = apart_by_origin(ledger_of(tmp_path, *here, *there))
+    assert "| images (clip-glyph) | 70 |" in parts.PARTS["knees"](ledger)
+
+
 def test_the_fields_methods_stand_beside_isp_plus_of_the_same_processor(tmp_path):
     """Seeds 0 and 1 on A; on B one seed, whose difference from ISP+ is another."""
     others = ("wanda", "snip", "lamp", "gmp", "obert", "cap", "bip", "rigl", "platon")

@@ -315,13 +315,18 @@ def _beside_reference(column: dict[str, pd.DataFrame], method: str) -> list[Cell
 
 
 def _knees(runs: pd.DataFrame) -> str:
-    """How much one-shot pruning forgives: a line for each packaged task that has a curve."""
+    """How much one-shot pruning forgives: a line for each packaged task that has a curve.
+
+    Of several origins, that with the most of a curve.
+    """
     curves, rows = curves_of(runs), []
     for kind, section in (("texts", TEXTS), ("images", IMAGES), ("a language model", LANGUAGE)):
-        if section in curves:
-            found = in_percent(*knee_of(section, curves[section]))
-            cells = [*map(Cell, found), Cell(str(len(curves[section][2])))]
-            rows.append((f"{kind} ({section[0]})", cells))
+        own = [curve for (model, *rest), curve in curves.items()
+               if (plain(model), *rest) == section]  # fmt: skip
+        if own:
+            curve = max(own, key=lambda one: one[1].size)
+            found = in_percent(*knee_of(section, curve))
+            rows.append((f"{kind} ({section[0]})", [*map(Cell, found), Cell(str(len(curve[2])))]))
     names = ("essential sparsity (%)", "single seeds (%)", "n")
     columns = [("", name) for name in names]
     return markdown_table(Table("", columns, rows, "", corner="task")) if rows else NOTHING
