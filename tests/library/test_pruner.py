@@ -125,6 +125,22 @@ def test_every_carried_method_prunes_to_the_weight(name: Any) -> None:
         assert not any(m[~mask].any() for m in moments.values() if m.shape == mask.shape)
 
 
+@pytest.fixture
+def deterministic() -> Any:
+    """torch refuses what it cannot repeat, as with the Trainer's `full_determinism`."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.usefixtures("deterministic")
+def test_nothing_is_done_that_cannot_be_repeated(name: str) -> None:
+    fisher = {"score": "fisher"} if name in ("granet", "rigl") else {}
+    whole, target = Loop(**{**of(name), **fisher}).run(), 0.0 if methods()[name].dense else 0.75
+    assert masks.count(whole.pruner.mask)[0] == masks.keep_count(whole.pruner.mask, target)
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_trains_more_than_once_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"trains more than once|only the pipeline has"):

@@ -312,9 +312,8 @@ def test_matrices_that_are_unfrozen_later_stay_pruned(tmp_path: Path, tiny_bert:
     soup = instant_soup.InstantSoupCallback("one_shot", sparsity=0.6)
     run = trainer(tmp_path, model, Thaw())
     run.add_callback(soup)
-    run.optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3
-    )  # the Trainer's own has what trains
+    # The Trainer's own would leave out what is frozen now.
+    run.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
     run.train()

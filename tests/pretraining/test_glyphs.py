@@ -157,10 +157,10 @@ def test_other_classes_all_come_up(atlas: Atlas) -> None:
     assert set(torch.cat(classes).tolist()) == set(range(len(glyphs.CHARACTERS)))
 
 
-def test_nearly_every_image_shows_something(atlas: Atlas) -> None:
+def test_every_image_of_many_draws_shows_something(atlas: Atlas) -> None:
     """Somewhere the luminance, smoothed against noise, is far from the background's.
 
-    A thin stroke between near colours may be hidden by the noise; that is one image in a thousand.
+    No law: of other draws a thin stroke between near colours may be lost, one in some thousand.
     """
     spreads = []
     for step in range(40):
@@ -168,8 +168,7 @@ def test_nearly_every_image_shows_something(atlas: Atlas) -> None:
         light = (images * torch.tensor(glyphs.LUMINANCE)[:, None, None]).sum(1, keepdim=True) / 255
         smooth = functional.avg_pool2d(light, 2, 1).flatten(1)
         spreads.append(smooth.max(1).values - smooth.min(1).values)
-    seen = torch.cat(spreads)
-    assert float((seen > 0.12).float().mean()) > 0.998 and float(seen.min()) > 0.05
+    assert float(torch.cat(spreads).min()) > 0.12
 
 
 def test_captions_tell_the_colours_of_their_images(atlas: Atlas) -> None:

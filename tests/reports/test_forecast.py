@@ -96,12 +96,20 @@ def test_training_speed_is_a_speed_and_leaves_threads_alone(precision: str):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize("given", ["model", "=minilm", ""])
+def test_what_is_no_setting_is_refused_in_a_line(given: str, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["forecast", "-S", given])
+    with pytest.raises(SystemExit):
+        forecast.main()
+    assert f"{given!r}; allowed: KEY=VALUE, as in model=clip-glyph" in capsys.readouterr().err
+
+
 def test_a_run_with_other_settings_is_forecast_with_them(monkeypatch: pytest.MonkeyPatch):
     """`make repro FAMILY=clip` forecasts before `dvc exp run -S …` writes the settings."""
     seen = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(forecast, "forecast", lambda params, texts: seen.append(params.top) or "")
-    given = ["-S", "model=clip-glyph", "-S", "dataset=mnist-sample"]
+    given = ["-S", "model=clip-glyph", "-S", "dataset=mnist-sample", "-S", "seed=3"]
     monkeypatch.setattr("sys.argv", ["forecast", *given])
     forecast.main()
-    assert (seen[0].model, seen[0].dataset) == ("clip-glyph", "mnist-sample")
+    assert (seen[0].model, seen[0].dataset, seen[0].seed) == ("clip-glyph", "mnist-sample", 3)

@@ -147,7 +147,9 @@ class InstantSoupCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Take hold of matrices that were frozen until now."""
-        self._hold(unwrapped(trainer["model"]))
+        assert self.pruner is not None
+        if len(self.hooks) < len(self.pruner.mask):
+            self._hold(unwrapped(trainer["model"]))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Pass on the dense gradients, which hooks gathered before clipping."""
@@ -230,9 +232,9 @@ class InstantSoupCallback(TrainerCallback):
         return gradient if factor is None else gradient * factor.to(gradient.dtype)
 
     def _release(self) -> None:
-        while self.hooks:
-            self.hooks.popitem()[1].remove()
-        self.dense = {}
+        for hook in self.hooks.values():
+            hook.remove()
+        self.hooks, self.dense = {}, {}
 
 
 def trainers_loss() -> Loss | None:

@@ -10,6 +10,9 @@ from training a small network for a second, unless a training of the same settin
 import argparse
 import time
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from instant_soup.config.fields import defaults_of
 from instant_soup.config.sections import Training
@@ -34,10 +37,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "-S", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        "-S", dest="settings", action="append", default=[], metavar="KEY=VALUE", type=_setting,
         help="a key of params.yaml, at its top level, as the run will set it",
     )  # fmt: skip
-    given = dict(one.split("=", 1) for one in parser.parse_args().settings)
+    given = dict(parser.parse_args().settings)
     try:
         raw = {**read_yaml("params.yaml"), **given}
         text = forecast(check(raw), {n: yaml_of(own) for n, own in plan_with_code(raw).items()})
@@ -45,6 +48,14 @@ def main() -> None:
         return
     if text:
         print(text, flush=True)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A key and its value, as `dvc exp run -S` takes them."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: KEY=VALUE, as in model=clip-glyph")
+    return key, yaml.safe_load(value)
 
 
 def forecast(params: Params, texts: dict[str, str]) -> str:

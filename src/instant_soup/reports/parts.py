@@ -321,8 +321,7 @@ def _knees(runs: pd.DataFrame) -> str:
     """
     curves, rows = curves_of(runs), []
     for kind, section in (("texts", TEXTS), ("images", IMAGES), ("a language model", LANGUAGE)):
-        own = [curve for (model, *rest), curve in curves.items()
-               if (plain(model), *rest) == section]  # fmt: skip
+        own = [one for (model, *rest), one in curves.items() if (plain(model), *rest) == section]
         if own:
             curve = max(own, key=lambda one: one[1].size)
             found = in_percent(*knee_of(section, curve))

@@ -105,7 +105,7 @@ def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> 
     """
     if scores.numel() and scores.max().isnan():
         raise UserError(NAN)
-    counted = scores.flatten() if among is None else ranking.taken(scores, among)
+    counted = scores.flatten() if among is None else ranking.picked(scores, among)
     if k <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if k >= len(counted):

@@ -166,9 +166,9 @@ def _bracketed(
         low, high = _bracket(sample, k / total, width)
         counts, parts = [0, 0, 0, 0], []  # above, at its upper end, at its lower end, with NaN
         for name, one in every.items():
-            rooms = [torch.empty(_at_once(one), dtype=torch.bool, device=one.device) for _ in "12"]
+            room = torch.empty(2, _at_once(one), dtype=torch.bool, device=one.device)
             for here, scores in _pieces(one):
-                above, within = (room[: len(scores)] for room in rooms)
+                above, within = room[:, : len(scores)]
                 compare(GREATER, scores, high, out=above)
                 compare(AT_LEAST, scores, low, out=within)
                 if standing is not None:
@@ -181,8 +181,8 @@ def _bracketed(
                 counts[1] += true_count(at_top)
                 counts[2] += true_count(at_bottom) if low < high else 0
                 counts[3] += _has_nan(scores)
-                inside = at_top.logical_or_(at_bottom).logical_not_()
-                parts.append(values[true_indices(inside)])
+                between = at_top.logical_or_(at_bottom).logical_not_()
+                parts.append(values[true_indices(between)])
         larger, at_high, at_low, nans = _sum(counts, shards)
         _refuse(nans)
         inside = torch.cat(shards.gather(torch.cat(parts) if parts else torch.empty(0)))
@@ -348,7 +348,7 @@ def _for_numpy(values: torch.Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
-def taken(values: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+def picked(values: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
     """A vector of those values that are marked; numpy takes them twice as fast on a CPU."""
     index = true_indices(marked.flatten())
     if _for_numpy(values):

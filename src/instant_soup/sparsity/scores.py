@@ -83,9 +83,9 @@ def _fisher(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return w.float().square().mul_(v.float())
 
 
-def best(scores: Scores, sparsity: float) -> Mask:
-    """Keep exactly the best weights of all matrices together, at a sparsity."""
-    return masks.keep_largest(scores, masks.keep_count(scores, sparsity))
+def best(scores: Scores, sparsity: float, first: Mask | None = None) -> Mask:
+    """Keep exactly the best weights of all matrices together, those in the mask `first` first."""
+    return masks.keep_largest(scores, masks.keep_count(scores, sparsity), first)
 
 
 def best_each(scores: Scores, sparsity: float) -> Mask:

@@ -65,7 +65,7 @@ class GraNetPruner(MovingMask):
         here = {name: kept.to(weights[name].device) for name, kept in self.mask.items()}
         worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
         # A pruned weight ranks below all others, those that happen to be zero included.
-        mask = masks.keep_largest(worth, masks.keep_count(worth, target), here)
+        mask = scores.best(worth, target, first=here)
         if done < self.settled:
             share = exchanged(done, self.total, self.regrow, self.least)
             mask = {
@@ -88,8 +88,8 @@ class GraNetPruner(MovingMask):
         for name, moment in self.second_moments().items():
             if name in back:
                 index = ranking.true_indices(back[name].flatten())
-                square = gradients[name].take(index).to(moment.dtype).square()
-                moment.put_(index, square)
+                places = torch.unravel_index(index, moment.shape)
+                moment[places] = gradients[name][places].to(moment.dtype).square()
 
     def _due(self, steps_done: int) -> bool:
         at_an_end = steps_done in (self.end, self.settled)

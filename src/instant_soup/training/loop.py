@@ -117,7 +117,7 @@ def state_of(
     second = {name: moments["exp_avg_sq"].cpu().contiguous() for name, moments in trained.items()}
     own = {name: tensor.cpu().contiguous() for name, tensor in (of_pruner or {}).items()}
     # One that no loss reached in some steps has taken fewer.
-    counts = {n: taken for n, own in trained.items() if (taken := int(own["step"])) != step}
+    counts = {n: taken for n, adam in trained.items() if (taken := int(adam["step"])) != step}
     return State(cpu, first, second, step, own, counts)
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from instant_soup.sparsity import masks
+from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.sparsity.ranking import Scores, computed
+from instant_soup.sparsity.ranking import computed
 from instant_soup.training.pruner import MovingMask, Parameters, Tensors, own_copy
 from instant_soup.training.schedule import cubic
 
@@ -96,13 +96,14 @@ class PlatonPruner(MovingMask):
             added.zero_()
 
     def _best(self, sparsity: float) -> Mask:
-        worth: Scores = self.sensitivity
-        if self.uncertainty_decay < 1:
-            pairs = {n: (s, self.uncertainty[n]) for n, s in self.sensitivity.items()}
-            worth = {n: computed(torch.mul, *pair) for n, pair in pairs.items()}
+        worth = {
+            name: computed(torch.mul, s, self.uncertainty[name])
+            if self.uncertainty_decay < 1
+            else s
+            for name, s in self.sensitivity.items()
+        }
         first = {n: m.to(worth[n].device) for n, m in self.mask.items()} if self.hard else None
-        best = masks.keep_largest(worth, masks.keep_count(worth, sparsity), first)
-        return {name: kept.cpu() for name, kept in best.items()}
+        return {name: kept.cpu() for name, kept in scores.best(worth, sparsity, first).items()}
 
     def _target(self, steps_done: int) -> float:
         return 1 - cubic(steps_done, self.begin, self.settled, 1.0, 1 - self.sparsity)

@@ -44,7 +44,6 @@ class Pruner(Protocol):
     mask: Mask
     kept: int  # weights that multiply at this step
     prunable: int
-    factors: Tensors  # of gradients: the mask as floats, by name; nothing while nothing is pruned
 
     def factor(self, name: str) -> torch.Tensor | None:
         """What a matrix's gradient is multiplied by; None: it stays as it is."""
@@ -192,10 +191,10 @@ class FixedMask:
         floats: Tensors = {}
         for name, kept in self.mask.items() if self.kept < self.prunable else ():
             if self._may_have_gradient(name):
-                new = torch.empty(
-                    kept.shape, dtype=torch.float32, device=self.parameters[name].device
-                )
-                floats[name] = held.get(name, new).copy_(kept.view(torch.uint8))
+                if name not in held:
+                    where = self.parameters[name].device
+                    held[name] = torch.empty(kept.shape, dtype=torch.float32, device=where)
+                floats[name] = held[name].copy_(kept.view(torch.uint8))
         return floats
 
     def factor(self, name: str) -> torch.Tensor | None:
@@ -215,9 +214,8 @@ class FixedMask:
         return {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
 
     def _mask_gradients(self) -> None:
-        own = self._own_gradients()
-        pruned = self.kept < self.prunable
-        factors = {n: f for n in own if pruned and (f := self.factor(n)) is not None}
+        own = self._own_gradients() if self.kept < self.prunable else {}
+        factors = {name: f for name in own if (f := self.factor(name)) is not None}
         if factors:
             torch._foreach_mul_([own[name] for name in factors], list(factors.values()))
 
