@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from instant_soup.config.sections import Recipe
@@ -83,6 +83,7 @@ def test_rounds_may_share_a_part_of_the_budget_instead() -> None:
         assert Schedule(0.05, False, 0.2).ends(4, 1000, per_epoch) == [50, 100, 150, 200]
 
 
+@example(rounds=2, total=85, share=0.7, growing=True)
 @LAW
 @given(st.integers(1, 10), st.integers(50, 5000), st.floats(0, 0.99), st.booleans())
 def test_rounds_end_in_order_and_with_their_share(rounds, total, share, growing) -> None:

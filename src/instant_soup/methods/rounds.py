@@ -78,8 +78,8 @@ def mask_finding_share(
 def round_ends(rounds: int, share: float, total: int, growing: bool = True) -> list[int]:
     """The steps at which rounds end that together take a `share` of `total` steps."""
     lengths = [calibration_steps(i, 1, growing) for i in range(rounds)]
-    t = share * total / sum(lengths)
-    return [round(t * sum(lengths[: i + 1])) for i in range(rounds)]
+    parts = [sum(lengths[: i + 1]) / sum(lengths) for i in range(rounds)]
+    return [round(share * total * part) for part in parts]
 
 
 @dataclass(frozen=True)
