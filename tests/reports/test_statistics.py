@@ -1,9 +1,14 @@
 """Intervals, tests and ranks: known answers, and those of the libraries that have them."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
 import scikit_posthocs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -34,6 +39,18 @@ def test_holm_by_hand_and_as_statsmodels_has_it():
     p = DRAW.random(12) ** 3
     assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert len(statistics.holm([])) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 5))))
+def test_without_gaps_is_the_largest_complete_part(missing):
+    rows, columns = statistics.without_gaps(np.where(missing, np.nan, 1.0))
+    assert not missing[np.ix_(rows, columns)].any()
+    subsets = [
+        list(own) for n in range(1, len(rows) + 1) for own in combinations(range(len(rows)), n)
+    ]
+    most = max(len(own) * (~missing[own]).all(axis=0).sum() for own in subsets)
+    assert rows.sum() * columns.sum() == most
 
 
 def test_an_interval_of_one_task_draws_its_seeds():

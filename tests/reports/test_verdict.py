@@ -83,14 +83,16 @@ def test_methods_within_noise_come_nearest_first(tmp_path):
     assert lines["within"][1.0] == ("progressive", "movement")
 
 
-def test_sparsities_of_a_seed_are_averaged_first(tmp_path):
-    """Three runs of seed 0 weigh as much as one of seed 1."""
+def test_sparsities_that_all_seeds_have_are_averaged_first(tmp_path):
+    """What one seed alone has stays out: the seeds' spread would be that of the sparsities."""
     sparsities = [
         result("isp", value, target_sparsity=s, seed=seed)
-        for s, seed, value in [(0.5, 0, 0.7), (0.6, 0, 0.5), (0.7, 0, 0.6), (0.7, 1, 0.8)]
-    ]
+        for s, seed, value in [
+            (0.5, 0, 0.8), (0.6, 0, 0.1), (0.7, 0, 0.6), (0.5, 1, 0.9), (0.7, 1, 0.7),
+        ]
+    ]  # fmt: skip
     runs = verdict.comparable(ledger_of(tmp_path, *sparsities, *of_seeds("dense", 0.9, 0.9)))
-    assert verdict.against(runs, None).loc["isp", "mean"] == pytest.approx(-20)
+    assert verdict.against(runs, None).loc["isp", "mean"] == pytest.approx(-15)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -241,6 +243,22 @@ def test_ranks_are_of_complete_tables(tmp_path):
     assert scores.shape == (6, 4) and not others
     ranks = verdict.mean_ranks(scores)
     assert dict(ranks) == {"lth": 1, "isp_plus": 2, "isp": 3, "one_shot": 4}
+
+
+def test_ranks_are_of_the_seeds_that_all_methods_have_and_count_a_column_once(tmp_path):
+    """At 50 % two have one seed: no column. At 60 and 70 % all ran on two processors: one each."""
+    at_70 = [one for one in RUNS if one["method"] != "snip"]
+    at_60 = [{**one, "target_sparsity": 0.6} for one in at_70 if one["method"] != "dense"]
+    at_50 = [
+        {**one, "target_sparsity": 0.5}
+        for one in at_60
+        if one["seed"] == 0 or one["method"] in ("isp", "lth")
+    ]
+    old = [{**one, "processor": "another"} for one in (*at_70, *at_60)]
+    ledger = apart_by_origin(ledger_of(tmp_path, *at_70, *at_60, *at_50, *old))
+    ((_, scores),) = verdict.rank_tables(verdict.comparable(ledger))
+    assert list(scores.index.get_level_values("sparsity")) == [0.6, 0.7, 0.6, 0.7]
+    assert list(scores["isp"]) == pytest.approx([-2, -2, -2, -2])
 
 
 def test_tables_say_it_in_words(tmp_path):

@@ -22,6 +22,7 @@ from instant_soup.reports.results import (
     signed,
     unit,
 )
+from instant_soup.reports.statistics import without_gaps
 from instant_soup.training.metrics import LOWER_IS_BETTER
 
 TOLERANCE = 0.01  # ε: what a result may lie below dense
@@ -133,8 +134,7 @@ def curves_of(ledger: pd.DataFrame) -> dict[tuple, Curve]:
         wide = one_shot.pivot(index="seed", columns="target_sparsity", values="value")
         dense = runs[runs["method"] == "dense"].set_index("seed")["value"]
         wide = wide.loc[wide.index.intersection(dense.index)]
-        parts = [wide.loc[:, wide.count() >= least].dropna() for least in set(wide.count())]
-        whole = max(parts, key=lambda part: part.size, default=wide)
+        whole = wide.loc[without_gaps(wide.to_numpy())]
         if whole.shape[1] >= LEAST and len(whole):
             found[section] = list(whole.columns), whole.to_numpy(), dense[whole.index].to_numpy()
     return found

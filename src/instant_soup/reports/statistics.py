@@ -15,6 +15,22 @@ RESAMPLES = 2000
 COVERAGE = 95.0  # of intervals, in percent
 
 
+def without_gaps(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows and columns make the largest part of a table without NaN (two bool arrays).
+
+    Of equally large parts the one with more rows.
+    """
+    known = ~np.isnan(table)
+    shared = np.empty((0, len(table)), dtype=bool)  # the rows that some columns have in common
+    for rows in np.unique(known, axis=1).T:
+        shared = np.unique([*shared, *(shared & rows), rows], axis=0)
+    parts = [(rows, known[rows].all(axis=0)) for rows in shared if rows.any()]
+    nothing = np.zeros(len(table), dtype=bool), np.zeros(table.shape[1], dtype=bool)
+    return max(
+        parts, key=lambda part: (part[0].sum() * part[1].sum(), part[0].sum()), default=nothing
+    )
+
+
 def bootstrap_interval(differences: Sequence[np.ndarray]) -> tuple[float, float]:
     """Ends of the bootstrap interval of a mean of task means: resamples tasks, then their seeds.
 

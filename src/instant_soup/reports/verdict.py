@@ -39,6 +39,7 @@ from instant_soup.reports.statistics import (
     mean_ranks,
     nemenyi,
     paired_p,
+    without_gaps,
 )
 
 BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
@@ -105,7 +106,8 @@ def own_setting(column: pd.DataFrame) -> str | None:
 def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     """Every row's mean distance from dense, or its difference from a reference row.
 
-    `runs`: of `comparable`, one preset; what is of several sparsities is averaged over them first.
+    `runs`: of `comparable`, one preset; what is of several sparsities is averaged over them first,
+    over those that all seeds have (of an uneven grid the largest part without gaps counts).
     By method: the mean over tasks of means over seeds, `low` and `high` of its interval, `p` and
     `p_holm` (corrected for the number of rows), and how many tasks, seeds (the fewest of a task)
     and runs it is of. Only what both rows have, task by task and seed by seed, counts. `differs`:
@@ -164,14 +166,15 @@ def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
 def _summary(gaps: np.ndarray) -> dict[str, float]:
     """Differences [task, sparsity, seed], NaN where not run, over tasks and seeds.
 
-    Those of a task and seed are averaged over sparsities first.
+    Those of a task and seed are averaged over sparsities first, the same ones for all of the
+    task's seeds: else their spread would be the sparsities'.
     """
-    by_task = [own[~np.isnan(own)] for own in _mean(gaps.swapaxes(1, 2))]
-    by_task = [own for own in by_task if len(own)]
+    parts = [own[np.ix_(*without_gaps(own))] for own in gaps]
+    by_task = [part.mean(axis=0) for part in parts if part.size]
     low, high = bootstrap_interval(by_task)
     mean = float(np.mean([own.mean() for own in by_task]))
     counted = {"tasks": len(by_task), "seeds": min(map(len, by_task))}
-    counted["runs"] = int((~np.isnan(gaps)).sum())
+    counted["runs"] = sum(part.size for part in parts)
     return {**counted, "mean": mean, "low": low, "high": high, "p": paired_p(by_task)}
 
 
@@ -262,18 +265,20 @@ def _nearest_first(rivals: pd.DataFrame) -> tuple[str, ...]:
 
 
 def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Complete tables to rank rows in: (preset, distances of task, sparsity and origin × methods).
+    """Complete tables to rank rows in: (preset, distances of task and sparsity × methods).
 
-    `runs`: of `comparable`. Means over seeds. Of each preset the table with the most entries, the
-    one with the most rows that were run on the same columns, and the largest one that has the
-    paper's claim, ISP beside LTH; each has three or more of both.
+    `runs`: of `comparable`. An entry is of the origins and seeds that all of a table's methods
+    have. Of each preset the table with the most entries, the one with the most rows that were run
+    on the same columns, and the largest one that has the paper's claim, ISP beside LTH; each has
+    three or more of both.
     """
     found = []
     for preset, own in runs.groupby("preset"):
-        keys = ["task", "sparsity", "origin", "method"]
+        keys = ["task", "sparsity", "origin", "seed", "method"]
         cells = own.groupby(keys)["distance"].mean().unstack()
         measured = {frozenset(cell.dropna().index) for _, cell in cells.iterrows()}
-        tables = [cells[sorted(rows, key=row_order)].dropna() for rows in measured]
+        seeds = min(SEEDS, own["seed"].nunique())
+        tables = [_complete(cells[sorted(rows, key=row_order)], seeds) for rows in measured]
         tables = [table for table in tables if min(table.shape) > 2]
         claim = [table for table in tables if {"isp", "lth"} <= set(table.columns)]
         largest = [_first(tables, lambda t: t.size), _first(tables, lambda t: t.shape[1])]
@@ -281,6 +286,13 @@ def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         unique = {tuple(table.columns): table for table in largest if table is not None}
         found += [(preset, table) for table in unique.values()]
     return found
+
+
+def _complete(cells: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """Means of task and sparsity, over the origins on which all rows have so many seeds."""
+    by_origin = cells.dropna().groupby(["task", "sparsity", "origin"])
+    means = by_origin.mean()[by_origin.size() >= seeds]
+    return means.groupby(["task", "sparsity"]).mean()
 
 
 def _first(tables: list[pd.DataFrame], size: Callable[[pd.DataFrame], int]) -> pd.DataFrame | None:
@@ -318,14 +330,15 @@ AGAINST_TEXT = (
     "(the claim, findings.md), has a smaller p and may be beyond noise where it is not here. It is "
     "– where seeds are too few for a test. ▲ and ▼: above and below, beyond noise. In the table "
     "over all sparsities, each task and seed counts once, with its mean over the sparsities that "
-    "both methods have. There the points from dense depend on the sparsities that a method was run "
-    "at. So compare the differences."
+    "both methods have with all of these seeds. There the points from dense depend on the "
+    "sparsities that a method was run at. So compare the differences."
 )
 RANKS_TEXT = (
-    "Mean ranks over columns; 1 is best. A column is a task at a sparsity, run from one set of "
-    "weights on one kind of processor, with means over seeds. Only methods that were run on all of "
-    "these columns are ranked. p: Nemenyi's test against the method with the best rank, which "
-    "corrects for all pairs. The sparsities of one task are not independent, so take p as a guide."
+    "Mean ranks over columns; 1 is best. A column is a task at a sparsity. It has the mean over "
+    "the seeds that all of these methods have from the same weights on the same kind of processor: "
+    "at least three, where any method has so many. Only methods that were run on all of these "
+    "columns are ranked. p: Nemenyi's test against the method with the best rank, which corrects "
+    "for all pairs. The sparsities of one task are not independent, so take p as a guide."
 )
 
 

@@ -30,9 +30,10 @@ CAPTIONS = {
     "its 95 % bootstrap interval; its competitors are small. Points are means over tasks and "
     "seeds. Each sparsity has its own tasks. Methods far below the others are outside the panel.",
     "critical_difference.png": "Which methods differ by rank. A method further left is better. Its "
-    "mean rank is over columns: a column is a task at a sparsity, run on one kind of processor. "
-    "Only methods that were run on all columns are ranked. The bars at the right join methods that "
-    "Nemenyi's test does not tell apart. The bar at the top is the critical difference.",
+    "mean rank is over columns: a column is a task at a sparsity. Only methods that were run on "
+    "all columns, with the same seeds on the same kinds of processor, are ranked. The bars at the "
+    "right join methods that Nemenyi's test does not tell apart. The bar at the top is the "
+    "critical difference.",
 }
 
 
