@@ -45,7 +45,8 @@ def main() -> None:
         with stage_run(f"weak mask {i}/{n}", stage.contents(), tags) as tracked:
             run.cost = Cost()
             protocol = isp.protocol(run, i, n)
-            key = [isp.some("look_ahead", "score"), protocol.described(), stage.sparsity, i, n]
+            settings = isp.some("look_ahead", "score", "subset")
+            key = [settings, protocol.described(), stage.sparsity, i, n]
             weak_mask = run.search(key, isp.weak_mask, run, i, n, stage.sparsity)
             if any((weak_mask[name] & ~mask[name]).any() for name in mask):
                 raise UserError("a pruned weight came back: the look-ahead lost its mask")

@@ -335,6 +335,8 @@ def test_columns_of_ones_own_are_taken_by_name() -> None:
     own_data({"train.tsv": table})
     data = plan(dataset="local:own-data", data__text=["q", "p"], data__label="gold")["data"]
     assert (data["text"], data["label"]) == (["q", "p"], "gold")
+    files = plan(dataset="local:own-data", data__text=["q", "p"], data__label="gold")
+    assert files["evaluate_dense"]["variant"] == "data.text=[q,p] data.label=gold"
     assert "name the text column" in refusal(dataset="local:own-data")
     message = refusal(dataset="local:own-data", data__text=["q", "r"], data__label="gold")
     assert "no column 'r'" in message
@@ -536,7 +538,10 @@ def test_every_known_dataset_is_planned(name: str) -> None:
     ("changes", "base"),
     [
         ({"model": "bert-base"}, {"source": "hub", "repo": "bert-base-uncased"}),
-        ({"model": "hub:google/mobilebert"}, {"source": "hub", "repo": "google/mobilebert"}),
+        (
+            {"model": "hub:google/mobilebert"},
+            {"name": "hub:google/mobilebert", "source": "hub", "repo": "google/mobilebert"},
+        ),
     ],
 )
 def test_hub_models_are_planned(changes: dict[str, str], base: dict[str, str]) -> None:
@@ -770,6 +775,18 @@ def test_a_variant_names_what_differs_from_the_preset() -> None:
     assert files["evaluate_isp"]["variant"] == f"{shared} isp.combine=vote"
     assert files["evaluate_random"]["variant"] == shared
     assert plan(training__epochs=0.6)["evaluate_isp"]["variant"] == ""  # the preset's own value
+    assert plan(training__epochs=2.0)["evaluate_isp"]["variant"] == "training.epochs=2"
+
+
+def test_a_variant_does_not_name_what_nothing_reads() -> None:
+    """LAMP by magnitude reads no batches, and a cubic curve no rate of rounds."""
+    files = plan(
+        methods=["lamp", "isp_plus"], criteria__batches=8, isp__compression_rate=0.35,
+        isp_plus__schedule="cubic",
+    )  # fmt: skip
+    assert files["evaluate_lamp"]["variant"] == ""
+    assert files["evaluate_isp_plus"]["variant"] == "isp_plus.schedule=cubic"
+    assert files["evaluate_isp"]["variant"] == "isp.compression_rate=0.35"
 
 
 def test_planning_does_not_wait_for_torch(tiny_data: Path) -> None:

@@ -6,11 +6,13 @@ The grid of the second half is small but real: DVC in copies of a project, with 
 import fcntl
 import json
 import os
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from itertools import pairwise
@@ -276,7 +278,62 @@ def test_a_cell_beside_rows_of_another_processor_is_warned_of(tmp_path: Path, pa
     assert not other_processors([cell], {row: {"Babbage (cogs)", processor()}})
 
 
+def test_a_cell_of_some_rows_is_an_experiment_of_its_own(tmp_path: Path, params):
+    """Else it would take the place of the one that has the others."""
+    (cell,) = cells_of(tmp_path, params, methods=["one_shot", "random", "snip"])
+    some = [cell.without({cell.rows[left]}) for left in ("one_shot", "random")]
+    assert len({cell.name, *(own.name for own in some)}) == 3
+    assert all(own.name.startswith(f"{cell.name}-rows-") for own in some)
+    assert cell.without([]).name == cell.name
+
+
 # Parts of the runner
+
+
+def bare_runner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Runner:
+    """A runner of one slot, without a repository: DVC, copies and experiments are the test's."""
+    own = object.__new__(runner.Runner)
+    own.root, own.head, own.stopped = folder, "0" * 40, False
+    own.copies, own.logs = folder / "copies", folder / "logs"
+    own.params = (ROOT / "params.yaml").read_text()
+    own.events, own.slots, own.cards = queue.Queue(), queue.Queue(), {}
+    own.slots.put("")
+    own.collecting = threading.Lock()
+    monkeypatch.setattr(own, "make_copy", lambda copy: copy.mkdir(parents=True))
+    monkeypatch.setattr(own, "prepare", lambda cell, make: None)
+    return own
+
+
+def test_a_row_that_fails_holds_up_no_other(tmp_path: Path, params, monkeypatch):
+    (cell,) = cells_of(tmp_path, params, methods=["snip", "one_shot"])
+    own, saved = bare_runner(tmp_path, monkeypatch), []
+
+    def dvc(copy: Path, cell: Cell, log: Any, command: str, entry: str) -> None:
+        if entry.endswith("@snip"):
+            raise UserError("it is broken")
+
+    def results(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
+        return [one for one in results_for(cell) if one["method"] in methods]
+
+    monkeypatch.setattr(own, "dvc", dvc)
+    monkeypatch.setattr(own, "save_experiment", lambda copy, cell: saved.append(cell.name))
+    monkeypatch.setattr(runner, "read_results", results)
+    own.run_lane([cell])
+    assert [own.events.get()[1:] for _ in range(2)] == [
+        ("running", ""),
+        ("failed", "snip: it is broken"),
+    ]
+    assert saved == [cell.name]
+    assert cell.without(known_results(tmp_path)).to_run == ("snip",)
+
+
+def test_a_lane_that_cannot_even_log_gives_its_slot_back(tmp_path: Path, params, monkeypatch):
+    (cell,) = cells_of(tmp_path, params)
+    own = bare_runner(tmp_path, monkeypatch)
+    (tmp_path / "logs").write_text("no folder")
+    own.run_lane([cell])
+    assert own.slots.qsize() == 1
+    assert [own.events.get()[1] for _ in range(2)] == ["running", "failed"]
 
 
 def test_written_params_keep_comments_and_make_the_cell(tmp_path: Path, params):

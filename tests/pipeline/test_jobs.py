@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,21 @@ def test_a_failure_is_reported_and_what_needs_it_never_starts(project: Path) -> 
     code, said = run_jobs(project)
     assert code == 0, said
     assert "2 of 2" in said and set(times(project)) == {*NEEDS}
+
+
+def test_an_end_ends_the_stages_too(project: Path) -> None:
+    """SIGTERM: as a terminal's Ctrl-C, which reaches the stages by itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "instant_soup.pipeline.jobs", "--jobs", "1"],
+        cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = project / ".dvc/tmp/jobs/a.log"
+    while not (log.exists() and "Running stage" in log.read_text()):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) != 0
+    time.sleep(2)
+    assert not (project / "a").exists() and "a" not in times(project)
 
 
 def test_a_plan_that_is_refused_says_so_itself(project: Path) -> None:

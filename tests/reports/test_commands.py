@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from helpers import ROOT
+from instant_soup.config.fields import as_text
 from instant_soup.files import read_yaml
 from instant_soup.grids.cells import change
 from instant_soup.pipeline.plan import plan
 from instant_soup.reports import ledger
 from instant_soup.reports.commands import command
+from instant_soup.reports.results import shared_settings
 
 ROWS = [
     row
@@ -35,6 +37,16 @@ def test_commands_make_the_rows_that_they_stand_beside():
         made = plan(changed)[f"evaluate_{row['method']}"]
         wanted = {key: row[key] for key in ledger.KEY}
         assert {key: made[key] for key in ledger.KEY} == wanted, words
+
+
+def test_what_is_local_and_what_has_blanks_can_be_run_again():
+    row = {"model": "local:bert (run on a cogwheel)", "dataset": "local:own", "preset": "quick"}
+    row |= {"method": "dense", "seed": 0, "target_sparsity": 0.0}
+    row["variant"] = f"data.text={as_text(['the question', 'b'])} training.epochs=2"
+    words = shlex.split(command(row))[4::2]
+    assert words[:2] == ["model=local:FOLDER", "dataset=local:FOLDER"]
+    assert words[-2:] == ["data.text=[the question,b]", "training.epochs=2"]
+    assert shared_settings(row["variant"]) == row["variant"]
 
 
 @pytest.mark.parametrize("model", ["minilm", "minilm (run with weights aaaa)"])

@@ -11,6 +11,8 @@ from instant_soup.pipeline import outlook
 from instant_soup.pipeline.plan import Params, check, plan
 from instant_soup.reports import forecast
 
+SHARED = ROOT.parent / "shared/data"
+
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
@@ -36,6 +38,20 @@ def test_rows_and_flops_of_a_step_are_the_ledgers(tmp_path: Path, params: Params
     earlier_run(tmp_path)
     rows, flops = forecast.of_ledger(params)
     assert rows == {"train": 250 * 32, "validation": 500, "test": 2000} and flops == 2e12
+
+
+def test_runs_with_the_same_settings_tell_the_most(tmp_path: Path, params: Params):
+    """Of a local copy of SST-2, two epochs in batches of 16."""
+    folder = SHARED / "glue/sst2"
+    if not folder.exists():
+        pytest.skip("needs shared/data/glue")
+    raw = read_yaml(ROOT / "params.yaml") | {"dataset": "sst2"}
+    raw["data"] = {**(raw["data"] or {}), "path": str(folder)}
+    raw["training"] = {**(raw["training"] or {}), "epochs": 2, "batch_size": 16}
+    variant = "training.epochs=2 training.batch_size=16"
+    earlier_run(tmp_path, dataset="sst2@local", variant=variant)
+    rows, flops = forecast.of_ledger(check(raw))
+    assert rows["train"] == 75 * 16 and flops == 2e12
 
 
 @pytest.mark.parametrize("other", [{"model": "bert-base"}, {"variant": "training.epochs=3"}])

@@ -322,6 +322,17 @@ def test_ledgers_and_results_with_former_names_keep_their_numbers(tmp_path):
     assert list(merged.columns) == ledger.COLUMNS and "look_ahead" not in path.read_text()
 
 
+def test_equal_numbers_make_equal_variants_also_in_old_ledgers(tmp_path):
+    old = "isp.learning_rate_range=[0.1,10.0] training.epochs=2.0 data.path=v1.0/x"
+    path = tmp_path / "results.csv"
+    ledger_of(tmp_path, result(variant=old.replace("2.0", "2")))
+    path.write_text(path.read_text().replace("=2 ", "=2.0 "))
+    new = "isp.learning_rate_range=[0.1,10] training.epochs=2 data.path=v1.0/x"
+    assert list(ledger.read_ledger(path)["variant"]) == [new]
+    again = ledger.check_result(result(variant=old), "isp.json")
+    assert len(ledger.merge_ledger(path, [again], "v2")) == 1
+
+
 # Results
 
 

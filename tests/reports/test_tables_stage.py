@@ -35,6 +35,15 @@ def test_the_order_of_rows_is_a_law(stage: SimpleNamespace, capsys: pytest.Captu
     assert capsys.readouterr().err == "warning: no result of snip yet: `dvc repro`\n"
 
 
+def test_a_run_without_isp_has_its_other_figures(stage: SimpleNamespace):
+    results = ledger.read_results("reports/results", ["dense", "one_shot"])
+    curves = stage.write_numbers(results)
+    drawn = stage.draw_figures(results, ledger.merge_ledger("ledger.csv", results, "v"), curves)
+    names = {path.name for path in drawn}
+    assert "layer_sparsity.png" in names and "isp_rounds.png" not in names
+    assert all(path.exists() for path in drawn)
+
+
 def test_a_fresh_clone_writes_the_numbers_that_are_committed(stage: SimpleNamespace):
     stage.write_numbers(ledger.read_results("reports/results", stage.methods_of_this_run()))
     for name in ("metrics.json", "curves.csv", "isp_rounds.csv"):

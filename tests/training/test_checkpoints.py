@@ -541,7 +541,13 @@ def test_a_weak_mask_is_found_once_whatever_other_denoisers_there_are(
 
 
 @pytest.mark.parametrize(
-    "change", [{"look_ahead": 5}, {"score": "fisher"}, {"learning_rate_range": [1.0, 2.0]}]
+    "change",
+    [
+        {"look_ahead": 5},
+        {"score": "fisher"},
+        {"learning_rate_range": [1.0, 2.0]},
+        {"subset": 0.2},
+    ],
 )
 def test_a_weak_mask_of_another_look_ahead_is_found_anew(
     store: Path, tiny_bert: Path, tiny_data: Path, monkeypatch, change: dict[str, Any]

@@ -271,8 +271,17 @@ def make(kind: type, given: Mapping[str, Any], family: str, preset: str, where: 
 
 
 def as_text(value: Any) -> str:
-    """Write a value as it stands in a row's variant: [0.1,10.0], true, vote."""
-    return json.dumps(value, separators=(",", ":")).replace('"', "")
+    """Write a value as it stands in a row's variant: [0.1,10], true, vote.
+
+    Equal numbers are written alike, and blanks as %20: they stand between a variant's settings.
+    """
+    text = json.dumps(value, separators=(",", ":")).replace('"', "").replace(" ", "%20")
+    return short_numbers(text)
+
+
+def short_numbers(variant: str) -> str:
+    """A variant without zeros behind a point: training.epochs=2.0 is training.epochs=2."""
+    return re.sub(r"(?<![^=\[,])(-?\d+)\.0(?![^,\] ])", r"\1", variant)
 
 
 # Files

@@ -81,8 +81,11 @@ class Cell:
         return [entry_of(method) for method in self.to_run]
 
     def without(self, known: Collection[Identity]) -> "Cell":
-        """The cell with only those rows to run that are not known."""
-        return replace(self, to_run=tuple(m for m, row in self.rows.items() if row not in known))
+        """The cell with only those rows to run that are not known: another experiment."""
+        left = tuple(method for method, row in self.rows.items() if row not in known)
+        if len(left) in (0, len(self.rows)):
+            return replace(self, to_run=left)
+        return replace(self, name=f"{self.name}-rows-{_digits(left)}", to_run=left)
 
 
 def read_cells(path: Path, params: Params) -> list[Cell]:
@@ -183,8 +186,8 @@ def _cell(grid: Grid, task: Task, sparsity: Any, seed: Any, params: Params) -> C
     results = [files[f"evaluate_{method}"] for method in methods]
     model, dataset = results[0]["model"], results[0]["dataset"]
     variants = sorted({result["variant"] for result in results} - {""})
-    digest = hashlib.sha256("\n".join(variants).encode()).hexdigest()[:6]
-    front, back = [grid.name, model, dataset], [f"seed{seed}", *([digest] if variants else [])]
+    front = [grid.name, model, dataset]
+    back = [f"seed{seed}", *([_digits(variants)] if variants else [])]
     return Cell(
         name=_plain([*front, f"s{100 * sparsity:g}", *back]),
         lane=_plain([*front, *back]),
@@ -193,6 +196,11 @@ def _cell(grid: Grid, task: Task, sparsity: Any, seed: Any, params: Params) -> C
         rows={method: identity(files[f"evaluate_{method}"]) for method in methods},
         to_run=tuple(methods),
     )
+
+
+def _digits(words: Collection[str]) -> str:
+    """Six digits that stand for some words."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:6]
 
 
 def _plain(words: list[str]) -> str:

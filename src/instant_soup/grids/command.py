@@ -8,7 +8,6 @@ docs/grids.md explains lanes, and says what a grid costs.
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -17,19 +16,8 @@ from instant_soup.files import project_root
 from instant_soup.grids.cells import Cell, Identity, known_results, lanes_of, read_cells
 from instant_soup.grids.commits import committed_values, uncommitted_values
 from instant_soup.grids.runner import Runner, make_tables, only_grid, run_all
-from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.processes import run_stage, take_signals
 from instant_soup.training.cost import processor
-
-
-def take_signals() -> None:
-    """Let signals that end this process do so in good order.
-
-    A handler of our own also undoes what a shell's background job inherits, namely that it and all
-    it starts ignore Ctrl-C. Under nohup SIGHUP stays ignored.
-    """
-    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
-        signal.signal(number, signal.default_int_handler)
 
 
 def other_processors(todo: list[Cell], known: dict[Identity, set[str]]) -> str:

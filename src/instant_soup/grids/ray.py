@@ -21,7 +21,7 @@ from typing import Any
 
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell
-from instant_soup.grids.commits import inside
+from instant_soup.grids.commits import commit_of, inside
 from instant_soup.grids.runner import Runner, Stopped, write_params
 from instant_soup.pipeline.processes import dvc, environment, git, last_error
 from instant_soup.reports.ledger import merge_ledger
@@ -264,9 +264,7 @@ def _run(state: State, folder: Path, cell: Cell, *arguments: str) -> None:
 
 def _experiment(state: State, clone: Path, cell: Cell) -> dict[str, Any]:
     """A clone's state as an experiment: its ref, and a bundle of the one commit."""
-    git(clone, "add", "--all")
-    tree = git(clone, "write-tree")
-    commit = git(clone, "commit-tree", tree, "-p", state.head, "-m", f"grid: {cell.name}")
+    commit = commit_of(clone, clone, state.head, f"grid: {cell.name}")
     ref = f"refs/exps/{state.head[:2]}/{state.head[2:]}/{cell.name}"
     git(clone, "update-ref", ref, commit)
     return {"ref": ref, "bundle": _bundle(clone, ref, f"^{state.head}")}

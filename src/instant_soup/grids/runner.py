@@ -33,7 +33,7 @@ from instant_soup.methods import registry
 from instant_soup.pipeline.processes import (
     duration,
     dvc,
-    end_groups,
+    end_all,
     end_leftover,
     environment,
     git,
@@ -79,40 +79,60 @@ class Runner:
         """Run cells one after another in one copy; a failed one does not hold up the next."""
         copy = self.copies / lane[0].lane
         self.cards[lane[0].lane] = cards = self.slots.get()
-        for cell in lane:
-            if self.stopped:
-                break
-            self.logs.mkdir(parents=True, exist_ok=True)
-            self.log(cell).write_text("")
-            self.events.put((cell, "running", ""))
-            try:
-                self.run_cell(copy, cell)
-                self.events.put((cell, "done", ""))
-            except Stopped:
-                break
-            except Exception as error:  # a thread's traceback would show at the very end only
-                reason = str(error) if isinstance(error, UserError) else repr(error)
-                self.events.put((cell, "failed", " ".join(reason.split())))
-        self.slots.put(cards)
+        try:
+            for cell in lane:
+                if self.stopped:
+                    break
+                self.events.put((cell, "running", ""))
+                try:
+                    self.logs.mkdir(parents=True, exist_ok=True)
+                    self.log(cell).write_text("")
+                    self.run_cell(copy, cell)
+                    self.events.put((cell, "done", ""))
+                except Stopped:
+                    break
+                except Exception as error:  # a thread's traceback would show at the very end only
+                    reason = str(error) if isinstance(error, UserError) else repr(error)
+                    self.events.put((cell, "failed", " ".join(reason.split())))
+        finally:
+            self.slots.put(cards)
         shutil.rmtree(copy, ignore_errors=True)
         self.lock(copy).unlink(missing_ok=True)
 
     def run_cell(self, copy: Path, cell: Cell) -> None:
-        """Run one cell, row by row: each goes to the ledger when done, all become an experiment."""
-        with open(self.log(cell), "a") as log:
-            if not copy.exists():
-                self.make_copy(copy)
-            write_params(copy / "params.yaml", self.params, cell)
-            self.prepare(cell, lambda stage: self.dvc(copy, cell, log, "repro", stage))
-            for method in cell.to_run:
-                self.dvc(copy, cell, log, "repro", entry_of(method))
-                results = read_results(copy / "reports/results", [method])
+        """Run one cell, row by row: each goes to the ledger when done, all become an experiment.
+
+        A row that fails does not hold up the next. What is done is kept also at an interruption.
+
+        Raises:
+            UserError: If rows failed; with what their logs say.
+        """
+        failed: dict[str, str] = {}
+        done = []
+        try:
+            with open(self.log(cell), "a") as log:
+                if not copy.exists():
+                    self.make_copy(copy)
+                write_params(copy / "params.yaml", self.params, cell)
+                self.prepare(cell, lambda stage: self.dvc(copy, cell, log, "repro", stage))
+                for method in cell.to_run:
+                    try:
+                        self.dvc(copy, cell, log, "repro", entry_of(method))
+                    except UserError as error:
+                        failed[method] = str(error)
+                        continue
+                    results = read_results(copy / "reports/results", [method])
+                    with self.collecting:
+                        merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
+                    done.append(method)
+                if not cell.targets and not failed:
+                    self.dvc(copy, cell, log, "repro")  # the tables: nothing is left to run
+        finally:
+            if done:
                 with self.collecting:
-                    merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
-            if not cell.targets:
-                self.dvc(copy, cell, log, "repro")  # the tables, so that nothing is left to run
-        with self.collecting:
-            self.save_experiment(copy, cell)
+                    self.save_experiment(copy, cell)
+        if failed:
+            raise UserError("; ".join(f"{method}: {why}" for method, why in failed.items()))
 
     def prepare(self, cell: Cell, make: Callable[[str], Any]) -> None:
         """Make what lanes share, one lane at a time: nothing is made twice."""
@@ -188,14 +208,11 @@ class Runner:
             raise UserError(last_error(Path(log.name)))
 
     def stop(self) -> None:
-        """Let nothing start any more and end what runs: stages keep a checkpoint."""
+        """Let nothing start any more, and end what runs."""
         with self.starting:
             self.stopped = True
             running = list(self.processes)
-        end_groups(
-            [process.pid for process in running],
-            lambda: all(process.poll() is not None for process in running),
-        )
+        end_all(running)
 
     def lock(self, copy: Path) -> Path:
         """What a DVC at work in a copy holds locked; its process id is in it."""
@@ -274,7 +291,8 @@ class Board:
         if not self.console.is_terminal:
             return
         for cell, bar, _ in self.running.values():
-            stages = STAGE.findall(self.runner.log(cell).read_text(errors="replace"))
+            log = self.runner.log(cell)
+            stages = STAGE.findall(log.read_text(errors="replace")) if log.exists() else []
             self.bars.update(bar, description=f"{cell.name} {stages[-1] if stages else ''}")
 
     def line(self, text: str) -> None:

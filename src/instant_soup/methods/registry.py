@@ -94,10 +94,14 @@ def rebuild(name: str, settings: dict[str, Any]) -> Method:
 
 
 def variant_parts(method: Method, family: str, preset: str) -> list[str]:
-    """What a method's settings change from the preset: ["isp.combine=vote", …]."""
-    fields, parts = settings_of(type(method)), []
+    """What a method's settings change from the preset: ["isp.combine=vote", …].
+
+    Those that the others make it not read change nothing.
+    """
+    fields, idle, parts = settings_of(type(method)), method.idle(), []
     for name, key in keys_of(type(method)).items():
         value = getattr(method, name)
-        if value is not None and value != default_of(fields[name], family, preset):
+        changed = value is not None and value != default_of(fields[name], family, preset)
+        if changed and name not in idle:
             parts.append(f"{key}={as_text(value)}")
     return parts

@@ -83,7 +83,7 @@ def resolve_model(model: str) -> BaseModel:
     kind, _, rest = model.partition(":")
     if kind == "hub":
         _check_repository(rest)
-        return BaseModel(rest, family, "hub", repo=rest)
+        return BaseModel(model, family, "hub", repo=rest)
     if kind == "open_clip":
         architecture, tag = _check_open_clip(rest)
         return BaseModel(model, family, kind, architecture=architecture, tag=tag)

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from instant_soup.errors import UserError
 from instant_soup.files import project_root
-from instant_soup.pipeline.processes import duration, environment, last_error, run_stage, slots_of
+from instant_soup.pipeline.processes import (
+    duration,
+    end_all,
+    environment,
+    last_error,
+    run_stage,
+    slots_of,
+    take_signals,
+)
 
 FIRST = "plan"  # writes every stage's settings, so only after it is it known what changed
 
@@ -62,22 +70,34 @@ def changes() -> tuple[dict[str, set[str]], set[str]]:
         return needs, set(repo.status())
 
 
-def repro(stage: str, log: Path, slots: queue.Queue[str], own: dict[str, str]) -> float:
-    """Run one stage by DVC, on GPUs of its own where there are several; its seconds."""
+def repro(
+    stage: str,
+    log: Path,
+    slots: queue.Queue[str],
+    own: dict[str, str],
+    processes: list[subprocess.Popen],
+) -> float:
+    """Run one stage by DVC, on GPUs of its own where there are several; its seconds.
+
+    Its process joins `processes`, and is a group of its own, so that an end of ours can end it.
+    """
     cards = slots.get()
     try:
         started = time.monotonic()
         with open(log, "w") as file:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 # The lock is held for moments only, never while a stage runs.
                 [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage],
                 env={**own, "CUDA_VISIBLE_DEVICES": cards} if cards else own,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+            processes.append(process)
+            process.wait()
     finally:
         slots.put(cards)
-    if done.returncode:
+    if process.returncode:
         raise UserError(f"{stage}: {last_error(log)} (log: {log})")
     return time.monotonic() - started
 
@@ -88,25 +108,28 @@ def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, lo
     waiting = list(order)
     failed: list[str] = []
     running: dict[Future[float], str] = {}
+    processes: list[subprocess.Popen] = []
     with ThreadPoolExecutor(jobs) as pool:
-        while running or (waiting and not failed):
-            unfinished = {*waiting, *running.values()}
-            ready = [stage for stage in waiting if not needs[stage] & unfinished]
-            for stage in ready[: 0 if failed else jobs - len(running)]:
-                waiting.remove(stage)
-                running[pool.submit(repro, stage, logs / f"{stage}.log", slots, own)] = stage
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                stage = running.pop(future)
-                try:
-                    took = future.result()
-                except UserError as error:
-                    failed.append(str(error))
-                    continue
-                done = len(order) - len(waiting) - len(running)
-                print(
-                    f"{time.strftime('%H:%M:%S')} {done} of {len(order)}: {stage}, {duration(took)}"
-                )
+        try:
+            while running or (waiting and not failed):
+                unfinished = {*waiting, *running.values()}
+                ready = [stage for stage in waiting if not needs[stage] & unfinished]
+                for stage in ready[: 0 if failed else jobs - len(running)]:
+                    waiting.remove(stage)
+                    log = logs / f"{stage}.log"
+                    running[pool.submit(repro, stage, log, slots, own, processes)] = stage
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    stage = running.pop(future)
+                    try:
+                        took = future.result()
+                    except UserError as error:
+                        failed.append(str(error))
+                        continue
+                    done = f"{len(order) - len(waiting) - len(running)} of {len(order)}"
+                    print(f"{time.strftime('%H:%M:%S')} {done}: {stage}, {duration(took)}")
+        finally:
+            end_all(processes)
     if failed:
         raise UserError("; ".join(failed))
 
@@ -122,6 +145,7 @@ def main() -> None:
     jobs = parser.parse_args().jobs
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not allowed; allowed: a whole number from 1")
+    take_signals()
     os.chdir(project_root())
     logs = Path(".dvc/tmp/jobs")
     logs.mkdir(parents=True, exist_ok=True)

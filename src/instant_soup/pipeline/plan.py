@@ -78,9 +78,7 @@ OF_WEAK_MASKS = (
     *("score", "denoisers"),
 )
 OF_SOUPS = ("combine", "own_mask", "score", "denoisers")
-# Where a dataset lies and what its columns are called is not what is in it; its name says that it
-# is local.
-NOT_IN_VARIANTS = ("path", "text", "image", "label")
+NOT_IN_VARIANTS = ("path",)  # where a dataset lies: its name says that it is local
 
 
 @dataclass(frozen=True, kw_only=True)

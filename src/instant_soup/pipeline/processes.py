@@ -95,6 +95,26 @@ def last_error(log: Path) -> str:
     return (own or general or lines or ["no output"])[-1]
 
 
+def take_signals() -> None:
+    """Let signals that end this process do so in good order.
+
+    A handler of our own also undoes what a shell's background job inherits, namely that it and all
+    it starts ignore Ctrl-C. Under nohup SIGHUP stays ignored.
+    """
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
+        signal.signal(number, signal.default_int_handler)
+
+
+def end_all(running: list[subprocess.Popen]) -> None:
+    """End processes that lead groups of their own: stages keep a checkpoint."""
+    left = [process for process in running if process.poll() is None]
+    end_groups(
+        [process.pid for process in left],
+        lambda: all(process.poll() is not None for process in left),
+    )
+
+
 def end_groups(leaders: list[int], ended: Callable[[], bool]) -> None:
     """Interrupt process groups; kill what has not ended after PATIENCE or another Ctrl-C."""
     for leader in leaders:

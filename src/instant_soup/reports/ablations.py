@@ -68,7 +68,7 @@ SCHEDULES = {
     "isp.growing=false": "each round calibrates for the same time, as in the released code",
     "isp.calibration=0.05 isp.growing=false": "the same time each round, and as many steps in all",
     "isp.rate_of=remaining": "each prune takes 20 % of what remains, as in iterative pruning",
-    "isp.learning_rate_range=[0.1,10.0]": "denoisers' rates from a tenth to ten times the main one",
+    "isp.learning_rate_range=[0.1,10]": "denoisers' rates from a tenth to ten times the main one",
 }
 # Denoisers off → on (Table 4).
 PAPER_ON_OFF = {

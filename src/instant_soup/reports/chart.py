@@ -9,6 +9,7 @@ from instant_soup.reports.figures import MAIN, _colour_and_marker
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.origins import model_and_origin
 from instant_soup.reports.results import (
+    BUDGETS,
     CELL,
     UNPRUNED,
     blocks,
@@ -29,7 +30,6 @@ from instant_soup.training.metrics import LOWER_IS_BETTER
 SHAPES = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down"}
 SHAPES |= {"<": "triangle-left", ">": "triangle-right", "P": "cross", "X": "cross", "*": "diamond"}
 SHAPES |= {r"$\oplus$": "square"}  # ISP+, apart from ISP; no other sparse method has it
-BUDGETS = (1, 2, 5)  # fine-tunings that the reader may choose
 
 
 def chart_data(runs: pd.DataFrame) -> dict[str, Any]:

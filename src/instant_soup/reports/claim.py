@@ -16,7 +16,9 @@ def claim(ledger: pd.DataFrame) -> str:
     runs = comparable(ledger)
     own = runs[runs["preset"].isin(runs["preset"].mode()[:1])]
     sentences, pairs = [CLAIM], [("isp", "lth"), ("isp_plus", "lth")]
-    for (method, _), line in between(own, pairs).iterrows():
+    lines = between(own, pairs)
+    corrected = ", corrected for both comparisons" if len(lines) > 1 else ""
+    for (method, _), line in lines.iterrows():
         pair = own[own["method"].isin((method, "lth"))]
         places = pair.groupby(["task", "sparsity", "origin"])["method"].transform("nunique")
         mean, cost = line["mean"], costs_of(pair[places == 2])
@@ -26,7 +28,7 @@ def claim(ledger: pd.DataFrame) -> str:
         sentences.append(
             f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
             f"over {line['tasks']:.0f} tasks and all their sparsities. That is {noise} "
-            f"(p = {number(line['p_holm'], '.2g')}, corrected for both comparisons). "
+            f"(p = {number(line['p_holm'], '.2g')}{corrected}). "
             f"{short(method)} costs {cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
         )
     return " ".join(sentences) if len(sentences) > 1 else ""

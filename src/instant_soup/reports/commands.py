@@ -1,5 +1,6 @@
 """The command that makes a row of the ledger again."""
 
+import re
 import shlex
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -12,15 +13,15 @@ LOCAL = "@local"  # behind a dataset that was read from a local copy
 
 
 def command(row: Mapping[Hashable, Any]) -> str:
-    """`dvc exp run …` with all that the row's KEY names; FOLDER stands for a local copy's place."""
-    model = plain(row["model"])
-    dataset = row["dataset"].removesuffix(LOCAL)
-    changes = [f"model={model}", f"dataset={dataset}", f"preset={row['preset']}"]
+    """`dvc exp run …` with all that a row's KEY names; FOLDER: where local files lie."""
+    model, dataset = plain(row["model"]), row["dataset"].removesuffix(LOCAL)
+    places = [re.sub("local:.*", "local:FOLDER", name) for name in (model, dataset)]
+    changes = [f"model={places[0]}", f"dataset={places[1]}", f"preset={row['preset']}"]
     if dataset != row["dataset"]:
         changes.append("data.path=FOLDER")
     if row["method"] not in registry.dense_rows():
         changes.append(f"sparsity={row['target_sparsity']:g}")
     changes.append(f"seed={row['seed']}")
     changes.append(f"methods=[{'' if row['method'] in ALWAYS else row['method']}]")
-    changes += row["variant"].split()
+    changes += [change.replace("%20", " ") for change in row["variant"].split()]
     return " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])

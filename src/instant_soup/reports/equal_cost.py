@@ -11,23 +11,23 @@ from instant_soup.methods.registry import DENSE
 from instant_soup.reports.ledger import SECTION, remembered
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
+    BUDGETS,
     UNPRUNED,
     ZERO_SHOT,
     block_of,
+    has_presets_settings,
     heading,
     label,
     number,
     percent,
     row_order,
     scale,
-    shared_settings,
     spread,
     unit,
 )
 from instant_soup.reports.verdict import own_setting
 from instant_soup.training.metrics import merit
 
-BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
 OF_LENGTH = ("training.epochs=", "isp.calibration=")
 SLACK = 1.05  # what a run may exceed its budget by: rounds end on whole steps
 
@@ -59,7 +59,7 @@ def runs_of_any_length(ledger: pd.DataFrame) -> pd.DataFrame:
         is_dense = section["method"] == DENSE
         sparse = section[~section["method"].isin(UNPRUNED)]
         for sparsity, column in sparse.groupby("target_sparsity"):
-            own = own_setting(column[column["variant"] == column["variant"].map(shared_settings)])
+            own = own_setting(column[has_presets_settings(column)])
             if own is None:
                 continue
             dense = section[is_dense].assign(target_sparsity=sparsity)

@@ -18,9 +18,11 @@ from instant_soup.config.fields import defaults_of
 from instant_soup.config.sections import Training
 from instant_soup.errors import UserError
 from instant_soup.files import project_root, read_yaml, yaml_of
+from instant_soup.methods.registry import DENSE
 from instant_soup.pipeline import outlook
-from instant_soup.pipeline.plan import Params, check, plan_with_code
+from instant_soup.pipeline.plan import Params, check, plan_with_code, variant
 from instant_soup.pipeline.processes import duration, run_stage
+from instant_soup.reports.commands import LOCAL
 from instant_soup.reports.ledger import read_ledger
 
 # Of that speed (`training_speed`) a run's steps reach this share, by precision: MiniLM on two cores
@@ -91,23 +93,29 @@ def forecast(params: Params, texts: dict[str, str]) -> str:
 def of_ledger(params: Params) -> tuple[dict[str, int], float] | None:
     """Rows of the splits, and FLOPs of a training step; None where no such run is in the ledger.
 
-    From the newest dense row of the same model, data and preset with the preset's own settings.
+    From the newest dense row of the same model, data and preset with the run's settings, or else
+    with the preset's own.
     """
     ledger = read_ledger(project_root() / "reports/results.csv")
-    top, training = params.top, params.training
-    same = (ledger["model"] == top.model) & (ledger["dataset"] == top.dataset)
-    same &= (ledger["preset"] == top.preset) & (ledger["method"] == "dense")
-    dense = ledger[same & (ledger["variant"] == "")].sort_values("finished")
-    if not len(dense):
-        return None
-    row = dense.iloc[-1]
-    preset = defaults_of(Training, params.family, params.top.preset)
-    batches = row["steps"] / preset["epochs"]  # in an epoch
-    given = params.data.train_rows
-    train = given if isinstance(given, int) else round(batches * preset["batch_size"])
-    rows = {"train": train, "validation": params.data.validation_rows}
-    rows["test"] = params.data.test_rows
-    return rows, row["flops"] / row["steps"] * training.batch_size / preset["batch_size"]
+    top, training, settings = params.top, vars(params.training), variant(params, DENSE)
+    dataset = top.dataset + (LOCAL if params.data.path else "")
+    same = (ledger["model"] == top.model) & (ledger["dataset"] == dataset)
+    same &= (ledger["preset"] == top.preset) & (ledger["method"] == DENSE)
+    dense = ledger[same].sort_values("finished")
+    for known, ran in (
+        (settings, training),
+        ("", defaults_of(Training, params.family, top.preset)),
+    ):
+        if not (dense["variant"] == known).any():
+            continue
+        row = dense[dense["variant"] == known].iloc[-1]
+        batches = row["steps"] / ran["epochs"]  # in an epoch
+        given = params.data.train_rows
+        train = given if isinstance(given, int) else round(batches * ran["batch_size"])
+        rows = {"train": train, "validation": params.data.validation_rows}
+        rows["test"] = params.data.test_rows
+        return rows, row["flops"] / row["steps"] * training["batch_size"] / ran["batch_size"]
+    return None
 
 
 def measured_step(flops: float, precision: str) -> tuple[float, str]:
@@ -158,10 +166,10 @@ def training_speed(precision: str, seconds: float = 1.0) -> tuple[float, float]:
     try:
         torch.set_num_threads(1 if on_cpu else threads)
         step()  # the first one is slow
-        done, started, used = 0, time.perf_counter(), time.process_time()
-        while (wall := time.perf_counter() - started) < seconds:
+        done, wall, started, used = 0, 0.0, time.perf_counter(), time.process_time()
+        while not done or wall < seconds:
             step()
-            done += 1
+            done, wall = done + 1, time.perf_counter() - started
         share = min(1.0, (time.process_time() - used) / wall) if on_cpu else 1.0
     finally:
         torch.set_num_threads(threads)

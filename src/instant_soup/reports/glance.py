@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
-from instant_soup.reports.results import percent, short
+from instant_soup.reports.results import BUDGETS, percent, short
 from instant_soup.reports.verdict import RIVALS, budget_words, with_interval
 
 FEWEST = 4  # methods that compete at a sparsity: fewer give no choice
-BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
 TEXT = (
     "The best method at each sparsity within a budget, its distance from the dense network in "
     "points with the 95 % interval, and how many methods competed. The budget counts the training "

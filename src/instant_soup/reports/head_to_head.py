@@ -19,6 +19,7 @@ from instant_soup.reports.results import (
     ZERO_SHOT,
     by_section,
     direction,
+    has_presets_settings,
     heading,
     label,
     number,
@@ -27,7 +28,6 @@ from instant_soup.reports.results import (
     ranks_nothing,
     row_order,
     scale,
-    shared_settings,
     signed,
     unit,
 )
@@ -44,7 +44,7 @@ Runs: TypeAlias = dict[int, tuple[float, float]]  # of one method and sparsity: 
 
 def chapter(ledger: pd.DataFrame) -> Chapter:
     """A table for each section that ISP was measured in."""
-    of_preset = ledger["variant"] == ledger["variant"].map(shared_settings)
+    of_preset = has_presets_settings(ledger)
     columns = [*SECTION, "variant", "method", "target_sparsity", "seed", "value", "flops"]
     own = ledger.loc[of_preset & (ledger["method"] != ZERO_SHOT), columns]
     tables = [

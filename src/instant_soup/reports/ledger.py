@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from instant_soup.config.fields import short_numbers
 from instant_soup.errors import UserError
 from instant_soup.files import new_file, read_json
 
@@ -65,7 +66,7 @@ def check_result(result: Any, source: str) -> dict[str, Any]:
     if missing:
         raise UserError(f"{source}: not a result file ({', '.join(missing)} missing)")
     cost = {FORMER_NAMES.get(name, name): value for name, value in result["cost"].items()}
-    result = {**result, "cost": cost}
+    result = {**result, "cost": cost, "variant": short_numbers(result["variant"])}
     try:
         rows = [_row(one, "") for one in with_zero_shot([result])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -361,6 +362,7 @@ def _parse(text: str, path: Path) -> tuple[dict[tuple, Row], list[str]]:
             if None in given or None in given.values():
                 raise odd
             row = {**dict.fromkeys(COLUMNS, ""), **given}
+            row["variant"] = short_numbers(row["variant"])
             _check_row(row, f"{path}: line {reader.line_num}")
             other = rows.setdefault(_key(row), row)
             if other != row:

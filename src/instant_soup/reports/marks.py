@@ -7,9 +7,8 @@ from scipy.special import stdtr
 from instant_soup.reports.ledger import SECTION
 from instant_soup.reports.render import MISSING, Cell
 from instant_soup.reports.results import CELL, UNPRUNED, over_seeds, scale
+from instant_soup.reports.statistics import SIGNIFICANT
 from instant_soup.training.metrics import merit
-
-SIGNIFICANT = 0.05
 
 
 def against_lth(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """The field's methods side by side, each with the settings that validation chose for it.
 
-A view of `apart_by_origin`. A *trial* is a run of a row with settings of its own: all rows have as
-many, at one place (…_OF_TRIALS), and what scores best on validation data there is the row's setting
-everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the comparison.
+A view of `apart_by_origin`. A *trial* is a run of a row with settings of its own: rows have up to
+three, at one place (…_OF_TRIALS), and what scores best on validation data there is the row's
+setting everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the comparison.
 """
 
 import pandas as pd

@@ -27,13 +27,13 @@ from instant_soup.reports.results import (
     UNPRUNED,
     ZERO_SHOT,
     costs,
+    has_presets_settings,
     in_units,
     label,
     number,
     over_seeds,
     percent,
     row_order,
-    shared_settings,
     short,
     spread,
     summary,
@@ -203,7 +203,7 @@ def _cells(
     own = _of_section(runs, section)
     own = own[own["method"].isin(methods)]
     unpruned = own["method"].isin(UNPRUNED)
-    plain_rows = own["variant"] == own["variant"].map(shared_settings)
+    plain_rows = has_presets_settings(own)
     sparse = own[~unpruned & plain_rows & own["target_sparsity"].isin(sparsities)]
     own = pd.concat([own[unpruned], sparse])
     own = own[own["model"].isin(_of_main_origin(sparse)["model"])]

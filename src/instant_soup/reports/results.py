@@ -27,6 +27,7 @@ METHOD_NAMES = {
 }
 UNPRUNED = (ZERO_SHOT, *registry.dense_rows())  # one value for all sparsities
 SOUPS = tuple(name for name in registry.dense_rows() if name != registry.DENSE)
+BUDGETS = (1.0, 2.0, 5.0)  # fine-tunings, search included
 PERCENT = {"accuracy", "f1", "matthews", "pearson", "spearman"}  # fractions, shown times 100
 
 CELL = [*SECTION, "method", "variant", "target_sparsity"]
@@ -192,6 +193,11 @@ def shared_settings(variant: str) -> str:
     """The part of a variant that all methods share: data, training, pre-training."""
     shared = ("data.", "training.", "pretraining.")
     return " ".join(part for part in variant.split(" ") if part.startswith(shared))
+
+
+def has_presets_settings(ledger: pd.DataFrame) -> pd.Series:
+    """Which rows change nothing of their method, only what all rows of their run share."""
+    return ledger["variant"] == ledger["variant"].map(shared_settings)
 
 
 # Tables

@@ -17,16 +17,17 @@ from instant_soup.reports.ledger import SECTION, remembered
 from instant_soup.reports.origins import plain
 from instant_soup.reports.render import MISSING, Cell, Chapter, Table
 from instant_soup.reports.results import (
+    BUDGETS,
     PERCENT,
     UNPRUNED,
     ZERO_SHOT,
     block_of,
+    has_presets_settings,
     label,
     number,
     percent,
     ranks_nothing,
     row_order,
-    shared_settings,
     short,
     signed,
 )
@@ -42,7 +43,7 @@ from instant_soup.reports.statistics import (
     without_gaps,
 )
 
-BUDGETS = (1.0, 2.0, 5.0, np.inf)  # fine-tunings, search included
+LIMITS = (*BUDGETS, np.inf)
 REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
 SEEDS = 3  # fewer tell little
@@ -63,7 +64,7 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     network). Tasks on which the dense network is no better than guessing are left out, and those
     whose metric has no points (perplexity).
     """
-    own = ledger[ledger["variant"] == ledger["variant"].map(shared_settings)]
+    own = ledger[has_presets_settings(ledger)]
     own = own[own["metric"].isin(PERCENT)]
     own = own[(own["method"] != ZERO_SHOT) & (own["variant"].map(block_of) == "")]
     own = own.assign(origin=own["model"], model=own["model"].map(plain))
@@ -225,7 +226,7 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     distances = against(runs, None)
     full = competing(distances, tasks)
     others: dict[str, pd.DataFrame] = {}  # by the row that they are compared with
-    for budget in BUDGETS:
+    for budget in LIMITS:
         affordable = cost[cost.round(1) <= budget].index
         fitting = full[full.index.isin(affordable)]
         if len(fitting) < 2:

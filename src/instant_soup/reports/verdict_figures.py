@@ -14,7 +14,7 @@ from instant_soup.reports.glance import with_choice
 from instant_soup.reports.results import percent, row_order, short
 from instant_soup.reports.statistics import critical_difference, mean_ranks
 from instant_soup.reports.verdict import (
-    BUDGETS,
+    LIMITS,
     against,
     best_rows,
     budget_words,
@@ -56,7 +56,7 @@ def best_by_budget(runs: pd.DataFrame, path: str | Path) -> None:
     drawn: dict[str, Any] = {}
     for number, preset in enumerate(presets):
         own, of_preset = best[best["preset"] == preset], runs[runs["preset"] == preset]
-        for axes, budget in zip(panels[2 * number : 2 * number + 2].ravel(), BUDGETS, strict=True):
+        for axes, budget in zip(panels[2 * number : 2 * number + 2].ravel(), LIMITS, strict=True):
             drawn |= _budget_panel(axes, of_preset, own, budget)
             axes.set_title(f"preset {preset}, {budget_words(budget)}", fontsize=9)
     for axes in panels[:, 1]:

@@ -11,7 +11,7 @@ from instant_soup.data.datasets import Dataset
 from instant_soup.files import read_json
 from instant_soup.methods import registry
 from instant_soup.models import bert, clip
-from instant_soup.models.known import MODELS, BaseModel
+from instant_soup.models.known import BaseModel
 from instant_soup.models.ticket import TICKET
 from instant_soup.reports.render import in_markdown
 from instant_soup.reports.results import label, percent
@@ -199,8 +199,6 @@ def regenerate(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: st
 def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) -> dict[str, Any]:
     """The keys of params.yaml that make this ticket, with their values as text."""
     method, model, dataset = result["method"], result["model"], result["dataset"]
-    if base.source == "hub" and base.family == "bert" and model not in MODELS:
-        model = f"hub:{model}"
     found = {"model": model, "dataset": dataset.removesuffix("@local")}
     if dataset.endswith("@local"):
         found["data.path"] = "FOLDER"
