@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,47 @@ def refusals(model: nn.Module, **changes: Any) -> list[str]:
         instant_soup.Pruner(model, torch.optim.SGD(list(model.parameters())[:1], lr=0.1), **own)
     said.append(str(caught.value))
     return said
+
+
+# Which matrices there are
+
+
+class Scaled(nn.Module):
+    """A block whose branch is scaled by a vector that is laid along an image's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.gamma = nn.Linear(8, 8), nn.Parameter(torch.full((8, 1, 1), 1e-5))
+
+
+def test_a_scale_along_channels_is_a_vector() -> None:
+    model = nn.Sequential(nn.ModuleList(Scaled() for _ in range(2)), nn.Linear(8, 2))
+    assert set(choose(model)) == {"0.0.map.weight", "0.1.map.weight"}
+
+
+def test_body_and_head_in_a_sequential_are_no_two_blocks() -> None:
+    def part(*sizes: int) -> nn.Sequential:
+        maps = [nn.Linear(*pair) for pair in pairwise(sizes)]
+        return nn.Sequential(*(layer for one in maps for layer in (one, nn.ReLU())))
+
+    body, head = part(8, 16, 16), nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert set(choose(nn.Sequential(body, head))) == {"0.0.weight", "0.2.weight", "1.0.weight"}
+    stages = nn.Sequential(*(part(8, 8) for _ in range(3)), nn.Linear(8, 2))
+    assert "3.weight" not in choose(nn.Sequential(stages[:3], stages[3]))
+
+
+def test_heads_that_pass_for_blocks_are_warned_of() -> None:
+    heads = [nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(3)]
+    body = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
+    model = nn.ModuleDict({"body": body, "heads": nn.ModuleList(heads)})
+    with pytest.warns(UserWarning, match="only 19% of the weights .* look.* repeated blocks"):
+        assert all(name.startswith("heads.") for name in choose(model))
+
+
+def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
+    said = refusals(perceptron(), sparsity=0.99999, method="one_shot")
+    assert len(set(said)) == 1
+    assert said[0].startswith("sparsity: 0.99999 leaves none of the ")
 
 
 # Weights that are computed, at each forward pass, from others

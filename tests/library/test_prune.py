@@ -37,6 +37,101 @@ def zeros(model: nn.Module, mask: masks.Mask) -> bool:
     return all(torch.equal(parameters[name] != 0, kept) for name, kept in mask.items())
 
 
+class Remembers(nn.Module):
+    """Keeps an activation, and a module with state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.noted = perceptron(), Noted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.body(x)
+        return self.last
+
+
+class Noted(nn.Module):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def test_a_model_that_keeps_an_activation_and_extra_state_is_pruned() -> None:
+    model = Remembers()
+    pruned = instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
+    assert zeros(model, pruned.mask)
+
+
+def test_random_numbers_outside_stay_as_they_were() -> None:
+    model, batches = perceptron(), loader()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    instant_soup.prune(model, batches, loss, **PRUNE_SETTINGS)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("method", ["layerwise", "granet"])
+def test_channels_last_weights_that_tie_are_ranked(method: str) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 2)
+    )
+    for parameter in net.parameters():
+        parameter.data = parameter.data.sign()
+    net = net.to(memory_format=torch.channels_last)
+    batches = [(torch.randn(4, 4, 6, 6), torch.tensor([0, 1, 0, 1])) for _ in range(3)]
+
+    def own(model: nn.Module, batch: Any) -> torch.Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1])
+
+    more = {"every": 2} if method == "granet" else {}
+    settings = {"steps": 6, "learning_rate": 1e-3, "sparsity": 0.5, "method": method, **more}
+    pruned = instant_soup.prune(net, batches, own, **settings)
+    assert pruned.sparsity == 0.5
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "convolution"])
+def test_n_of_m_groups_inputs_wherever_they_are(kind: str) -> None:
+    """GPT-2's matrices are inputs × outputs; a convolution's inputs are its second dimension."""
+    from transformers.pytorch_utils import Conv1D
+
+    first = Conv1D(12, 8) if kind == "gpt2" else nn.Conv2d(8, 12, 1)
+    shape = (4, 8) if kind == "gpt2" else (4, 8, 1, 1)
+    net = nn.Sequential(first, nn.Flatten(), nn.Linear(12, 2))
+    batches = [(torch.randn(shape), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
+    pruned = instant_soup.prune(
+        net, batches, lambda m, b: functional.cross_entropy(m(b[0]), b[1]),
+        steps=2, learning_rate=1e-3, sparsity=0.5, method="n_of_m",
+        prunable=lambda name, p: name == "0.weight",
+    )  # fmt: skip
+    kept = pruned.mask["0.weight"]
+    rows = kept.T if kind == "gpt2" else kept.flatten(1)
+    assert rows.shape == (12, 8)
+    assert (rows.reshape(-1, 4).sum(1) == 2).all()
+
+
+def test_texts_of_other_lengths_cost_other_flops() -> None:
+    """The loss makes tensors of them, so their shapes are not known before."""
+
+    def own(model: nn.Module, batch: list[str]) -> torch.Tensor:
+        rows = torch.ones(sum(map(len, batch)), 8)
+        return model(rows).square().mean()
+
+    def flops(*batches: list[str]) -> float:
+        net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        settings = {"steps": 2, "learning_rate": 1e-3, "sparsity": 0.5, "method": "one_shot"}
+        return instant_soup.prune(net, batches, own, **settings).cost["flops"]
+
+    assert flops(["ab"], ["abcdefgh"]) == flops(["abcdefgh"], ["ab"]) == 5 * flops(["a"], ["a"])
+
+
+def test_a_packed_sequence_is_moved_whole() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(2, 2)])
+    moved = run.to_device({"x": packed}, torch.device("meta"))["x"]
+    assert moved.data.device.type == "meta" and torch.equal(moved.batch_sizes, packed.batch_sizes)
+
+
 def test_a_perceptron_is_pruned_to_the_weight_and_its_zeros_stay() -> None:
     model = perceptron()
     before = copy.deepcopy(model.state_dict())

@@ -268,6 +268,33 @@ def test_any_optimizer_will_do_without_fisher() -> None:
             assert not momentum[~kept].any()
 
 
+class Mixing(torch.optim.AdamW):
+    """Moves all of a matrix where a part of it has a gradient, and keeps codes in place of moments.
+
+    As Muon does, and 8-bit Adam.
+    """
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.add_(1e-3)
+            self.state[parameter]["state1"] = torch.full_like(parameter, 7, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["one_shot", "progressive", "granet", "movement", "platon"])
+@pytest.mark.parametrize("kind", [Mixing, "Muon"])
+def test_zeros_stay_with_optimizers_that_move_them(name: str, kind: Any) -> None:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        if kind is Mixing:
+            return Mixing(parameters, lr=3e-3)
+        return torch.optim.Muon([p for p in parameters if p.ndim == 2], lr=3e-3)
+
+    loop = Loop(**of(name), optimizer=make).run()  # which looks at the zeros after each step
+    assert loop.pruner.done and loop.pruner.sparsity == pytest.approx(0.75, abs=1e-3)
+    for parameter in loop.model.parameters() if kind is Mixing else ():
+        assert (loop.optimizer.state[parameter]["state1"] == 7).all()
+
+
 def test_the_learning_rate_is_the_optimizers_before_a_warm_up() -> None:
     model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -339,8 +366,12 @@ def test_a_state_of_another_run_is_refused() -> None:
         Loop("granet", resume=state)
     with pytest.raises(UserError, match=r"resume: its sparsity is 0\.75; allowed: 0\.5"):
         Loop("movement", sparsity=0.5, resume=state)
+    with pytest.raises(UserError, match="resume: its every is 2; allowed: 4"):
+        Loop("movement", every=4, resume=state)
+    with pytest.raises(UserError, match="resume: its retrain is all; allowed: norms_and_biases"):
+        Loop("movement", every=2, retrain="norms_and_biases", resume=state)
     with pytest.raises(UserError, match="resume: a state of other matrices"):
-        Loop("movement", prunable=lambda name, p: name == "5.weight", resume=state)
+        Loop("movement", every=2, prunable=lambda name, p: name == "5.weight", resume=state)
 
 
 @pytest.mark.parametrize("name", ["one_shot", "gmp", "movement", "smp", "platon"])

@@ -458,6 +458,24 @@ def test_a_mask_of_before_has_no_digest_and_is_checked_by_its_count(saved: Path)
     assert "of 26 pruned" in refusal(saved)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "description", "words"),
+    [
+        ('{"w": [-1, -8]}', "{}", "damaged mask"),
+        ('{"w": [8]}', '{"sparsity": NaN}', "8 of 8 pruned, not nan"),
+        ('{"w": [8]}', '{"sparsity": Infinity}', "8 of 8 pruned, not inf"),
+        ('{"w": [0]}', "{}", "it has no weights"),
+    ],
+)
+def test_a_crafted_header_is_refused_in_one_line(
+    saved: Path, shapes: str, description: str, words: str
+) -> None:
+    bits = np.zeros(0 if "[0]" in shapes else 1, dtype=np.uint8)
+    header = {"format": masks.FORMAT, "shapes": shapes, "description": description}
+    save_file({"w": bits}, saved, metadata=header)
+    assert words in refusal(saved)
+
+
 @pytest.mark.parametrize("description", [None, "", "[1]", '{"sparsity": 0.5'])
 def test_a_damaged_description_is_refused(saved: Path, description: str | None) -> None:
     header = {"format": masks.FORMAT, "shapes": '{"w": [8]}', "description": description}

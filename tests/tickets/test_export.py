@@ -521,7 +521,7 @@ RESULT = {
         ({"method": "lottery_pool"}, "packaged", "-S 'methods=[lottery_pool]'", ""),
         ({"method": "random_init"}, "packaged", "-S 'methods=[random_init]'", ""),
         ({"variant": "isp.combine=vote data.train_rows=9"}, "packaged", "-S isp.combine=vote", ""),
-        ({"model": "org/bert"}, "hub", "-S model=hub:org/bert", ""),
+        ({"model": "hub:org/bert"}, "hub", "-S model=hub:org/bert", ""),
         ({"model": "bert-base"}, "hub", "-S model=bert-base", ""),
         ({"model": "local:mine"}, "local", "-S model=local:mine", "local:mine: not in the repo"),
         ({"dataset": "sst2@local"}, "packaged", "-S data.path=FOLDER", "sst2@local: not in"),
@@ -566,7 +566,7 @@ def test_what_a_card_says_is_a_plan_with_the_row(method: str):
     assert files[f"evaluate_{method}"]["target_sparsity"] == (
         0.0 if registry.method_named(method).dense else 0.75
     )
-    assert files[f"evaluate_{method}"]["variant"].startswith("training.epochs=12.0")
+    assert files[f"evaluate_{method}"]["variant"].startswith("training.epochs=12")
 
 
 def test_what_is_on_the_hub_is_named_as_the_cards_base_and_dataset():

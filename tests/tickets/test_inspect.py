@@ -101,7 +101,7 @@ def test_parts_add_up_to_the_whole(shapes, seed: int) -> None:
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (1, 4)])
 def test_an_n_of_m_mask_complies_with_its_pattern(n: int, m: int) -> None:
     weights = {f"layer.{i}.w": torch.randn(16, 32) for i in range(2)}
-    run = SimpleNamespace(weights=weights)
+    run = SimpleNamespace(weights=weights, inputs_at={})
     mask = NOfM(m=m).mask(run, 1 - n / m)  # type: ignore[arg-type]
     found = {p["pattern"]: p for p in inspect.statistics(Inspected(mask))["patterns"]}
     assert found[f"{n}:{m}"] == {

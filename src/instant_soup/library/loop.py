@@ -23,6 +23,7 @@ from instant_soup.library.model import (
     Wanted,
     check_gradients,
     check_precision,
+    check_some_stay,
     check_trainable,
     choose,
     unwrapped,
@@ -41,13 +42,24 @@ from instant_soup.library.settings import (
     own_words,
     recipe_of,
 )
-from instant_soup.methods.base import AtStart
+from instant_soup.methods.base import AtStart, Method
+from instant_soup.methods.registry import settings_in
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import exchange
 from instant_soup.training import pruner as pruners
 from instant_soup.training.pruner import FixedMask, Tensors
 from instant_soup.training.retraining import freeze, small_parameters
+
+# Those of torch that update each weight by its own gradient and moments: zeros stay zeros. Others
+# (Muon, LBFGS, quantised moments) mix weights or round.
+ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in (
+        *("SGD", "ASGD", "Rprop", "RMSprop", "Adagrad", "Adadelta", "Adam", "AdamW", "Adamax"),
+        *("NAdam", "RAdam"),
+    )
+}
 
 
 class Pruner:
@@ -135,6 +147,7 @@ class Pruner:
             bare = unwrapped(model)
             check_trainable(bare)
             chosen = choose(bare, prunable)
+            check_some_stay(chosen, sparsity)
             check_gradients(self.method, chosen)
             check_precision(chosen)
             optimizer = optimizer_of(optimizer, bare)
@@ -159,6 +172,7 @@ class Pruner:
             self.method.check_steps(sparsity, self.run)
             if retrain != ALL:
                 small_parameters(bare, chosen)  # some there must be
+        self._keeps_zeros = type(optimizer) in ELEMENTWISE
         self._averaged = exchange.size() == 1  # whether gradients are known to be all processes'
         self._due = "after_backward"  # the call that comes next
         self._checked = True  # whether the model's zeros are known to be the mask's
@@ -194,6 +208,8 @@ class Pruner:
         self._due = "after_backward"
         self.run.step += 1
         self.inner.after_step(self.run.step - 1)
+        if not self._keeps_zeros:
+            masks.apply(self.mask, dict(self.run.model.named_parameters()))
         self._freeze_when_settled()
 
     def _freeze_when_settled(self) -> None:
@@ -316,7 +332,13 @@ class Pruner:
         self._freeze_when_settled()
 
     def _identity(self) -> dict[str, Any]:
-        return {"method": self.method.name, "sparsity": self.target, "steps": self.total}
+        return identity_of(self.method, self.target, self.total, self.retrain)
+
+
+def identity_of(method: Method, sparsity: float, steps: int, retrain: str) -> dict[str, Any]:
+    """What a state must be of to be gone on from: a pruner's settings."""
+    named = {"method": method.name, "sparsity": sparsity, "steps": steps, "retrain": retrain}
+    return {**named, **settings_in(method)}
 
 
 def optimizer_of(given: Any, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 """Your own model: its wrappers, which weights are pruned, and whether that is possible."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method
 from instant_soup.models import matrices
+from instant_soup.sparsity import masks
 from instant_soup.training.state import Weights
 
 Wanted = Callable[[str, torch.Tensor], bool]
@@ -18,6 +20,7 @@ Wanted = Callable[[str, torch.Tensor], bool]
 # Of the weights' own types; others are quantised.
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)
+LEAST_OF_ALL = 0.5  # of all linear maps before the head, that should be prunable
 # Modules that adapters put into a model: peft's of all kinds, and those of `adapters`.
 ADAPTERS = ("base_layer", "adapters", "loras")
 
@@ -72,6 +75,20 @@ def choose(model: nn.Module, wanted: Wanted | None = None) -> Weights:
     return found
 
 
+def check_some_stay(prunable: Weights, sparsity: float) -> None:
+    """Check that a sparsity leaves something.
+
+    Raises:
+        UserError: If not even one weight would stay.
+    """
+    if not masks.keep_count(prunable, sparsity):
+        number = sum(weight.numel() for weight in prunable.values())
+        raise UserError(
+            f"sparsity: {sparsity} leaves none of the {number:,} prunable weights; allowed: a "
+            "sparsity that leaves one or more"
+        )
+
+
 def _by_structure(model: nn.Module) -> Weights:
     """The matrices of the repeated blocks; in a model without blocks, all linear maps but the last.
 
@@ -86,6 +103,13 @@ def _by_structure(model: nn.Module) -> Weights:
     if not found:
         every = matrices.matrices(model)
         found = {name: every[name] for name in list(every)[:-1]}
+    elif (share := matrices.share_before_the_head(model, found)) < LEAST_OF_ALL:
+        warnings.warn(
+            f"prunable: only {share:.0%} of the weights of this model's linear maps are in what "
+            f"looks like repeated blocks ({next(iter(found))}, …), and the sparsity is of these; "
+            "a function that names what is pruned can choose more",
+            stacklevel=2,
+        )
     own = {id(p): name for name, p in model.named_parameters()}
     for name, weight in found.items():
         if id(weight) not in own:

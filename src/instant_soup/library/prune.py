@@ -16,13 +16,14 @@ from instant_soup.errors import UserError
 from instant_soup.library.model import (
     Wanted,
     check_gradients,
+    check_some_stay,
     check_trainable,
     choose,
     in_full_width,
     unwrapped,
 )
 from instant_soup.library.pruned import Pruned
-from instant_soup.library.run import LibraryRun, Loss, Validate
+from instant_soup.library.run import LibraryRun, Loss, Validate, own_random_numbers
 from instant_soup.library.settings import (
     AMethod,
     check_batches,
@@ -137,12 +138,14 @@ def prune(
         )  # fmt: skip
         bare = unwrapped(model)
         check_trainable(bare)
-        check_gradients(chosen, choose(bare, prunable))  # while the model is as it was
+        weights = choose(bare, prunable)
+        check_some_stay(weights, sparsity)
+        check_gradients(chosen, weights)  # while the model is as it was
         # The first process keeps the training, and tells the others what it finds there.
         store = store_of(checkpoint) if first else None
-    check_same(chosen, sparsity, steps, recipe, choose(bare, prunable), batches)
+    check_same(chosen, sparsity, steps, recipe, weights, batches)
     exchange.load_first(bare)
-    with in_full_width(bare) as narrow, own_words(chosen):
+    with in_full_width(bare) as narrow, own_words(chosen), own_random_numbers(bare):
         if narrow and precision == "auto":
             recipe = replace(recipe, precision="bf16")  # computes as it did
         run = LibraryRun(

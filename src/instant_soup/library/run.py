@@ -2,6 +2,7 @@
 
 import copy
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -9,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
 from instant_soup.library.model import HALF, unwrapped, without_ddp
 from instant_soup.library.settings import length_of
 from instant_soup.methods.base import Method
+from instant_soup.models import matrices
 from instant_soup.models.forward import CountFlops
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
@@ -22,7 +25,7 @@ from instant_soup.training import exchange, loop
 from instant_soup.training.checkpoints import Store, digest
 from instant_soup.training.cost import Cost
 from instant_soup.training.protocols import Protocol, draw_protocol
-from instant_soup.training.pruner import Pruner
+from instant_soup.training.pruner import Pruner, fits
 from instant_soup.training.run import AfterStep, Run
 from instant_soup.training.state import State, Weights
 
@@ -71,7 +74,7 @@ class LibraryRun(Run):
             full: Whether bf16 tensors in a batch become fp32, as the model did.
         """
         given, model = without_ddp(model), unwrapped(model)
-        shapes = {name: list(w.shape) for name, w in model.state_dict().items()}
+        shapes = {name: list(w.shape) for name, w in weights_of(model).items()}
         origin = "" if store is None else digest("library", total, asdict(recipe), shapes, prunable)
         super().__init__(
             State(weights_of(model)), masks.full(prunable), recipe, total,
@@ -80,6 +83,7 @@ class LibraryRun(Run):
         self.model, self._given = model, given
         self._batches, self._loss = batches, loss
         self._validate, self._epoch, self._full = validate, epoch, full
+        self.inputs_at = matrices.inputs_at(model)
         self._flops: dict[Any, tuple[float, float]] = {}  # by the shapes in a batch
         self._last_flops = (0.0, 0.0)  # of the last batch
 
@@ -121,7 +125,7 @@ class LibraryRun(Run):
 
     def beside(self, state: State, recipe: Recipe) -> nn.Module:
         """A copy of the model."""
-        twin = copy.deepcopy(self.model)
+        twin = twin_of(self.model)
         load_weights(twin, state.weights)
         return twin
 
@@ -155,7 +159,7 @@ class LibraryRun(Run):
     def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
         """Compute the loss of a batch, moved to the network's device.
 
-        FLOPs are counted on the way if the batch's shapes are new.
+        FLOPs are counted on the way if the batch's shapes are new, or not known, as of texts.
 
         Raises:
             UserError: If the result is no loss.
@@ -165,13 +169,15 @@ class LibraryRun(Run):
         batch = to_device(batch, next(network.parameters()).device, self._full)
         shapes = shapes_of(batch)
         if shapes in self._flops:
+            self._last_flops = self._flops[shapes]
             found = self._loss(self._given if network is self.model else network, batch)
         else:
             named = dict(network.named_parameters())
             with CountFlops({name: named[name] for name in self.mask}) as counted:
                 found = self._loss(network, batch)
-            self._flops[shapes] = counted.within, counted.elsewhere
-        self._last_flops = self._flops[shapes]
+            self._last_flops = counted.within, counted.elsewhere
+            if shapes is not None:
+                self._flops[shapes] = self._last_flops
         check_loss(found)
         return found
 
@@ -269,8 +275,7 @@ class LoopRun(LibraryRun):
     def _moment(self, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
         """A moment of Adam's kind; other optimisers hold other things."""
         moment = self.optimizer.state.get(parameter, {}).get(key)
-        fits = isinstance(moment, torch.Tensor) and moment.shape == parameter.shape
-        return moment.detach() if fits else None
+        return moment.detach() if fits(moment, parameter) else None
 
 
 @contextmanager
@@ -299,6 +304,9 @@ def to_device(batch: Any, where: torch.device, full: bool = False) -> Any:
     if isinstance(batch, torch.Tensor):
         there = batch.to(where, non_blocking=True)
         return there.float() if full and there.dtype in HALF else there
+    if isinstance(batch, PackedSequence):  # a named tuple that may not be made of its parts
+        packed: Any = batch.to(where)  # type: ignore[arg-type]
+        return packed.float() if full and packed.data.dtype in HALF else packed
     if isinstance(batch, MutableMapping):
         own = copy.copy(batch)  # of its own kind: a defaultdict, a BatchEncoding, …
         for key, value in batch.items():
@@ -311,15 +319,19 @@ def to_device(batch: Any, where: torch.device, full: bool = False) -> Any:
     return batch.to(where) if hasattr(batch, "to") else batch
 
 
-def shapes_of(batch: Any) -> Any:
-    """The shapes of the tensors in a batch, on which its FLOPs depend."""
+def shapes_of(batch: Any) -> tuple | None:
+    """The shapes of the tensors in a batch, on which its FLOPs depend; None if not on them alone.
+
+    Numbers do not count. Texts do, as the loss may make tensors of them, and so do unknown things.
+    """
     if isinstance(batch, torch.Tensor):
         return tuple(batch.shape)
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, list | tuple):
-        return tuple(shapes_of(value) for value in batch)
-    return object() if hasattr(batch, "to") else None  # an unknown thing is like no other
+        parts = [shapes_of(value) for value in batch]
+        return None if None in parts else tuple(parts)
+    return () if batch is None or isinstance(batch, numbers.Number) else None
 
 
 def check_loss(loss: Any) -> None:
@@ -338,9 +350,20 @@ def check_loss(loss: Any) -> None:
     raise UserError(f"loss: it returned {kind}; allowed: a scalar tensor with a gradient")
 
 
+def twin_of(model: nn.Module) -> nn.Module:
+    """A copy of a model, also of one that has kept an activation, which torch refuses to copy."""
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    kept = [t for t in attributes if isinstance(t, torch.Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
+
+
 def weights_of(model: nn.Module) -> Weights:
-    """Name → tensor of a model on the CPU. The model's own memory is shared where it is there."""
-    return {name: w.detach().cpu() for name, w in model.state_dict().items()}
+    """Name → tensor of a model on the CPU. The model's own memory is shared where it is there.
+
+    Extra state, which a module may have beside its tensors, is none.
+    """
+    own = model.state_dict().items()
+    return {name: w.detach().cpu() for name, w in own if isinstance(w, torch.Tensor)}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
@@ -350,7 +373,7 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     """
     named, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and name in weights:
             named[name] = weights[name]
         seen.add(id(tensor))
     model.load_state_dict(named, strict=False)

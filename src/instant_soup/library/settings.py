@@ -90,7 +90,7 @@ def _may_be_none(kind: Any) -> bool:
 
 
 def check_sparsity(sparsity: Any) -> None:
-    """Check that some weights go and some stay.
+    """Check a sparsity, before the model is known (`check_some_stay` is for then).
 
     Raises:
         UserError: If the sparsity is not between 0 and 1.

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from instant_soup.errors import UserError
-from instant_soup.library.loop import Pruner
+from instant_soup.library.loop import Pruner, identity_of
 from instant_soup.library.model import Wanted, choose, unwrapped
 from instant_soup.library.run import Loss
 from instant_soup.library.settings import (
@@ -182,7 +182,7 @@ class InstantSoupCallback(TrainerCallback):
 
     def _found(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """The pruner's state at a checkpoint of the Trainer's: its file, or the weights' zeros."""
-        identity = {"method": self.method.name, "sparsity": self.sparsity, "steps": state.max_steps}
+        identity = identity_of(self.method, self.sparsity, state.max_steps, self.retrain)
         if self.method.remembers:
             file = _checkpoint(args, state) / KEPT
             if not file.exists():

@@ -1,6 +1,8 @@
 """N:M magnitude: N non-zero weights in every M consecutive ones of a row."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import integer, setting
@@ -49,16 +51,19 @@ class NOfM(AtStart):
         Raises:
             UserError: If N is no whole number, or a row no multiple of M.
         """
-        return largest_of_groups(run.weights, pattern(sparsity, self.m), self.m)
+        return largest_of_groups(run.weights, pattern(sparsity, self.m), self.m, run.inputs_at)
 
 
-def largest_of_groups(weights: "Weights", n: int, m: int) -> "Mask":
+def largest_of_groups(
+    weights: "Weights", n: int, m: int, inputs_at: Mapping[str, int] = MappingProxyType({})
+) -> "Mask":
     """Keep the n largest |w| of each group of m consecutive inputs.
 
     Args:
         weights: Name → weight, outputs × inputs.
         n: How many stay in a group.
         m: Weights in a group.
+        inputs_at: Name → the dimension that has the inputs, where it is not the last.
 
     Returns:
         Name → boolean tensor of the weight's shape; True: kept.
@@ -68,16 +73,17 @@ def largest_of_groups(weights: "Weights", n: int, m: int) -> "Mask":
     """
     mask = {}
     for name, weight in weights.items():
-        if weight.shape[-1] % m:
-            inputs = weight.shape[-1]
+        along = inputs_at.get(name, -1)
+        rows = weight.movedim(along, -1)
+        if rows.shape[-1] % m:
             raise UserError(
-                f"criteria.m: {m} does not divide the {inputs} inputs of {name}; allowed: a "
-                "divisor of them"
+                f"criteria.m: {m} does not divide the {rows.shape[-1]} inputs of {name}; allowed: "
+                "a divisor of them"
             )
-        groups = weight.abs().float().view(-1, m)
+        groups = rows.abs().float().reshape(-1, m)
         # Ranks within a group, stable: of equals the first is larger.
         ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        mask[name] = (ranks < n).view(weight.shape)
+        mask[name] = (ranks < n).view(rows.shape).movedim(-1, along).contiguous()
     return mask
 
 

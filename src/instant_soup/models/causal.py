@@ -32,8 +32,14 @@ from instant_soup.models.hugging_face import (
     transformers_auto,
 )
 from instant_soup.models.known import BaseModel, weight_files
-from instant_soup.models.layout import Layout, is_conv1d
-from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
+from instant_soup.models.layout import Layout
+from instant_soup.models.matrices import (
+    Weights,
+    check_finite,
+    check_weights,
+    checked_prunable,
+    is_conv1d,
+)
 from instant_soup.models.memory import TRAINED, check_fits
 from instant_soup.sparsity.compact import apart
 

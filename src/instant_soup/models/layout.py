@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from instant_soup.errors import UserError
-from instant_soup.models.matrices import Weights
+from instant_soup.models.matrices import Weights, is_conv1d
 
 # Of a file's weights; others, as fp8, need scales.
 FLOATS = {
@@ -123,8 +122,3 @@ class Layout:
 def _is_part(tensor: torch.Tensor) -> bool:
     """Whether a tensor is a view of a larger one, which would be written with it."""
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's linear layer, whose weight is inputs × outputs."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

@@ -21,13 +21,22 @@ NEAR_ZERO = 1e-2  # |w| below it counts as near zero (arXiv 2306.03805 names no 
 def _repeats(module: nn.Module) -> bool:
     """Whether a module is a stack of equal blocks: a ModuleList, or timm's kind of Sequential.
 
-    Layers or heads in a list are none: a block has layers of its own.
+    Layers or heads in a list are none: a block has layers of its own. Neither are the parts of a
+    whole that stand in a plain Sequential, such as body and head: blocks are made of the same.
     """
     children = list(module.children())
     if all(type(c).__module__.startswith("torch.nn.") and not list(c.children()) for c in children):
         return False
     several = isinstance(module, nn.Sequential) and len(module) > 1
-    return isinstance(module, nn.ModuleList) or (several and len({type(c) for c in children}) == 1)
+    return isinstance(module, nn.ModuleList) or (several and len(set(map(_kind, children))) == 1)
+
+
+def _kind(block: nn.Module) -> type | frozenset | tuple:
+    """A block's type; of a plain Sequential what it is made of."""
+    if type(block) is not nn.Sequential:
+        return type(block)
+    types = [type(child) for child in block]
+    return frozenset(types) if any(list(c.children()) for c in block) else tuple(types)
 
 
 def prunable(model: nn.Module) -> Weights:
@@ -61,9 +70,15 @@ def _of_blocks(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, nn.Module]
     for name, module in model.named_modules():
         inside = f"{name}.".startswith(stacks)
         for own, weight in _weights(module).items() if inside else ():
-            if weight.ndim > 1 and id(weight) not in seen:
+            if _is_matrix(weight, module) and id(weight) not in seen:
                 seen.add(id(weight))
                 yield f"{name}.{own}", weight, module
+
+
+def _is_matrix(weight: torch.Tensor, module: nn.Module) -> bool:
+    """Whether a weight is no vector, such as a scale that is laid along an image's channels."""
+    several = sum(size > 1 for size in weight.shape)
+    return weight.ndim > 1 if isinstance(module, LAYERS) else several > 1
 
 
 def _weights(module: nn.Module) -> Weights:
@@ -86,6 +101,25 @@ def _multiplies(name: str, module: nn.Module) -> bool:
     kind = type(module).__name__.lower()
     tables = any(word in kind for word in ("embedding", "norm"))
     return isinstance(module, LAYERS) or (not tables and is_map(name))
+
+
+def inputs_at(model: nn.Module) -> dict[str, int]:
+    """Name → dimension of the inputs, of weights that do not have them last.
+
+    These are convolutions, and GPT-2's `Conv1D`, which is inputs × outputs.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS) and not isinstance(module, nn.Linear):
+            found[f"{name}.weight"] = 1
+        elif is_conv1d(module):
+            found[f"{name}.weight"] = 0
+    return found
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear map, inputs × outputs."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def share_of(model: nn.Module, names: Iterable[str]) -> tuple[float, str]:
@@ -158,12 +192,23 @@ def head(model: nn.Module, pruned: Iterable[str]) -> Weights:
     For a text classifier of transformers these are its pooler, if it has one, and its classifier. A
     map that is also a look-up table (tied) is left out.
     """
-    every = matrices(model)
-    inside = {*pruned, *prunable(model)}
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    every, inside = _untied(model), {*pruned, *prunable(model)}
     last = max((number for number, name in enumerate(every) if name in inside), default=-1)
-    behind = list(every)[last + 1 :]
-    return {name: every[name] for name in behind if id(every[name]) not in tables}
+    return dict(list(every.items())[last + 1 :])
+
+
+def share_before_the_head(model: nn.Module, found: Weights) -> float:
+    """How much some weights are of all linear maps of a model but its head, in blocks or not."""
+    behind = head(model, found)
+    every = {name: w for name, w in _untied(model).items() if name not in behind}
+    total = sum(weight.numel() for weight in (every | found).values())
+    return sum(weight.numel() for weight in found.values()) / total
+
+
+def _untied(model: nn.Module) -> Weights:
+    """The linear maps of a model that are no look-up tables too."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return {name: w for name, w in matrices(model).items() if id(w) not in tables}
 
 
 def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:

@@ -120,7 +120,9 @@ def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> 
     over = ranking.true_count(kept) - k
     if over:
         ties = ranking.true_indices(marked(ranking.EQUAL).flatten())
-        kept.view(-1)[ties[-over:]] = False
+        flat = kept.flatten()  # itself, unless its memory is in another order (channels last)
+        flat[ties[-over:]] = False
+        kept = flat.view(kept.shape)
     return kept
 
 
@@ -291,13 +293,18 @@ def load(path: str | Path, shapes: dict[str, list[int]] | None = None) -> Mask:
         raise UserError(f"{path}: a mask of another model (first difference: {odd[0]})")
     try:
         mask = unpacked(bits, stored)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: damaged mask ({error})") from None
     # Files of version 0.1.0 have no digest, but all say how many weights they prune.
     kept, total = count(mask)
+    if not total:
+        raise UserError(f"{path}: damaged mask (it has no weights)")
     said = _parsed(path, header, "description").get("sparsity")
-    if isinstance(said, int | float) and round(said * total) != total - kept:
-        raise UserError(f"{path}: damaged mask ({total - kept} of {total} pruned, not {said:g})")
+    if isinstance(said, int | float):
+        wanted = round(said * total) if math.isfinite(said) else -1
+        if wanted != total - kept:
+            pruned = f"{total - kept} of {total} pruned"
+            raise UserError(f"{path}: damaged mask ({pruned}, not {said:g})")
     return mask
 
 

@@ -216,7 +216,7 @@ def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) 
         needed = [name for name in registry.method_named(method).needs if name != registry.ISP]
         found["methods"] = f"[{','.join([*needed, method])}]"
     parts = (part.partition("=") for part in result["variant"].split(" ") if part)
-    own = {key: value for key, _, value in parts}
+    own = {key: value.replace("%20", " ") for key, _, value in parts}
     return found | own | {"exports": f"[{method}]", "export_dtype": dtype}
 
 

@@ -150,10 +150,11 @@ def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:
     """
     groups = good = matrices = 0
     for kept in mask.values():
-        whole = kept.shape[-1] // m * m
-        fits = kept[..., :whole].reshape(-1, m).sum(1) <= n
+        rows = kept.movedim(1, -1) if kept.ndim > 3 else kept  # a convolution of images
+        whole = rows.shape[-1] // m * m
+        fits = rows[..., :whole].reshape(-1, m).sum(1) <= n
         groups, good = groups + len(fits), good + int(fits.sum())
-        matrices += bool(whole == kept.shape[-1] and fits.all())
+        matrices += bool(whole == rows.shape[-1] and fits.all())
     share = good / groups if groups else None
     compliant = matrices == len(mask)
     return {"pattern": f"{n}:{m}", "share": share, "matrices": matrices, "compliant": compliant}

@@ -110,7 +110,8 @@ def state_of(
     of_pruner: dict[str, torch.Tensor] | None = None,
 ) -> State:
     """The state of a running training, on the CPU. Tensors that are there already are shared."""
-    cpu = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
+    held = model.state_dict().items()
+    cpu = {n: w.detach().cpu().contiguous() for n, w in held if isinstance(w, torch.Tensor)}
     # A parameter that no loss has reached yet has no moments.
     trained = {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}
     first = {name: moments["exp_avg"].cpu().contiguous() for name, moments in trained.items()}

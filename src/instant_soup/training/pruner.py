@@ -18,7 +18,7 @@ again at once (PLATON's leaky zeros) has a mask that says so.
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -170,7 +170,7 @@ class FixedMask:
         """Iterate over the moments: weight's name, key in the optimiser's state, tensor."""
         for name, parameter in self.parameters.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                if fits(moment, parameter):
                     yield name, key, moment
 
     def second_moments(self) -> Tensors:
@@ -252,6 +252,12 @@ class MovingMask(FixedMask):
         """Take the final mask."""
         self.done = True
         self.move_to(mask)
+
+
+def fits(moment: Any, parameter: torch.Tensor) -> bool:
+    """Whether something in an optimiser's state has a number for each weight, not quantised."""
+    same = isinstance(moment, torch.Tensor) and moment.shape == parameter.shape
+    return same and moment.is_floating_point()
 
 
 def own_copy(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,11 @@ is here.
 import time
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +56,8 @@ class Run(ABC):
     names the state. `code` is a digest of the method's own sources. What the method finds, or
     trains by a pruner of its own, depends on them too; training under a mask does not.
     """
+
+    inputs_at: Mapping[str, int] = MappingProxyType({})  # weights whose inputs are not last
 
     def __init__(
         self,
