@@ -126,6 +126,19 @@ def test_texts_of_other_lengths_cost_other_flops() -> None:
     assert flops(["ab"], ["abcdefgh"]) == flops(["abcdefgh"], ["ab"]) == 5 * flops(["a"], ["a"])
 
 
+def test_an_lstm_costs_its_products() -> None:
+    """Four gates of each of 5 steps: a forward pass of 3 rows, times three a step."""
+    net = nn.LSTM(8, 16, 2, bidirectional=True)
+    batches = [torch.randn(5, 3, 8)]
+    pruned = instant_soup.prune(
+        net, batches, lambda m, b: m(b)[0].square().mean(), steps=2, learning_rate=1e-3,
+        sparsity=0.5, method="one_shot", prunable=lambda name, p: name.startswith("weight"),
+    )  # fmt: skip
+    products = sum(p.numel() for name, p in net.named_parameters() if name.startswith("weight"))
+    assert pruned.cost["flops"] == 2 * 3 * 2 * (5 * 3) * products
+    assert pruned.cost["sparse_flops"] == pruned.cost["flops"] / 2
+
+
 def test_a_packed_sequence_is_moved_whole() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(2, 2)])
     moved = run.to_device({"x": packed}, torch.device("meta"))["x"]

@@ -184,6 +184,17 @@ def test_bf16_stays_bf16(tmp_path: Path) -> None:
     assert {w.dtype for w in stored.values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_compact_file_has_every_tensor_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also where a model's statistics are wider than its weights."""
+    model = nn.Sequential(perceptron(), nn.BatchNorm1d(2)).to(dtype)
+    model[1].running_var = torch.rand(2, dtype=torch.float32)
+    pruned(model).save(tmp_path / "ticket")
+    back = compact.load(tmp_path / "ticket/compact.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
+
+
 def test_a_vision_transformer_is_saved_without_a_tokenizer(tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 

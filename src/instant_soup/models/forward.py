@@ -20,8 +20,9 @@ from instant_soup.models.matrices import Weights
 
 Batch = dict[str, torch.Tensor]
 
-# Matrix products that torch's counter does not know: experts of a mixture, side by side.
-GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+# Matrix products that torch's counter does not know.
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")  # experts of a mixture, side by side
+RECURRENT = "mkldnn_rnn_layer"  # a layer of nn.LSTM on a CPU
 # What a pass costs depends on the architecture and its inputs' shapes: it is counted once.
 _counted: dict[tuple, tuple[float, float]] = {}
 _shared: list[Path] = []  # the file that processes share their counts by, if there is one
@@ -138,8 +139,7 @@ class CountFlops(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         kind = getattr(func, "_overloadpacket", func)
-        grouped = getattr(kind, "__name__", "") in GROUPED
-        counted = grouped or kind in flop_registry
+        counted = getattr(kind, "__name__", "") in (*GROUPED, RECURRENT) or kind in flop_registry
         if not counted and _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -150,17 +150,24 @@ class CountFlops(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         ours = [_place(t) in self._known for t in given if t.is_floating_point()]
         if counted:
-            flops = (
-                2.0 * out.numel() * args[0].shape[-1]  # each row meets one of the matrices
-                if grouped
-                else float(flop_registry[kind](*args, **kwargs, out_val=out))
-            )
+            flops = _flops(kind, args, kwargs, out)
             self.within += flops if any(ours) else 0
             self.elsewhere += 0 if any(ours) else flops
         elif ours and all(ours) and isinstance(out, torch.Tensor):
             self._held.append(out)
             self._known.add(_place(out))
         return out
+
+
+def _flops(kind: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float:
+    """FLOPs of an operator that is counted."""
+    name = kind.__name__
+    if name in GROUPED:
+        return 2.0 * out.numel() * args[0].shape[-1]  # each row meets one of the matrices
+    if name == RECURRENT:  # all rows of all steps meet the inputs' matrix and the state's
+        rows = args[0].shape[:-1].numel()
+        return 2.0 * rows * (args[1].numel() + args[2].numel())
+    return float(flop_registry[kind](*args, **kwargs, out_val=out))
 
 
 @functools.cache

@@ -26,14 +26,13 @@ def write_ticket(folder: Path, weights: Weights, mask: Mask, ticket: dict[str, A
 
     Args:
         folder: The folder.
-        weights: Name → tensor.
+        weights: Name → tensor, of the type that the compact file has.
         mask: Name → boolean tensor of the weight's shape; True: kept.
-        ticket: The contents of ticket.json. It has `method`, `seed` and `dtype`, which is the
-            compact file's (fp32 or bf16).
+        ticket: The contents of ticket.json. It has `method` and `seed`.
 
     Raises:
         UserError: If a weight that the mask prunes is not zero.
     """
-    compact.save(folder / COMPACT, weights, mask, ticket["dtype"])
+    compact.save(folder / COMPACT, weights, mask)
     masks.save(folder / MASK, mask, method=ticket["method"], seed=ticket["seed"])
     write_json(folder / TICKET, ticket)

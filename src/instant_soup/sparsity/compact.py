@@ -44,19 +44,19 @@ def apart(weights: Weights) -> Weights:
     return found
 
 
-def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") -> None:
+def save(path: str | Path, weights: Weights, mask: Mask, dtype: str | None = None) -> None:
     """Write a checkpoint whose pruned weights are zero.
 
     Args:
         path: The new file.
         weights: Name → dense tensor of the whole checkpoint.
         mask: Name → boolean tensor of the weight's shape; True: kept.
-        dtype: Type of its floats, a name of DTYPES.
+        dtype: Type of its floats, a name of DTYPES; None: each tensor keeps its own.
 
     Raises:
         UserError: If a weight that the mask prunes is not zero. Only zeros are left out.
     """
-    dense = cast(weights, dtype)
+    dense = weights if dtype is None else cast(weights, dtype)
     tensors = apart({name: w.contiguous() for name, w in dense.items() if name not in mask})
     for name, kept in mask.items():
         values = dense[name][kept]
@@ -66,10 +66,16 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str = "fp32") ->
         tensors[f"{name}:values"] = values
     shapes = json.dumps({name: list(kept.shape) for name, kept in mask.items()})
     digests = json.dumps({name: _digest(w, shapes) for name, w in tensors.items()})
-    header = {"format": FORMAT, "dtype": dtype, "shapes": shapes, "digests": digests}
+    header = {"format": FORMAT, "dtype": _type_of(dense), "shapes": shapes, "digests": digests}
     with new_file(path) as unfinished:
         save_file(tensors, unfinished, metadata=header)
         order_header(unfinished)
+
+
+def _type_of(weights: Weights) -> str:
+    """The name of all floats' type; "own" where they have several, or another."""
+    found = {w.dtype for w in weights.values() if w.is_floating_point()}
+    return next((name for name, dtype in DTYPES.items() if found == {dtype}), "own")
 
 
 def load(path: str | Path) -> Weights:
