@@ -132,4 +132,4 @@ def test_the_plan_says_who_learns_from_what() -> None:
     assert stage.recipe.taught and stage.recipe.temperature == 4.0
     assert stage.teacher == Recipe(**alone["dense"]["recipe"])
     assert RetrainStage.of(alone["retrain_isp"]).teacher is None
-    assert taught["evaluate_isp"]["variant"] == "training.teacher=dense training.temperature=4.0"
+    assert taught["evaluate_isp"]["variant"] == "training.teacher=dense training.temperature=4"
