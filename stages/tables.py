@@ -120,12 +120,10 @@ def draw_figures(
         return [folder / name for name in figures.OF_LEDGER]
     metric = results[0]["metric"]
     figures.training_curves(curves, metric, folder / "training_curves.png")
-    if rounds := rounds_of(results):
-        figures.isp_rounds(rounds, metric, folder / "isp_rounds.png")
+    figures.isp_rounds(rounds_of(results), metric, folder / "isp_rounds.png")
     figures.layer_sparsity(results, folder / "layer_sparsity.png")
     figures.matrix_density(results, folder / "matrix_density.png")
-    every = (folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN))
-    return [path for path in every if rounds or path.name != "isp_rounds.png"]
+    return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]
 
 
 if __name__ == "__main__":

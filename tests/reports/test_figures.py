@@ -52,7 +52,7 @@ def test_training_curves(tmp_path, curves):
     assert_picture(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("count", [0, 1, 9])
 def test_isp_rounds(tmp_path, count):
     figures.isp_rounds(rounds(count), "pearson", tmp_path / "a.png")
     assert_picture(tmp_path / "a.png")

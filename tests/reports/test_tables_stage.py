@@ -40,7 +40,7 @@ def test_a_run_without_isp_has_its_other_figures(stage: SimpleNamespace):
     curves = stage.write_numbers(results)
     drawn = stage.draw_figures(results, ledger.merge_ledger("ledger.csv", results, "v"), curves)
     names = {path.name for path in drawn}
-    assert "layer_sparsity.png" in names and "isp_rounds.png" not in names
+    assert {"layer_sparsity.png", "isp_rounds.png"} <= names  # empty, not that of another run
     assert all(path.exists() for path in drawn)
 
 

@@ -279,6 +279,11 @@ def as_text(value: Any) -> str:
     return short_numbers(text)
 
 
+def settings_of_variant(variant: str) -> list[str]:
+    """A variant's settings as a command takes them, key=value: `as_text` undone."""
+    return [part.replace("%20", " ") for part in variant.split()]
+
+
 def short_numbers(variant: str) -> str:
     """A variant without zeros behind a point: training.epochs=2.0 is training.epochs=2."""
     return re.sub(r"(?<![^=\[,])(-?\d+)\.0(?![^,\] ])", r"\1", variant)

@@ -118,10 +118,10 @@ class Runner:
                 for method in cell.to_run:
                     try:
                         self.dvc(copy, cell, log, "repro", entry_of(method))
+                        results = read_results(copy / "reports/results", [method])
                     except UserError as error:
                         failed[method] = str(error)
                         continue
-                    results = read_results(copy / "reports/results", [method])
                     with self.collecting:
                         merge_ledger(self.root / "reports/results.csv", results, self.head[:12])
                     done.append(method)

@@ -54,11 +54,9 @@ from instant_soup.training.retraining import freeze, small_parameters
 # Those of torch that update each weight by its own gradient and moments: zeros stay zeros. Others
 # (Muon, LBFGS, quantised moments) mix weights or round.
 ELEMENTWISE = {
-    getattr(torch.optim, name)
-    for name in (
-        *("SGD", "ASGD", "Rprop", "RMSprop", "Adagrad", "Adadelta", "Adam", "AdamW", "Adamax"),
-        *("NAdam", "RAdam"),
-    )
+    *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Rprop, torch.optim.RMSprop),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adam, torch.optim.AdamW),
+    *(torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
 }
 
 

@@ -149,7 +149,7 @@ def prune(
         if narrow and precision == "auto":
             recipe = replace(recipe, precision="bf16")  # computes as it did
         run = LibraryRun(
-            model, batches, loss, choose(bare, prunable), chosen.recipe(recipe), steps,
+            model, batches, loss, weights, chosen.recipe(recipe), steps,
             validate=validate, store=store, looks_at=chosen.looks_at, full=narrow,
         )  # fmt: skip
         chosen.check(sparsity, run.epochs)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from instant_soup.config.fields import settings_of_variant
 from instant_soup.methods import registry
 from instant_soup.reports.origins import plain
 
@@ -23,5 +24,5 @@ def command(row: Mapping[Hashable, Any]) -> str:
         changes.append(f"sparsity={row['target_sparsity']:g}")
     changes.append(f"seed={row['seed']}")
     changes.append(f"methods=[{'' if row['method'] in ALWAYS else row['method']}]")
-    changes += [change.replace("%20", " ") for change in row["variant"].split()]
+    changes += settings_of_variant(row["variant"])
     return " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])

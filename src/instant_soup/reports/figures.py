@@ -125,8 +125,8 @@ def isp_rounds(rounds: list[dict[str, Any]], metric: str, path: str | Path) -> N
     """Plot ISP's rounds: sparsity, the weak masks' agreement, the metric before and after pruning.
 
     Args:
-        rounds: A record for each round; `before` and `after` are the metric's value or dictionaries
-            of metrics, None if not measured.
+        rounds: A record for each round, none in a run without ISP; `before` and `after` are the
+            metric's value or dictionaries of metrics, None if not measured.
         metric: The metric's name.
         path: The PNG file.
     """
@@ -145,10 +145,12 @@ def isp_rounds(rounds: list[dict[str, Any]], metric: str, path: str | Path) -> N
     right.vlines(numbers, before, after, color="#8C8C8C", lw=1)
     right.plot(numbers, before, color="#0072B2", marker="^", label="before pruning")
     right.plot(numbers, after, color="#D55E00", marker="v", ls="--", label="just after pruning")
+    if not rounds:
+        left.text(0.5, 0.5, "no rounds in this run", ha="center", transform=left.transAxes)
     margin = max(0.6, (4 - len(rounds)) / 2)  # keeps the bars of one or two rounds slim
     for axes in (left, right):
         axes.set_xticks(numbers)
-        axes.set_xlim(min(numbers) - margin, max(numbers) + margin)
+        axes.set_xlim(min(numbers, default=0) - margin, max(numbers, default=0) + margin)
         axes.legend(**ABOVE, bbox_to_anchor=(0.5, 1.0), ncols=2)
     _label_axes(left, "round", "share (%)")
     _label_axes(right, "round", f"validation {metric}{unit(metric)}")

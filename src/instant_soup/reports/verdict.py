@@ -43,7 +43,7 @@ from instant_soup.reports.statistics import (
     without_gaps,
 )
 
-LIMITS = (*BUDGETS, np.inf)
+LIMITS = (*BUDGETS, np.inf)  # inf: any cost
 REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
 SEEDS = 3  # fewer tell little

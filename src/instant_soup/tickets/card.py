@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from instant_soup.config.fields import settings_of_variant
 from instant_soup.data.datasets import Dataset
 from instant_soup.files import read_json
 from instant_soup.methods import registry
@@ -215,8 +216,8 @@ def changes(result: dict[str, Any], data: Dataset, base: BaseModel, dtype: str) 
     if method in registry.selectable():
         needed = [name for name in registry.method_named(method).needs if name != registry.ISP]
         found["methods"] = f"[{','.join([*needed, method])}]"
-    parts = (part.partition("=") for part in result["variant"].split(" ") if part)
-    own = {key: value.replace("%20", " ") for key, _, value in parts}
+    parts = (part.partition("=") for part in settings_of_variant(result["variant"]))
+    own = {key: value for key, _, value in parts}
     return found | own | {"exports": f"[{method}]", "export_dtype": dtype}
 
 
