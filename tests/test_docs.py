@@ -81,7 +81,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_no_block_is_forgotten() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.parametrize("name", ["InstantSoupCallback", "prune", "Pruned", "Pruner"])

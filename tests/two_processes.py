@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
 
 import instant_soup
@@ -48,12 +50,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {},
     "early_bird": {"every": 1.0, "window": 1},
 }
+# Those that take a model in shards: row → settings.
+IN_SHARDS: dict[str, dict[str, Any]] = {
+    "one_shot": {},
+    "progressive": {},
+    "gmp": {"prunes": 3, "cycles": 1},
+    "isp_plus": {},
+    "platon": {"every": 2},
+    "hard platon": {"every": 2, "zeros": "hard"},
+    "ac_dc": {"phase": 0.1, "score": "fisher"},
+}
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def network(seed: int = 0, width: int = 32) -> nn.Sequential:
     """A perceptron without dropout, which each process would draw for its own rows."""
     torch.manual_seed(seed)
-    layers = [nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
+    layers = [nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 32), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(32, 2))
 
 
@@ -70,10 +82,10 @@ def looped(model: Any, bare: nn.Module, state: Any = None, stop: int = 12, **own
         bare.load_state_dict(state[0])
         optimizer.load_state_dict(state[1])
     settings = {"method": "isp", "steps": 12, "sparsity": 0.6, "denoisers": 3, "look_ahead": 3}
+    given = {name: value for name, value in {**settings, **own}.items() if value is not None}
     pruner = instant_soup.Pruner(
-        model, optimizer, batches=loader(), loss=loss, resume=state and state[2],
-        **{**settings, **own},
-    )  # fmt: skip
+        model, optimizer, batches=loader(), loss=loss, resume=state and state[2], **given
+    )
     x, y = products().tensors
     for step in range(pruner.step, stop):
         rows = torch.randint(len(x), (16,), generator=torch.Generator().manual_seed(step))
@@ -83,6 +95,29 @@ def looped(model: Any, bare: nn.Module, state: Any = None, stop: int = 12, **own
         pruner.after_step()
         optimizer.zero_grad()
     return bare.state_dict(), optimizer.state_dict(), pruner.state_dict()
+
+
+def dealt_out(model: nn.Sequential) -> nn.Module:
+    """The model in shards, layer by layer."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    return fully_shard(model)
+
+
+def looped_in_shards(width: int, state: Any = None, **own: Any) -> Any:
+    """The loop around a model in shards; takes and returns whole tensors."""
+    model = dealt_out(network(width=width))
+
+    def dealt(value: Any) -> Any:
+        if not (isinstance(value, torch.Tensor) and value.ndim):
+            return value
+        return distribute_tensor(value, model[0].weight.device_mesh, [Shard(0)])
+
+    if state is not None:
+        state = [*tree_map(dealt, state[:2]), state[2]]
+    found = looped(model, model, state, **own)
+    return tree_map(lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t, found)
 
 
 def said(function: Callable, *given: Any, **more: Any) -> str:
@@ -158,6 +193,44 @@ def everything(folder: Path) -> dict[str, Any]:
         loss(bare, (x[own::2], y[own::2])).backward()
         pruner.after_backward()
 
+    for row, more in IN_SHARDS.items():  # one of 33 rows cannot be halved
+        own_mask = {"denoisers": None, "look_ahead": None, "method": row.split()[-1], **more}
+        whole = looped(DistributedDataParallel(bare := network(width=33)), bare, **own_mask)
+        shards = looped_in_shards(33, **own_mask)
+        found[f"{row} in shards"] = [digest(s[2]["tensors"]) for s in (whole, shards)]
+        far = max(float((shards[0][n] - w).abs().max()) for n, w in whole[0].items())
+        assert far < 1e-6, (row, far)
+        for name in ("0.weight", "2.weight"):
+            pruned_here = shards[2]["tensors"][f"mask.{name}"] == 0
+            assert not shards[0][name][pruned_here].any(), row
+    no_denoisers = {"denoisers": None, "look_ahead": None, "method": "isp_plus"}
+    found["shards from one"] = digest(
+        looped_in_shards(
+            33, torch.load(folder / "one_plus.pt", weights_only=False), **no_denoisers
+        )[2]["tensors"]
+    )
+    half = looped_in_shards(33, stop=3, **no_denoisers)
+    if own == 0:
+        torch.save(half, folder / "shards.pt")
+
+    def of_shards(model: nn.Module, **more: Any) -> Any:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        given = {"method": "isp_plus", "steps": 12, "sparsity": 0.6, **more}
+        return instant_soup.Pruner(model, optimizer, **given)
+
+    one_layer = network()
+    fully_shard(one_layer[2])
+    found["matrices of shards"] = said(of_shards, dealt_out(network()), method="granet")
+    found["budget of shards"] = said(of_shards, dealt_out(network()), budget="uniform")
+    found["retrain of shards"] = said(of_shards, dealt_out(network()), retrain="norms_and_biases")
+    found["some in shards"] = said(of_shards, one_layer)
+    wide = dealt_out(network(width=33))
+    mask = of_shards(wide, method="one_shot").mask
+    found["whole mask"] = digest({name: kept.full_tensor() for name, kept in mask.items()})
+    shapes = [list(kept.to_local().shape) for kept in mask.values()]
+    found["rows of the mask"] = exchange.gathered(shapes)
+    row = (wide[0].weight.full_tensor() != 0) == mask["0.weight"].full_tensor()
+    found["placed"] = [str(mask["0.weight"].placements), bool(row.all())]
     found["gradients apart"] = said(apart)
     found["sharded"] = said(pruned, loader(), model=fully_shard(network()))
     found["bad setting"] = said(pruned, loader(), sparsity=2 if own else 0.5)

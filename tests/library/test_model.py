@@ -174,6 +174,10 @@ def test_a_criterion_that_asks_for_gradients_of_frozen_matrices_is_told() -> Non
         instant_soup.prune(model, loader(), loss, **{**ONE_SHOT, "steps": 24, "method": taylor})
 
 
+class FullyShardedDataParallel(nn.Sequential):
+    """Named as torch's first kind, which only starts on a GPU."""
+
+
 def lazy() -> nn.Module:
     return nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(4), nn.Linear(4, 2))
 
@@ -195,6 +199,10 @@ def diverged() -> nn.Module:
     [
         (lambda: perceptron().to("meta"), "model: 0.weight is on the meta device"),
         (lazy, "model: 0.weight has no shape yet (lazy)"),
+        (
+            lambda: FullyShardedDataParallel(nn.Linear(4, 4), nn.Linear(4, 2)),
+            "model: FullyShardedDataParallel lays matrices end to end; allowed: fully_shard(model)",
+        ),
         (quantised, "model: 0.weight is of torch.int8, which cannot be pruned weight by weight"),
         (diverged, "model: 3.weight holds NaN or infinite numbers"),
         (lambda: nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 2)), "nothing to prune in this"),

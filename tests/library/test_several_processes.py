@@ -15,6 +15,8 @@ import two_processes
 from helpers import CALLBACK_SETTINGS, ROOT, digest, loader, new_classifier, trainer
 from instant_soup.sparsity import masks
 
+ISP_PLUS = {"denoisers": None, "look_ahead": None, "method": "isp_plus"}
+
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 
@@ -26,6 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.save(two_processes.looped(bare, bare, stop=7), made / "one.pt")
+    wide = two_processes.network(width=33)
+    torch.save(two_processes.looped(wide, wide, stop=7, **ISP_PLUS), made / "one_plus.pt")
     torch.set_num_threads(threads)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(Path(two_processes.__file__)), str(made), str(tiny_bert)]
@@ -75,6 +79,34 @@ def test_a_loop_goes_on_with_more_or_fewer_processes(folder: Path, found: list[d
     assert [digest(back[0]), digest(back[2]["tensors"])] == wanted
 
 
+@pytest.mark.parametrize("row", two_processes.IN_SHARDS)
+def test_a_model_in_shards_ends_with_the_mask_of_whole_ones(found: list[dict], row: str) -> None:
+    whole, shards = found[0][f"{row} in shards"]
+    assert shards == whole
+
+
+def test_a_loop_in_shards_goes_on_in_one_process_and_the_other_way(
+    folder: Path, found: list[dict]
+) -> None:
+    wide = two_processes.network(width=33)
+    wanted = digest(two_processes.looped(wide, wide, **ISP_PLUS)[2]["tensors"])
+    assert found[0]["shards from one"] == wanted
+    state = torch.load(folder / "shards.pt", weights_only=False)
+    assert state[2]["step"] == 3
+    wide = two_processes.network(width=33)
+    back = two_processes.looped(wide, wide, state=state, **ISP_PLUS)
+    assert digest(back[2]["tensors"]) == wanted
+
+
+def test_a_mask_in_shards_lies_as_the_weights_do(found: list[dict]) -> None:
+    assert found[0]["rows of the mask"] == [[[17, 8], [16, 33]], [[16, 8], [16, 33]]]
+    assert found[0]["placed"] == ["(Shard(dim=0),)", True]
+    wide = two_processes.network(width=33)
+    optimizer = torch.optim.AdamW(wide.parameters())
+    pruner = instant_soup.Pruner(wide, optimizer, method="one_shot", steps=12, sparsity=0.6)
+    assert found[0]["whole mask"] == digest(pruner.mask)
+
+
 def test_prune_goes_on_in_one_process(folder: Path, found: list[dict], capsys: Any) -> None:
     assert found[0]["stopped"] == "ValueError: a bad\nrow"
     more = {"checkpoint": folder / "kept", "denoisers": 0}
@@ -101,6 +133,10 @@ def test_prune_goes_on_in_one_process(folder: Path, found: list[dict], capsys: A
             ["UserError: process 1 of 2: ValueError: a bad row", "ValueError: a bad\n"],
         ),
         ("sharded", ["UserError: model: only a shard of 0.weight is here (FSDP"] * 2),
+        ("matrices of shards", ["UserError: method: granet with these settings looks at"] * 2),
+        ("budget of shards", ["UserError: method: isp_plus with these settings looks at"] * 2),
+        ("retrain of shards", ["UserError: retrain: norms_and_biases of a model in shards"] * 2),
+        ("some in shards", ["UserError: model: 0.weight is not dealt out by rows over all 2"] * 2),
         ("gradients apart", ["UserError: model: its gradients differ among 2 processes"] * 2),
     ],
 )
@@ -126,17 +162,25 @@ def test_a_trainers_run_goes_on_in_one_process(
         assert digest(soup.mask) == found[0]["callback isp"][1]
 
 
-def test_the_docs_script_runs_under_accelerate(tmp_path: Path) -> None:
-    """As docs/api.md starts it; without a GPU its two processes talk by gloo."""
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [
+        ("my_training.py", ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]),
+        ("my_shards.py", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
+    ],
+)
+def test_the_docs_scripts_run_in_two_processes(
+    tmp_path: Path, name: str, launcher: list[str]
+) -> None:
+    """As docs/api.md starts them; without a GPU their processes talk by gloo."""
     blocks = (ROOT / "docs/api.md").read_text().split("```python\n")
-    (snippet,) = [block.split("```")[0] for block in blocks if block.startswith("# my_training.py")]
-    script = tmp_path / "my_training.py"
+    (snippet,) = [block.split("```")[0] for block in blocks if block.startswith(f"# {name}")]
+    script = tmp_path / name
     told = "open(f'rank-{dist.get_rank()}', 'w').write(str(dist.get_world_size()))"
     script.write_text(f"{snippet}{told}\n")
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     clean = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, *launch, script],
+        [sys.executable, "-m", *launcher, script],
         env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-5000:]

@@ -23,6 +23,7 @@ from instant_soup.library.model import (
     Wanted,
     check_gradients,
     check_precision,
+    check_shards,
     check_some_stay,
     check_trainable,
     choose,
@@ -46,6 +47,7 @@ from instant_soup.methods.base import AtStart, Method
 from instant_soup.methods.registry import settings_in
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import WHOLE
 from instant_soup.training import exchange
 from instant_soup.training import pruner as pruners
 from instant_soup.training.pruner import FixedMask, Tensors
@@ -145,6 +147,7 @@ class Pruner:
             bare = unwrapped(model)
             check_trainable(bare)
             chosen = choose(bare, prunable)
+            check_shards(self.method, chosen, retrain)
             check_some_stay(chosen, sparsity)
             check_gradients(self.method, chosen)
             check_precision(chosen)
@@ -207,7 +210,7 @@ class Pruner:
         self.run.step += 1
         self.inner.after_step(self.run.step - 1)
         if not self._keeps_zeros:
-            masks.apply(self.mask, dict(self.run.model.named_parameters()))
+            masks.apply(self.inner.mask, self._weights())
         self._freeze_when_settled()
 
     def _freeze_when_settled(self) -> None:
@@ -217,7 +220,7 @@ class Pruner:
         if self.retrain == ALL or self.frozen or not self.inner.finished:
             return
         model = self.run.model
-        self.frozen = freeze(model, but=small_parameters(model, self.mask))
+        self.frozen = freeze(model, but=small_parameters(model, self.inner.mask))
         for parameter in self.frozen:  # momentum alone would move it
             self.run.optimizer.state.pop(parameter, None)
 
@@ -236,15 +239,16 @@ class Pruner:
 
     def _check_zeros(self) -> None:
         """Raise UserError if the model that goes on is not the model of the state."""
-        parameters = {} if self._checked else dict(self.run.model.named_parameters())
+        if self._checked:
+            return
         self._checked = True
-        for name, kept in self.mask.items() if parameters else ():
-            weight = parameters[name].detach()
-            if weight[~kept.to(weight.device)].any():
-                raise UserError(
-                    f"resume: {name} is not zero where the state's mask prunes it; allowed: the "
-                    "model with the weights that it had then"
-                )
+        with exchange.for_itself():
+            for name, weight in self._weights().items():
+                if weight[~self.inner.mask[name].to(weight.device)].any():
+                    raise UserError(
+                        f"resume: {name} is not zero where the state's mask prunes it; allowed: "
+                        "the model with the weights that it had then"
+                    )
 
     def _check_averaged(self) -> None:
         """Raise UserError if each process would go its own way, with its own gradients."""
@@ -252,7 +256,8 @@ class Pruner:
             return
         self._averaged = True
         gradients = [p.grad for p in self.run.model.parameters() if p.grad is not None]
-        every = exchange.gathered([float(g.double().abs().sum()) for g in gradients])
+        whole = [g for g in gradients if not exchange.is_sharded(g)]  # shards are of the mean
+        every = exchange.gathered([float(g.double().abs().sum()) for g in whole])
         if any(own != every[0] for own in every):
             raise UserError(
                 f"model: its gradients differ among {len(every)} processes; allowed: the mean of "
@@ -266,13 +271,14 @@ class Pruner:
 
     @property
     def mask(self) -> Mask:
-        """Name → boolean tensor of the weight's shape; True: kept now."""
-        return self.inner.mask
+        """Name → boolean tensor of the weight's shape; True: kept now. In shards if weights are."""
+        named = dict(self.run.model.named_parameters())
+        return {name: exchange.placed_as(named[name], m) for name, m in self.inner.mask.items()}
 
     @property
     def sparsity(self) -> float:
         """The share of the prunable weights that is pruned now."""
-        return masks.sparsity(self.inner.mask)
+        return 1 - self.inner.kept / self.inner.prunable
 
     @property
     def done(self) -> bool:
@@ -282,12 +288,27 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on, beside the model's and the optimiser's states.
 
+        If the model is in shards, all processes call it together, as they do for its own state.
+
         Returns:
             A dictionary of settings, step and CPU tensors, for `load_state_dict` or `resume=`.
         """
-        kept = {f"mask.{n}": m.to(torch.uint8) for n, m in self.mask.items()}
-        tensors = {n: t.detach().cpu().clone() for n, t in (kept | self.inner.tensors()).items()}
+        kept = {f"mask.{n}": m.to(torch.uint8) for n, m in self.inner.mask.items()}
+        tensors = {key: self._whole(key, t) for key, t in (kept | self.inner.tensors()).items()}
         return {**self._identity(), "step": self.step, "tensors": tensors}
+
+    def _whole(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the state, of all shards, on the CPU, in memory of its own."""
+        name = key.partition(".")[2]
+        if self.run.shards is WHOLE or name not in self.inner.mask:
+            return tensor.detach().cpu().clone()
+        shape = self.run.model.get_parameter(name).shape
+        return torch.cat(self.run.shards.gather(tensor)).view(shape).cpu()
+
+    def _weights(self) -> Tensors:
+        """Name → prunable weight; of one in shards what is in this process."""
+        named = dict(self.run.model.named_parameters())
+        return {name: exchange.own_part(named[name]) for name in self.inner.mask}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`. Load the model's and the optimiser's states first.
@@ -311,7 +332,9 @@ class Pruner:
         found = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("mask.")}
         if found != {f"mask.{name}": tuple(p.shape) for name, p in named.items()}:
             raise UserError("resume: a state of other matrices; allowed: a state of this model")
-        self._begin(step, dict(tensors))
+        shards = self.run.shards
+        own = {n: exchange.of_shard(t, shards) if t.ndim else t for n, t in tensors.items()}
+        self._begin(step, own)
 
     def _begin(self, step: int = 0, tensors: Tensors | None = None) -> None:
         """Make the pruner of the method, at the start or later, and let it take hold."""

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from instant_soup.config.sections import ALL
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method
+from instant_soup.methods.registry import methods
 from instant_soup.models import matrices
 from instant_soup.sparsity import masks
+from instant_soup.training import exchange
 from instant_soup.training.state import Weights
 
 Wanted = Callable[[str, torch.Tensor], bool]
@@ -153,11 +156,16 @@ def check_adapters(model: nn.Module) -> None:
 
 
 def check_made(model: nn.Module) -> None:
-    """Refuse a model that has not seen an input yet, if its shapes depend on it.
+    """Refuse a model without shapes: one that has not seen an input yet, or is laid flat.
 
     Raises:
-        UserError: If a parameter is lazy.
+        UserError: If a parameter is lazy, or all are one vector.
     """
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UserError(
+            "model: FullyShardedDataParallel lays matrices end to end; allowed: fully_shard(model) "
+            "of torch.distributed.fsdp, with a Pruner in your own loop"
+        )
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise UserError(
@@ -169,13 +177,8 @@ def check_weight(name: str, weight: torch.Tensor) -> None:
     """Refuse a weight whose numbers are missing or cannot be ordered.
 
     Raises:
-        UserError: If it is sharded, on the meta device, of an odd type or layout, or not finite.
+        UserError: If it is on the meta device, of an odd type or layout, or not finite.
     """
-    if hasattr(weight, "to_local"):  # a DTensor
-        raise UserError(
-            f"model: only a shard of {name} is here (FSDP or tensor parallelism); allowed: whole "
-            "weights in every process, as in DistributedDataParallel"
-        )
     if weight.is_meta:
         raise UserError(f"model: {name} is on the meta device; allowed: weights that are loaded")
     if weight.dtype not in FLOATS or weight.layout != torch.strided:
@@ -184,8 +187,42 @@ def check_weight(name: str, weight: torch.Tensor) -> None:
             f"model: {name} is of {odd}, which cannot be pruned weight by weight; allowed: dense "
             "float32, float64, bfloat16 or float16"
         )
-    if not bool(weight.detach().isfinite().all()):
+    if not bool(exchange.own_part(weight).isfinite().all()):
         raise UserError(f"model: {name} holds NaN or infinite numbers; allowed: finite ones")
+
+
+def check_whole(prunable: Weights) -> None:
+    """Refuse weights of which only a part is in each process.
+
+    Raises:
+        UserError: If one is in shards.
+    """
+    for name, weight in prunable.items():
+        if exchange.is_sharded(weight):
+            raise UserError(
+                f"model: only a shard of {name} is here (FSDP or tensor parallelism); allowed: "
+                "whole weights in every process, as in DistributedDataParallel, or a Pruner in "
+                "your own loop"
+            )
+
+
+def check_shards(method: Method, prunable: Weights, retrain: str) -> None:
+    """Refuse weights in shards if the method looks at whole matrices.
+
+    Raises:
+        UserError: If they are, and it does.
+    """
+    if not any(map(exchange.is_sharded, prunable.values())):
+        return
+    if not method.ranks_shards():
+        fit = [n for n, kind in methods().items() if kind.ranks_shards is not Method.ranks_shards]
+        raise UserError(
+            f"method: {method.name} with these settings looks at whole matrices or trains beside "
+            f"the loop, and the model is in shards; allowed: {' | '.join(fit)}, by one global "
+            "ranking"
+        )
+    if retrain != ALL:
+        raise UserError(f"retrain: {retrain} of a model in shards; allowed: {ALL}")
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from instant_soup.library.model import (
     check_gradients,
     check_some_stay,
     check_trainable,
+    check_whole,
     choose,
     in_full_width,
     unwrapped,
@@ -139,6 +140,7 @@ def prune(
         bare = unwrapped(model)
         check_trainable(bare)
         weights = choose(bare, prunable)
+        check_whole(weights)
         check_some_stay(weights, sparsity)
         check_gradients(chosen, weights)  # while the model is as it was
         # The first process keeps the training, and tells the others what it finds there.

@@ -76,11 +76,12 @@ class LibraryRun(Run):
         given, model = without_ddp(model), unwrapped(model)
         shapes = {name: list(w.shape) for name, w in weights_of(model).items()}
         origin = "" if store is None else digest("library", total, asdict(recipe), shapes, prunable)
+        here = {name: exchange.own_part(weight) for name, weight in prunable.items()}
         super().__init__(
-            State(weights_of(model)), masks.full(prunable), recipe, total,
+            State(weights_of(model)), masks.full(here), recipe, total,
             store=store, origin=origin, looks_at=looks_at,
         )  # fmt: skip
-        self.model, self._given = model, given
+        self.model, self._given, self.shards = model, given, exchange.shards_of(prunable)
         self._batches, self._loss = batches, loss
         self._validate, self._epoch, self._full = validate, epoch, full
         self.inputs_at = matrices.inputs_at(model)
@@ -267,15 +268,15 @@ class LoopRun(LibraryRun):
     def take_to_model(self, mask: Mask) -> None:
         """Copy the state's prunable weights into the model, pruned by a mask."""
         parameters: Weights = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name in mask:
-                parameters[name].copy_(self.state.weights[name])
-        masks.apply(mask, parameters)
+        parts = {name: exchange.own_part(parameters[name]) for name in mask}
+        for name, part in parts.items():
+            part.copy_(self.state.weights[name])
+        masks.apply(mask, parts)
 
     def _moment(self, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
         """A moment of Adam's kind; other optimisers hold other things."""
         moment = self.optimizer.state.get(parameter, {}).get(key)
-        return moment.detach() if fits(moment, parameter) else None
+        return exchange.own_part(moment) if fits(moment, parameter) else None
 
 
 @contextmanager
@@ -360,10 +361,11 @@ def twin_of(model: nn.Module) -> nn.Module:
 def weights_of(model: nn.Module) -> Weights:
     """Name → tensor of a model on the CPU. The model's own memory is shared where it is there.
 
-    Extra state, which a module may have beside its tensors, is none.
+    Of a tensor in shards it is the one of this process. Extra state, which a module may have beside
+    its tensors, is none.
     """
     own = model.state_dict().items()
-    return {name: w.detach().cpu() for name, w in own if isinstance(w, torch.Tensor)}
+    return {name: exchange.own_part(w).cpu() for name, w in own if isinstance(w, torch.Tensor)}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:

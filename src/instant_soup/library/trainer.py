@@ -47,7 +47,7 @@ KEPT = "instant_soup.safetensors"  # in a checkpoint of the Trainer's
 REFUSED = {
     "load_best_model_at_end": "the best checkpoint may be older than the last prune",
     "fp16": "it scales the gradients, and leaves out steps at which they overflow",
-    "fsdp": "it cuts the matrices into pieces without their names",
+    "fsdp": "it deals the matrices out in shards, which only a Pruner in your own loop takes",
     "deepspeed": "it cuts the matrices into pieces and steps by an optimizer of its own",
 }
 

@@ -64,6 +64,10 @@ class AcDc(Scored, UntilEnd):
                 f"{enough(at_least(1 / run.total))}"
             )
 
+    def ranks_shards(self) -> bool:
+        """Always."""
+        return True
+
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that comes and goes."""
         from instant_soup.training.ac_dc_pruner import AcDcPruner, switches

@@ -120,6 +120,10 @@ class Method:
         """Whether a weight that is frozen, and so has no gradient, could not be ranked."""
         return False
 
+    def ranks_shards(self) -> bool:
+        """Whether matrices may lie in shards: each weight's score is its own, all rank together."""
+        return False
+
     def more_trainings(self, sparsity: float) -> float:
         """About how many whole trainings its ticket takes beside the row's own."""
         return 0
@@ -187,7 +191,7 @@ class AtStart(Method):
         """The mask of exactly the wanted sparsity; a cut changes weights that stay."""
         from instant_soup.sparsity import scores
 
-        return scores.best(self.scores(run), sparsity)
+        return scores.best(self.scores(run), sparsity, shards=run.shards)
 
     def find(self, run: "Run", sparsity: float) -> None:
         """Find the mask on the pre-trained network, and prune."""

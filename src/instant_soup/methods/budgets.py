@@ -97,7 +97,7 @@ class Budgeted(Method):
         from instant_soup.sparsity.scores import best
 
         if self.budget == "global":
-            return best(scores, sparsity)
+            return best(scores, sparsity, shards=run.shards)
         if self.budget == "lamp":
             return lamp_mask(run, scores, sparsity, squared=squared)
         # Below all scores, of whatever sign.

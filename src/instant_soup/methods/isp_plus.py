@@ -31,6 +31,10 @@ class IspPlus(Budgeted, OnTheWay):
         """By w² · v."""
         return "fisher"
 
+    def ranks_shards(self) -> bool:
+        """In one global ranking."""
+        return self.budget == "global"
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own Fisher mask."""
         from instant_soup.sparsity import scores

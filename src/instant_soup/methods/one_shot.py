@@ -22,6 +22,10 @@ class OneShot(AtStart):
     main: ClassVar[bool] = True
     looks_at: ClassVar[tuple[str, ...]] = ()
 
+    def ranks_shards(self) -> bool:
+        """Always."""
+        return True
+
     def scores(self, run: "Run") -> "Weights":
         """|w|."""
         from instant_soup.sparsity.scores import magnitude_scores

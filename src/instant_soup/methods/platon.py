@@ -63,6 +63,10 @@ class Platon(Ramp):
         super().check_steps(sparsity, run)
         check_moves(self, self.every, self.settled(run.total))
 
+    def ranks_shards(self) -> bool:
+        """Always."""
+        return True
+
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that moves by smoothed sensitivities."""
         from instant_soup.training.platon_pruner import PlatonPruner

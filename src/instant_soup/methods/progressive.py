@@ -22,6 +22,10 @@ class Progressive(Budgeted, OnTheWay):
     order: ClassVar[float] = 30
     style: ClassVar[tuple[str, str] | None] = ("#E69F00", "P")
 
+    def ranks_shards(self) -> bool:
+        """In one global ranking."""
+        return self.budget == "global"
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own magnitude mask."""
         from instant_soup.sparsity.scores import magnitude_scores

@@ -25,7 +25,9 @@ def _repeats(module: nn.Module) -> bool:
     whole that stand in a plain Sequential, such as body and head: blocks are made of the same.
     """
     children = list(module.children())
-    if all(type(c).__module__.startswith("torch.nn.") and not list(c.children()) for c in children):
+    if all(
+        _type(c).__module__.startswith("torch.nn.") and not list(c.children()) for c in children
+    ):
         return False
     several = isinstance(module, nn.Sequential) and len(module) > 1
     return isinstance(module, nn.ModuleList) or (several and len(set(map(_kind, children))) == 1)
@@ -33,10 +35,16 @@ def _repeats(module: nn.Module) -> bool:
 
 def _kind(block: nn.Module) -> type | frozenset | tuple:
     """A block's type; of a plain Sequential what it is made of."""
-    if type(block) is not nn.Sequential:
-        return type(block)
-    types = [type(child) for child in block]
+    if not isinstance(block, nn.Sequential) or _type(block) is not nn.Sequential:
+        return _type(block)
+    types = [_type(child) for child in block]
     return frozenset(types) if any(list(c.children()) for c in block) else tuple(types)
+
+
+def _type(module: nn.Module) -> type:
+    """A module's type, without what torch's `fully_shard` puts in front of it."""
+    kinds: tuple[type, ...] = type(module).__mro__
+    return next(kind for kind in kinds if not kind.__module__.startswith("torch.distributed.fsdp"))
 
 
 def prunable(model: nn.Module) -> Weights:
@@ -98,7 +106,7 @@ def _weights(module: nn.Module) -> Weights:
 
 def _multiplies(name: str, module: nn.Module) -> bool:
     """Whether inputs are multiplied with a module's weight, not looked up in it or shifted."""
-    kind = type(module).__name__.lower()
+    kind = _type(module).__name__.lower()
     tables = any(word in kind for word in ("embedding", "norm"))
     return isinstance(module, LAYERS) or (not tables and is_map(name))
 
@@ -119,7 +127,7 @@ def inputs_at(model: nn.Module) -> dict[str, int]:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is GPT-2's linear map, inputs × outputs."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return _type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def share_of(model: nn.Module, names: Iterable[str]) -> tuple[float, str]:

@@ -54,9 +54,9 @@ def number_kept(total: int, target_sparsity: float) -> int:
     return total - math.floor(target_sparsity * total + 0.5)
 
 
-def keep_count(weights: Scores, target_sparsity: float) -> int:
-    """How many weights of all tensors together stay at a sparsity."""
-    return number_kept(sum(w.numel() for w in weights.values()), target_sparsity)
+def keep_count(weights: Scores, target_sparsity: float, shards: Shards = WHOLE) -> int:
+    """How many weights of all tensors together stay at a sparsity; of all shards, if these are."""
+    return number_kept(ranking.competing(weights, None, shards), target_sparsity)
 
 
 def share_out(

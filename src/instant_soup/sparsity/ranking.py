@@ -8,7 +8,7 @@ whose index, does. So the mask depends on neither pieces nor shards.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,7 +140,7 @@ def threshold(
     if 0 < k < total:
         return _bracketed(every, k, total, standing, shards)
     has_nan = any(_has_nan(s) for one in every.values() for _, s in _pieces(one))
-    _refuse(_sum([has_nan], shards)[0])
+    _refuse(sums([has_nan], shards)[0])
     return Threshold(math.inf, k, 0) if k <= 0 else Threshold(-math.inf, 0, k)
 
 
@@ -152,7 +152,7 @@ def competing(scores: Scores, standing: Standing | None, shards: Shards) -> int:
             number += one.numel()
         else:
             number += true_count(standing.competing(name, slice(None)))
-    return _sum([number], shards)[0]
+    return sums([number], shards)[0]
 
 
 def _bracketed(
@@ -183,7 +183,7 @@ def _bracketed(
                 counts[3] += _has_nan(scores)
                 between = at_top.logical_or_(at_bottom).logical_not_()
                 parts.append(values[true_indices(between)])
-        larger, at_high, at_low, nans = _sum(counts, shards)
+        larger, at_high, at_low, nans = sums(counts, shards)
         _refuse(nans)
         inside = torch.cat(shards.gather(torch.cat(parts) if parts else torch.empty(0)))
         if larger < k <= larger + at_high:
@@ -211,7 +211,7 @@ def _bracket(sample: torch.Tensor, share: float, width: float) -> tuple[float, f
 
 def _sample(every: dict[str, Pieces], standing: Standing | None, shards: Shards) -> torch.Tensor:
     """About SAMPLE of all scores that compete, largest first."""
-    (total,) = _sum([sum(s.numel() for s in every.values())], shards)
+    (total,) = sums([sum(s.numel() for s in every.values())], shards)
     draws = torch.Generator().manual_seed(shards.number)
     parts = []
     for name, scores in every.items():
@@ -365,6 +365,8 @@ def _refuse(nans: int) -> None:
         raise UserError(NAN)
 
 
-def _sum(numbers: list[int], shards: Shards) -> list[int]:
+def sums(numbers: Sequence[int], shards: Shards) -> list[int]:
     """Sums over all shards."""
+    if shards is WHOLE:
+        return list(numbers)
     return torch.stack(shards.gather(torch.tensor(numbers))).sum(0).tolist()

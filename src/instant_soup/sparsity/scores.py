@@ -13,7 +13,7 @@ import torch
 from instant_soup.errors import UserError
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
-from instant_soup.sparsity.ranking import Pieces, Scores, computed, pieces_of
+from instant_soup.sparsity.ranking import WHOLE, Pieces, Scores, Shards, computed, pieces_of
 
 Weights = dict[str, torch.Tensor]
 
@@ -83,9 +83,11 @@ def _fisher(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return w.float().square().mul_(v.float())
 
 
-def best(scores: Scores, sparsity: float, first: Mask | None = None) -> Mask:
+def best(
+    scores: Scores, sparsity: float, first: Mask | None = None, shards: Shards = WHOLE
+) -> Mask:
     """Keep exactly the best weights of all matrices together, those in the mask `first` first."""
-    return masks.keep_largest(scores, masks.keep_count(scores, sparsity), first)
+    return masks.keep_largest(scores, masks.keep_count(scores, sparsity, shards), first, shards)
 
 
 def best_each(scores: Scores, sparsity: float) -> Mask:

@@ -41,9 +41,9 @@ class AcDcPruner(MovingMask):
             self.move_to(self._best(), spared=(SECOND,))
 
     def _best(self) -> Mask:
-        weights = {name: p.detach() for name, p in self.parameters.items()}
-        worth = scores.worth_of(self.ranks_by, weights, self.second_moments())
-        return {name: kept.cpu() for name, kept in scores.best(worth, self.sparsity).items()}
+        worth = scores.worth_of(self.ranks_by, self.weights(), self.second_moments())
+        found = scores.best(worth, self.sparsity, shards=self.shards)
+        return {name: kept.cpu() for name, kept in found.items()}
 
     def _reset_momentum(self) -> None:
         for _, key, moment in self.moments():

@@ -5,7 +5,7 @@ data_parallel.py. All of them call the same functions in the same order, and get
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +13,22 @@ import torch.distributed as dist
 from torch import nn
 
 from instant_soup.errors import UserError
+from instant_soup.sparsity.ranking import WHOLE, Shards
 
 Value = TypeVar("Value")
 Tensors = dict[str, torch.Tensor]
 _apart = False  # whether this process works for itself
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether only a part of a tensor is in this process: torch's DTensor, as FSDP2 has them."""
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Any) -> torch.Tensor:
+    """What is in this process of a tensor, all of most; in the same memory, without a graph."""
+    held = tensor.detach()
+    return held.to_local() if is_sharded(held) else held
 
 
 def size() -> int:
@@ -157,6 +169,58 @@ def gathered(value: Value) -> list[Value]:
     return parts
 
 
+def gathered_parts(own: torch.Tensor) -> list[torch.Tensor]:
+    """All processes' vectors of one type, of any lengths, in the order of their numbers."""
+    if size() == 1:
+        return [own]
+    lengths = gathered(own.numel())
+    sent = torch.zeros(max(lengths), dtype=own.dtype, device=_carrier())
+    sent[: own.numel()] = own.detach().flatten()
+    room = [torch.empty_like(sent) for _ in lengths]
+    dist.all_gather(room, sent)
+    return [one[:length].to(own.device) for one, length in zip(room, lengths, strict=True)]
+
+
+def shards_of(weights: Mapping[str, torch.Tensor]) -> Shards:
+    """Which part of some weights is in this process, as torch's `fully_shard` deals them out.
+
+    Raises:
+        UserError: If they are dealt out in another way.
+    """
+    if not any(map(is_sharded, weights.values())):
+        return WHOLE
+    for name, weight in weights.items():
+        mesh: Any = getattr(weight, "device_mesh", None)
+        rows = [str(place) for place in getattr(weight, "placements", [])] == ["S(0)"]
+        if not (rows and mesh.mesh.tolist() == list(range(size()))):
+            raise UserError(
+                f"model: {name} is not dealt out by rows over all {size()} processes, as other "
+                "weights may be; allowed: fully_shard(model) of torch.distributed.fsdp on one "
+                "dimension of all processes, for all prunable weights, or for none"
+            )
+    return Shards(rank(), gathered_parts)
+
+
+def placed_as(weight: Any, part: torch.Tensor) -> torch.Tensor:
+    """A tensor of which each process has the part that it has of a weight."""
+    if not is_sharded(weight):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part.to(weight.device), weight.device_mesh, weight.placements,
+        shape=weight.shape, stride=weight.stride(),
+    )  # fmt: skip
+
+
+def of_shard(whole: torch.Tensor, shards: Shards) -> torch.Tensor:
+    """What this process has of a tensor that is dealt out by rows."""
+    if shards is WHOLE:
+        return whole
+    parts = whole.chunk(size())
+    return parts[rank()] if rank() < len(parts) else whole[:0]  # fewer rows than processes
+
+
 def check_same(values: dict[str, Any]) -> None:
     """Check that all processes were given the same.
 
@@ -175,10 +239,11 @@ def check_same(values: dict[str, Any]) -> None:
 
 
 def load_first(model: nn.Module) -> None:
-    """Give all processes the first one's weights and buffers, in place."""
+    """Give all processes the first one's weights and buffers, in place; not those in shards."""
     if size() > 1:
+        whole = [t for t in model.state_dict().values() if not is_sharded(t)]
         with torch.no_grad():
-            _load_first(model.state_dict().values())
+            _load_first(whole)
 
 
 def load_first_buffers(model: nn.Module) -> None:

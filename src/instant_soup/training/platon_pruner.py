@@ -45,10 +45,9 @@ class PlatonPruner(MovingMask):
         """Begin with statistics of zero, or go on with those of a checkpoint."""
         super().attach(parameters, optimizer, tensors)
         for part, kept in self._statistics().items():
-            for name, p in self.parameters.items():
-                if not self.done:
-                    start = torch.zeros_like(p, dtype=torch.float32)
-                    kept[name] = own_copy(tensors.get(f"{part}.{name}", start), p)
+            for name, w in self.weights().items() if not self.done else ():
+                start = torch.zeros_like(w, dtype=torch.float32)
+                kept[name] = own_copy(tensors.get(f"{part}.{name}", start), w)
 
     def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
         """Take note of the gradients; a hard mask keeps them from the pruned weights."""
@@ -61,8 +60,9 @@ class PlatonPruner(MovingMask):
         if self.done:
             return
         steps_done = step + 1
+        weights = self.weights()
         for name, gradient in self.gradients_now.items():
-            self.window[name] += (self.parameters[name].detach().float() * gradient).abs_()
+            self.window[name] += (weights[name].float() * gradient).abs_()
         self.gradients_now = {}
         if steps_done % self.every == 0:
             self._end_window()
@@ -103,7 +103,8 @@ class PlatonPruner(MovingMask):
             for name, s in self.sensitivity.items()
         }
         first = {n: m.to(worth[n].device) for n, m in self.mask.items()} if self.hard else None
-        return {name: kept.cpu() for name, kept in scores.best(worth, sparsity, first).items()}
+        found = scores.best(worth, sparsity, first, self.shards)
+        return {name: kept.cpu() for name, kept in found.items()}
 
     def _target(self, steps_done: int) -> float:
         return 1 - cubic(steps_done, self.begin, self.settled, 1.0, 1 - self.sparsity)
@@ -114,7 +115,7 @@ class PlatonPruner(MovingMask):
             self.move_to(mask)
         else:
             self._see(mask)
-            masks.apply(mask, dict(self.parameters))
+            masks.apply(mask, self.weights())
 
     def _see(self, mask: Mask) -> None:
         self.mask = mask

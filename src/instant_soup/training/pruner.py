@@ -25,6 +25,8 @@ from torch import nn
 
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
+from instant_soup.sparsity.ranking import WHOLE, Shards, sums
+from instant_soup.training.exchange import own_part, shards_of
 
 Tensors = dict[str, torch.Tensor]
 Parameters = dict[str, nn.Parameter]
@@ -102,6 +104,7 @@ class FixedMask:
         self.gradients_at, self.gather = frozenset(gradients_at), gather
         self.gradients: Tensors = {}
         self.factors: Tensors = {}
+        self.shards: Shards = WHOLE  # which part of the weights is here
         self._count()
 
     @property
@@ -119,11 +122,11 @@ class FixedMask:
         """Take hold of the parameters that the mask names, and of a checkpoint's tensors."""
         if any(name.startswith("mask.") for name in tensors):
             self.mask = {name: tensors[f"mask.{name}"].bool().cpu() for name in self.mask}
-            self._count()
         kept = {n: tensors.get(f"gradient.{n}") for n in self.mask}
         self.gradients = {n: g for n, g in kept.items() if g is not None}
         self.parameters = {name: parameters[name] for name in self.mask}
-        self.optimizer = optimizer
+        self.optimizer, self.shards = optimizer, shards_of(self.parameters)
+        self._count()
         self._make_factors()
 
     def after_backward(self, step: int, gradients: Tensors | None = None) -> None:
@@ -160,8 +163,8 @@ class FixedMask:
         self._make_factors()
         with torch.no_grad():
             for name, weight in found.weights.items() if isinstance(found, Cut) else ():
-                self.parameters[name].copy_(weight)
-            masks.apply(mask, dict(self.parameters))
+                own_part(self.parameters[name]).copy_(weight)
+            masks.apply(mask, self.weights())
             for name, key, moment in self.moments():
                 if key not in spared:
                     masks.apply({name: mask[name]}, {name: moment})
@@ -171,14 +174,18 @@ class FixedMask:
         for name, parameter in self.parameters.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 if fits(moment, parameter):
-                    yield name, key, moment
+                    yield name, key, own_part(moment)
+
+    def weights(self) -> Tensors:
+        """Name → weight, in the network's memory; of one in shards what is in this process."""
+        return {name: own_part(p) for name, p in self.parameters.items()}
 
     def second_moments(self) -> Tensors:
         """Name → Adam's running mean of squared gradients, for weights that have one."""
         return {name: moment for name, key, moment in self.moments() if key == SECOND}
 
     def _count(self) -> None:
-        self.kept, self.prunable = masks.count(self.mask)
+        self.kept, self.prunable = sums(masks.count(self.mask), self.shards)
 
     def _make_factors(self) -> None:
         self.factors = self._as_floats(self.factors)
@@ -211,7 +218,8 @@ class FixedMask:
         return parameter.requires_grad or parameter.grad is not None
 
     def _own_gradients(self) -> Tensors:
-        return {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        held = {n: p.grad for n, p in self.parameters.items()}
+        return {n: own_part(g) for n, g in held.items() if g is not None}
 
     def _mask_gradients(self) -> None:
         own = self._own_gradients() if self.kept < self.prunable else {}

@@ -26,6 +26,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, write_json
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
+from instant_soup.sparsity.ranking import WHOLE
 from instant_soup.training import exchange, retraining
 from instant_soup.training.checkpoints import Curve, Record, Store, digest, found_in
 from instant_soup.training.cost import Cost, peak_memory
@@ -81,6 +82,7 @@ class Run(ABC):
         self.gradients: Weights = {}  # dense, of the last step of `train(keep_gradients=True)`
         self.at_work: tuple[nn.Module, Pruner] | None = None  # what is training now
         self.found: dict[str, Any] = {}  # what the result shall tell of a search
+        self.shards = WHOLE  # which part of the prunable weights is here
         self.alike = 1  # processes that do what `count` counts, each with batches of its own
 
     @property
@@ -389,8 +391,8 @@ class Run(ABC):
 
     def agreed(self, found: Found) -> Found:
         """What the first process has found: whatever a method does, all have one mask."""
-        if exchange.size() == 1:
-            return found
+        if exchange.size() == 1 or self.shards is not WHOLE:
+            return found  # of its own shard
         mask, changed = found if isinstance(found, Cut) else (found, None)
         shapes = {name: list(kept.shape) for name, kept in mask.items()}
         bits, changed = exchange.from_first((masks.packed(mask), changed))
