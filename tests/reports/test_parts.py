@@ -5,6 +5,7 @@ import pytest
 from helpers import ROOT, ledger_of, of_seeds, run_command
 from instant_soup.reports import ledger, parts
 from instant_soup.reports.origins import apart_by_origin
+from instant_soup.reports.render import NOTHING
 
 
 @pytest.mark.parametrize("name", parts.FILES)
@@ -16,6 +17,7 @@ def test_numbers_of_the_docs_are_the_ledgers(name, tmp_path):
     (tmp_path / "results.csv").write_text(rows)
     every = apart_by_origin(ledger.read_ledger(tmp_path / "results.csv"))
     assert parts.PART.search(text) and parts.render(text, every) == text  # `make numbers` renders
+    assert NOTHING not in text
 
 
 def test_a_part_is_rendered_and_the_rest_stays(tmp_path):
@@ -52,6 +54,7 @@ def test_a_table_is_of_the_origin_that_has_most_of_its_rows(tmp_path):
     ]
     there = [
         *of_seeds("dense", 0.8, 0.8, processor="B", **place),
+        *of_seeds("isp", *[0.6] * 9, processor="B", variant="training.teacher=dense", **place),
         *(one for m in ("isp", "isp_plus", "platon", "cap", "gmp", "rigl")
           for one in of_seeds(m, 0.6, 0.6, processor="B", **place)),
     ]  # fmt: skip

@@ -199,15 +199,16 @@ def _value(cell: pd.Series | None) -> str:
 def _cells(
     runs: pd.DataFrame, section: tuple, sparsities: list[float], methods: tuple[str, ...] = PAPERS
 ) -> dict[tuple[str, float], pd.Series]:
-    """(method, sparsity) → its summary and cost, of the origin with most runs of these methods."""
+    """(method, sparsity) → its summary and cost, of the origin that has most of them."""
     own = _of_section(runs, section)
     own = own[own["method"].isin(methods)]
     unpruned = own["method"].isin(UNPRUNED)
     plain_rows = has_presets_settings(own)
     sparse = own[~unpruned & plain_rows & own["target_sparsity"].isin(sparsities)]
-    own = pd.concat([own[unpruned], sparse])
-    own = own[own["model"].isin(_of_main_origin(sparse)["model"])]
-    own = own[own["variant"] == own_setting(sparse)]
+    setting = own_setting(sparse)
+    sparse = _of_main_origin(sparse[sparse["variant"] == setting])
+    dense = own[unpruned & (own["variant"] == setting) & own["model"].isin(sparse["model"])]
+    own = pd.concat([dense, sparse])
     cost = costs(own)[[*CELL, "flops_vs_dense"]]
     cells = in_units(summary(own)).merge(cost, on=CELL, how="left")
     return {(cell["method"], cell["target_sparsity"]): cell for _, cell in cells.iterrows()}
@@ -266,8 +267,10 @@ def _of_section(runs: pd.DataFrame, section: tuple) -> pd.DataFrame:
 
 
 def _of_main_origin(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the origin with most of them."""
-    return runs[runs["model"].isin(runs["model"].mode()[:1])]
+    """The runs of the origin with most rows of the table, and of these with most seeds."""
+    place = ["method", "target_sparsity"]
+    origins = {model: (len(own.groupby(place)), len(own)) for model, own in runs.groupby("model")}
+    return runs[runs["model"] == max(origins, key=lambda model: origins[model], default="")]
 
 
 def _axes(runs: pd.DataFrame) -> str:
