@@ -1,6 +1,7 @@
 """What the three doors are given wrongly: one line each, before any step where that can be."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import torch
 from torch import nn
 
 import instant_soup
-from helpers import PRUNE_SETTINGS, Sentences, loader, loss, new_classifier, perceptron, trainer
+from helpers import (
+    PRUNE_SETTINGS,
+    Sentences,
+    digest,
+    loader,
+    loss,
+    new_classifier,
+    perceptron,
+    trainer,
+)
 from instant_soup.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,6 +114,22 @@ def test_the_callback_names_the_argument_that_is_wrong(name: str, value: Any) ->
 
 
 # Batches
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    """As a sweep over np.arange gives them; what is kept of them can be written as JSON."""
+    plain = {"steps": 12, "sparsity": 0.5, "seed": 3, "learning_rate": 0.5**8, "denoisers": 2}
+    odd = {n: np.float32(v) if isinstance(v, float) else np.int64(v) for n, v in plain.items()}
+    found = [
+        instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, **given})
+        for given in (plain, odd)
+    ]
+    assert digest(found[0].mask) == digest(found[1].mask)
+    model = perceptron()
+    optimizer = torch.optim.AdamW(model.parameters())
+    own = {"steps": np.int64(12), "sparsity": np.float32(0.5), "prunes": np.int64(3)}
+    pruner = instant_soup.Pruner(model, optimizer, method="gmp", cycles=np.int8(1), **own)
+    json.dumps({name: value for name, value in pruner.state_dict().items() if name != "tensors"})
 
 
 def test_batches_that_cannot_be_iterated_again_are_refused_before_any_step() -> None:

@@ -48,5 +48,11 @@ def test_what_cannot_be_sparse_is_refused() -> None:
     for name in ("1.weight", "2.in_proj_weight", "2.out_proj.weight"):
         with pytest.raises(UserError, match=name):
             layouts.convert(model, [name])
+    with pytest.raises(UserError, match=r"^5\.weight: not the weight of a linear layer"):
+        layouts.convert(model, ["5.weight"])
+    for layout in ("BSR", "2:4"):
+        line = rf"^layout: {layout} does not take 0\.weight \(4 × 4\): [^\n]+; allowed: CSR, or"
+        with pytest.raises(UserError, match=line):
+            layouts.convert(model, ["0.weight"], layout)
     with pytest.raises(UserError, match="allowed: CSR"):
         layouts.convert(model, ["0.weight"], "COO")

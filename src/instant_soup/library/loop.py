@@ -32,6 +32,7 @@ from instant_soup.library.model import (
 from instant_soup.library.run import LoopRun, Loss, own_random_numbers
 from instant_soup.library.settings import (
     AMethod,
+    as_plain,
     check_batches,
     check_carried,
     check_function,
@@ -123,6 +124,7 @@ class Pruner:
         Raises:
             UserError: If a setting is not allowed.
         """
+        steps, sparsity, seed = as_plain([steps, sparsity, seed])
         with exchange.for_itself():
             self.method, self.target, self.total = method_of(method, settings), sparsity, steps
             check_carried(self.method)

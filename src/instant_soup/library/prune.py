@@ -27,6 +27,7 @@ from instant_soup.library.pruned import Pruned
 from instant_soup.library.run import LibraryRun, Loss, Validate, own_random_numbers
 from instant_soup.library.settings import (
     AMethod,
+    as_plain,
     check_batches,
     check_function,
     check_same,
@@ -117,6 +118,8 @@ def prune(
         UserError: If a setting is not allowed; before any training.
     """
     first = exchange.rank() == 0
+    steps, sparsity, seed = as_plain([steps, sparsity, seed])
+    learning_rate = as_plain(learning_rate)
     with exchange.for_itself():
         chosen = method_of(method, settings)
         check_steps(steps)

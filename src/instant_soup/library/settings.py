@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from instant_soup.config.fields import LIBRARY, check_value, integer, make, number, settings_of
 from instant_soup.config.sections import ALL, MASK_LORA, NORMS_AND_BIASES, SEED, Recipe
 from instant_soup.errors import UserError
@@ -49,7 +51,7 @@ def method_of(method: AMethod, given: Mapping[str, Any]) -> Method:
         if name not in known:
             takes = ", ".join(known) or "none"
             raise UserError(f"{name}: no setting of {kind.name}; it takes: {takes}")
-    chosen = {name: as_list(value) for name, value in {**own, **given}.items()}
+    chosen = {name: as_plain(value) for name, value in {**own, **given}.items()}
     made = make(kind, chosen, "bert", LIBRARY)
     if chosen.get("calibration") is not None:
         chosen.setdefault("mask_finding", None)
@@ -80,9 +82,11 @@ def _kind_of(method: AMethod) -> tuple[type[Method], dict[str, Any]]:
     )
 
 
-def as_list(value: Any) -> Any:
-    """A tuple as a list, as files have it; anything else as it is."""
-    return list(value) if isinstance(value, tuple) else value
+def as_plain(value: Any) -> Any:
+    """A setting as files have it: a tuple as a list, a number of NumPy's as one of Python's."""
+    if isinstance(value, tuple | list):
+        return [as_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _may_be_none(kind: Any) -> bool:

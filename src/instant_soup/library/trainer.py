@@ -23,6 +23,7 @@ from instant_soup.library.model import Wanted, choose, unwrapped
 from instant_soup.library.run import Loss
 from instant_soup.library.settings import (
     AMethod,
+    as_plain,
     check_batches,
     check_carried,
     check_function,
@@ -89,6 +90,7 @@ class InstantSoupCallback(TrainerCallback):
         Raises:
             UserError: If a setting is not allowed; here, or when training begins.
         """
+        sparsity, seed = as_plain([sparsity, seed])
         self.method = method_of(method, settings)
         check_carried(self.method)
         check_retraining_carried(self.method, retrain)

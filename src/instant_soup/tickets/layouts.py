@@ -63,17 +63,26 @@ def convert(model: nn.Module, names: Iterable[str], layout: str = "CSR") -> nn.M
         The copy.
 
     Raises:
-        UserError: If the layout is not known, or a name is not the weight of a linear layer
-            (`nn.MultiheadAttention` multiplies its own matrices).
+        UserError: If the layout is not known or does not take a matrix, or a name is not the weight
+            of a linear layer (`nn.MultiheadAttention` multiplies its own matrices).
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout: {layout!r} is not allowed; allowed: {' | '.join(LAYOUTS)}")
     model = copy.deepcopy(model)
     for name in names:
         owner, _, child = name.removesuffix(".weight").rpartition(".")
-        parent = model.get_submodule(owner)
+        parent = dict(model.named_modules()).get(owner)
         dense = getattr(parent, child, None)
         if not isinstance(dense, nn.Linear) or isinstance(parent, nn.MultiheadAttention):
             raise UserError(f"{name}: not the weight of a linear layer, which alone can be sparse")
-        setattr(parent, child, SparseLinear(dense, layout))
+        try:
+            sparse = SparseLinear(dense, layout)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            rows, columns = dense.weight.shape
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"layout: {layout} does not take {name} ({rows} × {columns}): {why}; allowed: CSR, "
+                f"or BSR where both are multiples of {BLOCK}"
+            ) from None
+        setattr(parent, child, sparse)
     return model
