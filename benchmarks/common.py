@@ -81,6 +81,18 @@ def seconds(function: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times[1:])
 
 
+def matmul_peak(precision: str) -> float:
+    """FLOP/s of a large square matrix product, the best of several, of two sizes."""
+    where = loop.device()
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def speed(side: int) -> float:
+        one, other = (torch.randn(side, side, device=where).to(kind) for _ in range(2))
+        return 2 * side**3 / min(seconds(lambda: one @ other, 5) for _ in range(3))
+
+    return max(speed(side) for side in ((4096, 8192) if where.type == "cuda" else (2048, 4096)))
+
+
 def synchronise() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():

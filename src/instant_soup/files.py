@@ -29,8 +29,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     with _unfinished(Path(path)) as unfinished:
         unfinished.mkdir()
         yield unfinished
-        shutil.rmtree(path, ignore_errors=True)
-        _put(unfinished, Path(path))
+        before = unfinished.with_name(f"{PREFIX}before")
+        try:  # aside, not away: to remove a large folder takes long, and a process may be killed
+            Path(path).rename(before)
+        except OSError:  # there is none, or it is on another disk
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            _put(unfinished, Path(path))
+        except BaseException:
+            if before.exists():
+                before.rename(path)
+            raise
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """instant_soup.prune on models of one's own: exact sparsity, zeros that stay, resume, its parts."""
 
 import copy
+import json
 import math
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -271,6 +273,62 @@ def test_a_call_that_an_error_stops_goes_on_from_the_step_before(
     resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
     assert f"continuing from the checkpoint at step {step}" in capsys.readouterr().out
     assert_same(whole, resumed)
+
+
+class Noisy:
+    """Batches that draw random numbers as they are made, as a collator that masks tokens does."""
+
+    def __len__(self) -> int:
+        return len(loader())
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, y in loader():
+            yield x + 0.1 * torch.randn_like(x), y
+
+
+@pytest.mark.parametrize("step", [1, 6, 14, 22])
+def test_batches_that_draw_random_numbers_go_on_within_a_pass(tmp_path: Path, step: int) -> None:
+    own = with_changes({"method": "isp_plus"})
+    calls = [0]
+
+    def fails(model: nn.Module, batch: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == step + 1:
+            raise Stopped
+        return loss(model, batch)
+
+    whole = instant_soup.prune(perceptron(), Noisy(), loss, **own)
+    with pytest.raises(Stopped):
+        instant_soup.prune(perceptron(), Noisy(), fails, checkpoint=tmp_path, **own)
+    costs = [json.loads(file.read_text()) for file in tmp_path.rglob("cost.json")]
+    assert costs and all(cost["peak_memory"] > 0 for cost in costs)
+    assert_same(whole, instant_soup.prune(perceptron(), Noisy(), loss, checkpoint=tmp_path, **own))
+
+
+def test_an_error_behind_a_forward_pass_leaves_no_torn_statistics(tmp_path: Path) -> None:
+    """A batch norm has counted the batch by then."""
+
+    def model() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Linear(16, 2)]
+        return nn.Sequential(*layers)
+
+    own, calls = with_changes({"method": "isp_plus"}), [0]
+
+    def fails(network: nn.Module, batch: Any) -> torch.Tensor:
+        calls[0] += 1
+        found = loss(network, batch)
+        if calls[0] == 15:
+            raise Stopped
+        return found
+
+    whole = instant_soup.prune(model(), loader(), loss, **own)
+    with pytest.raises(Stopped):
+        instant_soup.prune(model(), loader(), fails, checkpoint=tmp_path, **own)
+    again = instant_soup.prune(model(), loader(), loss, checkpoint=tmp_path, **own)
+    assert_same(whole, again)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
 def test_a_training_that_diverged_is_not_kept(tmp_path: Path) -> None:

@@ -447,3 +447,30 @@ def test_a_roll_back_to_before_the_last_mask_lets_all_train(name: str) -> None:
 def test_adapters_are_not_for_a_foreign_loop() -> None:
     with pytest.raises(UserError, match=r"^retrain: mask_lora trains matrices .*prune$"):
         Loop("one_shot", retrain="mask_lora")
+
+
+def test_a_state_is_of_a_whole_step() -> None:
+    model = perceptron()
+    pruner = instant_soup.Pruner(
+        model, torch.optim.AdamW(model.parameters()), method="progressive", steps=48
+    )
+    loss(model, next(iter(loader()))).backward()
+    pruner.after_backward()
+    with pytest.raises(UserError, match=r"^state_dict: called in the middle of step 0; allowed: a"):
+        pruner.state_dict()
+    pruner.after_step()
+    assert pruner.state_dict()["step"] == 1
+
+
+def test_gradients_that_are_gone_before_their_last_use_are_told() -> None:
+    """PLATON multiplies them with the new weights."""
+    model = perceptron()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    pruner = instant_soup.Pruner(model, optimizer, method="platon", every=2, steps=12)
+    with pytest.raises(UserError, match=r"^gradients: all were zero .*; allowed: zero_grad"):
+        for batch in loader():
+            loss(model, batch).backward()
+            pruner.after_backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            pruner.after_step()

@@ -98,6 +98,15 @@ def test_a_loop_in_shards_goes_on_in_one_process_and_the_other_way(
     assert digest(back[2]["tensors"]) == wanted
 
 
+def test_a_validation_between_steps_changes_nothing_in_shards(found: list[dict]) -> None:
+    wide = two_processes.network(width=33)
+    whole = two_processes.looped(wide, wide, **ISP_PLUS)[2]["tensors"]
+    mask = {n.removeprefix("mask."): m.bool() for n, m in whole.items() if n.startswith("mask.")}
+    kept, total = masks.count(mask)
+    assert found[0]["validated"] == [digest(mask), 1 - kept / total, kept]
+    assert found[0]["validated zeros"] == [False, False]
+
+
 def test_a_mask_in_shards_lies_as_the_weights_do(found: list[dict]) -> None:
     assert found[0]["rows of the mask"] == [[[17, 8], [16, 33]], [[16, 8], [16, 33]]]
     assert found[0]["placed"] == ["(Shard(dim=0),)", True]

@@ -373,6 +373,31 @@ def test_a_tower_that_is_no_transformer_is_refused_when_it_is_loaded(tmp_path: P
         clip.prepare_base(local(folder), tmp_path / "base")
 
 
+def test_convolutions_with_an_attention_pool_are_no_transformer(tmp_path: Path):
+    """Their norms have running statistics, and the pool's positions are not a tower's."""
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TINY_CLIP["text_cfg"]}
+    folder = save_clip(tmp_path / "resnet", config)
+    (tmp_path / "base").mkdir()
+    with pytest.raises(UserError, match="no position embeddings; allowed: transformers"):
+        clip.prepare_base(local(folder), tmp_path / "base")
+
+
+def test_a_tower_that_gives_its_patches_too_is_classified_by_the_image(tmp_path: Path):
+    """As CoCa's does."""
+    vision = {**TINY_CLIP["vision_cfg"], "output_tokens": True}
+    folder = save_clip(tmp_path / "tokens", {**TINY_CLIP, "vision_cfg": vision})
+    (tmp_path / "base").mkdir()
+    clip.prepare_base(local(folder), tmp_path / "base")
+    weights = clip.start_weights(tmp_path / "base", HEAD)
+    model = clip.classifier(tmp_path / "base", weights).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        image, patches = model.visual(images * model.scale + model.shift)
+        wanted = torch.nn.functional.normalize(image, dim=-1) @ model.head.T
+        assert patches.ndim == 3 and torch.equal(model(images), wanted)
+
+
 def test_classes_that_the_text_tower_cannot_tell_apart_are_refused(base: Path):
     long = "word " * 20
     with pytest.raises(UserError, match="text tower reads 16 tokens, and some classes are the sa"):

@@ -1,5 +1,7 @@
 """Families of transformers beside BERT: what is prunable, what a step costs, how long texts are."""
 
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +11,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
 from instant_soup.models import base as models
-from instant_soup.models import bert, encoding, hugging_face, matrices
+from instant_soup.models import bert, causal, encoding, hugging_face, matrices
 from instant_soup.models.forward import logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
+from instant_soup.pipeline.run import PipelineRun
 from instant_soup.training.state import State, load_state, save_state
 
 WIDTH = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -42,7 +46,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "squeezebert": {**SMALL, "embedding_size": 32},
     "t5": {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
            "decoder_start_token_id": 0, "eos_token_id": 3},
-    "xlnet": {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
 }  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def test_the_weights_of_a_familys_blocks_are_prunable(prepared) -> None:
     assert set(found) == set(matrices.prunable(model))
     share, largest = matrices.share_of(model, found)
     assert share > 0.97, (kind, largest)
-    if kind in ("mixtral", "qwen2_moe", "xlnet"):
+    if kind in ("mixtral", "qwen2_moe"):
         assert any(weight.ndim == 3 for weight in found.values())
         assert not any("bias" in name or "embed" in name for name in found)
 
@@ -123,7 +126,7 @@ def test_texts_are_as_long_as_a_family_has_positions(prepared) -> None:
     kind, base, _ = prepared
     behind = kind in ("camembert", "longformer", "mpnet")
     most = encoding.longest(base, None)
-    assert most > 10**6 if kind in ("t5", "xlnet") else most == (38 if behind else 40)
+    assert most > 10**6 if kind == "t5" else most == (38 if behind else 40)
     assert encoding.longest(base, 12) == 12
     with torch.no_grad():
         assert logits_of(classifier(base), batch_of(2, min(most, 48))).isfinite().all()
@@ -171,3 +174,147 @@ def test_too_small_a_share_of_the_blocks_is_refused() -> None:
     model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([block, block])})
     with pytest.raises(UserError, match=r"own: 31% of the weights .*table\.weight is not.*90%"):
         matrices.checked_prunable("own", model)
+
+
+# What is refused, or must not be lost
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}, "depends on the padd"),
+        ("fnet", SMALL, "depends on the padding behind it (fnet); allowed: a model that leaves"),
+        (
+            "luke",
+            {**SMALL, "entity_vocab_size": 8, "entity_emb_size": 16},
+            "prunable matrices take no part in a pass, first luke.encoder.layer.0.attention.self",
+        ),
+    ],
+)
+def test_a_classifier_that_padding_changes_or_parts_stay_out_of_is_refused(
+    kind: str, settings: dict, words: str, tiny_bert: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, kind, {"vocab_size": 64, **settings})
+    model = checkpoint(kind, tiny_bert, tmp_path / "from")
+    with pytest.raises(UserError, match=re.escape(words)):
+        bert.prepare_base(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("bert", "sees the tokens that it is to predict (bert); allowed: a causal language model"),
+        ("bart", "prunable matrices take no part in a pass, first model.decoder.layers.0.encoder_"),
+    ],
+)
+def test_a_language_model_that_is_not_causal_or_not_whole_is_refused(
+    kind: str, words: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """An encoder with a head for masked tokens has all weights of a language model."""
+    auto = hugging_face.transformers_auto()
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    own = SMALL if kind == "bert" else FAMILIES[kind]
+    config = AutoConfig.for_model(kind, **own)
+    masked = kind == "bert"
+    of = auto.AutoModelForMaskedLM if masked else auto.AutoModelForCausalLM
+    of.from_config(config).save_pretrained(tmp_path / "from")
+    hugging_face.load_tokenizer(tiny_bert).save_pretrained(tmp_path / "from")
+    (tmp_path / "base").mkdir()
+    model = BaseModel(kind, "causal", "local", path=str(tmp_path / "from"))
+    with pytest.raises(UserError, match=re.escape(words)):
+        causal.prepare_base(model, tmp_path / "base")
+
+
+def test_a_pre_trained_head_goes_on(tiny_bert: Path, tmp_path: Path) -> None:
+    """ModernBERT's, of masked tokens, is the trunk of its classifier's; that itself is new."""
+    auto = hugging_face.transformers_auto()
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = AutoConfig.for_model("modernbert", **{**SMALL, **ends})
+    network = auto.AutoModelForMaskedLM.from_config(config)
+    network.save_pretrained(tmp_path / "from")
+    hugging_face.load_tokenizer(tiny_bert).save_pretrained(tmp_path / "from")
+    (tmp_path / "base").mkdir()
+    model = BaseModel("own", "bert", "local", path=str(tmp_path / "from"))
+    bert.prepare_base(model, tmp_path / "base")
+    own = bert.read_weights(tmp_path / "base")
+    assert torch.equal(own["head.dense.weight"], network.head.dense.weight)
+    assert not any(name.startswith(("classifier", "decoder")) for name in own)
+    assert classifier(tmp_path / "base").head.dense.weight.equal(own["head.dense.weight"])
+
+
+def test_dropout_has_other_names_in_gpt2(tiny_bert: Path, tmp_path: Path) -> None:
+    model = checkpoint("gpt2", tiny_bert, tmp_path / "from")
+    bert.prepare_base(model, tmp_path)
+    off = vars(bert.configuration(tmp_path, 2, 0.0))
+    assert {n: v for n, v in off.items() if "drop" in n} == dict.fromkeys(
+        ["resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"], 0.0
+    )
+    config = SimpleNamespace(token_dropout=True, hidden_dropout=0.1, rate=0.3)
+    bert.set_dropout(config, 0.0)
+    assert vars(config) == {"token_dropout": True, "hidden_dropout": 0.0, "rate": 0.3}
+
+
+def test_the_second_text_of_a_pair_is_told_to_funnel(tiny_bert: Path, tmp_path: Path) -> None:
+    """Its configuration does not say how many kinds of segments it has."""
+    sizes = {"vocab_size": 64, "block_sizes": [1, 1], "d_model": 32, "n_head": 4,
+                   "d_head": 8, "d_inner": 64, "num_decoder_layers": 1}  # fmt: skip
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("funnel", **sizes)
+    torch.manual_seed(0)
+    auto = hugging_face.transformers_auto()
+    model = auto.AutoModelForSequenceClassification.from_config(config).eval()
+    batch = batch_of(1, 8)
+    segments = {"token_type_ids": torch.tensor([[0] * 4 + [1] * 4])}
+    with torch.no_grad():
+        one, two = logits_of(model, batch), logits_of(model, batch | segments)
+        wanted = model(**batch, **segments).logits
+    assert torch.equal(two, wanted) and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"tokenizer_class": "BertTokenizer"}])
+def test_a_tokenizer_is_that_of_its_file(
+    settings: dict | None, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Where nothing says that it is cased, transformers would make a BERT's anew, without case."""
+    from tokenizers import Tokenizer
+
+    model = checkpoint("bart", tiny_bert, tmp_path / "from")
+    folder = Path(model.path)
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        (folder / file).unlink(missing_ok=True)
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["normalizer"] = {"type": "BertNormalizer", "clean_text": True, "lowercase": False,
+                          "handle_chinese_chars": True, "strip_accents": False}  # fmt: skip
+    said["model"]["vocab"] |= {"Café": 60, "The": 61, "the": 62}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found = hugging_face.load_tokenizer(folder)
+    found.save_pretrained(tmp_path / "base")
+    saved = Tokenizer.from_file(str(tmp_path / "base/tokenizer.json"))
+    for text in ("The Café", "the", ("The", "Café the")):
+        wanted = raw.encode(*text if isinstance(text, tuple) else [text]).ids
+        assert saved.encode(*text if isinstance(text, tuple) else [text]).ids == wanted
+    assert found.pad_token_id == 0
+
+
+def test_a_run_of_the_pipeline_knows_where_gpt2_has_its_inputs(
+    tiny_bert: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """N:M patterns lie along the inputs."""
+    model = checkpoint("gpt2", tiny_bert, tmp_path / "from")
+    bert.prepare_base(model, tmp_path)
+    run = object.__new__(PipelineRun)
+    run.state, run.recipe = State({}), Recipe()
+    monkeypatch.setattr(PipelineRun, "network", lambda *_: classifier(tmp_path))
+    assert set(run.inputs_at.values()) == {0}
+    assert "transformer.h.0.mlp.c_fc.weight" in run.inputs_at

@@ -49,6 +49,28 @@ def test_a_killed_process_leaves_its_target_folder_as_it_was(project: Path, kind
     assert list((project / UNFINISHED).iterdir()) == [] and target.read_text() == "whole"
 
 
+def test_a_folder_stays_where_its_successor_cannot_be_put(project: Path, monkeypatch) -> None:
+    """It is set aside, not removed, which takes long where it is large."""
+    with new_folder(project / "state") as unfinished:
+        (unfinished / "weights").write_text("old")
+
+    def fails(unfinished: Path, path: Path) -> None:
+        assert not path.exists()
+        (aside,) = unfinished.parent.glob(f"{PREFIX}*")
+        assert (aside / "weights").read_text() == "old"
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr("instant_soup.files._put", fails)
+        with new_folder(project / "state") as unfinished:
+            (unfinished / "weights").write_text("new")
+    assert (project / "state/weights").read_text() == "old"
+    with new_folder(project / "state") as unfinished:
+        (unfinished / "weights").write_text("new")
+    assert (project / "state/weights").read_text() == "new"
+    assert list((project / UNFINISHED).iterdir()) == []
+
+
 def test_names_stay_and_folders_may_be_nested(project: Path) -> None:
     with new_folder(project / "state") as unfinished:
         assert unfinished.name == "state"

@@ -119,3 +119,24 @@ def test_its_settings_are_shares_of_the_budget() -> None:
         method().check_steps(0.5, run)
     found = method(phase=0.125).pruner(run, 0.5).switches
     assert found == {1: True, 2: False, 3: True, 4: False, 5: True, 6: True}
+
+
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    [
+        (lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9), ["square_avg"]),
+        (lambda p: torch.optim.Adagrad(p, lr=0.01), ["sum"]),
+        (lambda p: torch.optim.Rprop(p, lr=0.01), ["step_size"]),
+        (lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True), ["exp_avg_sq", "max_exp_avg_sq"]),
+    ],
+    ids=["RMSprop", "Adagrad", "Rprop", "AdamW"],
+)
+def test_a_dense_phase_begins_without_momentum_but_with_the_sizes_of_steps(
+    make: Any, kept: list[str]
+) -> None:
+    start, gradients = matrices_and_gradients()
+    driven = drive(ac_dc(), start, gradients, range(6), make=make)  # dense again from step 6 on
+    for weight in driven.weights.values():
+        held = driven.optimizer.state[weight]
+        assert all(held[key].count_nonzero() == weight.numel() for key in kept)
+        assert not any(held[key].any() for key in ("exp_avg", "momentum_buffer") if key in held)

@@ -147,6 +147,7 @@ class Pruner:
             if epoch is not None:
                 check_value("epoch", epoch, integer(1))
             bare = unwrapped(model)
+            exchange.deal_out_again(bare)
             check_trainable(bare)
             chosen = choose(bare, prunable)
             check_shards(self.method, chosen, retrain)
@@ -274,7 +275,7 @@ class Pruner:
     @property
     def mask(self) -> Mask:
         """Name → boolean tensor of the weight's shape; True: kept now. In shards if weights are."""
-        named = dict(self.run.model.named_parameters())
+        named = self.run.parameters()
         return {name: exchange.placed_as(named[name], m) for name, m in self.inner.mask.items()}
 
     @property
@@ -294,7 +295,14 @@ class Pruner:
 
         Returns:
             A dictionary of settings, step and CPU tensors, for `load_state_dict` or `resume=`.
+
+        Raises:
+            UserError: If `after_step` is due.
         """
+        if self._due == "after_step":
+            raise UserError(
+                f"state_dict: called in the middle of step {self.step}; allowed: after after_step()"
+            )
         kept = {f"mask.{n}": m.to(torch.uint8) for n, m in self.inner.mask.items()}
         tensors = {key: self._whole(key, t) for key, t in (kept | self.inner.tensors()).items()}
         return {**self._identity(), "step": self.step, "tensors": tensors}
@@ -309,7 +317,7 @@ class Pruner:
 
     def _weights(self) -> Tensors:
         """Name → prunable weight; of one in shards what is in this process."""
-        named = dict(self.run.model.named_parameters())
+        named = self.run.parameters()
         return {name: exchange.own_part(named[name]) for name in self.inner.mask}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -330,7 +338,7 @@ class Pruner:
         for name, own in self._identity().items():
             if parts.get(name) != own:
                 raise UserError(f"resume: its {name} is {parts.get(name)}; allowed: {own}")
-        named = {name: p for name, p in self.run.model.named_parameters() if name in self.run.mask}
+        named = {n: p for n, p in self.run.parameters().items() if n in self.run.mask}
         found = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("mask.")}
         if found != {f"mask.{name}": tuple(p.shape) for name, p in named.items()}:
             raise UserError("resume: a state of other matrices; allowed: a state of this model")
@@ -351,7 +359,7 @@ class Pruner:
             self.inner: pruners.Pruner = inner
             if not tensors:
                 run.take_to_model(inner.mask)
-            inner.attach(dict(run.model.named_parameters()), run.optimizer, tensors)
+            inner.attach(run.parameters(), run.optimizer, tensors)
         self._freeze_when_settled()
 
     def _identity(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from instant_soup.training import exchange, loop
 from instant_soup.training.checkpoints import Store, digest
 from instant_soup.training.cost import Cost
 from instant_soup.training.protocols import Protocol, draw_protocol
-from instant_soup.training.pruner import Pruner, fits
+from instant_soup.training.pruner import Parameters, Pruner, fits
 from instant_soup.training.run import AfterStep, Run
 from instant_soup.training.state import State, Weights
 
@@ -84,9 +84,13 @@ class LibraryRun(Run):
         self.model, self._given, self.shards = model, given, exchange.shards_of(prunable)
         self._batches, self._loss = batches, loss
         self._validate, self._epoch, self._full = validate, epoch, full
-        self.inputs_at = matrices.inputs_at(model)
         self._flops: dict[Any, tuple[float, float]] = {}  # by the shapes in a batch
         self._last_flops = (0.0, 0.0)  # of the last batch
+
+    @property
+    def inputs_at(self) -> Mapping[str, int]:
+        """As of matrices.inputs_at."""
+        return matrices.inputs_at(self.model)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -251,10 +255,15 @@ class LoopRun(LibraryRun):
         self.optimizer = optimizer
         self.step = 0  # steps that the loop has taken
 
+    def parameters(self) -> Parameters:
+        """Name → parameter of the model, as the optimiser has it."""
+        exchange.deal_out_again(self.model)
+        return dict(self.model.named_parameters())
+
     @contextmanager
     def aside(self, pruner: Any) -> Iterator[None]:
         """Set the run to where the loop is, within this context; keep torch's random state."""
-        parameters = dict(self.model.named_parameters())
+        parameters = self.parameters()
         first, second = (
             {n: m.cpu() for n in pruner.mask if (m := self._moment(parameters[n], key)) is not None}
             for key in ("exp_avg", "exp_avg_sq")
@@ -267,7 +276,7 @@ class LoopRun(LibraryRun):
 
     def take_to_model(self, mask: Mask) -> None:
         """Copy the state's prunable weights into the model, pruned by a mask."""
-        parameters: Weights = dict(self.model.named_parameters())
+        parameters = self.parameters()
         parts = {name: exchange.own_part(parameters[name]) for name in mask}
         for name, part in parts.items():
             part.copy_(self.state.weights[name])
@@ -418,7 +427,9 @@ def steps(
             if chosen is not None and number not in chosen:
                 continue
             if step >= first:
+                own = torch.get_rng_state()  # the batches' own draws go on as if nothing trained
                 yield step, batch
+                torch.set_rng_state(own)
             step += 1
             if step == last:
                 return

@@ -22,12 +22,22 @@ from instant_soup.models.hugging_face import (
     transformers_auto,
 )
 from instant_soup.models.known import BaseModel
-from instant_soup.models.matrices import Weights, check_finite, check_weights, checked_prunable
+from instant_soup.models.matrices import (
+    Weights,
+    check_finite,
+    check_used,
+    check_weights,
+    checked_prunable,
+    differ,
+)
 from instant_soup.sparsity.compact import apart
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Kinds whose classifier reads only the first token, and whose blocks have BERT's parts.
 BY_FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
+
+# Parts of a classifier's head that are pre-trained, as of masked tokens: by kind, their prefixes.
+PRE_TRAINED_HEADS = {kind: ("head.",) for kind in ("modernbert", "modernbert-decoder")}
 
 
 def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
@@ -71,7 +81,8 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     source = folder_of(model)
     network, new = load_pretrained(source)
     # The head is new for each task and seed; what the checkpoint does not hold stays out.
-    head = new | {n for n in network.state_dict() if not n.startswith(network.base_model_prefix)}
+    own = (network.base_model_prefix, *PRE_TRAINED_HEADS.get(network.config.model_type, ()))
+    head = new | {n for n in network.state_dict() if not n.startswith(own)}
     check_finite(model.name, {n: w for n, w in network.named_parameters() if n not in head})
     encoder = {n: w.contiguous() for n, w in network.state_dict().items() if n not in head}
     save_file(apart(encoder), folder / WEIGHTS, metadata={"format": "pt"})
@@ -80,8 +91,9 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     tokenizer.model_max_length = positions(network)
     tokenizer.save_pretrained(folder)
     network.config.save_pretrained(folder)
-    check_texts(model.name, network, folder / TOKENIZER)
-    return checked_prunable(model.name, network)
+    found = checked_prunable(model.name, network)
+    check_texts(model.name, network, folder / TOKENIZER, found)
+    return found
 
 
 def set_padding(network: Any, tokenizer: Any) -> None:
@@ -110,23 +122,36 @@ def set_padding(network: Any, tokenizer: Any) -> None:
         config.pad_token_id = given
 
 
-def check_texts(name: str, network: Any, tokenizer: Path) -> None:
+def check_texts(name: str, network: Any, tokenizer: Path, found: Weights) -> None:
     """Check that a network takes a batch of texts, as its tokenizer makes them.
 
+    Args:
+        name: The model's name, for errors.
+        network: The classifier.
+        tokenizer: Its tokenizer's file.
+        found: Name → prunable weight; all must take part.
+
     Raises:
-        UserError: If it does not.
+        UserError: If it does not, or if what it says of a text depends on its padding.
     """
     config = network.config.get_text_config()
     length = min(positions(network), 64)
     texts = encode(tokenizer, [["a"], ["a short sentence"]], [0, 0], length, config.pad_token_id)
     check_tokens(name, texts, getattr(config, "vocab_size", None))
+    batch = texts.rows(torch.arange(2))
+    alone = {key: part[:1, : texts.lengths[0]] for key, part in batch.items() if part.ndim > 1}
     try:
-        with torch.no_grad():
-            logits = logits_of(network.eval(), texts.rows(torch.arange(2)))
+        logits, unpadded = (logits_of(network.eval(), one) for one in (batch, alone))
     except Exception as error:  # whatever a network makes of inputs that it is not made for
         raise UserError(f"model: {name} takes no batch of texts: {reason(error)}") from None
     if logits.shape != (2, network.config.num_labels) or not logits.isfinite().all():
         raise UserError(f"model: {name} gives no finite numbers for texts")
+    if differ(logits[:1], unpadded):
+        raise UserError(
+            f"model: {name}: what it says of a text depends on the padding behind it "
+            f"({config.model_type}); allowed: a model that leaves padding out (attention_mask)"
+        )
+    check_used(name, logits, found)
 
 
 def configuration(base: str | Path, outputs: int, dropout: float | str = "model") -> Any:
@@ -148,9 +173,16 @@ def configuration(base: str | Path, outputs: int, dropout: float | str = "model"
     )
     config.dtype = torch.float32  # of what is trained, whatever the checkpoint had
     if dropout != "model":
-        for name in [n for n in vars(config) if "dropout" in n and getattr(config, n) is not None]:
-            setattr(config, name, dropout)
+        set_dropout(config, dropout)
     return config
+
+
+def set_dropout(config: Any, dropout: float | str) -> None:
+    """Replace every dropout probability of a configuration, by whatever name (GPT-2's: pdrop)."""
+    for name, value in list(vars(config).items()):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, dropout)
 
 
 def random_weights(base: Path, head: Head) -> Weights:

@@ -36,8 +36,10 @@ from instant_soup.models.layout import Layout
 from instant_soup.models.matrices import (
     Weights,
     check_finite,
+    check_used,
     check_weights,
     checked_prunable,
+    differ,
     is_conv1d,
 )
 from instant_soup.models.memory import TRAINED, check_fits
@@ -96,24 +98,37 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     if (source / GENERATION).exists():
         shutil.copyfile(source / GENERATION, folder / GENERATION)
     write_json(folder / CONFIG, {"positions": positions(network)})
-    check_predicts(model.name, network, folder / TOKENIZER)
+    check_predicts(model.name, network, folder / TOKENIZER, found)
     weights = turned(folder, network.state_dict())
     own = apart({name: w.contiguous() for name, w in weights.items()})
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
     return found
 
 
-def check_predicts(name: str, network: Any, tokenizer: Path) -> None:
-    """UserError unless a network predicts the tokens of a text, as its tokenizer gives them."""
+def check_predicts(name: str, network: Any, tokenizer: Path, found: Weights) -> None:
+    """UserError unless a network predicts each token of a text from those before it alone.
+
+    All prunable matrices must take part. The tokens are as its tokenizer gives them.
+    """
     tokens = pack(tokenizer, ["A short sentence, and another one."], 2)
-    check_tokens(name, tokens, network.config.get_text_config().vocab_size)
+    vocabulary = network.config.get_text_config().vocab_size
+    check_tokens(name, tokens, vocabulary)
+    whole = tokens.input_ids.long().view(1, -1)[:, : min(8, positions(network))]
+    seen = whole.shape[1] // 2
+    other = whole.clone()
+    other[:, seen:] = (other[:, seen:] + 1) % vocabulary
     try:
-        with torch.no_grad():
-            logits = logits_of(network.eval(), tokens.rows(torch.arange(1)))
+        logits, changed = (logits_of(network.eval(), {"input_ids": ids}) for ids in (whole, other))
     except Exception as error:  # whatever a network makes of inputs that it is not made for
         raise UserError(f"model: {name} takes no block of tokens: {reason(error)}") from None
-    if logits.shape[:2] != (1, 2) or not logits.isfinite().all():
+    if logits.shape[:2] != whole.shape or not logits.isfinite().all():
         raise UserError(f"model: {name} gives no finite numbers for texts")
+    if differ(logits[:, :seen], changed[:, :seen]):
+        raise UserError(
+            f"model: {name} sees the tokens that it is to predict "
+            f"({network.config.model_type}); allowed: a causal language model"
+        )
+    check_used(name, logits, found)
 
 
 def configuration(base: str | Path) -> Any:

@@ -129,6 +129,8 @@ class ImageClassifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, rows × classes: cosines with the class vectors times exp(logit_scale)."""
         features = self.visual(images * self.scale + self.shift)
+        if isinstance(features, tuple):  # CoCa's, with those of its patches behind
+            features = features[0]
         # In fp32 whatever the precision: the scale is 100 in most models.
         with torch.autocast(images.device.type, enabled=False):
             return functional.normalize(features.float(), dim=-1) @ self.head.T
@@ -327,5 +329,9 @@ def _reads_first_token(visual: Any) -> bool:
 
 
 def _positions(visual: nn.Module) -> torch.Tensor | None:
-    named = visual.named_parameters()
-    return next((p for n, p in named if n.endswith(("positional_embedding", "pos_embed"))), None)
+    """A transformer's position embeddings; an attention pool behind convolutions has others."""
+    for name, parameter in visual.named_parameters():
+        pool = "attnpool" in name or "attn_pool" in name
+        if name.endswith(("positional_embedding", "pos_embed")) and not pool:
+            return parameter
+    return None

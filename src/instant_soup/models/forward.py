@@ -32,10 +32,15 @@ _architectures: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 def logits_of(model: Any, batch: Batch) -> torch.Tensor:
     """The classifier's outputs (rows × outputs) for a batch."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    if "token_type_ids" in inputs and getattr(model.config, "type_vocab_size", 0) < 2:
+    if "token_type_ids" in inputs and not _tells_segments(model.config):
         del inputs["token_type_ids"]
     outputs = model(**inputs)
     return getattr(outputs, "logits", outputs)
+
+
+def _tells_segments(config: Any) -> bool:
+    """Whether a model tells two texts apart; Funnel's configuration does not say that it does."""
+    return getattr(config, "type_vocab_size", 0) > 1 or config.model_type == "funnel"
 
 
 def forward_flops(model: nn.Module, prunable: Iterable[str], batch: Batch) -> tuple[float, float]:

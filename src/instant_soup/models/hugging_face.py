@@ -11,6 +11,13 @@ from instant_soup.models.known import BaseModel, packaged_folder
 from instant_soup.models.torchvision_cpu import declare_missing_operators
 
 TOKENIZER = "tokenizer.json"
+# Capitals, accents, digits, spaces, line breaks, other scripts; one text and two.
+PROBES: list[Any] = [
+    "The Café, in 1234 words: don't!",
+    " two  spaces\tand\n\nlines\n",
+    "Ünïcode ﬁ 日本語 русский 🙂 https://example.org/A_b-c?d=5.6",
+    ("One text", "and another one"),
+]
 # What is taken from a hub's repository: one checkpoint, its configuration, its tokenizer.
 FROM_HUB = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
 
@@ -99,7 +106,11 @@ def read_checkpoint(kind: Any, folder: str | Path) -> tuple[Any, set[str]]:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Load a folder's fast tokenizer (tokenizer.json).
+    """Load a folder's fast tokenizer, which gives the tokens that its tokenizer.json says.
+
+    By the class that the configuration names, transformers makes some tokenizers anew, with that
+    class's own rules for capitals, spaces and line breaks. Where that gives other tokens, it is
+    loaded as the file has it.
 
     Raises:
         UserError: If there is none, or a damaged one.
@@ -122,7 +133,29 @@ def load_tokenizer(folder: str | Path) -> Any:
         ) from None
     if not tokenizer.is_fast:
         raise UserError(f"model: {folder} has no fast tokenizer (tokenizer.json)")
-    return tokenizer
+    file = Path(folder) / TOKENIZER
+    if not file.exists() or _tokens(file.read_text()) == _tokens(
+        tokenizer.backend_tokenizer.to_str()
+    ):
+        return tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    own = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    known = own.get_vocab()
+    for name, token in tokenizer.special_tokens_map.items():
+        if isinstance(token, str) and token in known and getattr(own, name, None) is None:
+            setattr(own, name, token)
+    return own
+
+
+def _tokens(file: str) -> list[list[int]]:
+    """What a tokenizer, as the text of its file, makes of texts that tell tokenizers apart."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(file)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return [encoding.ids for encoding in tokenizer.encode_batch(PROBES)]
 
 
 def positions(network: Any) -> int:

@@ -232,6 +232,40 @@ def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:
         raise UserError(f"{base}: weights of another model (first difference: {odd[0]})")
 
 
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two outputs differ by more than rounding does."""
+    one, other = one.detach(), other.detach()
+    return float((one - other).abs().max()) > 1e-4 * float(one.abs().max())
+
+
+def check_used(name: str, outputs: torch.Tensor, found: Weights) -> None:
+    """Check that all prunable matrices take part in a pass; to prune others would be for free.
+
+    Experts may wait for other tokens.
+
+    Args:
+        name: The model's name, for the error.
+        outputs: What a pass gave, with its graph.
+        found: Name → prunable weight.
+
+    Raises:
+        UserError: If one takes no part; it names the first.
+    """
+    gradients = torch.autograd.grad(
+        outputs.float().square().sum(), list(found.values()), allow_unused=True
+    )
+    idle = [
+        own
+        for own, gradient in zip(found, gradients, strict=True)
+        if gradient is None and "expert" not in own
+    ]
+    if idle:
+        raise UserError(
+            f"model: {name}: {len(idle)} of its {len(found)} prunable matrices take no part in a "
+            f"pass, first {idle[0]}; allowed: a model that uses all of its blocks"
+        )
+
+
 def check_finite(name: str, weights: Weights) -> None:
     """Check that weights are finite.
 

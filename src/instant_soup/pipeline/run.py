@@ -1,7 +1,7 @@
 """The pipeline's run: training over DVC's folders, with a curve, validation and MLflow."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from instant_soup.data.batches import (
 )
 from instant_soup.files import project_root
 from instant_soup.models import base as models
+from instant_soup.models import matrices
 from instant_soup.models.head import Head
 from instant_soup.pipeline import outlook, workspace
 from instant_soup.pipeline.budget import Budget
@@ -89,6 +90,11 @@ class PipelineRun(Run):
         dense.train(dense.total, "teacher")
         dense.state = State(dense.state.weights, step=dense.total)  # which needs no moments
         return dense
+
+    @property
+    def inputs_at(self) -> Mapping[str, int]:
+        """As of matrices.inputs_at."""
+        return matrices.inputs_at(self.network(self.state, self.recipe))
 
     @property
     def steps_per_epoch(self) -> int:

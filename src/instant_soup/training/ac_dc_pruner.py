@@ -2,7 +2,9 @@
 
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.training.pruner import SECOND, MovingMask
+from instant_soup.training.pruner import MovingMask
+
+MOMENTUM = {"exp_avg", "momentum_buffer"}  # of an optimiser's moments; others are sizes of steps
 
 
 class AcDcPruner(MovingMask):
@@ -38,7 +40,8 @@ class AcDcPruner(MovingMask):
         else:
             # v of what is pruned goes on, fading: a weight that starts again from zero, without
             # gradients behind it, takes no larger steps than others.
-            self.move_to(self._best(), spared=(SECOND,))
+            spared = {key for _, key, _ in self.moments()} - MOMENTUM
+            self.move_to(self._best(), spared=spared)
 
     def _best(self) -> Mask:
         worth = scores.worth_of(self.ranks_by, self.weights(), self.second_moments())
@@ -47,7 +50,7 @@ class AcDcPruner(MovingMask):
 
     def _reset_momentum(self) -> None:
         for _, key, moment in self.moments():
-            if key != SECOND:
+            if key in MOMENTUM:
                 moment.zero_()
 
 

@@ -5,6 +5,7 @@ data_parallel.py. All of them call the same functions in the same order, and get
 """
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -199,6 +200,17 @@ def shards_of(weights: Mapping[str, torch.Tensor]) -> Shards:
                 "dimension of all processes, for all prunable weights, or for none"
             )
     return Shards(rank(), gathered_parts)
+
+
+def deal_out_again(model: nn.Module) -> None:
+    """Let each process have its shards alone, if a forward pass has left a model in shards whole.
+
+    FSDP2 keeps the outermost part whole for a backward pass, which a validation does not have.
+    """
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def placed_as(weight: Any, part: torch.Tensor) -> torch.Tensor:

@@ -377,6 +377,8 @@ def take_steps(
     shared_loss = data_parallel.averaging(model, loss_of_batch, getattr(pruner, "adapters", ()))
 
     taken = first  # steps: counted before anything moves, so that no torn state passes for one
+    buffers = [b for b in model.buffers() if isinstance(b, torch.Tensor)]
+    versions = [b._version for b in buffers]  # which a forward pass of some norms moves on
     recent: dict[int, torch.Tensor] = {}  # losses not looked at yet: to look is to wait for a GPU
 
     def check() -> None:
@@ -391,7 +393,8 @@ def take_steps(
 
     def snapshot() -> State:
         check()
-        return state_of(model, optimizer, taken, pruner.tensors())
+        torn = [b._version for b in buffers] != versions  # by a step that has only begun
+        return state_of(model, optimizer, taken + torn, pruner.tensors())
 
     interval = 0.2 if sys.stderr.isatty() else 30.0
     mark = time.perf_counter()
@@ -429,11 +432,14 @@ def take_steps(
             cost.sparse_flops += sparse + of_teacher
         cost.steps += 1
         cost.seconds += time.perf_counter() - mark
+        cost.peak_memory = max(cost.peak_memory, peak_memory())
+        versions = [b._version for b in buffers]
         if after_step is not None:
             after_step(step + 1, loss, snapshot)
         mark = time.perf_counter()
     check()
     exchange.load_first_buffers(model)
+    versions = [b._version for b in buffers]
     cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
     cost.peak_memory = max(cost.peak_memory, peak_memory())
     return snapshot()

@@ -2,9 +2,10 @@
 
 import torch
 
+from instant_soup.errors import UserError
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
-from instant_soup.sparsity.ranking import computed
+from instant_soup.sparsity.ranking import computed, sums
 from instant_soup.training.pruner import MovingMask, Parameters, Tensors, own_copy
 from instant_soup.training.schedule import cubic
 
@@ -88,6 +89,11 @@ class PlatonPruner(MovingMask):
         }
 
     def _end_window(self) -> None:
+        if not any(sums([bool(added.any()) for added in self.window.values()], self.shards)):
+            raise UserError(
+                "gradients: all were zero after the optimizer's steps, so weights have no scores; "
+                "allowed: zero_grad() after after_step(), and a loss that depends on the weights"
+            )
         for name, added in self.window.items():
             smooth, doubt = self.sensitivity[name], self.uncertainty[name]
             mean = added.div_(self.every)

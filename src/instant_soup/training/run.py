@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -58,8 +57,6 @@ class Run(ABC):
     trains by a pruner of its own, depends on them too; training under a mask does not.
     """
 
-    inputs_at: Mapping[str, int] = MappingProxyType({})  # weights whose inputs are not last
-
     def __init__(
         self,
         state: State,
@@ -91,6 +88,11 @@ class Run(ABC):
         return torch.device("cpu")
 
     # What the pipeline's run and the library's do each in their own way.
+
+    @property
+    def inputs_at(self) -> Mapping[str, int]:
+        """Name → dimension of the inputs, of weights that do not have them last."""
+        return {}
 
     @property
     @abstractmethod
