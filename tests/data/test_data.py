@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.data.reviews import REVIEWS
 from instant_soup.data.splits import cut, read_splits
 from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json
 
 SOURCES = str(ROOT / "src")
 
@@ -481,6 +483,31 @@ def test_encoding_is_transformers_own(tiny_bert: Path, pairs: bool, max_length: 
         assert not split.input_ids[row, length:].any()
     assert split.labels.dtype == torch.int64
     assert (max_length in split.lengths.tolist()) == (max_length == 8)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["singles", "pairs"])
+def test_a_text_that_spells_the_end_token_is_refused_where_it_counts(
+    tiny_bert: Path, tmp_path: Path, pairs: bool
+) -> None:
+    """BART and T5 classify by the last end token; for others it is read as their own loaders do."""
+    from instant_soup.models.encoding import encode_texts
+
+    base = shutil.copytree(tiny_bert, tmp_path / "base")
+    text = ["sentence", "second"] if pairs else ["sentence"]
+    table = make_table(8).assign(second="good")
+    odd = table.copy()
+    odd.loc[5, "sentence"] = "good [SEP] film"
+    for kind, fails in (({}, False), ({"is_encoder_decoder": True, "eos_token_id": 3}, True)):
+        config = read_json(tiny_bert / "config.json")
+        write_json(base / "config.json", {**config, **kind})
+        encode_texts(base, table, text, 16)
+        if fails:
+            with pytest.raises(
+                UserError, match=r"the text 'good \[SEP\] film.* spells the model's"
+            ):
+                encode_texts(base, odd, text, 16)
+        else:
+            encode_texts(base, odd, text, 16)
 
 
 def test_truncated_texts_are_counted(tiny_bert: Path) -> None:

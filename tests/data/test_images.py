@@ -303,6 +303,16 @@ def test_an_image_folder_is_described_by_its_folders(folders: Path) -> None:
     assert images.describe_local(folders, "test") == known
 
 
+def test_columns_of_class_folders_are_refused(folders: Path) -> None:
+    own = images.describe_local(folders, "test", "img", "label")
+    assert own == images.describe_local(folders, "test")
+    for named in ({"label": "no_such"}, {"image": "no_such"}):
+        (key,) = named
+        message = f"data.{key}: no_such: class folders have no columns; name none"
+        with pytest.raises(UserError, match=message):
+            images.describe_local(folders, "test", **named)
+
+
 @pytest.mark.parametrize("form", [lambda t: t, as_hub, as_names])
 def test_parquet_is_described_by_its_columns_and_labels(tmp_path: Path, form: Any) -> None:
     table = form(make_images(9)).rename(columns={"img": "picture"})

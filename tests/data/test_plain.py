@@ -72,6 +72,28 @@ def test_a_test_file_is_the_test_split(tmp_path: Path) -> None:
         ({"a.csv": b"x,y\n1,2\n"}, {}, r"data.text: name the column of texts; .* \['x', 'y'\]"),
         ({"a.csv": b"x,y\n1,2\n"}, {"text": ["z"]}, r"data.text: no column 'z'"),
         ({"a.txt": b"\n \n"}, {}, r"data.path: .*a.txt has no text"),
+        (
+            {"train-00000-of-00003.csv": b"text\na\n"},
+            {},
+            r"for the train split; allowed: one file, or all of train-00000-of-0000N",
+        ),
+        ({"train.txt": b"a", "train.csv": b"text\na\n"}, {}, "has train.csv, train.txt for the tr"),
+        ({"train.txt": b"a", "test.txt": b"a", "test.tsv": b"text\na\n"}, {}, "test.tsv, test.txt"),
+        ({"a.txt": b"a", "a.csv": b"text\na\n"}, {}, "has a.csv, a.txt for the a split"),
+        ({"a-00001-of-00002.csv": b"text\na\n"}, {}, "all of a-00000-of-0000N"),
+        (
+            {"train.txt": b"a", "Test.txt": b"b"},
+            {},
+            r"Test.txt is no test split; allowed: test.txt, test.parquet, test.csv, test.tsv; or",
+        ),
+        ({"train.txt": b"a", "test.text": b"b"}, {}, "test.text is no test split"),
+        ({"train.csv": b"text\na\n", "DEV.csv": b"text\na\n"}, {}, "DEV.csv is no test split"),
+        (
+            {"Train.txt": b"a", "test.txt": b"b"},
+            {},
+            r"Train.txt is no training split; allowed: train.txt, train.parquet, train.csv, train",
+        ),
+        ({"train.text": b"a", "a.txt": b"b"}, {}, "train.text is no training split"),
     ],
 )
 def test_what_is_no_plain_text_is_refused(
@@ -81,6 +103,53 @@ def test_what_is_no_plain_text_is_refused(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         resolved(tmp_path, **data)
+
+
+def test_a_folder_called_like_a_split_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\n\n".join(WORDS))
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match=r"test is no test split"):
+        resolved(tmp_path)
+
+
+def test_plan_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md"):
+        (tmp_path / name).write_text("\n\n".join(WORDS))
+    dataset = resolved(tmp_path, train_rows=99, validation_rows=9, test_rows=8)
+    told = overview(dataset, cut_splits(dataset))
+    assert told[1].startswith("characters: train 7") and len(told) == 8
+    cut = "(cut from the training rows)"
+    assert told[2:-1] == [
+        f"rows: train 26, validation 6 {cut}, test 8 {cut}",
+        "data.train_rows: 99 asked for, 26 taken",
+        "data.validation_rows: 9 asked for, 6 taken, 20 % of the rows that there are",
+        "no file is called train, so all are for training: a.txt",
+        "not read: b.md",
+    ]
+    (tmp_path / "test.txt").write_text("\n\n".join(WORDS))
+    dataset = resolved(tmp_path)
+    told = overview(dataset, cut_splits(dataset))
+    odd = "warning: no file is called train, so all are for training: a.txt, test.txt"
+    assert odd in told
+    (tmp_path / "a.txt").rename(tmp_path / "train.txt")
+    dataset = resolved(tmp_path)
+    told = overview(dataset, cut_splits(dataset))
+    assert told[2] == f"rows: train 35, validation 5 {cut}, test 40"
+    assert told[3:-1] == ["not read: b.md"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_may_have_the_column_of_texts_alone(tmp_path: Path, suffix: str) -> None:
+    more = ['so "called"', "two\nlines"] if suffix == "csv" else ['so "called"']
+    for name, texts, quoting in (("train", [*WORDS, *more], 1), ("test", WORDS, 0)):
+        lines = pd.DataFrame({"text": texts})
+        lines.to_csv(tmp_path / f"{name}.{suffix}", index=False, quoting=quoting)
+    train, test = plain.read_plain(resolved(tmp_path))
+    assert train["text"].tolist() == [*WORDS, *more]
+    assert test is not None and test["text"].tolist() == WORDS
+    (tmp_path / f"train.{suffix}").write_text("text\na\tb\n" if suffix == "tsv" else "text\na,b\n")
+    with pytest.raises(UserError, match="line 2 has 2 fields, the header has 1; allowed: as many"):
+        resolved(tmp_path)
 
 
 def test_blocks_hold_all_tokens_in_order_but_the_last_few(tokenizer: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT, run_script
@@ -402,6 +403,44 @@ def test_columns_can_be_named(texts: Path, tmp_path: Path):
         evaluate.evaluate(texts, f"local:{tmp_path}", ["a", "b", "c"])
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["2", "good"], ["good", "2"]),  # words and numbers
+        (["0", "1"], [1.0, 0.0]),  # which parquet has for want of whole numbers
+    ],
+)
+def test_classes_of_ones_own_kind_are_the_tickets(
+    texts: Path, tmp_path: Path, names: list[str], labels: list
+):
+    """Of data whose labels alone do not say that they are classes."""
+    folder = Path(shutil.copytree(texts, tmp_path / "ticket"))
+    write_json(folder / "ticket.json", read_json(folder / "ticket.json") | {"classes": names})
+    rows = pd.DataFrame({"sentence": ["the film is fine", "a dull plot"], "label": labels})
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / f"data/{split}.parquet")
+    found = evaluate.evaluate(folder, f"local:{tmp_path}/data")
+    rows.assign(label=["good", "bad"]).to_parquet(tmp_path / "data/train.parquet")
+    rows.assign(label=["good", "bad"]).to_parquet(tmp_path / "data/test.parquet")
+    assert found["metrics"] == evaluate.evaluate(texts, f"local:{tmp_path}/data")["metrics"]
+
+
+def test_columns_of_a_ticket_are_those_of_tables(images: Path, tmp_path: Path):
+    """Class folders have none, whatever the table was called that the ticket is of."""
+    folder = Path(shutil.copytree(images, tmp_path / "ticket"))
+    ticket = read_json(folder / "ticket.json")
+    write_json(folder / "ticket.json", {**ticket, "label": "what", "columns": ["picture"]})
+    for split in ("train", "test"):
+        for number, name in enumerate(ticket["classes"]):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"data/{split}/{name}/a.png")
+    found = evaluate.evaluate(folder, f"local:{tmp_path}/data")
+    assert found["rows"] == len(ticket["classes"])
+    with pytest.raises(UserError, match=r"data\.label: kind: class folders have no columns"):
+        evaluate.evaluate(folder, f"local:{tmp_path}/data", label="kind")
+
+
 def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Path, tmp_path: Path):
     rows = pd.DataFrame({"sentence": list("abcd"), "label": [0.5, 1.0, 2.0, 3.5]})
     (tmp_path / "floats").mkdir()
@@ -414,7 +453,7 @@ def test_data_that_does_not_go_with_a_ticket_is_refused(texts: Path, images: Pat
         (images, "sst2", "holds texts, but model: .* reads images"),
         (texts, "stsb", "stsb is regression, the ticket's is classification"),
         (texts, "mnli", "has the classes entailment, neutral, .*; the ticket's are bad, good"),
-        (texts, f"local:{tmp_path}/floats", "is regression, the ticket's is classification"),
+        (texts, f"local:{tmp_path}/floats", "data.kind: classification does not fit .* '0.5' in"),
         (texts, f"local:{tmp_path}/others", "label 'no' in row . does not fit|label 'yes' in row"),
         (texts, f"local:{tmp_path}/nowhere", "no folder"),
         (texts, "local:", "unknown 'local:'"),

@@ -13,7 +13,7 @@ from instant_soup import cli
 from instant_soup.files import read_json, write_json
 from instant_soup.models import causal
 from instant_soup.sparsity import compact, masks
-from instant_soup.tickets import export
+from instant_soup.tickets import evaluate, export
 from instant_soup.training.state import load_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "on_the_cpu")]
@@ -116,6 +116,10 @@ def test_the_folder_is_evaluated_inspected_and_pruned_again(exported, capsys) ->
     found = json.loads(capsys.readouterr().out)["metrics"]["perplexity"]
     expected = read_json(project / "reports/results/one_shot.json")["test"]["perplexity"]
     assert found == pytest.approx(expected, rel=1e-6)
+    own = read_json(folder / "ticket.json")
+    write_json(folder / "ticket.json", own | {"columns": ["body"]})  # of a table
+    assert evaluate.evaluate(folder, f"local:{texts}", precision="fp32")["rows"]
+    write_json(folder / "ticket.json", own)
     assert cli.main(["inspect", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sparsity"] == 0.5
     run = ["oneshot", str(folder), f"local:{texts}", "--methods", "magnitude", "--sparsities", "0"]

@@ -5,6 +5,7 @@ folder of images, train/CLASS/IMAGE.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -58,6 +59,16 @@ def is_whole(paths: Files) -> bool:
         return len(paths) == 1
     numbers = [int(shard[2]) for shard in shards]
     return numbers == list(range(int(shards[0][3]))) and len(shards) == len(paths)
+
+
+def check_whole(folder: Path, found: dict[str, Files], splits: Iterable[str]) -> None:
+    """UserError when the files of a split are not one, nor all that the hub makes of one."""
+    for split in splits:
+        if not is_whole(found[split]):
+            raise UserError(
+                f"data.path: {folder} has {', '.join(p.name for p in found[split])} for the {split}"
+                f" split; allowed: one file, or all of {split}-00000-of-0000N.parquet …"
+            )
 
 
 # Class folders
@@ -144,14 +155,9 @@ def split_paths(folder: Path, test: str) -> tuple[Files, Files | None]:
         raise UserError(f"data.path: {folder} {_without_training(folder)}")
     names = dict.fromkeys((test, *ALSO_CALLED.get(test, ()), *HELD_OUT))
     held_out = next((name for name in names if name in found), None)
-    for split in ("train", *([held_out] if held_out else [])):
-        if not is_whole(found[split]):
-            raise UserError(
-                f"data.path: {folder} has {', '.join(p.name for p in found[split])} for the {split}"
-                f" split; allowed: one file, or all of {split}-00000-of-0000N.parquet …"
-            )
+    check_whole(folder, found, ("train", *([held_out] if held_out else [])))
     # A folder beside a table may hold the images that it names.
-    odd = _alike(folder, *names)
+    odd = alike(folder, *names)
     if held_out is None and odd and (odd.is_file() or found is not tables):
         like = "test.parquet, test.csv or test.tsv" if found is tables else "test/CLASS/IMAGE"
         raise UserError(
@@ -161,7 +167,7 @@ def split_paths(folder: Path, test: str) -> tuple[Files, Files | None]:
     return found["train"], found[held_out] if held_out else None
 
 
-def _alike(folder: Path, *names: str) -> Path | None:
+def alike(folder: Path, *names: str) -> Path | None:
     """A file or folder that someone meant for a split called like one of `names`."""
     called = (path for path in visible(folder) if path.name.casefold().partition(".")[0] in names)
     return next(called, None)
@@ -171,7 +177,7 @@ def _without_training(folder: Path) -> str:
     """What a folder without a training split has instead, and what to do."""
     lacks = "has no train.parquet, train.csv, train.tsv or train/CLASS/IMAGE"
     inside = visible(folder)
-    if odd := _alike(folder, "train"):
+    if odd := alike(folder, "train"):
         if odd.name == "train":
             return f"{lacks}: its folder train has no class folders with images"
         if (odd.is_file() and odd.suffix.lower() in TABLES) or (odd.is_dir() and not odd.suffix):

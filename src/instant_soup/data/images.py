@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+IMAGE, LABEL = "img", "label"  # columns of the images that lie in class folders
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, of 8 bits and less
 
 
@@ -108,12 +109,18 @@ def describe_local(
     Returns:
         Image column, label column and class names, which are those of the training split; None if
         the folder has no images.
+
+    Raises:
+        UserError: If it lacks a column that the user names, or does not say what it holds.
     """
     train, _ = folders.split_paths(folder, test)
-    label = label or "label"
     if train[0].is_dir():
+        for key, named, own in (("image", image, IMAGE), ("label", label, LABEL)):
+            if named and named != own:  # as which an exported folder knows them
+                raise UserError(f"data.{key}: {named}: class folders have no columns; name none")
         found = sorted(folders.class_folders(train[0]))
-        return Dataset(image=image or "img", label=label, labels=classes or found)
+        return Dataset(image=IMAGE, label=LABEL, labels=classes or found)
+    label = label or LABEL
     if train[0].suffix != ".parquet":
         return None
     schema = tables.read_schema(train[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instant_soup.config.sections import Data
-from instant_soup.data import images, plain, texts
+from instant_soup.data import folders, images, plain, texts
 from instant_soup.data.class_prompts import resolve_prompts
 from instant_soup.data.datasets import DATASETS, Dataset
 from instant_soup.errors import UserError
@@ -49,6 +49,18 @@ def from_here(dataset: str) -> str:
     if rest in ("", dataset):
         return dataset
     return f"local:{path_of(rest, 'dataset').resolve()}"
+
+
+def has_columns(dataset: str, family: str) -> bool:
+    """Whether local:FOLDER holds tables: neither text files nor class folders have columns."""
+    rest = dataset.removeprefix("local:")
+    if READS[family] == "texts" or not rest:  # texts are read from tables only
+        return True
+    folder = resolve_path(rest, "dataset")
+    if READS[family] == "plain text":
+        return plain.first_table(folder) is not None
+    train, _ = folders.split_paths(folder, "test")
+    return not train[0].is_dir()
 
 
 def resolve_data(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from instant_soup.data import folders
+from instant_soup.data import folders, plain
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.splits import FIFTH
 
@@ -30,16 +30,16 @@ def described(dataset: Dataset) -> str:
 
 def overview(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     """The lines; those of warnings begin so. `splits`: train, validation and test (splits.py)."""
-    if dataset.kind == "language":
-        return _of_plain(dataset, splits)
     found = [described(dataset)]
-    labels = splits["train"]["label"]
-    if dataset.kind == "regression":
+    if dataset.kind == "language":
+        found.append(_characters(dataset, splits))
+    elif dataset.kind == "regression":
+        labels = splits["train"]["label"]
         found.append(f"labels: {labels.min():g} … {labels.max():g}")
         if labels.nunique() == 1:
             found.append("warning: all training rows have the same label")
     else:
-        counts = np.bincount(labels, minlength=len(dataset.labels)).tolist()
+        counts = np.bincount(splits["train"]["label"], minlength=len(dataset.labels)).tolist()
         named = [f"{name} ({rows:,})" for name, rows in zip(dataset.labels, counts, strict=True)]
         found.append(f"classes, with their training rows: {folders.some(named)}")
     found += _rows(dataset, splits)
@@ -48,22 +48,21 @@ def overview(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
     if dataset.text:
         found += _empty(dataset, splits)
     found += _shared(dataset, splits)
-    if dataset.kind != "regression":
+    if dataset.kind == "classification":
         found += _odd_classes(dataset, counts)
     return found
 
 
-def _of_plain(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
-    """The lines of plain text: texts and characters of each split, and what is in two of them."""
+def _characters(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> str:
+    """How much plain text each split has."""
     (column,) = dataset.text
-    shown = [
-        f"{name} {len(table):,} ({table[column].str.len().sum():,} characters)"
-        for name, table in splits.items()
-    ]
-    return [described(dataset), f"texts: {', '.join(shown)}", *_shared(dataset, splits)]
+    counts = {name: table[column].str.len().sum() for name, table in splits.items()}
+    return f"characters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
 
 
 def _paths(dataset: Dataset) -> tuple[list[Path], list[Path] | None]:
+    if dataset.kind == "language":
+        return plain.split_files(Path(dataset.path), dataset.test)
     return folders.split_paths(Path(dataset.path), dataset.test)
 
 
@@ -88,14 +87,26 @@ def _rows(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:
 
 
 def _left_out(dataset: Dataset) -> list[str]:
-    """Files in a local folder that are not read."""
+    """Files in a local folder that are not read, and those whose names are of no split."""
     train, test = _paths(dataset)
     used = [*train, *(test or [])]
     found = [path.name for path in folders.visible(Path(dataset.path)) if path not in used]
     for path in used:
         if path.is_dir():
             found += [str(file.relative_to(path.parent)) for file in folders.left_out(path)]
-    return [f"not read: {folders.some(found)}"] if found else []
+    return _unsplit(train) * (dataset.kind == "language") + [
+        f"not read: {folders.some(found)}"
+    ] * bool(found)
+
+
+def _unsplit(train: list[Path]) -> list[str]:
+    """That all files of plain text are for training; a warning if one is called like a test."""
+    names = {path.stem.partition("-")[0].casefold() for path in train}
+    if "train" in names:
+        return []
+    odd = "warning: " if names & {*folders.HELD_OUT} else ""
+    read = folders.some([path.name for path in train])
+    return [f"{odd}no file is called train, so all are for training: {read}"]
 
 
 def _empty(dataset: Dataset, splits: dict[str, "pd.DataFrame"]) -> list[str]:

@@ -23,13 +23,12 @@ COLUMN = "text"  # that the paragraphs of a text file are in
 
 def describe_local(folder: Path, text: list[str] | None = None) -> Dataset:
     """The column of texts of a local folder; UserError where there is no text."""
-    train, _ = split_files(folder, "test")
-    table = next((path for path in train if path.suffix != ".txt"), None)
+    table = first_table(folder)
     if table is None:
         if text and text != [COLUMN]:  # as which an exported folder knows them
             raise UserError(f"data.text: {text[0]}: text files have no columns; name none")
         return Dataset(kind="language", text=[COLUMN], metric="perplexity", label="")
-    columns = tables.column_names(table)
+    columns = tables.column_names(table, alone=True)
     text = text or usual_columns(columns)
     if len(text) != 1:
         raise UserError(f"data.text: name the column of texts; the data has {columns}")
@@ -37,11 +36,21 @@ def describe_local(folder: Path, text: list[str] | None = None) -> Dataset:
     return Dataset(kind="language", text=text, metric="perplexity", label="")
 
 
+def first_table(folder: Path) -> Path | None:
+    """The first training file that has columns; None where all are text files."""
+    train, _ = split_files(folder, "test")
+    return next((path for path in train if path.suffix != ".txt"), None)
+
+
 def split_files(folder: Path, test: str) -> tuple[list[Path], list[Path] | None]:
     """The files of the training and of the test split; None where that has to be cut.
 
     Files called after splits are those, as train.txt and test.txt; where none is called train, all
     files are for training.
+
+    Raises:
+        UserError: If files of one name are not one, nor all that the hub makes of one; or a file or
+            folder is called nearly like a split.
     """
     found: dict[str, list[Path]] = {}
     for path in folders.visible(folder):
@@ -51,8 +60,21 @@ def split_files(folder: Path, test: str) -> tuple[list[Path], list[Path] | None]
     if not found:
         raise UserError(f"data.path: {folder} has no text: allowed: files {', '.join(TEXT_FILES)}")
     if "train" not in found:
+        if odd := folders.alike(folder, "train"):
+            raise UserError(
+                f"data.path: {odd} is no training split; allowed: train{', train'.join(TEXT_FILES)}"
+                "; or nothing called train, and all files are for training"
+            )
+        folders.check_whole(folder, found, found)
         return [path for paths in found.values() for path in paths], None
-    held_out = next((name for name in (test, *folders.HELD_OUT) if name in found), None)
+    names = (test, *folders.HELD_OUT)
+    held_out = next((name for name in names if name in found), None)
+    folders.check_whole(folder, found, ("train", *([held_out] if held_out else [])))
+    if held_out is None and (odd := folders.alike(folder, *names)):
+        raise UserError(
+            f"data.path: {odd} is no test split; allowed: test{', test'.join(TEXT_FILES)}; or none,"
+            " and the test rows are cut from the training rows"
+        )
     return found["train"], found[held_out] if held_out else None
 
 

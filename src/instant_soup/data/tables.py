@@ -106,11 +106,12 @@ def quoted(lines: list[str], separator: str, path: Path) -> Rows:
         ) from None
 
 
-def even(rows: Rows, path: Path) -> list[list[str]]:
+def even(rows: Rows, path: Path, alone: bool = False) -> list[list[str]]:
     """The fields of all rows, which must all have as many as the header.
 
     Raises:
-        UserError: If a row has not; it names the first.
+        UserError: If a row has not; it names the first. If there is one column, and one is not
+            enough (`alone`), as with another separator.
     """
     lines, found = [], []
     for line, fields in rows:
@@ -119,7 +120,7 @@ def even(rows: Rows, path: Path) -> list[list[str]]:
     if not found:
         raise UserError(f"data.path: {path} is empty; allowed: a header and rows")
     header = found[0]
-    if len(header) == 1:
+    if len(header) == 1 and not alone:
         raise UserError(
             f"data.path: {path} has one column, {header[0]!r}; allowed: several, separated by "
             "commas in a .csv, by tabs in a .tsv"
@@ -132,7 +133,7 @@ def even(rows: Rows, path: Path) -> list[list[str]]:
     return found
 
 
-def read_quoted(lines: list[str], separator: str, path: Path) -> list[list[str]]:
+def read_quoted(lines: list[str], separator: str, path: Path, alone: bool) -> list[list[str]]:
     """The fields of all rows, read as quoted.
 
     Raises:
@@ -140,7 +141,7 @@ def read_quoted(lines: list[str], separator: str, path: Path) -> list[list[str]]
             header's number of fields and, in one column, only what other rows have there.
     """
     rows = list(quoted(lines, separator, path))
-    fields = even(iter(rows), path)
+    fields = even(iter(rows), path, alone)
     starts = [line - 1 for line, _ in rows]
     for row, (start, end) in enumerate(itertools.pairwise([*starts, len(lines)])):
         if end - start == 1:
@@ -169,8 +170,10 @@ def in_quotes(rows: list[list[str]]) -> bool:
     return told and all(QUOTED.fullmatch(field) for field in begun)
 
 
-def read_text_table(path: Path) -> "pd.DataFrame":
+def read_text_table(path: Path, alone: bool = False) -> "pd.DataFrame":
     """The rows of a CSV or TSV file, every cell a text; blank lines are no rows.
+
+    `alone`: whether one column is enough.
 
     A CSV is quoted. A TSV is unquoted, as GLUE's files are. There are two exceptions: its quotes
     enclose fields (`in_quotes`), or its lines have too few or too many fields and are even once
@@ -180,15 +183,15 @@ def read_text_table(path: Path) -> "pd.DataFrame":
 
     lines, separator = read_lines(path), SEPARATORS[path.suffix]
     if separator == ",":
-        rows = read_quoted(lines, separator, path)
+        rows = read_quoted(lines, separator, path, alone)
     else:
         try:
-            rows = even(unquoted(lines, separator), path)
+            rows = even(unquoted(lines, separator), path, alone)
             if in_quotes(rows):
-                rows = read_quoted(lines, separator, path)
+                rows = read_quoted(lines, separator, path, alone)
         except UserError as error:
             try:
-                rows = read_quoted(lines, separator, path)
+                rows = read_quoted(lines, separator, path, alone)
             except UserError:
                 raise error from None
     return pd.DataFrame(rows[1:], columns=rows[0], dtype="str")
@@ -260,12 +263,12 @@ def read_parquet(path: Path, columns: list[str]) -> "pd.DataFrame":
         raise UserError(f"data.path: {path} cannot be read as parquet ({error})") from None
 
 
-def column_names(path: Path) -> list[str]:
-    """The columns of a parquet, CSV or TSV file."""
+def column_names(path: Path, alone: bool = False) -> list[str]:
+    """The columns of a parquet, CSV or TSV file; `alone`: whether one is enough."""
     if path.suffix == ".parquet":
         return list(read_schema(path).names)
     rows = quoted(read_lines(path), SEPARATORS[path.suffix], path)
-    return even(itertools.islice(rows, 1), path)[0]
+    return even(itertools.islice(rows, 1), path, alone)[0]
 
 
 def read_files(paths: list[Path], **wanted: list[str]) -> "pd.DataFrame":
@@ -286,7 +289,8 @@ def read_files(paths: list[Path], **wanted: list[str]) -> "pd.DataFrame":
 
     tables, columns = [], list(dict.fromkeys(itertools.chain(*wanted.values())))
     for path in paths:
-        whole = None if path.suffix == ".parquet" else read_text_table(path)
+        alone = len(columns) == 1
+        whole = None if path.suffix == ".parquet" else read_text_table(path, alone)
         names = read_schema(path).names if whole is None else list(whole.columns)
         for key, some in wanted.items():
             check_columns(names, some, key, path.name)

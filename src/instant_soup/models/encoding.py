@@ -16,6 +16,7 @@ from instant_soup.data.batches import (
     pack,
 )
 from instant_soup.data.images import decode
+from instant_soup.errors import UserError
 from instant_soup.files import read_json
 from instant_soup.models import causal, clip
 
@@ -60,7 +61,32 @@ def encode_texts(base: Path, table: "pd.DataFrame", text: list[str], max_length:
     pad = config.get("pad_token_id") or 0
     encoded = encode(base / "tokenizer.json", texts, labels, max_length, pad)
     check_tokens(str(base), encoded, config.get("vocab_size"))
+    if config.get("is_encoder_decoder"):
+        check_ends(encoded, texts, config.get("eos_token_id"))
     return encoded
+
+
+def check_ends(encoded: Texts, texts: list[list[str]], end: int | None) -> None:
+    """Check that no text has more end tokens than others, as one that spells it has.
+
+    BART and T5 classify by the last one, and refuse a batch whose texts have several numbers of
+    them.
+
+    Args:
+        encoded: The rows.
+        texts: The texts of each.
+        end: The end token; None: there is none.
+
+    Raises:
+        UserError: If one has more; it shows the text.
+    """
+    inside = torch.arange(encoded.input_ids.shape[1]) < encoded.lengths[:, None]
+    ends = ((encoded.input_ids == end) & inside).sum(1) if end is not None else encoded.lengths * 0
+    for row in (ends > ends.min()).nonzero().flatten().tolist():
+        raise UserError(
+            f"dataset: the text {' | '.join(texts[row])[:60]!r} spells the model's end token; "
+            "allowed: texts without it"
+        )
 
 
 def encode_blocks(

@@ -11,7 +11,7 @@ from instant_soup.data import batches
 from instant_soup.data.batches import Split
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.images import load_files
-from instant_soup.data.local import from_here, resolve_data
+from instant_soup.data.local import from_here, has_columns, resolve_data
 from instant_soup.data.splits import read_train_and_test
 from instant_soup.errors import UserError
 from instant_soup.files import path_of, read_json
@@ -142,7 +142,7 @@ def _dataset(
     found = resolve_data(
         from_here(dataset),
         ticket["family"],
-        _data_section(ticket, local, columns, label, path),
+        _data_section(ticket, dataset, columns, label, path),
         model=str(folder),
         classes=ticket["classes"] or None,  # saved without names, it takes the folder's
     )
@@ -161,25 +161,26 @@ def _dataset(
 
 def _data_section(
     ticket: dict[str, Any],
-    local: bool,
+    dataset: str,
     columns: list[str] | None,
     label: str | None,
     path: Path | None,
 ) -> Data:
     """The section `data` that params.yaml would have; a folder's columns are first the ticket's."""
-    images = ticket["family"] == "clip"
-    most, allowed = COLUMNS[ticket["family"]]
+    family, local = ticket["family"], dataset.startswith("local:")
+    images = family == "clip"
+    most, allowed = COLUMNS[family]
     if columns and len(columns) > most:
         raise UserError(f"columns: {' '.join(columns)}: too many; allowed: {allowed}")
-    if label and ticket["family"] == "causal":
+    if label and family == "causal":
         raise UserError(f"label: {label}: plain text has no labels; allowed: none")
-    if local and ticket["dataset"].startswith("local:"):
+    own = local and ticket["dataset"].startswith("local:")
+    if own and has_columns(from_here(dataset), family):
         label = label or ticket.get("label")
         columns = columns or (None if images else ticket.get("columns"))
-    numeric = not images and local and ticket["kind"] == "regression"
     return Data(
         path=None if path is None else str(path_of(path).resolve()),
-        kind="regression" if numeric else None,
+        kind=ticket["kind"] if local and family == "bert" else None,
         text=None if images else columns,
         image=columns[0] if images and columns else None,
         label=label,
