@@ -29,11 +29,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     with _unfinished(Path(path)) as unfinished:
         unfinished.mkdir()
         yield unfinished
-        before = unfinished.with_name(f"{PREFIX}before")
-        try:  # aside, not away: to remove a large folder takes long, and a process may be killed
-            Path(path).rename(before)
-        except OSError:  # there is none, or it is on another disk
-            shutil.rmtree(path, ignore_errors=True)
+        before, there = unfinished.with_name(f"{PREFIX}before"), Path(path)
+        if there.is_dir() and not there.is_symlink():
+            try:  # aside, not away: to remove a large one takes long, and a process may be killed
+                there.rename(before)
+            except OSError:  # it is on another disk
+                shutil.rmtree(there, ignore_errors=True)
         try:
             _put(unfinished, Path(path))
         except BaseException:

@@ -275,6 +275,8 @@ class Pruner:
     @property
     def mask(self) -> Mask:
         """Name → boolean tensor of the weight's shape; True: kept now. In shards if weights are."""
+        if self.run.shards is WHOLE:
+            return self.inner.mask
         named = self.run.parameters()
         return {name: exchange.placed_as(named[name], m) for name, m in self.inner.mask.items()}
 

@@ -214,9 +214,7 @@ def deal_out_again(model: nn.Module) -> None:
 
 
 def placed_as(weight: Any, part: torch.Tensor) -> torch.Tensor:
-    """A tensor of which each process has the part that it has of a weight."""
-    if not is_sharded(weight):
-        return part
+    """A tensor of which each process has the part that it has of a weight in shards."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(

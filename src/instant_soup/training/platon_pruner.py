@@ -34,6 +34,7 @@ class PlatonPruner(MovingMask):
         super().__init__(mask, sparsity, settled)
         self.begin, self.every, self.hard = begin, every, hard
         self.sensitivity_decay, self.uncertainty_decay = sensitivity_decay, uncertainty_decay
+        self.learns = False  # whether any gradient was not zero
         self.gradients_now: Tensors = {}  # of the step that is being taken, as the optimiser has it
         # In fp32, shaped like the weights.
         self.window: Tensors = {}  # |w · g|, added up since the last window ended
@@ -89,7 +90,10 @@ class PlatonPruner(MovingMask):
         }
 
     def _end_window(self) -> None:
-        if not any(sums([bool(added.any()) for added in self.window.values()], self.shards)):
+        if not self.learns:
+            told = [*self.window.values(), *self.sensitivity.values()]
+            self.learns = any(sums([bool(one.any()) for one in told], self.shards))
+        if not self.learns:
             raise UserError(
                 "gradients: all were zero after the optimizer's steps, so weights have no scores; "
                 "allowed: zero_grad() after after_step(), and a loss that depends on the weights"
