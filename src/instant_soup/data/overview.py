@@ -94,9 +94,8 @@ def _left_out(dataset: Dataset) -> list[str]:
     for path in used:
         if path.is_dir():
             found += [str(file.relative_to(path.parent)) for file in folders.left_out(path)]
-    return _unsplit(train) * (dataset.kind == "language") + [
-        f"not read: {folders.some(found)}"
-    ] * bool(found)
+    lines = _unsplit(train) if dataset.kind == "language" else []
+    return [*lines, f"not read: {folders.some(found)}"] if found else lines
 
 
 def _unsplit(train: list[Path]) -> list[str]:
