@@ -275,7 +275,7 @@ class Pruner:
     @property
     def mask(self) -> Mask:
         """Name → boolean tensor of the weight's shape; True: kept now. In shards if weights are."""
-        if self.run.shards is WHOLE:
+        if self.run.shards == WHOLE:
             return self.inner.mask
         named = self.run.parameters()
         return {name: exchange.placed_as(named[name], m) for name, m in self.inner.mask.items()}
@@ -312,7 +312,7 @@ class Pruner:
     def _whole(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the state, of all shards, on the CPU, in memory of its own."""
         name = key.partition(".")[2]
-        if self.run.shards is WHOLE or name not in self.inner.mask:
+        if self.run.shards == WHOLE or name not in self.inner.mask:
             return tensor.detach().cpu().clone()
         shape = self.run.model.get_parameter(name).shape
         return torch.cat(self.run.shards.gather(tensor)).view(shape).cpu()

@@ -52,6 +52,11 @@ class Pieces(NamedTuple):
 Scores = Mapping[str, torch.Tensor | Pieces]
 
 
+def alone(own: torch.Tensor) -> list[torch.Tensor]:
+    """All shards of what is whole; by name, as a run goes to other processes by pickle."""
+    return [own]
+
+
 class Shards(NamedTuple):
     """Which part of all scores is here: each tensor is cut into shards along its first dimension.
 
@@ -60,7 +65,7 @@ class Shards(NamedTuple):
     """
 
     number: int = 0
-    gather: Callable[[torch.Tensor], list[torch.Tensor]] = lambda own: [own]
+    gather: Callable[[torch.Tensor], list[torch.Tensor]] = alone
 
 
 WHOLE = Shards()
@@ -235,7 +240,7 @@ def _written(
     some = 0 < wanted < found.equal
     above = AT_LEAST if 0 < wanted == found.equal else GREATER
     quotas = {}
-    if some and shards is not WHOLE:
+    if some and shards != WHOLE:
         quotas = _quotas(every, found, wanted, standing, shards)
     mask = {}
     for name, one in every.items():
@@ -367,6 +372,6 @@ def _refuse(nans: int) -> None:
 
 def sums(numbers: Sequence[int], shards: Shards) -> list[int]:
     """Sums over all shards."""
-    if shards is WHOLE:
+    if shards == WHOLE:
         return list(numbers)
     return torch.stack(shards.gather(torch.tensor(numbers))).sum(0).tolist()

@@ -225,7 +225,7 @@ def placed_as(weight: Any, part: torch.Tensor) -> torch.Tensor:
 
 def of_shard(whole: torch.Tensor, shards: Shards) -> torch.Tensor:
     """What this process has of a tensor that is dealt out by rows."""
-    if shards is WHOLE:
+    if shards == WHOLE:
         return whole
     parts = whole.chunk(size())
     return parts[rank()] if rank() < len(parts) else whole[:0]  # fewer rows than processes

@@ -393,7 +393,7 @@ class Run(ABC):
 
     def agreed(self, found: Found) -> Found:
         """What the first process has found: whatever a method does, all have one mask."""
-        if exchange.size() == 1 or self.shards is not WHOLE:
+        if exchange.size() == 1 or self.shards != WHOLE:
             return found  # of its own shard
         mask, changed = found if isinstance(found, Cut) else (found, None)
         shapes = {name: list(kept.shape) for name, kept in mask.items()}
