@@ -114,15 +114,12 @@ def texts(size: Size, number: int = 8) -> Rows:
 def images(size: Size, number: int = 8) -> Rows:
     """Batches of images, drawn at random, on the device."""
     draws, where = torch.Generator().manual_seed(0), loop.device()
-    return [
-        {
-            "pixel_values": torch.randn(size.images, 3, size.side, size.side, generator=draws).to(
-                where
-            ),
-            "labels": torch.randint(2, (size.images,), generator=draws).to(where),
-        }
-        for _ in range(number)
-    ]
+    shape, rows = (size.images, 3, size.side, size.side), []
+    for _ in range(number):
+        pixels = torch.randn(shape, generator=draws)
+        labels = torch.randint(2, (size.images,), generator=draws)
+        rows.append({"pixel_values": pixels.to(where), "labels": labels.to(where)})
+    return rows
 
 
 def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

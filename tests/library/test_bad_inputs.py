@@ -128,6 +128,7 @@ def test_numbers_of_numpy_are_those_of_python() -> None:
     model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters())
     own = {"steps": np.int64(12), "sparsity": np.float32(0.5), "prunes": np.int64(3)}
+    own |= {"learning_rate": np.float32(1e-3), "clip_norm": np.float32(1)}
     pruner = instant_soup.Pruner(model, optimizer, method="gmp", cycles=np.int8(1), **own)
     json.dumps({name: value for name, value in pruner.state_dict().items() if name != "tensors"})
 

@@ -331,6 +331,17 @@ def test_an_error_behind_a_forward_pass_leaves_no_torn_statistics(tmp_path: Path
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
+def test_a_buffer_that_was_made_in_inference_mode_is_no_hindrance() -> None:
+    """As a table of positions that an evaluation has filled."""
+    model = perceptron()
+    with torch.inference_mode():
+        model.register_buffer("table", torch.arange(3.0), persistent=False)
+    assert_same(
+        instant_soup.prune(model, loader(), loss, **with_changes({"method": "isp_plus"})),
+        instant_soup.prune(perceptron(), loader(), loss, **with_changes({"method": "isp_plus"})),
+    )
+
+
 def test_a_training_that_diverged_is_not_kept(tmp_path: Path) -> None:
     own = with_changes({"method": "one_shot"})
 

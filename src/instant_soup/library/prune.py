@@ -119,7 +119,6 @@ def prune(
     """
     first = exchange.rank() == 0
     steps, sparsity, seed = as_plain([steps, sparsity, seed])
-    learning_rate = as_plain(learning_rate)
     with exchange.for_itself():
         chosen = method_of(method, settings)
         check_steps(steps)

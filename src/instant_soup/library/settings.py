@@ -203,6 +203,7 @@ def recipe_of(seed: int, **training: Any) -> Recipe:
         UserError: If one is not allowed.
     """
     check_value("seed", seed, SEED)
+    training = {name: as_plain(value) for name, value in training.items()}
     if training.get("clip_norm", 0) is None:
         training["clip_norm"] = 1e30
     for name in training.keys() - {n for n, value in training.items() if value is not None}:

@@ -10,7 +10,7 @@ from torch import nn
 from instant_soup.data.batches import check_tokens, encode
 from instant_soup.errors import UserError
 from instant_soup.models.first_token import leave_out_others
-from instant_soup.models.forward import logits_of
+from instant_soup.models.forward import differ, logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.hugging_face import (
     TOKENIZER,
@@ -28,7 +28,6 @@ from instant_soup.models.matrices import (
     check_used,
     check_weights,
     checked_prunable,
-    differ,
 )
 from instant_soup.sparsity.compact import apart
 
@@ -36,8 +35,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Kinds whose classifier reads only the first token, and whose blocks have BERT's parts.
 BY_FIRST_TOKEN = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 
-# Parts of a classifier's head that are pre-trained, as of masked tokens: by kind, their prefixes.
-PRE_TRAINED_HEADS = {kind: ("head.",) for kind in ("modernbert", "modernbert-decoder")}
+# Kinds of which a part of the classifier's head (head.…) is pre-trained, as that of masked tokens.
+WITH_PRE_TRAINED_HEAD = ("modernbert", "modernbert-decoder")
 
 
 def load_pretrained(folder: str | Path) -> tuple[Any, set[str]]:
@@ -81,8 +80,10 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     source = folder_of(model)
     network, new = load_pretrained(source)
     # The head is new for each task and seed; what the checkpoint does not hold stays out.
-    own = (network.base_model_prefix, *PRE_TRAINED_HEADS.get(network.config.model_type, ()))
-    head = new | {n for n in network.state_dict() if not n.startswith(own)}
+    kept = (network.base_model_prefix,)
+    if network.config.model_type in WITH_PRE_TRAINED_HEAD:
+        kept += ("head.",)
+    head = new | {n for n in network.state_dict() if not n.startswith(kept)}
     check_finite(model.name, {n: w for n, w in network.named_parameters() if n not in head})
     encoder = {n: w.contiguous() for n, w in network.state_dict().items() if n not in head}
     save_file(apart(encoder), folder / WEIGHTS, metadata={"format": "pt"})

@@ -20,7 +20,7 @@ from torch import nn
 from instant_soup.data.batches import check_tokens, pack
 from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
-from instant_soup.models.forward import logits_of
+from instant_soup.models.forward import differ, logits_of
 from instant_soup.models.head import Head
 from instant_soup.models.hugging_face import (
     TOKENIZER,
@@ -39,7 +39,6 @@ from instant_soup.models.matrices import (
     check_used,
     check_weights,
     checked_prunable,
-    differ,
     is_conv1d,
 )
 from instant_soup.models.memory import TRAINED, check_fits

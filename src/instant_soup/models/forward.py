@@ -43,6 +43,12 @@ def _tells_segments(config: Any) -> bool:
     return getattr(config, "type_vocab_size", 0) > 1 or config.model_type == "funnel"
 
 
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two outputs differ by more than rounding does."""
+    one, other = one.detach(), other.detach()
+    return float((one - other).abs().max()) > 1e-4 * float(one.abs().max())
+
+
 def forward_flops(model: nn.Module, prunable: Iterable[str], batch: Batch) -> tuple[float, float]:
     """FLOPs of one forward pass of a batch.
 

@@ -232,12 +232,6 @@ def check_weights(base: Path, model: nn.Module, weights: Weights) -> None:
         raise UserError(f"{base}: weights of another model (first difference: {odd[0]})")
 
 
-def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two outputs differ by more than rounding does."""
-    one, other = one.detach(), other.detach()
-    return float((one - other).abs().max()) > 1e-4 * float(one.abs().max())
-
-
 def check_used(name: str, outputs: torch.Tensor, found: Weights) -> None:
     """Check that all prunable matrices take part in a pass; to prune others would be for free.
 

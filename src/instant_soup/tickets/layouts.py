@@ -77,7 +77,7 @@ def convert(model: nn.Module, names: Iterable[str], layout: str = "CSR") -> nn.M
             raise UserError(f"{name}: not the weight of a linear layer, which alone can be sparse")
         try:
             sparse = SparseLinear(dense, layout)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, ValueError) as error:
             rows, columns = dense.weight.shape
             why = str(error).splitlines()[0]
             raise UserError(

@@ -377,8 +377,12 @@ def take_steps(
     shared_loss = data_parallel.averaging(model, loss_of_batch, getattr(pruner, "adapters", ()))
 
     taken = first  # steps: counted before anything moves, so that no torn state passes for one
-    buffers = [b for b in model.buffers() if isinstance(b, torch.Tensor)]
-    versions = [b._version for b in buffers]  # which a forward pass of some norms moves on
+    buffers = [b for b in model.buffers() if not b.is_inference()]  # those have no versions
+
+    def counted() -> list[int]:
+        return [b._version for b in buffers]  # which a forward pass of some norms moves on
+
+    versions = counted()
     recent: dict[int, torch.Tensor] = {}  # losses not looked at yet: to look is to wait for a GPU
 
     def check() -> None:
@@ -393,7 +397,8 @@ def take_steps(
 
     def snapshot() -> State:
         check()
-        torn = [b._version for b in buffers] != versions  # by a step that has only begun
+        cost.peak_memory = max(cost.peak_memory, peak_memory())
+        torn = counted() != versions  # by a step that has only begun
         return state_of(model, optimizer, taken + torn, pruner.tensors())
 
     interval = 0.2 if sys.stderr.isatty() else 30.0
@@ -432,14 +437,12 @@ def take_steps(
             cost.sparse_flops += sparse + of_teacher
         cost.steps += 1
         cost.seconds += time.perf_counter() - mark
-        cost.peak_memory = max(cost.peak_memory, peak_memory())
-        versions = [b._version for b in buffers]
+        versions = counted()
         if after_step is not None:
             after_step(step + 1, loss, snapshot)
         mark = time.perf_counter()
     check()
     exchange.load_first_buffers(model)
-    versions = [b._version for b in buffers]
+    versions = counted()
     cost.seconds += time.perf_counter() - mark  # the wait for a GPU's last steps
-    cost.peak_memory = max(cost.peak_memory, peak_memory())
     return snapshot()
