@@ -80,10 +80,10 @@ def prepare_base(model: BaseModel, folder: Path) -> Weights:
     source = folder_of(model)
     network, new = load_pretrained(source)
     # The head is new for each task and seed; what the checkpoint does not hold stays out.
-    kept = (network.base_model_prefix,)
+    kept = [network.base_model_prefix]
     if network.config.model_type in WITH_PRE_TRAINED_HEAD:
-        kept += ("head.",)
-    head = new | {n for n in network.state_dict() if not n.startswith(kept)}
+        kept.append("head.")
+    head = new | {n for n in network.state_dict() if not n.startswith(tuple(kept))}
     check_finite(model.name, {n: w for n, w in network.named_parameters() if n not in head})
     encoder = {n: w.contiguous() for n, w in network.state_dict().items() if n not in head}
     save_file(apart(encoder), folder / WEIGHTS, metadata={"format": "pt"})
