@@ -204,9 +204,11 @@ def test_denoisers_that_hardly_move_agree_with_the_network(project: Path) -> Non
     for key, value in CHANGES.items():
         params[key] = {**params[key], **value} if isinstance(value, dict) else value
     with chdir(project):
-        still, far = (denoiser_rates.run(check(params), factor) for factor in (1e-9, 300.0))
+        still, far = (denoiser_rates.run(check(params), "isp", factor) for factor in (1e-9, 300.0))
+        without = denoiser_rates.run(check(params), "progressive", 0.0)
     assert still["weak"] == still["soup"] == still["held"] == pytest.approx(1.0)
     assert far["weak"] < far["soup"] < 1 and far["held"] < 1
+    assert without == {"test": still["test"]}
 
 
 def test_a_language_model_is_measured_once_and_the_lowest_perplexity_is_bold(
