@@ -364,6 +364,47 @@ def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert
         run.train()
 
 
+class Break(TrainerCallback):
+    """Breaks off training after some steps, as Ctrl-C would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", ["callback", "nothing"])
+def test_a_model_whose_training_broke_off_trains_anew(
+    tmp_path: Path, tiny_bert: Path, again: str
+) -> None:
+    model = new_classifier(tiny_bert, 2, 0)
+    first = instant_soup.InstantSoupCallback("one_shot", sparsity=0.6, retrain="norms_and_biases")
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, model, first, Break(6)).train()
+    assert zeros(model, first.mask) and first.pruner.frozen
+    if again == "callback":
+        second = instant_soup.InstantSoupCallback("random", sparsity=0.3)
+        trainer(tmp_path, model, second).train()
+    else:
+        first.release()
+        trainer(tmp_path, model).train()
+    parameters = dict(model.named_parameters())
+    assert all(p.requires_grad and not p._backward_hooks for p in parameters.values())
+    # What the first training had pruned trains, but for what the second has.
+    kept = second.mask if again == "callback" else masks.full(first.mask)
+    for name, mask in first.mask.items():
+        grown = kept[name] & ~mask
+        assert grown.any() and parameters[name].detach()[grown].count_nonzero() > 0.9 * grown.sum()
+
+
+def test_two_callbacks_in_one_trainer_are_refused(tmp_path: Path, tiny_bert: Path) -> None:
+    both = [instant_soup.InstantSoupCallback("one_shot", sparsity=0.5) for _ in range(2)]
+    with pytest.raises(UserError, match="two InstantSoupCallbacks in one Trainer; allowed: one"):
+        trainer(tmp_path, new_classifier(tiny_bert, 2, 0), *both).train()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

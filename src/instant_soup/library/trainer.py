@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -51,6 +52,9 @@ REFUSED = {
     "fsdp": "it deals the matrices out in shards, which only a Pruner in your own loop takes",
     "deepspeed": "it cuts the matrices into pieces and steps by an optimizer of its own",
 }
+# Model → the callback whose training on it has begun and not ended. An exception or Ctrl-C leaves
+# one here, as the Trainer then tells its callbacks nothing.
+HELD: "WeakKeyDictionary[nn.Module, ref[InstantSoupCallback]]" = WeakKeyDictionary()
 
 
 class InstantSoupCallback(TrainerCallback):
@@ -59,7 +63,9 @@ class InstantSoupCallback(TrainerCallback):
     Learning rate, clipping and precision are the Trainer's. Pruned weights get no gradient, so they
     stay exact zeros. A checkpoint of the Trainer has the mask in its zeros. Methods that need more
     put a file beside them. `resume_from_checkpoint` goes on with the same callback. After training,
-    `mask` has the mask and `cost` the cost of the look-aheads.
+    `mask` has the mask and `cost` the cost of the look-aheads. A training that breaks off leaves
+    the model pruned as far as it got; the next callback on it begins anew, and `release` lets it
+    train without one.
     """
 
     def __init__(
@@ -105,6 +111,7 @@ class InstantSoupCallback(TrainerCallback):
         self.pruner: Pruner | None = None
         self.dense: Tensors = {}  # gradients before they are masked
         self.hooks: dict[str, Any] = {}  # of matrices that train
+        self.training: Any = None  # the Trainer's state, which is another at each call of train()
 
     @property
     def mask(self) -> Mask:
@@ -116,12 +123,18 @@ class InstantSoupCallback(TrainerCallback):
         """The cost of training beside the run."""
         return self.pruner.run.cost if self.pruner else Cost()
 
+    def on_init_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        """Release the model from a training that broke off, before an optimiser takes its pick."""
+        self.release()
+        if (other := holder(unwrapped(trainer["model"]))) is not None:
+            other.release()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Choose the matrices, begin to prune, and restore the pruning of a checkpoint.
 
         Raises:
-            UserError: If the Trainer's arguments would undo the pruning, or the checkpoint is of
-                other settings.
+            UserError: If the Trainer's arguments would undo the pruning, the checkpoint is of
+                other settings, or another callback prunes in the same training.
         """
         model, loader = unwrapped(trainer["model"]), trainer["train_dataloader"]
         for name, why in REFUSED.items():
@@ -133,7 +146,7 @@ class InstantSoupCallback(TrainerCallback):
                 loader.dataset, args.per_device_train_batch_size, shuffle=True,
                 collate_fn=loader.collate_fn,
             )  # fmt: skip
-        self._release()
+        self._take_over(model, state)
         loss = self.loss or trainers_loss()
         self.pruner = Pruner(
             model, trainer["optimizer"], method=self.method, steps=state.max_steps,
@@ -175,9 +188,8 @@ class InstantSoupCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Remove the hooks; warn if training ended before the last prune."""
-        self._release()
-        if self.pruner is not None:
-            self.pruner.thaw()
+        self.release()
+        HELD.pop(unwrapped(trainer["model"]), None)
         if self.pruner is not None and not self.pruner.done:
             reached = f"{self.pruner.sparsity:.0%} of {self.sparsity:.0%}"
             warnings.warn(f"training ended early: pruned to {reached}", stacklevel=2)
@@ -233,10 +245,42 @@ class InstantSoupCallback(TrainerCallback):
         factor = self.pruner.inner.factor(name)
         return gradient if factor is None else gradient * factor.to(gradient.dtype)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let gradients reach all weights again, and all train that may.
+
+        The end of training does so. Call it to train on without pruning after a training that an
+        exception or Ctrl-C has broken off.
+        """
         for hook in self.hooks.values():
             hook.remove()
         self.hooks, self.dense = {}, {}
+        if self.pruner is not None:
+            self.pruner.thaw()
+
+    def _take_over(self, model: nn.Module, state: Any) -> None:
+        """Release the model from a callback whose training broke off.
+
+        Raises:
+            UserError: If that callback's training is this one.
+        """
+        self.release()
+        other = holder(model)
+        if other is not None and other is not self:
+            if other.training is state:
+                raise UserError("callbacks: two InstantSoupCallbacks in one Trainer; allowed: one")
+            frozen = other.pruner is not None and other.pruner.frozen
+            other.release()
+            if frozen:  # an optimiser takes what may train, and there is one by now
+                raise UserError(
+                    "callbacks: a training that broke off had frozen weights of this model, so the "
+                    "optimizer is without them; allowed: a new Trainer"
+                )
+        HELD[model], self.training = ref(self), state
+
+
+def holder(model: nn.Module) -> InstantSoupCallback | None:
+    """The callback whose training on a model has begun and not ended, if there is one."""
+    return HELD[model]() if model in HELD else None
 
 
 def trainers_loss() -> Loss | None:
