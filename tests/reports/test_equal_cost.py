@@ -70,6 +70,28 @@ def test_without_other_lengths_there_is_no_table(tmp_path):
     assert "No results yet" in markdown([equal_cost.chapter(ledger)])
 
 
+def test_a_run_that_came_out_as_nan_is_not_left_out(tmp_path):
+    broken = runs_of("gmp", 1, 0.9, float("nan"))
+    text = markdown([equal_cost.chapter(ledger_of(tmp_path, *RUNS, *broken))])
+    assert cells_of(text, "GMP\\* (magnitude)")[0] == "nan ± nan (n = 2)"
+    assert cells_of(text, "ISP+ (Fisher, no denoisers)")[0].startswith("**76.00")
+    runs = equal_cost.runs_of_any_length(ledger_of(tmp_path, *RUNS, *broken))
+    assert np.isnan(equal_cost.at_budget(runs, 1)["mean"]["gmp"])
+
+
+def test_the_best_as_printed_are_bold(tmp_path):
+    metric = {"metric": "perplexity", "dataset": "text"}
+    rows = [
+        *runs_of("dense", 1, 40.0, **DENSE, **metric),
+        *runs_of("one_shot", 1, 57.1701, **metric),
+        *runs_of("one_shot", 2, 57.0, **metric, variant="training.epochs=1.2"),
+        *runs_of("sparsegpt", 1, 57.1699, **metric),
+    ]
+    text = markdown([equal_cost.chapter(ledger_of(tmp_path, *rows))])
+    assert cells_of(text, "One-shot magnitude")[0] == "**57.17 (n = 1)**"
+    assert cells_of(text, "SparseGPT")[0] == "**57.17 (n = 1)**"
+
+
 def test_the_front_has_what_nothing_cheaper_beats():
     costs, values = np.array([1, 1, 2, 3, 5.0]), np.array([70, 72, 71, 75, 75.0])
     assert pareto.front(costs, values) == [1, 3]

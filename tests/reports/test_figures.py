@@ -162,6 +162,17 @@ def test_a_dense_network_below_all_others_is_shown():
     assert low < 27 and high > 50
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    runs = [
+        result(method, 0.8, model="local:a$b_$", variant="data.label=x$y_$", target_sparsity=s)
+        for method in ("dense", "isp", "one_shot")
+        for s in (0.5, 0.7)
+    ]
+    for draw in (figures.accuracy_vs_sparsity, figures.cost_vs_sparsity, figures.mask_similarity):
+        draw(ledger_of(tmp_path, *runs), tmp_path / "a.png")
+    assert figures.title_of("a$b$").count(r"\$") == 2
+
+
 def test_no_line_of_a_title_is_too_wide():
     title = figures.title_of(
         "clip-glyph · mnist-sample · quick · run with weights 399d3647 on AMD EPYC (AVX512, bf16)",

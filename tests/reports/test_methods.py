@@ -71,6 +71,24 @@ def test_a_column_has_chosen_settings_of_one_processor(field):
     }
 
 
+def test_tasks_with_settings_of_their_own_are_there_and_cost_what_they_do(field):
+    """Those that a local task's rows all share: data.train_rows, more epochs."""
+    longer = field.assign(dataset="mrpc@local")
+    longer["variant"] = ("training.epochs=2 " + longer["variant"]).str.strip()
+    longer.loc[longer["method"] == "dense", "flops"] = 2.0
+    more_seeds = longer[longer["method"] != "dense"].assign(seed=1)  # without a dense network
+    found = methods.comparison(pd.concat([field, longer, more_seeds]))
+    own = found[found["dataset"] == "mrpc@local"]
+    assert set(own["shared"]) == {"training.epochs=2"} and set(own["seed"]) == {0, 1}
+    assert set(own.loc[own["seed"] == 0, "cost"]) == {1.0}
+    assert own.loc[own["seed"] == 1, "cost"].isna().all()
+
+
+def test_a_teacher_is_paid_in_fine_tunings_of_the_network_without(field):
+    runs = methods.by_settings(field)
+    assert set(runs.loc[runs["shared"] == "training.teacher=dense", "cost"]) == {2.0}
+
+
 def test_files(field, tmp_path):
     def write(ledger) -> None:
         write_tables(tmp_path, ledger, {"methods": methods.chapters(ledger)})

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from helpers import ROOT
 from instant_soup.reports.render import (
     LONG,
     Cell,
@@ -87,6 +88,13 @@ def test_a_name_in_markdown_is_text_whatever_it_is_called():
         assert len(shown) == 9
         assert "\n\n\n" not in tex([Chapter("T", "", [table])])
         assert "<img" not in html(Chapter("T", "", [table]))
+
+
+def test_latex_knows_every_sign_of_the_tables():
+    """What it needs a package for is written as a command; letters of names are its own matter."""
+    text = "".join(file.read_text() for file in (ROOT / "reports/tables").glob("*.tex"))
+    assert text
+    assert set(re.findall(r"[^\x00-\xff–—‘’“”…]", text)) == set()
 
 
 def test_tex_escapes_what_latex_would_read_as_commands():

@@ -30,8 +30,12 @@ def test_p_of_two_tasks_is_welchs():
 
 
 @pytest.mark.parametrize("differences", [[ONE[:1]], [ONE, OTHER[:1]], [np.ones(3)]])
-def test_without_a_spread_nothing_is_significant(differences):
-    assert statistics.paired_p(differences) == 1.0
+def test_without_a_spread_nothing_is_tested(differences):
+    assert np.isnan(statistics.paired_p(differences))
+
+
+def test_what_does_not_differ_at_all_is_within_noise():
+    assert statistics.paired_p([np.zeros(3)]) == 1.0
 
 
 def test_holm_by_hand_and_as_statsmodels_has_it():

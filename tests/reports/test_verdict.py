@@ -6,6 +6,7 @@ import pytest
 
 from helpers import cells_of, ledger_of, of_seeds, result
 from instant_soup.reports import verdict, verdict_figures
+from instant_soup.reports.claim import claim
 from instant_soup.reports.glance import glance, with_choice
 from instant_soup.reports.origins import apart_by_origin
 from instant_soup.reports.render import Chapter, markdown
@@ -28,7 +29,7 @@ RUNS = [
     *runs_of("dense", [[0, 0, 0], [0, 0, 0]], **DENSE),
     *runs_of("one_shot", [[-5, -6, -5], [-3, -3, -4]]),
     *runs_of("isp_plus", [[-1, -2, 0], [-2, -1, 0]]),
-    *runs_of("isp", [[-2, -3, -1], [-3, -2, -1]], cost=1.6),
+    *runs_of("isp", [[-2.1, -3, -0.9], [-3, -2.2, -0.8]], cost=1.6),
     *runs_of("lth", [[1, 0, 0.5], [1, 1.5, 2]], cost=4.0),
     *(SNIP := runs_of("snip", [[9, 9.5, 9.2]])),
 ]
@@ -58,7 +59,7 @@ def test_a_row_is_within_noise_by_its_corrected_p(tmp_path):
 def test_differences_are_paired_by_task_and_seed(tmp_path):
     table = verdict.against(verdict.comparable(ledger_of(tmp_path, *RUNS)), "isp_plus")
     assert table.loc["isp", "mean"] == pytest.approx(-1.0)
-    assert table.loc["isp", ["low", "high"]].to_numpy() == pytest.approx([-1.0, -1.0])
+    assert -1.2 < table.loc["isp", "low"] < -1 < table.loc["isp", "high"] < -0.8
     assert list(table.loc["snip", ["tasks", "runs"]]) == [1, 3]
     assert table.loc["snip", "mean"] == pytest.approx((10 + 11.5 + 9.2) / 3)
     assert (table["p_holm"] >= table["p"]).all()
@@ -153,6 +154,73 @@ def test_what_never_ran_on_the_winners_processor_is_not_tested_against_it(tmp_pa
     assert "isp" in line["untested"] and "isp_plus" not in line["untested"] + line["within"]
 
 
+def test_what_is_above_the_best_where_both_ran_is_named(tmp_path):
+    """ISP+ beats one-shot where both ran, but has a lower mean, with another processor's runs."""
+    there = {"processor": "another"}
+    rows = [
+        *runs_of("dense", [[0, 0, 0], [0, 0, 0]], **DENSE),
+        *runs_of("dense", [[0, 0, 0], [0, 0, 0]], **DENSE, **there),
+        *runs_of("one_shot", [[-2, -1.9, -2.1], [-2, -1.9, -2.1]]),
+        *runs_of("isp_plus", [[-1.5, -1.37, -1.63], [-1.3, -1.17, -1.43]]),
+        *runs_of("isp_plus", [[-4, -3.9, -4.1], [-4, -3.9, -4.1]], **there),
+        *runs_of("progressive", [[-10, -10.1, -9.9], [-10, -10.1, -9.9]]),
+        *runs_of("snip", [[-11, -10.8, -11.2], [-11, -10.8, -11.2]]),
+    ]
+    lines = verdict.verdict(apart_by_origin(ledger_of(tmp_path, *rows)))
+    line = lines[lines["budget"] == 1].iloc[0]
+    assert line["method"] == "one_shot" and line["ahead"] == ("isp_plus",)
+    ((_, cells),) = glance("quick", lines).rows
+    assert not cells[0].bold and "ahead where both ran: ISP+" in cells[0].text
+
+
+def test_a_rival_that_shares_a_part_of_the_tasks_is_not_tested(tmp_path):
+    """One-shot ran on both tasks, on the winner's processor on one of them."""
+    there = {"processor": "another", "dataset": "news"}
+    rows = [
+        *runs_of("dense", [[0, 0, 0], [0, 0, 0]], **DENSE),
+        *of_seeds("dense", 0.6, 0.61, 0.62, **DENSE, **there),
+        *runs_of("isp_plus", [[-2, -1.9, -2.1], [-2, -1.9, -2.1]]),
+        *runs_of("one_shot", [[-5, -5.2, -5.4]]),
+        *of_seeds("one_shot", 0.605, 0.616, 0.624, **there),
+        *runs_of("snip", [[-10, -10.1, -9.9], [-10, -10.1, -9.9]]),
+    ]
+    rows = [{**row, "cost": {"flops": 10.0}} for row in rows]
+    lines = verdict.verdict(apart_by_origin(ledger_of(tmp_path, *rows)))
+    line = lines[lines["budget"] == 1].iloc[0]
+    assert line["method"] == "isp_plus" and line["untested"] == ("one_shot",)
+
+
+def test_runs_are_those_of_all_origins_and_rows_with_few_seeds_are_last(tmp_path):
+    there = {"processor": "another"}
+    rows = [
+        *runs_of("dense", [[0, 0, 0], [0, 0, 0]], **DENSE, **there),
+        *runs_of("isp_plus", [[-1, -2, 0], [-2, -1, 0]], **there),
+        *runs_of("platon", [[9], [9]]),
+    ]
+    runs = verdict.comparable(apart_by_origin(ledger_of(tmp_path, *RUNS, *rows)))
+    table = verdict.against(runs, None)
+    assert table["runs"]["isp_plus"] == 12 and table["runs"]["isp"] == 6
+    names = [name for name, _ in verdict.chapters(runs, verdict.best_rows(runs))[1].tables[0].rows]
+    assert names[-1] == "PLATON"
+
+
+def test_a_difference_without_spread_is_not_tested(tmp_path):
+    """The test asks about other seeds, and these say nothing of how they differ."""
+    rows = [*RUNS, *runs_of("gmp", [[-9, -10, -8], [-10, -9, -8]])]  # 8 behind ISP+ in each run
+    table = verdict.against(verdict.comparable(ledger_of(tmp_path, *rows)), "isp_plus")
+    assert np.isnan(table["p_holm"]["gmp"]) and table["mean"]["gmp"] == pytest.approx(-8)
+    # Nor does it count among the comparisons.
+    few = verdict.against(verdict.comparable(ledger_of(tmp_path / "few", *RUNS)), "isp_plus")
+    assert table["p_holm"]["one_shot"] == few["p_holm"]["one_shot"]
+
+
+def test_the_claim_says_what_was_not_tested(tmp_path):
+    single = [row for row in RUNS if row["seed"] == 0 and row["dataset"] == "reviews"]
+    text = claim(ledger_of(tmp_path, *single))
+    assert "Here ISP is 3.10 points below LTH, a mean over 1 task and all their" in text
+    assert "That is not tested: the seeds are too few, or have no spread." in text
+
+
 @pytest.mark.parametrize("lucky", ([[5], [5]], [[5, 5.1], [5.1, 5]]))
 def test_a_row_with_fewer_seeds_does_not_win(tmp_path, lucky):
     lucky = runs_of("platon", lucky)
@@ -231,6 +299,25 @@ def test_a_network_that_came_out_as_nan_counts_as_nothing(tmp_path):
     assert list(own["distance"]) == pytest.approx([-80, 0, 0])
 
 
+def test_beside_a_dense_network_that_came_out_as_nan_there_is_no_distance(tmp_path):
+    rows = [*of_seeds("dense", 0.85, 0.86, np.nan), *of_seeds("isp", 0.80, 0.81, 0.82)]
+    runs = verdict.comparable(ledger_of(tmp_path, *rows))
+    assert list(runs["distance"]) == pytest.approx([-5, -5])
+
+
+def test_methods_that_columns_have_in_common_are_ranked(tmp_path):
+    """Each pair of tasks has another sixth method, so no set of methods was run everywhere."""
+    rows = []
+    for number, dataset in enumerate("abcdef"):
+        names = ["isp", "lth", "one_shot", "isp_plus", "snip", ("bip", "smp", "cap")[number // 2]]
+        for place, name in enumerate(names):
+            values = [0.8 - 0.01 * place + 0.001 * seed for seed in range(3)]
+            rows += of_seeds(name, *values, dataset=dataset)
+        rows += of_seeds("dense", 0.9, 0.9, 0.9, dataset=dataset)
+    ((_, table),) = verdict.rank_tables(verdict.comparable(ledger_of(tmp_path, *rows)))
+    assert table.shape == (6, 5)
+
+
 def test_ranks_are_of_complete_tables(tmp_path):
     more = [
         {**one, "target_sparsity": s}
@@ -266,9 +353,9 @@ def test_tables_say_it_in_words(tmp_path):
     write_tables(tmp_path, every, all_chapters(every))
     text = (tmp_path / "verdict.md").read_text()
     assert cells_of(text, "70 %") == [
-        "ISP+ −1.0 [−1.7, −0.3], best of 2; ahead on fewer tasks: SNIP",
-        "ISP+ −1.0 [−1.7, −0.3], best of 3; within noise: ISP; ahead on fewer tasks: SNIP",
-        "LTH +1.0 [+0.2, +1.7], best of 4; ahead on fewer tasks: SNIP",
+        "ISP+ −1.0 [−1.7, −0.3], best of 2; ahead where both ran: SNIP",
+        "ISP+ −1.0 [−1.7, −0.3], best of 3; ahead where both ran: SNIP",
+        "LTH +1.0 [+0.2, +1.7], best of 4; ahead where both ran: SNIP",
         "2",
     ]
     best = cells_of(text, "70 % sparse, ≤ 5 fine-tunings")

@@ -1,5 +1,7 @@
 """The paper's claim, and what the ledger says of it, in seven short sentences."""
 
+import math
+
 import pandas as pd
 
 from instant_soup.reports.results import number, short
@@ -23,12 +25,16 @@ def claim(ledger: pd.DataFrame) -> str:
         places = pair.groupby(["task", "sparsity", "origin"])["method"].transform("nunique")
         mean, cost = line["mean"], costs_of(pair[places == 2])
         interval = with_interval(mean, line["low"], line["high"]).partition(" ")[2]
+        tasks = f"{line['tasks']:.0f} task{'' if line['tasks'] == 1 else 's'}"
         side = "below" if mean < 0 else "above"
         noise = "beyond noise" if line["differs"] else "within noise"
+        tested = f"That is {noise} (p = {number(line['p_holm'], '.2g')}{corrected})."
+        if math.isnan(line["p_holm"]):
+            tested = "That is not tested: the seeds are too few, or have no spread."
         sentences.append(
-            f"Here {short(method)} is {abs(mean):.2f} points {side} LTH {interval}, a mean "
-            f"over {line['tasks']:.0f} tasks and all their sparsities. That is {noise} "
-            f"(p = {number(line['p_holm'], '.2g')}{corrected}). "
+            f"Here {short(method)} is {abs(mean):.2f} points {side} LTH"
+            f"{f' {interval}' if interval else ''}, a mean over {tasks} and "
+            f"all their sparsities. {tested} "
             f"{short(method)} costs {cost[method]:.1f} fine-tunings, and LTH {cost['lth']:.1f}."
         )
     return " ".join(sentences) if len(sentences) > 1 else ""

@@ -14,10 +14,12 @@ from instant_soup.reports.results import (
     BUDGETS,
     UNPRUNED,
     ZERO_SHOT,
+    as_shown,
     block_of,
     has_presets_settings,
     heading,
     label,
+    mean_of_all,
     number,
     percent,
     row_order,
@@ -86,8 +88,9 @@ def at_budget(runs: pd.DataFrame, budget: float) -> pd.DataFrame:
     """
     groups = runs.groupby(["method", "variant"])
     cells = groups.agg(
-        cost=("cost", "mean"), n=("value", "size"), mean=("value", "mean"), std=("value", "std")
-    )
+        cost=("cost", "mean"), n=("value", "size"), mean=("value", mean_of_all),
+        std=("value", lambda values: values.std(skipna=False)),
+    )  # fmt: skip
     fitting = cells[cells["cost"] <= SLACK * budget].reset_index()
     fitting = fitting.sort_values(["cost", "variant"]).groupby("method").tail(1)
     return fitting.set_index("method")
@@ -115,7 +118,8 @@ def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:
     rows: dict[str, list[Cell]] = {method: [] for method in methods}
     for budget in BUDGETS:
         cells = at_budget(runs, budget)
-        best = merit(section[3], cells.drop(DENSE, errors="ignore")["mean"].round(4)).max()
+        shown = {m: merit(section[3], as_shown(factor * mean)) for m, mean in cells["mean"].items()}
+        best = max((own for m, own in shown.items() if m != DENSE and own == own), default=None)
         for method in methods:
             if method not in cells.index:
                 rows[method] += [Cell(MISSING), Cell(MISSING)]
@@ -123,7 +127,7 @@ def _table(section: list, sparsity: float, runs: pd.DataFrame) -> Table:
             cell = cells.loc[method]
             deviation = spread(factor * cell["std"], cell["n"])
             text = f"{factor * cell['mean']:.2f}{deviation} (n = {cell['n']})"
-            bold = method != DENSE and merit(section[3], round(cell["mean"], 4)) == best
+            bold = method != DENSE and shown[method] == best
             rows[method] += [Cell(text, bold=bold), Cell(number(cell["cost"], ".2f"))]
     metric = f"{section[3]}{unit(section[3])}"
     header = [

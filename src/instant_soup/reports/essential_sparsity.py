@@ -227,17 +227,20 @@ def _pattern_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
 def _similarity_table(section: tuple, ledger: pd.DataFrame) -> Table | None:
     """One-shot's and LTH's metric, and how like their masks are, over sparsities (figure 3)."""
     own = ledger[(ledger[SECTION] == list(section)).all(axis=1) & (ledger["variant"] == "")]
-    means = own.pivot_table(
-        index="target_sparsity", columns="method", values=["value", "overlap_one_shot"]
+    runs = own.pivot_table(
+        index=["target_sparsity", "seed"], columns="method", values=["value", "overlap_one_shot"]
     )
-    if ("overlap_one_shot", "lth") not in means or ("value", "one_shot") not in means:
+    wanted = [("value", "one_shot"), ("value", "lth"), ("overlap_one_shot", "lth")]
+    if not set(wanted) <= set(runs.columns) or (paired := runs[wanted].dropna()).empty:
         return None
-    means = means[means["overlap_one_shot", "lth"].notna()]
+    at = paired.groupby("target_sparsity")
+    means, seeds = at.mean(), at.size()
     shown = {
         "One-shot magnitude": scale(section[3]) * means["value", "one_shot"],
         "LTH (IMP)": scale(section[3]) * means["value", "lth"],
         "cosine of the masks (%)": 100 * means["overlap_one_shot", "lth"],
     }
     rows = [(name, [Cell(number(v, ".2f")) for v in values]) for name, values in shown.items()]
+    rows.append(("seeds", [Cell(str(n)) for n in seeds]))
     columns = [("", percent(sparsity)) for sparsity in means.index]
     return Table(f"{heading(section)}: one-shot and LTH", columns, rows, SIMILARITY_TEXT)

@@ -228,7 +228,7 @@ def matrix_density(results: list[dict[str, Any]], path: str | Path) -> None:
     image = None
     for axes, result, table in zip(panels, shown, tables, strict=False):
         image = axes.imshow(table, cmap="viridis", vmin=0, vmax=densest, aspect="auto")
-        axes.set_title(label(result["method"], result["variant"]), fontsize=8)
+        axes.set_title(as_text(label(result["method"], result["variant"])), fontsize=8)
         axes.set_yticks(range(rows), list(table.index), fontsize=7)
         ticks = range(0, width, 1 if width <= 6 else 3)
         axes.set_xticks(ticks, [str(table.columns[i]) for i in ticks], fontsize=7)
@@ -373,7 +373,7 @@ def _panels(cells: pd.DataFrame, draw: Panel, path: str | Path) -> None:
         panels[0].text(0.5, 0.5, "no results yet", ha="center", va="center")
     longest = max(map(len, handles), default=1)
     ncols = max(1, min(6, 60 * columns // longest))
-    figure.legend(list(handles.values()), list(handles), **BELOW, ncols=ncols)
+    figure.legend(list(handles.values()), list(map(as_text, handles)), **BELOW, ncols=ncols)
     _save(figure, path)
 
 
@@ -525,12 +525,17 @@ def _without_common_prefix(names: list[str]) -> list[str]:
 
 def title_of(*parts: str) -> str:
     """A panel's title, a part a line; an origin has a line of its own. None is too wide."""
-    lines = []
+    lines: list[str] = []
     for line in "\n".join(filter(None, parts)).replace(" · run ", "\nrun ").splitlines():
         short = line if len(line) <= WIDEST else line.replace(" on ", "\non ")
         for one in short.splitlines():
             lines += textwrap.wrap(one, WIDEST, break_on_hyphens=False)
-    return "\n".join(lines)
+    return as_text("\n".join(lines))
+
+
+def as_text(name: str) -> str:
+    """A name as matplotlib takes it: between two dollars it would read a formula."""
+    return name.replace("$", r"\$")
 
 
 def _label_axes(axes: Axes, x: str, y: str) -> None:

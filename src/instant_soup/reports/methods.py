@@ -7,6 +7,7 @@ setting everywhere. grids/trials.yaml runs the trials, grids/methods.yaml the co
 
 import pandas as pd
 
+from instant_soup.config.sections import OF_RETRAINING, OF_TEACHER
 from instant_soup.methods.registry import DENSE, ISP
 from instant_soup.reports.ledger import KEY, SECTION, remembered
 from instant_soup.reports.marks import seeds_cell
@@ -97,18 +98,31 @@ def comparison(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_settings(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The runs of sparse methods with `own` and `shared` settings, and `cost` in fine-tunings."""
+    """The runs of sparse methods with `own` and `shared` settings, and `cost` in fine-tunings.
+
+    A fine-tuning is that of the dense network with the same shared settings and seed; `cost` is NaN
+    without it.
+    """
     shared = ledger["variant"].map(shared_settings)
     own = [
         " ".join(part for part in variant.split(" ") if part not in common.split(" "))
         for variant, common in zip(ledger["variant"], shared, strict=True)
     ]
     runs = ledger.assign(shared=shared, own=pd.Series(own, ledger.index, dtype=object))
-    place = [*SECTION, "seed"]
-    dense = runs[(runs["method"] == DENSE) & (runs["variant"] == "")]
+    # A teacher and retraining are no settings of the dense network that a cost is counted in.
+    runs = runs.assign(unit=runs["shared"].map(_without_blocks))
+    place = [*SECTION, "unit", "seed"]
+    dense = runs[(runs["method"] == DENSE) & (runs["variant"] == runs["unit"])]
     runs = runs[~runs["method"].isin(UNPRUNED)]
-    runs = runs.merge(dense[[*place, "flops"]], on=place, suffixes=("", "_of_dense"))
+    runs = runs.merge(dense[[*place, "flops"]], "left", on=place, suffixes=("", "_of_dense"))
+    runs = runs.drop(columns="unit")
     return runs.assign(cost=runs["flops"] / runs.pop("flops_of_dense"))
+
+
+def _without_blocks(shared: str) -> str:
+    """Shared settings without those of a teacher and of retraining."""
+    apart = tuple(f"training.{name}=" for name in (*OF_TEACHER, *OF_RETRAINING))
+    return " ".join(part for part in shared.split(" ") if not part.startswith(apart))
 
 
 def own_of(runs: pd.DataFrame, chosen: str) -> str:

@@ -25,6 +25,7 @@ from instant_soup.reports.labels import name_points
 from instant_soup.reports.results import (
     by_section,
     heading,
+    mean_of_all,
     on_test,
     percent,
     ranks_nothing,
@@ -60,11 +61,11 @@ def draw(ledger: pd.DataFrame, folder: str | Path) -> list[Path]:
     ]
     for section, sparsity, own in places:
         cells = own.groupby(["method", "variant"]).agg(
-            cost=("cost", "mean"), value=("value", "mean"), shared=("shared", "first")
+            cost=("cost", "mean"), value=("value", mean_of_all), shared=("shared", "first")
         )
         dense = own.loc[own["method"] == DENSE, "value"]
         if own["method"].nunique() > FEWEST and not ranks_nothing(section[1], section[3], dense):
-            panels.append((section, sparsity, cells.reset_index()))
+            panels.append((section, sparsity, cells[cells["value"].notna()].reset_index()))
     columns = 3
     lines = max(1, -(-len(panels) // columns))
     layout = ConstrainedLayoutEngine()

@@ -26,6 +26,7 @@ from instant_soup.reports.results import (
     CELL,
     UNPRUNED,
     ZERO_SHOT,
+    as_shown,
     costs,
     has_presets_settings,
     in_units,
@@ -167,10 +168,15 @@ def _results(
         return NOTHING
     sparse = [own for name, own in found.items() if name not in UNPRUNED]
     best = [max(map(_shown, column), default=None) for column in zip(*sparse, strict=True)]
+    trained = [own for name, own in found.items() if name != ZERO_SHOT]  # that draws nothing
+    plain = len({cell["n"] for own in trained for cell in own if cell is not None}) == 1
     rows = []
     for method, own in found.items():
         cells = [
-            Cell(_value(cell), bold=method not in UNPRUNED and _shown(cell) == top)
+            Cell(
+                _value(cell, plain or method == ZERO_SHOT),
+                bold=method not in UNPRUNED and _shown(cell) == top,
+            )
             for cell, top in zip(own, best, strict=False)
         ]
         ratios = sorted(cell["flops_vs_dense"] for cell in own if cell is not None)
@@ -187,13 +193,15 @@ def _range(ordered: list[Any]) -> str:
 
 def _shown(cell: pd.Series | None) -> float:
     """How good a cell is, as printed; what was not measured is the worst."""
-    return -float("inf") if cell is None else float(merit(cell["metric"], round(cell["mean"], 2)))
+    return -float("inf") if cell is None else float(merit(cell["metric"], as_shown(cell["mean"])))
 
 
-def _value(cell: pd.Series | None) -> str:
+def _value(cell: pd.Series | None, plain: bool) -> str:
+    """A cell's mean and deviation; with its number of seeds, unless `plain`."""
     if cell is None:
         return MISSING
-    return f"{cell['mean']:.2f}{spread(cell['std'], cell['n'])}"
+    seeds = "" if plain else f" (n = {cell['n']})"
+    return f"{cell['mean']:.2f}{spread(cell['std'], cell['n'])}{seeds}"
 
 
 def _cells(

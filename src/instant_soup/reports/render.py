@@ -22,6 +22,7 @@ TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "_": r"\_",
     "#": r"\#", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": "$<$", ">": "$>$", "|": r"\textbar{}", "±": r"$\pm$", "·": r"$\cdot$", "÷": r"$\div$",
+    "≤": r"$\leq$", "≥": r"$\geq$", "ε": r"$\varepsilon$", "η": r"$\eta$", "×": r"$\times$",
     "–": "--", "−": "$-$", "▲": MARKS["better"][1], "▼": MARKS["worse"][1],
 }  # fmt: skip
 

@@ -295,8 +295,14 @@ def _best(cells: pd.DataFrame, sparsity: float) -> set[tuple[str, str]]:
     sparse = sparse[sparse["target_sparsity"] == sparsity]
     if sparse["method"].nunique() < 2:
         return set()
-    values = sparse["mean"].round(2)  # equal as printed is equal
-    shown = pd.Series(map(merit, sparse["metric"], values), sparse.index, dtype=float)
+    shown = pd.Series(
+        [
+            merit(metric, as_shown(mean))
+            for metric, mean in zip(sparse["metric"], sparse["mean"], strict=True)
+        ],
+        sparse.index,
+        dtype=float,
+    )
     top = sparse[shown == shown.max()]
     return set(zip(top["method"], top["variant"], strict=True))
 
@@ -312,10 +318,20 @@ def plainly(value: float) -> str:
     return f"{value:.2f}"
 
 
+def as_shown(value: float) -> float:
+    """A mean as it is printed: what is equal there is equal."""
+    return float(plainly(value))
+
+
+def mean_of_all(values: pd.Series) -> float:
+    """The mean, NaN where one is: what came out as NaN is not left out."""
+    return float(values.mean(skipna=False))
+
+
 def over_seeds(values: np.ndarray | pd.Series, write: Callable[[float], str] = plainly) -> str:
     """Write the mean of values as 81.00 ± 0.35, without ± for a single one."""
-    own = pd.Series(values)
-    return write(own.mean()) + spread(own.std(), len(own))
+    own = np.asarray(values, dtype=float)  # a run that came out as NaN shows
+    return write(own.mean()) + spread(own.std(ddof=1) if len(own) > 1 else np.nan, len(own))
 
 
 def spread(deviation: float, n: int) -> str:
@@ -351,12 +367,18 @@ def apart_words(block: str) -> str:
 UNRANKED = " The dense network is no better than guessing here, so no row is called best or better."
 
 
+UNRANKED_IN = " On {} the dense network is no better than guessing, so no row is called best there."
+
+
 def bold_words(cells: pd.DataFrame, columns: list[list[Cell]]) -> str:
     """What a caption says of bold cells, if there are any, or of why there are none."""
-    if _unranked(cells):
+    sections = [(section[1], _unranked(own)) for section, own in cells.groupby(SECTION)]
+    unranked = [dataset for dataset, none in sections if none]
+    if unranked and len(unranked) == len(sections):
         return UNRANKED
     bold = any(cell.bold for column in columns for cell in column)
-    return " Bold: the best sparse method at that sparsity." if bold else ""
+    words = " Bold: the best sparse method at that sparsity." if bold else ""
+    return words + (UNRANKED_IN.format(", ".join(unranked)) if unranked else "")
 
 
 def drawn_in(ledger: pd.DataFrame, section: tuple) -> pd.DataFrame:

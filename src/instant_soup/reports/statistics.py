@@ -59,18 +59,18 @@ def paired_p(differences: Sequence[np.ndarray]) -> float:
     """p of a two-sided test that a mean of task means is zero, on these tasks, over seeds.
 
     Each task has a spread of its own, so it is Welch's t-test: with one task the paired t-test,
-    with two that of one task's differences against the other's negated. 1 where there is nothing
-    to test: a task with a single run, or no spread at all.
+    with two that of one task's differences against the other's negated. NaN where there is nothing
+    to test: a task with a single run, or a difference without any spread. 1 for none at all.
     """
     if min(map(len, differences)) < 2:
-        return 1.0
+        return np.nan
+    mean = np.mean([own.mean() for own in differences])
     variances = np.array([own.var(ddof=1) / len(own) for own in differences])
     if variances.sum() < 1e-18:
-        return 1.0
+        return 1.0 if abs(mean) < 1e-9 else np.nan
     freedom = variances.sum() ** 2 / sum(
         v**2 / (len(own) - 1) for v, own in zip(variances, differences, strict=True)
     )
-    mean = np.mean([own.mean() for own in differences])
     t = mean / (np.sqrt(variances.sum()) / len(differences))
     return float(2 * stats.t.sf(abs(t), freedom))
 

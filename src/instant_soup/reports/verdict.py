@@ -3,7 +3,8 @@
 A view of `apart_by_origin`. A *task* is a model on a dataset with its metric; rows enter with the
 preset's own settings (what the task itself changes in training or data is the same for all of its
 rows), without a teacher and trained in full. Distances are in points from the dense network of the
-same task, seed and origin; a network that came out as NaN counts as 0.
+same task, seed and origin; a network that came out as NaN counts as 0, and beside a dense one that
+did there is no distance.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +49,7 @@ REFERENCES = ("isp_plus", "isp")  # the rows that all others are compared with
 TASK = ["model", "dataset", "metric"]
 SEEDS = 3  # fewer tell little
 RIVALS = {  # of a best row: those that may be as good
-    "within": "within noise", "untested": "not tested", "ahead": "ahead on fewer tasks",
+    "within": "within noise", "untested": "not tested", "ahead": "ahead where both ran",
 }  # fmt: skip
 
 
@@ -73,17 +74,17 @@ def comparable(ledger: pd.DataFrame) -> pd.DataFrame:
     runs = own[~own["method"].isin(UNPRUNED)]
     columns = [column for _, column in runs.groupby([*SECTION, "target_sparsity"])]
     runs = pd.concat([runs[:0], *(one[one["variant"] == own_setting(one)] for one in columns)])
-    runs = runs.merge(dense, on=same, suffixes=("", "_of_dense"))
+    runs = runs.merge(dense[dense["value"].notna()], on=same, suffixes=("", "_of_dense"))
     unranked = [
         section
         for section, of_one in runs.groupby(SECTION)
         if ranks_nothing(section[1], section[3], of_one["value_of_dense"])
     ]
     runs = runs[~pd.MultiIndex.from_frame(runs[SECTION]).isin(unranked)]
-    points = 100 * runs[["value", "value_of_dense"]].fillna(0.0)
+    value = runs["value"].fillna(0.0)
     found = runs.assign(
         task=[" ".join(names) for names in zip(*map(runs.get, TASK), strict=True)],
-        distance=points["value"] - points["value_of_dense"],
+        distance=100 * value - 100 * runs["value_of_dense"],
         cost=runs["flops"] / runs["flops_of_dense"],
         sparsity=runs["target_sparsity"],
     )
@@ -124,7 +125,7 @@ def against(runs: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     base = distances[methods.index(reference)] if reference in methods else np.zeros(1)
     lines = {
         method: _summary(gaps)
-        for method, gaps in zip(methods, _gaps(distances, base), strict=False)
+        for method, gaps in zip(methods, distances - base, strict=False)
         if method != reference and not np.isnan(gaps).all()
     }
     columns = ["tasks", "seeds", "runs", "mean", "low", "high", "p"]
@@ -141,14 +142,6 @@ def between(runs: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFram
     return _beyond_noise(pd.concat(tables).droplevel(2))
 
 
-def _gaps(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distances minus others: […, task, sparsity, seed, origin] → […, task, sparsity, seed].
-
-    Only within origins: the mean over those that both ran on, NaN where there is none.
-    """
-    return _mean(ours - others)
-
-
 def _mean(values: np.ndarray) -> np.ndarray:
     """Means over the last axis of what is not NaN; NaN where all is."""
     counts = (~np.isnan(values)).sum(axis=-1)
@@ -156,8 +149,9 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `p_holm` and `differs`; rows without seeds enough are not tested (NaN)."""
-    p, tested = table["p"].to_numpy(dtype=float), _has_seeds(table)
+    """The table with `p_holm` and `differs`; NaN for rows without seeds enough, or without p."""
+    p = table["p"].to_numpy(dtype=float)
+    tested = _has_seeds(table) & ~np.isnan(p)
     corrected = np.where(tested, p, np.nan)
     corrected[tested] = holm(p[tested])
     off_zero = table["low"] * table["high"] > 0
@@ -165,17 +159,22 @@ def _beyond_noise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summary(gaps: np.ndarray) -> dict[str, float]:
-    """Differences [task, sparsity, seed], NaN where not run, over tasks and seeds.
+    """Differences [task, sparsity, seed, origin], NaN where not run, over tasks and seeds.
 
-    Those of a task and seed are averaged over sparsities first, the same ones for all of the
-    task's seeds: else their spread would be the sparsities'.
+    They are within origins, and the mean over those comes first. Those of a task and seed are
+    then averaged over sparsities, the same ones for all of the task's seeds: else their spread
+    would be the sparsities'.
     """
-    parts = [own[np.ix_(*without_gaps(own))] for own in gaps]
-    by_task = [part.mean(axis=0) for part in parts if part.size]
+    means = _mean(gaps)
+    used = [np.ix_(*without_gaps(own)) for own in means]
+    by_task = [
+        own[part].mean(axis=0) for own, part in zip(means, used, strict=True) if own[part].size
+    ]
     low, high = bootstrap_interval(by_task)
     mean = float(np.mean([own.mean() for own in by_task]))
     counted = {"tasks": len(by_task), "seeds": min(map(len, by_task))}
-    counted["runs"] = sum(part.size for part in parts)
+    of_all_origins = (~np.isnan(own[part]) for own, part in zip(gaps, used, strict=True))
+    counted["runs"] = sum(int(known.sum()) for known in of_all_origins)
     return {**counted, "mean": mean, "low": low, "high": high, "p": paired_p(by_task)}
 
 
@@ -199,10 +198,11 @@ def verdict(ledger: pd.DataFrame) -> pd.DataFrame:
 
     Columns: preset, sparsity, budget (fine-tunings; inf: any), method; cost, its mean over tasks;
     distance, low and high (points from dense, with the interval); within, the rows that differ from
-    it by no more than noise (see `against`); untested, those with too few seeds in common with it
-    for a test; ahead, rows that were not run on all of these tasks but are above it beyond noise on
-    those they share; rows, how many competed; tasks and runs, how many the best row's numbers are
-    of. The rows of `competing` compete. A row fits a budget if its cost, to one decimal, does.
+    it by no more than noise (see `against`); untested, those with too few tasks or seeds in common
+    with it for a test; ahead, rows that are above it beyond noise on the tasks and origins that
+    both ran on, whether they compete or not; rows, how many competed; tasks and runs, how many the
+    best row's numbers are of. The rows of `competing` compete. A row fits a budget if its cost, to
+    one decimal, does.
     """
     return best_rows(comparable(ledger))
 
@@ -237,7 +237,9 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
         rivals = others[best][others[best].index.isin(affordable)]
         rivals = _beyond_noise(rivals).reindex(affordable.drop(best))
         differs, tested = rivals["differs"].eq(True), rivals["p_holm"].notna()
-        complete = rivals.index.isin(fitting.index)
+        competes = rivals.index.isin(fitting.index)
+        tested &= rivals["tasks"].eq(tasks)
+        above = differs & (rivals["mean"] > 0)
         yield {
             "budget": budget,
             "method": best,
@@ -245,9 +247,9 @@ def _best_by_budget(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "distance": full["mean"][best],
             "low": full["low"][best],
             "high": full["high"][best],
-            "within": _nearest_first(rivals[tested & ~differs & complete]),
-            "untested": _nearest_first(rivals[~tested & complete]),
-            "ahead": _nearest_first(rivals[differs & ~complete & (rivals["mean"] > 0)]),
+            "within": _nearest_first(rivals[competes & tested & ~differs]),
+            "untested": _nearest_first(rivals[competes & ~tested & ~above]),
+            "ahead": _nearest_first(rivals[above]),
             "rows": len(fitting),
             "tasks": tasks,
             "runs": full["runs"][best],
@@ -277,7 +279,7 @@ def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     for preset, own in runs.groupby("preset"):
         keys = ["task", "sparsity", "origin", "seed", "method"]
         cells = own.groupby(keys)["distance"].mean().unstack()
-        measured = {frozenset(cell.dropna().index) for _, cell in cells.iterrows()}
+        measured = in_common({frozenset(cell.dropna().index) for _, cell in cells.iterrows()})
         seeds = min(SEEDS, own["seed"].nunique())
         tables = [_complete(cells[sorted(rows, key=row_order)], seeds) for rows in measured]
         tables = [table for table in tables if min(table.shape) > 2]
@@ -286,6 +288,14 @@ def rank_tables(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         largest.append(_first(claim, lambda t: t.size))
         unique = {tuple(table.columns): table for table in largest if table is not None}
         found += [(preset, table) for table in unique.values()]
+    return found
+
+
+def in_common(sets: Iterable[frozenset[str]]) -> set[frozenset[str]]:
+    """Some sets, and all that any of them have in common."""
+    found: set[frozenset[str]] = set()
+    for one in sets:
+        found |= {one, *(one & other for other in found)}
     return found
 
 
@@ -318,10 +328,11 @@ VERDICT_TEXT = (
     "t-test, paired by seed within tasks, corrected for the number of methods by Holm's "
     "procedure). And its interval leaves zero out: this asks whether other tasks would say the "
     "same. Within noise: methods whose difference from the best is less than that. Not tested: "
-    "methods that share too few seeds with the best, on the same kind of processor, to say so. "
-    "Ahead on fewer tasks: methods that were not run on all tasks, but are above the best beyond "
-    "noise where they were run. An interval over two tasks says little. Tasks are left out if the "
-    "dense network is no better than guessing."
+    "methods that share too few tasks or seeds with the best, on the same kind of processor, to "
+    "say so. Ahead where both ran: methods that are above the best beyond noise on the tasks, "
+    "seeds and kinds of processor that both have, but were not run on all tasks, or have a lower "
+    "mean over all that they were run on. An interval over two tasks says little. Tasks are left "
+    "out if the dense network is no better than guessing."
 )
 AGAINST_TEXT = (
     "Each method's distance from the dense network, and its difference from ISP+ and from ISP. A "
@@ -329,10 +340,11 @@ AGAINST_TEXT = (
     "from the same weights, with its 95 % bootstrap interval. p is the verdict's, corrected for "
     "all methods of that sparsity. So a planned comparison, corrected for its own number alone "
     "(the claim, findings.md), has a smaller p and may be beyond noise where it is not here. It is "
-    "– where seeds are too few for a test. ▲ and ▼: above and below, beyond noise. In the table "
-    "over all sparsities, each task and seed counts once, with its mean over the sparsities that "
-    "both methods have with all of these seeds. There the points from dense depend on the "
-    "sparsities that a method was run at. So compare the differences."
+    "– where seeds are too few for a test. ▲ and ▼: above and below, beyond noise. Methods that "
+    "have fewer seeds than that are last. Points from dense are over all that a method was run on: "
+    "other seeds, other kinds of processor. So compare the differences. Runs: those behind the "
+    "points. In the table over all sparsities, each task and seed counts once, with its mean over "
+    "the sparsities that both methods have with all of these seeds."
 )
 RANKS_TEXT = (
     "Mean ranks over columns; 1 is best. A column is a task at a sparsity. It has the mean over "
@@ -412,7 +424,9 @@ def _against_table(title: str, runs: pd.DataFrame) -> Table:
     cost, distances = costs_of(runs), against(runs, None)
     differences = [against(runs, name) for name in REFERENCES]
     rows = []
-    for method, line in distances.sort_values("mean", ascending=False, kind="stable").iterrows():
+    distances = distances.assign(enough=_has_seeds(distances))
+    order = distances.sort_values(["enough", "mean"], ascending=False, kind="stable")
+    for method, line in order.iterrows():
         texts = [number(cost[method], ".2f"), f"{line['tasks']:.0f}", f"{line['runs']:.0f}"]
         texts.append(with_interval(line["mean"], line["low"], line["high"]))
         cells = [Cell(text) for text in texts]
