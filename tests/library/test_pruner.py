@@ -474,3 +474,85 @@ def test_gradients_that_are_gone_before_their_last_use_are_told() -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
             pruner.after_step()
+
+
+DIES = {  # methods that rank by gradients, each in a way of its own
+    **{"snip": {}, "grasp": {}, "grasp_absolute": {}, "isp_plus": {}},
+    **{"lamp": {"score": "fisher"}, "layer_budgets": {"score": "fisher", "budget": "global"}},
+    "granet": {"score": "fisher", "every": 3},
+}
+
+
+@pytest.mark.parametrize("name", DIES)
+def test_weights_without_any_gradient_are_not_ranked_by_their_place(name: str) -> None:
+    """A last layer of zeros passes no gradient on, so all scores are zero."""
+    model = perceptron()
+    for parameter in model[-1].parameters():
+        nn.init.zeros_(parameter).requires_grad_(False)
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    with pytest.raises(UserError, match=r"^gradients: all are zero, so weights have no scores"):
+        pruner = instant_soup.Pruner(
+            model, optimizer, method=name, steps=STEPS, sparsity=0.5, batches=loader(), loss=loss,
+            **DIES[name],
+        )  # fmt: skip
+        for (batch,) in data():
+            loss(model, batch).backward()
+            pruner.after_backward()
+            optimizer.step()
+            pruner.after_step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp_absolute"])
+def test_frozen_matrices_in_half_are_ranked_in_full(name: str) -> None:
+    """Gradients of a small loss underflow in fp16: half of them would be zero, and tie."""
+
+    def model(kind: torch.dtype) -> nn.Sequential:
+        found = perceptron().eval()
+        for layer in (found[0], found[3]):
+            layer.weight.data = layer.weight.data.half().to(kind)  # the same numbers
+            layer.weight.requires_grad_(False)
+        return found
+
+    def small(model: nn.Module, batch: Any) -> torch.Tensor:
+        x = batch[0]
+        for layer in model[:-1]:
+            x = layer(x.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else x)
+        return 1e-4 * nn.functional.cross_entropy(model[-1](x.float()), batch[1])
+
+    found = []
+    for kind in (torch.float32, torch.float16):
+        network = model(kind)
+        if kind == torch.float16:
+            network[0].bias.data, network[3].bias.data = (
+                network[i].bias.data.half() for i in (0, 3)
+            )
+        optimizer = torch.optim.AdamW(network[-1].parameters())
+        pruner = instant_soup.Pruner(
+            network, optimizer, method=name, steps=STEPS, sparsity=0.5, batches=products_in_order(),
+            loss=small,
+        )  # fmt: skip
+        found.append(pruner.mask)
+    assert all(torch.equal(kept, found[1][name]) for name, kept in found[0].items())
+
+
+def products_in_order() -> Any:
+    return torch.utils.data.DataLoader(products(), batch_size=16)
+
+
+def test_rounds_that_end_with_one_step_see_its_gradients() -> None:
+    """As `prune` has it: rounds that end with the steps 1, 2, 2 and 3."""
+    settings = {"mask_finding": 0.125, "growing": False, "compression_rate": 0.2}
+    loop = Loop(taylor, sparsity=0.8, **settings)
+    assert loop.pruner.inner.ends.count(2) == 2
+    loop.run()
+    assert loop.pruner.sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+def test_a_criterion_is_told_why_there_are_no_gradients_yet() -> None:
+    with pytest.raises(UserError, match=r"prunes before the first step.*later first round"):
+        Loop(taylor, sparsity=0.8, mask_finding=0.05, compression_rate=0.1)
+
+
+def test_granets_default_moves_its_mask_in_a_short_training() -> None:
+    assert 0 < Loop("granet").run(0, 10).pruner.sparsity < 0.75

@@ -364,6 +364,54 @@ def test_a_run_that_ends_before_the_last_prune_says_so(tmp_path: Path, tiny_bert
         run.train()
 
 
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_a_denoisers_subset_is_of_the_rows_however_a_step_adds_them_up(
+    tmp_path: Path, tiny_bert: Path, accumulated: int
+) -> None:
+    seen: set[tuple] = set()
+
+    def watch(model: nn.Module, batch: Any) -> torch.Tensor:
+        seen.update(map(tuple, batch["input_ids"].tolist()))
+        return model(**batch).loss
+
+    soup = instant_soup.InstantSoupCallback(
+        "isp",
+        sparsity=0.3,
+        loss=watch,
+        compression_rate=0.3,
+        denoisers=1,
+        look_ahead=12,
+        subset=0.5,
+    )
+    size = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulated}
+    trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup, **size).train()
+    assert len(seen) == 32  # of 64, in 8 of the 16 batches
+
+
+@pytest.mark.parametrize("method", ["progressive", "random"])
+def test_weights_that_were_zero_before_are_not_taken_for_pruned_ones(
+    tmp_path: Path, tiny_bert: Path, method: str
+) -> None:
+    """A unit that was taken out has zeros that no gradient reaches."""
+
+    def model() -> nn.Module:
+        found = new_classifier(tiny_bert, 2, 0)
+        for layer in found.bert.encoder.layer:
+            for weight in (layer.intermediate.dense.weight, layer.output.dense.weight.T):
+                weight.data[:4] = 0.0
+            layer.intermediate.dense.bias.data[:4] = 0.0
+        return found
+
+    rounds = {"compression_rate": 0.1, "mask_finding": 0.5} if method == "progressive" else {}
+    whole, again = (
+        instant_soup.InstantSoupCallback(method, sparsity=0.3, **rounds) for _ in range(2)
+    )
+    every = {"save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, model(), whole, **every).train()
+    trainer(tmp_path, model(), again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert all(torch.equal(kept, again.mask[name]) for name, kept in whole.mask.items())
+
+
 class Break(TrainerCallback):
     """Breaks off training after some steps, as Ctrl-C would."""
 

@@ -23,6 +23,19 @@ def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([t.flatten() for t in tensors.values()])
 
 
+def test_more_masks_than_a_byte_counts_vote_too():
+    (mask,) = bits("11001")
+    many = [mask] * 256
+    assert all(torch.equal(t, 256 * mask[n]) for n, t in mask_soup.votes(many).items())
+    for how in WAYS:
+        standing = mask_soup.combine(many, how)
+        weights = {n: torch.arange(k.numel()).view(k.shape) + 1.0 for n, k in mask.items()}
+        assert all(
+            torch.equal(kept, mask[n]) for n, kept in mask_soup.adjust(standing, weights, 3).items()
+        )
+    assert mask_soup.agreement(many)["agreement"] == 1
+
+
 @st.composite
 def soups(draw) -> tuple[list[Mask], dict[str, torch.Tensor], int]:
     """Weak masks that keep k weights each, of weights with many ties, and k."""

@@ -20,6 +20,7 @@ from instant_soup.config.fields import check_value, integer
 from instant_soup.config.sections import ALL
 from instant_soup.errors import UserError
 from instant_soup.library.model import (
+    HALF,
     Wanted,
     check_gradients,
     check_precision,
@@ -170,6 +171,7 @@ class Pruner:
         self.run = LoopRun(
             model, batches, loss, chosen, recipe, steps,
             optimizer=optimizer, looks_at=self.method.looks_at, epoch=epoch,
+            full=any(p.dtype in HALF for p in bare.parameters()),
         )  # fmt: skip
         with own_words(self.method):
             self.method.check(sparsity, self.run.epochs)

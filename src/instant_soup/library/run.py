@@ -3,6 +3,7 @@
 import copy
 import math
 import numbers
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -71,7 +72,7 @@ class LibraryRun(Run):
             store: Where trainings are kept; None: nowhere.
             looks_at: What the method's mask depends on.
             epoch: Steps in a pass over the data, if that is not the number of batches.
-            full: Whether bf16 tensors in a batch become fp32, as the model did.
+            full: Whether bf16 tensors in a batch become fp32, as the model did, or its copies do.
         """
         given, model = without_ddp(model), unwrapped(model)
         shapes = {name: list(w.shape) for name, w in weights_of(model).items()}
@@ -120,8 +121,11 @@ class LibraryRun(Run):
 
     @property
     def rows(self) -> int:
-        """The number of batches, of which a share of the data is taken."""
-        return self.steps_per_epoch
+        """The number of batches, of which a share of the data is taken.
+
+        A loop that adds up the gradients of several batches has fewer steps in a pass.
+        """
+        return length_of(self._batches) or self.steps_per_epoch
 
     def network(self, state: State, recipe: Recipe) -> nn.Module:
         """The model that was given, with a state's weights."""
@@ -129,8 +133,10 @@ class LibraryRun(Run):
         return self.model
 
     def beside(self, state: State, recipe: Recipe) -> nn.Module:
-        """A copy of the model."""
+        """A copy of the model, in fp32: a loop's frozen matrices may be in half of it."""
         twin = twin_of(self.model)
+        if self._full:
+            twin.float()
         load_weights(twin, state.weights)
         return twin
 
@@ -198,14 +204,19 @@ class LibraryRun(Run):
     def score(self, weights: Weights) -> float:
         """Ask `validate` for the score of a copy of the model; of several processes the mean.
 
+        Its cost is counted, for all processes.
+
         Raises:
             UserError: If there is no `validate`, or it returns no finite number.
         """
         if self._validate is None:
             raise UserError("validate: none is given; allowed: a function (model) -> score")
+        started = time.perf_counter()
         network = self.beside(State(weights), self.recipe).eval()
+        named = dict(network.named_parameters())
+        counted = CountFlops({name: named[name] for name in self.mask})
         with exchange.for_itself():
-            with torch.no_grad():
+            with torch.no_grad(), counted:
                 found: Any = self._validate(network)
             try:
                 score = float(found)
@@ -214,6 +225,11 @@ class LibraryRun(Run):
                 raise UserError(f"validate: it returned {kind}; {A_SCORE}") from None
             if not math.isfinite(score):
                 raise UserError(f"validate: it returned {score}; {A_SCORE}")
+        kept, prunable = masks.count(self.mask)
+        within, elsewhere = counted.within * exchange.size(), counted.elsewhere * exchange.size()
+        self.cost.flops += within + elsewhere
+        self.cost.sparse_flops += within * kept / prunable + elsewhere
+        self.cost.seconds += time.perf_counter() - started
         return exchange.mean(score)
 
     def draw_protocol(

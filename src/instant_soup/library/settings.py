@@ -55,11 +55,11 @@ def method_of(method: AMethod, given: Mapping[str, Any]) -> Method:
     made = make(kind, chosen, "bert", LIBRARY)
     if chosen.get("calibration") is not None:
         chosen.setdefault("mask_finding", None)
+    nothing = {n: None for n, v in chosen.items() if v is None and _may_be_none(known[n].type)}
+    made = replace(made, **nothing)
     for name, use in made.idle().items():
         if given.get(name) is not None:
             raise UserError(f"{name}: {given[name]} is for {use}; allowed without it: None")
-    nothing = {n: None for n, v in chosen.items() if v is None and _may_be_none(known[n].type)}
-    made = replace(made, **nothing)
     if isinstance(method, Method):  # which may have fields that are no settings
         return replace(method, **{name: getattr(made, name) for name in known})
     return replace(made, criterion=method) if kind is Custom and method is not Custom else made

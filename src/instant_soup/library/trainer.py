@@ -61,8 +61,8 @@ class InstantSoupCallback(TrainerCallback):
     """Prunes the Trainer's model within its run, by any method that trains once.
 
     Learning rate, clipping and precision are the Trainer's. Pruned weights get no gradient, so they
-    stay exact zeros. A checkpoint of the Trainer has the mask in its zeros. Methods that need more
-    put a file beside them. `resume_from_checkpoint` goes on with the same callback. After training,
+    stay exact zeros. A checkpoint of the Trainer gets a file with the mask, and with what else the
+    method must remember. `resume_from_checkpoint` goes on with the same callback. After training,
     `mask` has the mask and `cost` the cost of the look-aheads. A training that breaks off leaves
     the model pruned as far as it got; the next callback on it begins anew, and `release` lets it
     train without one.
@@ -179,12 +179,13 @@ class InstantSoupCallback(TrainerCallback):
         self.pruner.after_step()
 
     def on_save(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        """Save beside the weights what their zeros do not tell."""
+        """Save the mask beside the weights, whose zeros may be others too, and what it rests on."""
         assert self.pruner is not None
-        tensors = self.pruner.inner.tensors()
-        if tensors and state.is_world_process_zero:
-            own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(own, _checkpoint(args, state) / KEPT)
+        if state.is_world_process_zero:
+            tensors = self.pruner.state_dict()["tensors"]
+            save_file(
+                {n: t.contiguous() for n, t in tensors.items()}, _checkpoint(args, state) / KEPT
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Remove the hooks; warn if training ended before the last prune."""
@@ -197,14 +198,13 @@ class InstantSoupCallback(TrainerCallback):
     def _found(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """The pruner's state at a checkpoint of the Trainer's: its file, or the weights' zeros."""
         identity = identity_of(self.method, self.sparsity, state.max_steps, self.retrain)
-        if self.method.remembers:
-            file = _checkpoint(args, state) / KEPT
-            if not file.exists():
-                raise UserError(
-                    f"resume_from_checkpoint: no {file}, without which {self.method.name} cannot "
-                    "go on"
-                )
+        file = _checkpoint(args, state) / KEPT
+        if file.exists():
             tensors = load_file(file)
+        elif self.method.remembers:
+            raise UserError(
+                f"resume_from_checkpoint: no {file}, without which {self.method.name} cannot go on"
+            )
         else:
             matrices = choose(model, self.prunable)
             tensors = {f"mask.{n}": (w != 0).to(torch.uint8).cpu() for n, w in matrices.items()}

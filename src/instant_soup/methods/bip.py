@@ -14,7 +14,8 @@ The paper steps on m and on θ by turns, each with its own batch, in two or thre
 iteration. Here a step does both with one pass. m's gradient is of a batch that θ has not been
 trained on, as it is taken before θ's step. θ's step is under the mask that the batch was run with.
 The reference code squares the gradient with respect to scores in the second term; ours is the
-paper's term.
+paper's term. Published scores are ranked by absolute value, ours as they are: m is a score that is
+cut to 0 or 1, so one that has fallen below zero speaks against its weight.
 """
 
 from dataclasses import dataclass

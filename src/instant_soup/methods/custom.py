@@ -50,8 +50,9 @@ class Gradients(dict[str, "torch.Tensor"]):
 
     def __missing__(self, name: str) -> "torch.Tensor":
         raise UserError(
-            f"method: {name} has no gradient, as it is frozen or no loss reaches it; allowed: a "
-            "criterion that asks for none, or matrices that train (`prunable`)"
+            f"method: {name} has no gradient, as it is frozen, no loss reaches it, or the first "
+            "round prunes before the first step; allowed: a criterion that asks for none, matrices "
+            "that train (`prunable`), or a later first round (`mask_finding`)"
         )
 
 

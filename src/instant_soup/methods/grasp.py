@@ -41,10 +41,12 @@ class GraSP(OnBatches):
     def scores(self, run: "Run") -> "Weights":
         """θ ⊙ Hg: minus the score, as the largest stay."""
         from instant_soup.sparsity.masks import count
+        from instant_soup.sparsity.scores import check_some
         from instant_soup.training.gradients import hessian_product, mean_gradient
 
         self._check(count(run.mask)[1], run.device)
         product = hessian_product(run, self.batches, mean_gradient(run, self.batches), AT_ONCE)
+        check_some(product)
         return {name: (w * product[name]).float() for name, w in run.weights.items()}
 
     def _check(self, weights: int, where: "torch.device | None") -> None:

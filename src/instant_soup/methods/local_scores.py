@@ -27,7 +27,7 @@ class ByScore(OnBatches):
 
     def idle(self) -> dict[str, str]:
         """The batches, where there is no gradient."""
-        own = {} if self.wants_batches() else {"batches": "score: fisher | snip"}
+        own = {} if self.score != "magnitude" else {"batches": "score: fisher | snip"}
         return super().idle() | own
 
     def scores(self, run: "Run") -> "Weights":

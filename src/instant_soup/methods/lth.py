@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import ByFamily, number, setting
-from instant_soup.methods.base import Method, register
+from instant_soup.errors import UserError
+from instant_soup.methods.base import Method, enough, register
 from instant_soup.methods.rounds import RATE, RATE_OF, round_sparsities
+from instant_soup.training.schedule import at_least, at_most
 
 if TYPE_CHECKING:
     from instant_soup.training.run import Moment, Run
+    from instant_soup.training.schedule import Steps
     from instant_soup.training.state import Weights
 
 
@@ -91,7 +94,25 @@ class LTHRewind(Lottery):
         default=0.05,
     )
 
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that the reset point is behind the start and before the end.
+
+        Raises:
+            UserError: If it is not.
+        """
+        super().check_steps(sparsity, run)
+        step, total = self._rewound(run), run.total
+        if not 1 <= step < total:
+            shares = f"from {at_least(1 / total)} to {at_most(1 - 1 / total)}" if total > 1 else ""
+            raise UserError(
+                f"imp.rewind: {self.rewind:g} goes back to step {step} of {total}, where lth "
+                f"{'starts' if step < 1 else 'has nothing left to train'}; {enough(shares)}"
+            )
+
     def reset_point(self, run: "Run") -> "Moment":
         """After a share `rewind` of the budget."""
-        run.train(round(self.rewind * run.total), "rewind")
+        run.train(self._rewound(run), "rewind")
         return run.moment()
+
+    def _rewound(self, run: "Run | Steps") -> int:
+        return round(self.rewind * run.total)

@@ -97,6 +97,19 @@ class ByGradients(UntilEnd):
         """Always."""
         return True
 
+    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
+        """Check that the mask moves before it stays.
+
+        Raises:
+            UserError: If it does not.
+        """
+        super().check_steps(sparsity, run)
+        self.check_every(run.total)
+
+    def check_every(self, total: int) -> None:
+        """UserError if the mask moves at `settled` alone."""
+        check_moves(self, self.every, self.settled(total) - 1 - self.begins(total))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp(ByGradients):
@@ -188,7 +201,9 @@ class Scored(Throughout):
 
 def update_setting() -> Any:
     """Define `every`: how often weights are exchanged."""
-    return setting("steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5)
+    return setting(
+        "steps between two updates", integer(1, MOST_STEPS), paper=100, quick=5, library=10
+    )
 
 
 def regrow_setting(falls_to: str, default: float) -> Any:
@@ -212,13 +227,13 @@ class Exchanging(Scored):
         return step_at(self.regrow_until, total)
 
     def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
-        """Check that a step is left for the last mask.
+        """Check that weights are exchanged, and that a step is left for the last mask.
 
         Raises:
-            UserError: If none is.
+            UserError: If not.
         """
         super().check_steps(sparsity, run)
-        check_stays(self, "regrow_until", run.total)
+        check_moves(self, self.every, min(self.settled(run.total), run.total - 1) - 1)
 
     def exchanger(self, mask: "Mask", run: "Run", sparsity: float, **own: Any) -> "GraNetPruner":
         """Make the pruner.

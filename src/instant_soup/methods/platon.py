@@ -23,7 +23,6 @@ from instant_soup.methods.moving import Ramp, check_moves
 if TYPE_CHECKING:
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
-    from instant_soup.training.schedule import Steps
 
 
 @register
@@ -54,14 +53,9 @@ class Platon(Ramp):
         default=0.95,
     )
 
-    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
-        """Check that a window ends before the mask stays.
-
-        Raises:
-            UserError: If none does.
-        """
-        super().check_steps(sparsity, run)
-        check_moves(self, self.every, self.settled(run.total))
+    def check_every(self, total: int) -> None:
+        """UserError if no window ends before the mask stays."""
+        check_moves(self, self.every, self.settled(total))
 
     def ranks_shards(self) -> bool:
         """Always."""

@@ -19,7 +19,6 @@ from instant_soup.methods.erdos_renyi import ErdosRenyi
 from instant_soup.methods.moving import (
     Exchanging,
     Ramp,
-    check_moves,
     regrow_setting,
     score_setting,
     update_setting,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.pruner import Pruner
     from instant_soup.training.run import Run
-    from instant_soup.training.schedule import Steps
 
 
 @register
@@ -52,15 +50,6 @@ class RigL(Exchanging):
     every: int = update_setting()
     regrow: float = regrow_setting("nothing", 0.3)
     regrow_until: float = again(Ramp, "end", default=0.75)
-
-    def check_steps(self, sparsity: float, run: "Run | Steps") -> None:
-        """Check that weights are exchanged before the mask stays.
-
-        Raises:
-            UserError: If none are.
-        """
-        super().check_steps(sparsity, run)
-        check_moves(self, self.every, self.settled(run.total) - 1)
 
     def first_mask(self, run: "Run", sparsity: float) -> "Mask":
         """The mask at the start."""

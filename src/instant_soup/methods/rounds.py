@@ -267,6 +267,8 @@ class OnTheWay(Method):
         found = dict.fromkeys(OF_CUBIC, f"schedule: {CUBIC}")
         if self.schedule == CUBIC:
             found = dict.fromkeys(OF_ROUNDS, "schedule: rounds")
+        elif self.mask_finding is not None:
+            found["calibration"] = "mask_finding: null"
         found |= {"lowest_rate": "cycles: 2 or more"} if self.cycles == 1 else {}
         return super().idle() | found
 

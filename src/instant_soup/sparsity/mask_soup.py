@@ -9,9 +9,10 @@ from instant_soup.sparsity.scores import by_magnitude
 
 
 def votes(weak_masks: list[Mask]) -> dict[str, torch.Tensor]:
-    """Count the weak masks that keep each weight; uint8, shaped like the weight."""
+    """Count the weak masks that keep each weight; uint8 shaped like the weight, int16 of many."""
     first, *others = weak_masks
-    tally = {name: kept.to(torch.uint8) for name, kept in first.items()}
+    kind = torch.uint8 if len(weak_masks) <= torch.iinfo(torch.uint8).max else torch.int16
+    tally = {name: kept.to(kind) for name, kept in first.items()}
     for mask in others:
         for name, number in tally.items():
             number.add_(mask[name].view(torch.uint8))
@@ -27,7 +28,7 @@ def combine(weak_masks: list[Mask], how: str) -> dict[str, torch.Tensor]:
             all keep it. `vote`: the number of masks that keep it.
 
     Returns:
-        Name → uint8 tensor, shaped like the weight.
+        Name → tensor of whole numbers, shaped like the weight.
     """
     tally = votes(weak_masks)
     in_all = len(weak_masks)

@@ -26,13 +26,40 @@ def magnitude_scores(weights: Weights) -> Weights:
 
 
 def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
-    """w² · v of each weight, in fp32; `second_moments` holds v for at least these weights."""
+    """w² · v of each weight, in fp32; `second_moments` holds v for at least these weights.
+
+    Raises:
+        UserError: If all v are zero.
+    """
+    check_some({name: second_moments[name] for name in weights})
     return {n: _fisher(w, second_moments[n]) for n, w in weights.items()}
 
 
 def snip_scores(weights: Weights, gradients: Weights) -> Weights:
-    """|g · w| in fp32: how much the loss changes without a weight, to first order."""
-    return {name: (gradients[name] * w).abs().float() for name, w in weights.items()}
+    """|g · w| in fp32: how much the loss changes without a weight, to first order.
+
+    Raises:
+        UserError: If all g are zero.
+    """
+    check_some({name: gradients[name] for name in weights})
+    return {name: (gradients[name].float() * w.float()).abs() for name, w in weights.items()}
+
+
+def check_some(gradients: Weights) -> None:
+    """Check that weights' gradients, or what is made of them, are not all zero.
+
+    Then all weights would be worth the same, and the first of the model would stay.
+
+    Raises:
+        UserError: If all are; not of a process that has no part of any matrix.
+    """
+    held = [gradient for gradient in gradients.values() if gradient.numel()]
+    if held and not any(gradient.any() for gradient in held):
+        raise UserError(
+            "gradients: all are zero, so weights have no scores (a last layer of zeros passes none "
+            "on, and a loss that is the same for all has none); allowed: a model and a loss with "
+            "gradients, or scores by magnitude"
+        )
 
 
 def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
@@ -52,17 +79,18 @@ def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
     if kind == "magnitude":
         return magnitude_scores(weights)
     check_moments(weights, second_moments)
-    return fisher_scores(weights, second_moments)
+    return {n: _fisher(w, second_moments[n]) for n, w in weights.items()}
 
 
 def check_moments(weights: Weights, second_moments: Weights) -> None:
-    """UserError if a weight has no second moment, which Fisher scores are made of."""
+    """UserError if a weight has no second moment, which Fisher scores are of, or all are zero."""
     for name in weights:
         if name not in second_moments:
             raise UserError(
                 f"score: fisher needs the second moments of Adam or AdamW, and {name} has none "
                 "(another optimizer, frozen, or pruned before the first step); allowed: magnitude"
             )
+    check_some({name: second_moments[name] for name in weights})
 
 
 def worth_of(kind: str, weights: Weights, second_moments: Weights) -> Scores:

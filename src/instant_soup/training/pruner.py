@@ -318,9 +318,12 @@ class PrunesInRounds(FixedMask):
         return {**super().tensors(), "done": torch.tensor(self.done), **held}
 
     def _prune_when_due(self, steps_done: int) -> None:
+        due = False
         while not self.finished and self.ends[self.done] <= steps_done:
             with self.aside(self):
                 found = self.find(self.done)
             self.move_to(found)
             self.done += 1
+            due = True
+        if due:
             self.gradients = {}  # those of the next round are others
