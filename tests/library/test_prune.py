@@ -576,7 +576,8 @@ def test_defaults_are_the_librarys_and_none_stands_for_them() -> None:
     assert made.weight_decay_range == [0.0, 0.1] and made.compression_rate == 0.2
     assert settings.method_of("isp", {"mask_finding": None}).mask_finding is None
     assert settings.method_of("isp", {"calibration": 0.2}).mask_finding is None
-    assert settings.method_of("isp", {"calibration": 0.2, "mask_finding": 0.5}).mask_finding == 0.5
+    with pytest.raises(UserError, match=r"^calibration: 0\.2 is for mask_finding: null"):
+        settings.method_of("isp", {"calibration": 0.2, "mask_finding": 0.5})
     assert settings.method_of(ISP(calibration=0.2), {}).mask_finding is None
     assert settings.method_of(ISP(), {}).mask_finding == 0.3
 
