@@ -23,7 +23,15 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import PIPELINE_PARAMS, ROOT, environment, make_repository, run_command, stages_run
+from helpers import (
+    PIPELINE_PARAMS,
+    ROOT,
+    environment,
+    make_repository,
+    make_table,
+    run_command,
+    stages_run,
+)
 from instant_soup.files import read_yaml, write_yaml
 from instant_soup.models import base as models
 from instant_soup.pipeline import jobs
@@ -255,7 +263,22 @@ def test_comments_rerun_the_plan_alone(project: Path):
     sources = ("src/instant_soup/training/loop.py", "stages/evaluate.py")
     with edited(project, "params.yaml", *sources, line="# edited"):
         assert stages_run(run_command(project, "dvc", "repro")) == {"plan"}
-    assert stages_run(run_command(project, "dvc", "repro")) == set()  # DVC remembers
+
+
+def test_data_that_changed_under_the_same_settings_is_read_anew(
+    tmp_path: Path, tiny_bert: Path, tiny_data: Path
+):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    make_repository(tmp_path / "project", tiny_bert, data, rounds=1, methods=[])
+
+    def prepared() -> bool:
+        output = run_command(tmp_path / "project", "dvc", "repro", "prepare_data")
+        return "prepare_data" in stages_run(output)
+
+    assert prepared() and not prepared()
+    make_table(200, seed=5).to_parquet(data / "train.parquet")
+    assert prepared()
 
 
 def test_seed_leaves_data_and_base_model(project: Path):
@@ -389,7 +412,7 @@ def test_interrupted_run_of_ten_rounds_simply_continues(
     assert not (project / "models/retrained/dense").exists()
     output = run_command(project, "dvc", "repro")
     assert {"dense_finetune", "tables"} <= stages_run(output)
-    assert not stages_run(output) & {"plan", "prepare_data", "prepare_model", "encode_data"}
+    assert not stages_run(output) & {"prepare_data", "prepare_model", "encode_data"}
     assert re.search(r"dense fine-tuning: continuing from the checkpoint at step [1-9]", output)
     assert not list(project.glob("models/**/*unfinished*"))
     result = json.loads((project / "reports/results/isp.json").read_text())

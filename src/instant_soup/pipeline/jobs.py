@@ -61,13 +61,16 @@ def affected_stages(needs: dict[str, set[str]], changed: set[str]) -> list[str]:
 
 
 def changes() -> tuple[dict[str, set[str]], set[str]]:
-    """DVC's graph (stage → the stages it depends on) and the stages whose contents changed."""
+    """DVC's graph (stage → the stages it depends on) and the stages whose contents changed.
+
+    The first stage, which runs in any case, is none of them.
+    """
     from dvc.repo import Repo
 
     with Repo() as repo:
         graph = repo.index.graph
         needs = {s.addressing: {n.addressing for n in graph.successors(s)} for s in graph}
-        return needs, set(repo.status())
+        return needs, set(repo.status()) - {FIRST}
 
 
 def repro(
