@@ -91,8 +91,9 @@ def test_inspect_counts_near_zero_weights_below_the_threshold_given(call: Any, t
         numbers = json.loads(call("inspect", tmp_path / "w.safetensors", "--json", *options))
         assert (numbers["near_zero"], numbers["kept"]) == (expected, 2)
     assert numbers["threshold"] == 0.5
-    negative = ("inspect", tmp_path / "w.safetensors", "--near-zero", -1)
-    assert "--near-zero: -1" in refused(call, *negative)
+    for value in (-1, "nan", "inf"):
+        line = refused(call, "inspect", tmp_path / "w.safetensors", "--near-zero", value)
+        assert f"--near-zero: {value} is not allowed; allowed: a finite number from 0" in line
 
 
 def test_a_checkpoint_file_is_counted_by_the_mask_beside_it(run: Path, call: Any, tmp_path: Path):

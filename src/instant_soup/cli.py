@@ -6,6 +6,7 @@ A command imports its heavy libraries itself, so that --help answers at once.
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -86,8 +87,10 @@ def inspect(options: argparse.Namespace) -> None:
     from instant_soup.tickets import inspect
 
     threshold = inspect.NEAR_ZERO if options.near_zero is None else options.near_zero
-    if threshold < 0:
-        raise UserError(f"--near-zero: {threshold:g} is not allowed; allowed: a number from 0")
+    if not 0 <= threshold < math.inf:
+        raise UserError(
+            f"--near-zero: {threshold:g} is not allowed; allowed: a finite number from 0"
+        )
     numbers = inspect.statistics(inspect.read(options.path, threshold))
     if options.plot:
         from instant_soup.reports.figures import matrix_sparsity
