@@ -223,6 +223,22 @@ def test_weights_that_are_made_of_parts_are_refused(tmp_path: Path, parts: tuple
     assert "remove_parametrizations" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("q_proj.qweight", "q_proj.qzeros", "q_proj.scales"),  # GPTQ, AWQ
+        ("q_proj.scales", "q_proj.qweight"),
+        ("q_proj.weight_packed", "q_proj.weight_scale"),  # compressed-tensors
+        ("q_proj.weight", "q_proj.weight.absmax"),  # bitsandbytes
+        ("experts.down_proj_blocks", "experts.down_proj_scales"),  # MXFP4
+    ],
+)
+def test_weights_of_which_several_are_in_one_number_are_refused(tmp_path: Path, parts) -> None:
+    tensors = {f"model.layers.0.{part}": torch.ones(4, 4, dtype=torch.uint8) for part in parts}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "several in one number; allowed: one number for each weight" in refusal(tmp_path)
+
+
 TYPES = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float16", "float64", "bfloat16"]
 
 

@@ -25,6 +25,9 @@ NAMES = (bert.WEIGHTS, clip.WEIGHTS, "weights.safetensors", MASK)
 # The two halves of a weight under torch.nn.utils.prune: it is their product.
 ORIGINAL, KEPT = "_orig", "_mask"
 SCALES = ("_scale", "_scale_inv")  # of a weight in fp8, beside it
+# What is beside or instead of weights of which several are packed in one number, by GPTQ and AWQ,
+# compressed-tensors and bitsandbytes. The zeros of these tensors say nothing of the weights.
+PACKED = (".qweight", ".qzeros", ".scales", ".weight_packed", ".absmax")
 # What a folder has of its weights in other formats: beside them, and exported whole anywhere.
 OTHER_FORMATS = (
     *("*.safetensors", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.ot"),
@@ -90,9 +93,14 @@ def shapes_of(files: list[Path]) -> dict[str, list[int]]:
     weights are left out.
 
     Raises:
-        UserError: If a block's weights are made of other tensors in the file.
+        UserError: If a block's weights are packed, or made of other tensors in the file.
     """
     raw = {name: shape for name, (_, shape) in places_of(files).items()}
+    if packed := [name for name in raw if name.endswith(PACKED) or _is_of_mxfp4(name, raw)]:
+        raise UserError(
+            f"{files[0]}: {packed[0]}: of quantised weights, several in one number; allowed: one "
+            "number for each weight"
+        )
     shapes = {}
     for name, shape in raw.items():
         whole = name.removesuffix(ORIGINAL)
@@ -112,6 +120,10 @@ def shapes_of(files: list[Path]) -> dict[str, list[int]]:
 
 def _is_scale(name: str, names: dict[str, list[int]]) -> bool:
     return any(name.endswith(s) and name.removesuffix(s) in names for s in SCALES)
+
+
+def _is_of_mxfp4(name: str, names: dict[str, list[int]]) -> bool:
+    return name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in names
 
 
 def _is_part(name: str, names: dict[str, list[int]]) -> bool:
