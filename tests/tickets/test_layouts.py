@@ -8,7 +8,7 @@ from torch import nn
 
 from helpers import new_classifier
 from instant_soup.errors import UserError
-from instant_soup.models import clip, matrices
+from instant_soup.models import clip, hugging_face, matrices
 from instant_soup.sparsity import masks, scores
 from instant_soup.tickets import layouts
 
@@ -41,6 +41,69 @@ def test_the_mlps_of_an_image_tower_can_be_sparse(tiny_clip: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(fast.encode_image(images), model.encode_image(images))
     assert len(names) == 4
+
+
+def test_a_t5_asks_its_sparse_layers_for_their_type() -> None:
+    auto = hugging_face.transformers_auto()
+    from transformers import T5Config
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+    model = auto.AutoModelForSeq2SeqLM.from_config(T5Config(**sizes, vocab_size=20)).eval()
+    names = [name for name, _ in model.named_parameters() if name.endswith("wo.weight")]
+    ids = {"input_ids": torch.ones(1, 4).long(), "decoder_input_ids": torch.ones(1, 2).long()}
+    with torch.inference_mode():
+        found, expected = (one(**ids).logits for one in (layouts.convert(model, names), model))
+    torch.testing.assert_close(found, expected)
+    assert len(names) == 2
+
+
+class Shifted(nn.Linear):
+    """A linear layer that does more than that."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) + 1
+
+
+def hooked(register: str) -> nn.Linear:
+    layer = nn.Linear(4, 4)
+    getattr(layer, register)(lambda module, *given: None)
+    return layer
+
+
+def replaced() -> nn.Linear:
+    """A layer whose forward is another function, as accelerate's are."""
+    layer = nn.Linear(4, 4)
+    layer.forward = lambda inputs: inputs  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "why"),
+    [
+        (Shifted(4, 4), "0.weight", "a Shifted with a forward of its own"),
+        (replaced(), "0.weight", "a Linear with a forward of its own"),
+        (hooked("register_forward_hook"), "0.weight", "it has forward hooks"),
+        (hooked("register_forward_pre_hook"), "0.weight", "it has forward hooks"),
+        (nn.Linear(4, 4, dtype=torch.bfloat16), "0.weight", "torch.bfloat16 on a CPU"),
+        (nn.TransformerEncoderLayer(4, 2, 8), "0.linear1.weight", "multiplies its matrices itself"),
+        (nn.MultiheadAttention(4, 2), "0.out_proj.weight", "multiplies its matrices itself"),
+    ],
+)
+def test_a_layer_that_is_more_than_its_matrix_is_refused(layer, name: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}: [^\n]*{why}[^\n]*; allowed: a plain nn.Linear"):
+        layouts.convert(nn.Sequential(layer), [name])
+
+
+def test_a_matrix_of_another_pattern_is_refused_for_2_4() -> None:
+    model = nn.Sequential(nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, 0, 1, 0, 1, 0, 1, 0]))
+        model[0].weight[3, 1] = 1
+    with pytest.raises(UserError, match=r"\(4 × 8\): 1 of 8 groups have more than 2 non-zero of 4"):
+        layouts.convert(model, ["0.weight"], "2:4")
+    with pytest.raises(UserError, match="its rows are no multiple of 4 long"):
+        layouts.convert(nn.Sequential(nn.Linear(6, 4)), ["0.weight"], "2:4")
 
 
 def test_what_cannot_be_sparse_is_refused() -> None:
