@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from instant_soup.files import project_root, read_yaml, write_json
+from instant_soup.files import project_root, read_yaml
 from instant_soup.pipeline import tracking
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.reports import figures, ledger, origins, page, pareto, tables, verdict_figures
-from instant_soup.reports.results import row_order, terminal_table, write_texts
+from instant_soup.reports import (
+    figures,
+    ledger,
+    numbers,
+    origins,
+    page,
+    pareto,
+    tables,
+    verdict_figures,
+)
+from instant_soup.reports.results import row_order, terminal_table
 
 REPORTS = Path("reports")
 
@@ -30,9 +39,9 @@ def main() -> None:
     with tracking.stage_run("tables", {}, {}, closes_parent=True) as run:
         for path in write_reports(results):
             run.artifact(path, folder="" if path.parent == REPORTS else path.parent.name)
-        for method, numbers in metrics_of_run(results).items():
+        for method, own in numbers.metrics_of_run(results).items():
             # MLflow's charts put side by side what has the same first part.
-            run.summary(**{f"{name}/{method}": value for name, value in numbers.items()})
+            run.summary(**{f"{name}/{method}": value for name, value in own.items()})
     terminal_table(results)
     try:
         tracking.flush()
@@ -51,7 +60,7 @@ def write_reports(results: list[dict]) -> list[Path]:
     chapters = tables.all_chapters(runs, REPORTS / "studies")
     pictures = REPORTS / "figures"
     written = tables.write_tables(REPORTS / "tables", runs, chapters)
-    written += draw_figures(results, runs, write_numbers(results))
+    written += draw_figures(results, runs, numbers.write(REPORTS, results))
     written += verdict_figures.draw(runs, pictures)
     written += pareto.draw(runs, pictures)
     written.append(page.write_page(REPORTS / "index.html", runs, results, pictures, chapters))
@@ -74,40 +83,6 @@ def methods_of_this_run() -> list[str]:
     return [method for method in finished if method in planned]
 
 
-def metrics_of_run(results: list[dict]) -> dict[str, dict[str, float]]:
-    """Method → what metrics.json and MLflow say of it."""
-    return {result["method"]: metrics_of(result) for result in ledger.with_zero_shot(results)}
-
-
-def metrics_of(result: dict) -> dict[str, float]:
-    """What `dvc metrics show` and `dvc exp show` tell of a method: test scores and cost."""
-    cost = result["cost"]
-    return {
-        **result["test"],
-        "sparsity": result["sparsity"],
-        "steps": cost["steps"] + cost["search_steps"],
-        "tera_flops": cost["flops"] / 1e12,
-        "seconds": cost["seconds"],
-    }
-
-
-def write_numbers(results: list[dict]) -> dict[str, pd.DataFrame]:
-    """Write what DVC shows of this run, metrics and the data of its plots; method → curve."""
-    write_json(REPORTS / "metrics.json", metrics_of_run(results))
-    curves = {r["method"]: pd.read_csv(REPORTS / "curves" / f"{r['method']}.csv") for r in results}
-    if curves:
-        labelled = [curve.assign(method=method) for method, curve in curves.items()]
-        numbers = {"curves": pd.concat(labelled), "isp_rounds": pd.DataFrame(rounds_of(results))}
-        texts = {f"{name}.csv": table.to_csv(index=False) for name, table in numbers.items()}
-        write_texts(REPORTS, texts)
-    return curves
-
-
-def rounds_of(results: list[dict]) -> list[dict]:
-    """The records of ISP's rounds; none in a run without them."""
-    return next((r["rounds"] for r in results if r["method"] == "isp"), [])
-
-
 def draw_figures(
     results: list[dict], runs: pd.DataFrame, curves: dict[str, pd.DataFrame]
 ) -> list[Path]:
@@ -120,7 +95,7 @@ def draw_figures(
         return [folder / name for name in figures.OF_LEDGER]
     metric = results[0]["metric"]
     figures.training_curves(curves, metric, folder / "training_curves.png")
-    figures.isp_rounds(rounds_of(results), metric, folder / "isp_rounds.png")
+    figures.isp_rounds(numbers.rounds_of(results), metric, folder / "isp_rounds.png")
     figures.layer_sparsity(results, folder / "layer_sparsity.png")
     figures.matrix_density(results, folder / "matrix_density.png")
     return [folder / name for name in (*figures.OF_LEDGER, *figures.OF_RUN)]

@@ -23,9 +23,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from helpers import ROOT, environment, make_repository, run_command, stages_run
+from helpers import ROOT, environment, make_repository, result, run_command, stages_run
 from instant_soup.errors import UserError
-from instant_soup.grids import runner
+from instant_soup.files import read_json, write_json
+from instant_soup.grids import ray, runner
 from instant_soup.grids.cells import Cell, identity, known_results, lanes_of, read_cells
 from instant_soup.grids.command import other_processors
 from instant_soup.pipeline import processes
@@ -312,19 +313,58 @@ def test_a_row_that_fails_holds_up_no_other(tmp_path: Path, params, monkeypatch)
         if entry.endswith("@snip"):
             raise UserError("it is broken")
 
-    def results(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
-        return [one for one in results_for(cell) if one["method"] in methods]
-
+    monkeypatch.setattr(own, "make_copy", lambda copy: write_rows(copy, cell))
     monkeypatch.setattr(own, "dvc", dvc)
-    monkeypatch.setattr(own, "save_experiment", lambda copy, cell: saved.append(cell.name))
-    monkeypatch.setattr(runner, "read_results", results)
+    monkeypatch.setattr(own, "save_experiment", lambda copy, cell: saved.append(shown(copy)))
     own.run_lane([cell])
     assert [own.events.get()[1:] for _ in range(2)] == [
         ("running", ""),
         ("failed", "snip: it is broken"),
     ]
-    assert saved == [cell.name]
     assert cell.without(known_results(tmp_path)).to_run == ("snip",)
+    # DVC shows of the experiment what is done, not the commit's run.
+    assert saved == [{"dense", "isp", "one_shot"}]
+
+
+def write_rows(copy: Path, cell: Cell) -> None:
+    """The reports in a copy: results of all rows of a cell, and numbers of the commit's run."""
+    for number, one in enumerate(results_for(cell)):
+        curve = copy / f"reports/curves/{one['method']}.csv"
+        curve.parent.mkdir(parents=True, exist_ok=True)
+        curve.write_text(f"step,validation\n{number},0.5\n")
+        whole = {**one, **result(one["method"], rounds=[{"round": 0}])}
+        whole |= {key: one[key] for key in KEY}
+        write_json(copy / f"reports/results/{one['method']}.json", whole)
+    write_json(copy / "reports/metrics.json", {"committed": {"accuracy": 0.9}})
+
+
+def shown(copy: Path) -> set[str]:
+    """The rows of which DVC shows numbers."""
+    found = set(read_json(copy / "reports/metrics.json"))
+    assert found == set(pd.read_csv(copy / "reports/curves.csv")["method"])
+    return found
+
+
+def test_an_experiment_of_some_rows_shows_those_alone(tmp_path: Path, params, monkeypatch):
+    """Here and on a node of Ray."""
+    cell = cells_of(tmp_path, params)[0]
+    cell = cell.without({cell.rows["dense"], cell.rows["isp"]})
+    own, saved = bare_runner(tmp_path, monkeypatch), []
+    monkeypatch.setattr(own, "make_copy", lambda copy: write_rows(copy, cell))
+    monkeypatch.setattr(own, "dvc", lambda *arguments: None)
+    monkeypatch.setattr(own, "save_experiment", lambda copy, cell: saved.append(shown(copy)))
+    own.run_lane([cell])
+
+    def experiment(state: ray.State, clone: Path, cell: Cell) -> dict[str, str]:
+        saved.append(shown(clone))
+        return {}
+
+    monkeypatch.setattr(ray, "_clone", lambda state, folder, clone: write_rows(clone, cell))
+    monkeypatch.setattr(ray, "_run", lambda *arguments: None)
+    monkeypatch.setattr(ray, "_experiment", experiment)
+    state = ray.State(b"", "", own.head, "", own.params, "", "", 0)
+    assert not ray.run_cell(state, cell, "")["error"]
+    assert saved == [{"one_shot"}, {"one_shot"}]
 
 
 def test_a_lane_that_cannot_even_log_gives_its_slot_back(tmp_path: Path, params, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from helpers import ROOT
 from instant_soup.files import write_yaml
-from instant_soup.reports import ledger
+from instant_soup.reports import ledger, numbers
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_order_of_rows_is_a_law(stage: SimpleNamespace, capsys: pytest.Captu
 
 def test_a_run_without_isp_has_its_other_figures(stage: SimpleNamespace):
     results = ledger.read_results("reports/results", ["dense", "one_shot"])
-    curves = stage.write_numbers(results)
+    curves = numbers.write(stage.REPORTS, results)
     drawn = stage.draw_figures(results, ledger.merge_ledger("ledger.csv", results, "v"), curves)
     names = {path.name for path in drawn}
     assert {"layer_sparsity.png", "isp_rounds.png"} <= names  # empty, not that of another run
@@ -45,7 +45,8 @@ def test_a_run_without_isp_has_its_other_figures(stage: SimpleNamespace):
 
 
 def test_a_fresh_clone_writes_the_numbers_that_are_committed(stage: SimpleNamespace):
-    stage.write_numbers(ledger.read_results("reports/results", stage.methods_of_this_run()))
+    results = ledger.read_results("reports/results", stage.methods_of_this_run())
+    numbers.write(stage.REPORTS, results)
     for name in ("metrics.json", "curves.csv", "isp_rounds.csv"):
         made, committed = Path("reports") / name, ROOT / "reports" / name
         assert made.read_text() == committed.read_text(), name

@@ -22,7 +22,7 @@ from typing import Any
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell
 from instant_soup.grids.commits import commit_of, inside
-from instant_soup.grids.runner import Runner, Stopped, write_params
+from instant_soup.grids.runner import Runner, Stopped, write_numbers, write_params
 from instant_soup.pipeline.processes import dvc, environment, git, last_error
 from instant_soup.reports.ledger import merge_ledger
 
@@ -206,6 +206,8 @@ def run_cell(state: State, cell: Cell, target: str) -> dict[str, Any]:
             raise
         _run(state, folder, cell, "push", "--run-cache")
         if not target:
+            if cell.targets:  # no tables
+                write_numbers(clone, list(cell.to_run))
             reports = clone / "reports/results"
             found["results"] = [
                 json.loads((reports / f"{m}.json").read_text()) for m in cell.to_run

@@ -42,6 +42,7 @@ from instant_soup.pipeline.processes import (
     try_lock,
 )
 from instant_soup.pipeline.warm_start import JOB
+from instant_soup.reports import numbers
 from instant_soup.reports.ledger import merge_ledger, read_results
 
 PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
@@ -108,7 +109,7 @@ class Runner:
             UserError: If rows failed; with what their logs say.
         """
         failed: dict[str, str] = {}
-        done = []
+        done, told = [], False
         try:
             with open(self.log(cell), "a") as log:
                 if not copy.exists():
@@ -127,8 +128,11 @@ class Runner:
                     done.append(method)
                 if not cell.targets and not failed:
                     self.dvc(copy, cell, log, "repro")  # the tables: nothing is left to run
+                    told = True
         finally:
             if done:
+                if not told:
+                    write_numbers(copy, done)
                 with self.collecting:
                     self.save_experiment(copy, cell)
         if failed:
@@ -221,6 +225,14 @@ class Runner:
     def log(self, cell: Cell) -> Path:
         """Where a cell's output goes."""
         return self.logs / f"{cell.name}.log"
+
+
+def write_numbers(copy: Path, methods: list[str]) -> None:
+    """Write what DVC shows of an experiment: some rows, where the tables were not made.
+
+    Else it would show those of the commit, which are of another run.
+    """
+    numbers.write(copy / "reports", read_results(copy / "reports/results", methods))
 
 
 def write_params(path: Path, text: str, cell: Cell) -> None:
