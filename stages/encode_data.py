@@ -20,12 +20,12 @@ def main() -> None:
     with new_folder("data/encoded") as folder:
         for name in ("train", "validation", "test"):
             table = pd.read_parquet(Path("data/prepared") / f"{name}.parquet")
-            split, told = encode_split(BASE, table, info["text"], stage.max_length, name)
-            print(told)
+            split, said = encode_split(BASE, table, info["text"], stage.max_length, name)
+            print(said)
             save_split(folder / f"{name}.safetensors", split)
             rows[name] = len(split)
-        outputs = max(1, len(info["labels"]))
-        write_json(folder / "info.json", {**info, "outputs": outputs, "rows": rows})
+        told = {"max_length": stage.max_length, "outputs": max(1, len(info["labels"]))}
+        write_json(folder / "info.json", {**info, **told, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def main() -> None:
         "labels": dataset.labels,
         "text": dataset.text or None,
         "image": "img" if dataset.image else None,
+        "templates": dataset.templates,
     }
     with new_folder("data/prepared") as folder:
         for name, table in splits.items():

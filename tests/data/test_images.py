@@ -292,6 +292,7 @@ def test_the_stage_writes_splits_and_what_they_hold(
         "labels": CLASSES,
         "text": None,
         "image": "img",
+        "templates": planned(folders).templates,
     }
 
 

@@ -352,6 +352,47 @@ def test_a_result_of_another_run_is_refused(text_run: Path, tmp_path: Path):
     assert "is not of this run of one_shot" in refusal(run, "one_shot", tmp_path / "ticket")
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "what"),
+    [
+        ("data", {"labels": ["ham", "spam"]}, r"models/plan (labels)"),
+        ("data", {"name": "local:other"}, r"models/plan (dataset)"),
+        ("data", {"text": ["words"]}, r"models/plan (text)"),
+        ("base", {"name": "local:other"}, r"models/plan (model)"),
+        ("encode", {"max_length": 20}, r"models/plan (max_length)"),
+    ],
+)
+def test_a_plan_that_is_newer_than_the_run_is_refused(text_run, tmp_path, file, changes, what):
+    """As after a `dvc repro` that was interrupted."""
+    run = Path(shutil.copytree(text_run, tmp_path / "run"))
+    path = run / f"models/plan/{file}.yaml"
+    write_yaml(path, read_yaml(path) | changes)
+    line = refusal(run, "one_shot", tmp_path / "ticket")
+    assert line == f"{what}: not that of the finished run of one_shot: `dvc repro`"
+
+
+def test_prompts_that_are_newer_than_the_run_are_refused(image_run: Path, tmp_path: Path):
+    run = Path(shutil.copytree(image_run, tmp_path / "run"))
+    path = run / "models/plan/data.yaml"
+    write_yaml(path, read_yaml(path) | {"templates": ["{}"]})
+    assert "models/plan (templates)" in refusal(run, "one_shot", tmp_path / "ticket")
+
+
+def test_data_or_a_base_model_newer_than_the_run_are_refused(text_run: Path, tmp_path: Path):
+    run = Path(shutil.copytree(text_run, tmp_path / "run"))
+    info, config = run / "data/encoded/info.json", run / "models/base/config.json"
+    weights = run / "models/base/model.safetensors"
+    for path in (info, config):
+        before = read_json(path)
+        write_json(path, before | {"of": "another run"})
+        line = refusal(run, "one_shot", tmp_path / "ticket")
+        assert line.startswith("data/encoded or models/base: not that of the finished run")
+        write_json(path, before)
+    save_file({name: w + 1 for name, w in load_file(weights).items()}, weights)
+    line = refusal(run, "one_shot", tmp_path / "ticket")
+    assert line.startswith("models/base: not that of the finished run")
+
+
 def test_a_network_with_a_pruned_weight_that_is_not_zero_is_refused(text_run: Path, tmp_path):
     run = Path(shutil.copytree(text_run, tmp_path / "run"))
     path = run / "models/retrained/one_shot/state/weights.safetensors"

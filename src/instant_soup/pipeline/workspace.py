@@ -18,20 +18,26 @@ from instant_soup.training.state import State, load_state, save_state
 BASE = Path("models/base")
 ENCODED = Path("data/encoded")
 START = Path("models/start")
+INPUTS = "inputs.json"  # beside a finished network: the inputs_digest of its run
 COLUMNS = ("step", "train_loss", "validation", "sparsity")  # of a curve
 
 
 # Encoded data and base model
 
 
+def read_info() -> dict[str, Any]:
+    """What the encoded data are: kind, labels, columns, templates, max_length, outputs, rows."""
+    return read_json(ENCODED / "info.json")
+
+
 def training_rows() -> int:
     """Number of training rows."""
-    return read_json(ENCODED / "info.json")["rows"]["train"]
+    return read_info()["rows"]["train"]
 
 
 def outputs() -> int:
     """How many outputs a classifier of the encoded data has."""
-    return read_json(ENCODED / "info.json")["outputs"]
+    return read_info()["outputs"]
 
 
 def inputs_digest() -> list[str]:
@@ -153,7 +159,10 @@ def save_result(
     rounds: list[dict[str, Any]] | None = None,
     **more: Any,
 ) -> None:
-    """Write a finished run: weights, mask, curve, and run.json with its cost, rounds and `more`."""
+    """Write a finished run: weights, mask, curve, and run.json with its cost, rounds and `more`.
+
+    Beside it lies what the data and the base model were, for who reads them later.
+    """
     with new_folder(folder) as unfinished:
         save_state(unfinished / "state", State(run.state.weights, step=run.state.step))
         masks.save(unfinished / "mask.safetensors", run.mask)
@@ -169,3 +178,4 @@ def save_result(
             after = [row["validation"] for row in run.curve if row["train_loss"] is None]
             told["rounds"] = [{**r, "after": score} for r, score in zip(rounds, after, strict=True)]
         write_json(unfinished / "run.json", told)
+        write_json(unfinished / INPUTS, inputs_digest())

@@ -19,6 +19,7 @@ from instant_soup.models import bert, causal, clip, encoding, hugging_face
 from instant_soup.models.head import Head
 from instant_soup.models.known import BaseModel
 from instant_soup.models.ticket import FORMAT, MASK, write_ticket
+from instant_soup.pipeline import workspace
 from instant_soup.pipeline.stage_files import PLAN, EncodeStage, ExportStage
 from instant_soup.pipeline.workspace import BASE, prunable_shapes
 from instant_soup.reports import ledger
@@ -46,11 +47,12 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
         The contents of ticket.json.
 
     Raises:
-        UserError: If the workspace has no finished run of the method.
+        UserError: If the workspace has no finished run of the method, or what it is of has changed.
     """
     result = finished(method)
     dtype = dtype or ExportStage.read(PLAN / "export.yaml").dtype
     data, base = Dataset.read(PLAN / "data.yaml"), BaseModel.read(PLAN / "base.yaml")
+    check_plan(result, data, base)
     mask = masks.load(RETRAINED / method / MASK, prunable_shapes())
     trained = load_state(RETRAINED / method / "state", moments=False).weights
     with new_folder(folder) as unfinished:
@@ -85,6 +87,30 @@ def finished(method: str) -> dict[str, Any]:
     if result["cost"]["seconds"] != own["seconds"] or not result.keys() >= set(OF_RESULT):
         raise UserError(f"{RESULTS / method}.json is not of this run of {method}: `dvc repro`")
     return result
+
+
+def check_plan(result: dict[str, Any], data: Dataset, base: BaseModel) -> None:
+    """Check that a result's run is of the data and the base model that are planned and lie here.
+
+    After an interrupted `dvc repro` the plan, the data or the base model may be newer.
+
+    Raises:
+        UserError: If one is; it names what differs first.
+    """
+    method, info = result["method"], workspace.read_info()
+    encoding = EncodeStage.read(PLAN / "encode.yaml")
+    planned = {"model": base.name, "dataset": data.name, **encoding.contents()}
+    planned |= {"kind": data.kind, "labels": data.labels, "text": data.text or None}
+    planned["templates"] = data.templates
+    here = {**info, "model": result["model"], "dataset": result["dataset"]}
+    own = RETRAINED / method / workspace.INPUTS
+    newer = [f"{PLAN} ({key})" for key in planned if planned[key] != here.get(key)]
+    if not own.exists() or read_json(own) != workspace.inputs_digest():
+        newer.append(f"{workspace.ENCODED} or {BASE}")
+    elif result["base"] != models.digest(models.pretrained_prunable(BASE)):
+        newer.append(str(BASE))
+    if newer:
+        raise UserError(f"{newer[0]}: not that of the finished run of {method}: `dvc repro`")
 
 
 def _identity(result: dict[str, Any], data: Dataset) -> dict[str, Any]:
