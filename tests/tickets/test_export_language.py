@@ -63,6 +63,8 @@ def test_names_and_layout_are_the_hubs(exported) -> None:
     assert index == dict.fromkeys(tensors, "model.safetensors")
     name, shape = NAMES.get(kind, USUAL)
     assert [w.shape for n, w in tensors.items() if n.endswith(name)] == [shape]
+    told = masks.describe(folder / "mask.safetensors")["inputs_at"]
+    assert told == (dict.fromkeys(own, 0) if kind == "gpt2" else {})
 
 
 def test_transformers_reads_the_same_network(exported) -> None:

@@ -18,10 +18,14 @@ from helpers import BLOCKS, SHAPES, encoder_weights, joined, random_mask
 from instant_soup.errors import UserError
 from instant_soup.files import write_json
 from instant_soup.methods.n_of_m import NOfM
+from instant_soup.models import hugging_face, matrices
+from instant_soup.models.ticket import write_ticket
 from instant_soup.reports import figures
 from instant_soup.sparsity import compact, masks, scores
+from instant_soup.sparsity.names import in_block
 from instant_soup.tickets import inspect, weights
 from instant_soup.tickets.inspect import Inspected
+from instant_soup.tickets.weights import apply
 
 LAW = settings(deadline=None, max_examples=60)
 
@@ -119,6 +123,49 @@ def test_groups_lie_along_the_inputs() -> None:
     shares = {entry["pattern"]: entry["share"] for entry in patterns}
     assert shares == {"1:2": 0.75, "2:4": 1.0, "4:8": 1.0, "1:4": 0.5}
     assert not inspect.statistics(Inspected({"layer.0.w": kept.T}))["patterns"][2]["compliant"]
+
+
+def test_groups_lie_along_the_inputs_of_gpt2s_matrices_too(tmp_path: Path) -> None:
+    """These are inputs × outputs: files of ours say so, and config.json of any checkpoint."""
+    name = "h.0.attn.c_attn.weight"
+    kept = torch.tensor([True, True, False, False])[:, None].expand(4, 12)
+    weights, mask = {name: kept.float(), "ln_f.weight": torch.ones(4)}, {name: kept}
+    longer = {f"transformer.{name}": kept}  # in a network with a head
+
+    def compliant(path: Path) -> bool:
+        pattern = inspect.statistics(inspect.read(path))["patterns"][1]
+        return pattern["pattern"] == "2:4" and pattern["compliant"]
+
+    write_ticket(tmp_path / "ours", weights, mask, {"method": "isp", "seed": 0}, {name: 0})
+    assert compliant(tmp_path / "ours/mask.safetensors")
+    assert compliant(tmp_path / "ours/compact.safetensors")
+    save_file(weights, tmp_path / "ours/model.safetensors")
+    assert compliant(tmp_path / "ours")
+    masks.save(tmp_path / "ours/mask.safetensors", longer, inputs_at={f"transformer.{name}": 0})
+    assert compliant(tmp_path / "ours")
+    dense = tmp_path / "dense"
+    dense.mkdir()
+    save_file({name: torch.ones(4, 12)}, dense / "model.safetensors")
+    apply(tmp_path / "ours", dense, tmp_path / "applied")
+    assert compliant(tmp_path / "applied") and compliant(tmp_path / "applied/mask.safetensors")
+    (tmp_path / "applied/mask.safetensors").unlink()
+    assert not compliant(tmp_path / "applied")
+    write_json(tmp_path / "applied/config.json", {"model_type": "gpt2"})
+    assert compliant(tmp_path / "applied")
+
+
+@pytest.mark.parametrize("kind", matrices.OF_CONV1D)
+def test_matrices_of_a_type_are_inputs_by_outputs_as_transformers_builds_them(kind: str) -> None:
+    hugging_face.transformers_auto()
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        network = AutoModel.from_config(AutoConfig.for_model(kind, n_layer=1))
+    shapes = {name: list(w.shape) for name, w in network.named_parameters()}
+    shapes = {name: shape for name, shape in shapes.items() if in_block(name, shape)}
+    assert shapes and matrices.inputs_by_type({"model_type": kind}, shapes) == {
+        name: at for name, at in matrices.inputs_at(network).items() if name in shapes
+    }
 
 
 def test_rows_that_are_no_multiple_of_m_do_not_comply() -> None:

@@ -13,7 +13,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import check_new, new_folder, path_of, read_json, write_json
 from instant_soup.library.model import unwrapped
 from instant_soup.library.run import weights_of
-from instant_soup.models import bert, causal, clip, hugging_face
+from instant_soup.models import bert, causal, clip, hugging_face, matrices
 from instant_soup.models.matrices import check_weights
 from instant_soup.models.ticket import BESIDE, FORMAT, TICKET, write_ticket
 from instant_soup.models.torchvision_cpu import declare_missing_operators
@@ -106,7 +106,8 @@ class Pruned:
                 "cost": self.cost,
                 "dtype": "bf16" if floats == {torch.bfloat16} else "fp32",
             }
-            write_ticket(unfinished, apart(weights_of(model)), self.mask, ticket)
+            inputs_at = matrices.inputs_at(model)
+            write_ticket(unfinished, apart(weights_of(model)), self.mask, ticket, inputs_at)
 
 
 def _write_transformers(

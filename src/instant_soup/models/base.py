@@ -18,7 +18,7 @@ from instant_soup.models import bert, causal, clip
 from instant_soup.models.forward import forward_flops as forward_flops
 from instant_soup.models.forward import share_counts as share_counts
 from instant_soup.models.head import Head as Head
-from instant_soup.models.matrices import Weights
+from instant_soup.models.matrices import Weights, inputs_by_type
 
 # In the order in which a folder is looked at: bert's CONFIG is in others', too.
 FAMILIES: dict[str, Any] = {"clip": clip, "causal": causal, "bert": bert}
@@ -43,6 +43,17 @@ def as_in_files(base: Path, tensors: Weights) -> Weights:
     """Weights or masks of a base folder's model, named and laid out as its checkpoint has them."""
     own = family(base)
     return own.layout(base).written(tensors) if own is causal else tensors
+
+
+def inputs_in_files(base: Path, mask: Weights) -> dict[str, int]:
+    """Name → dimension of the inputs, in what `as_in_files` makes of a mask, if not the last."""
+    own = family(base)
+    if own is causal:
+        turned = own.layout(base).turned
+        return dict.fromkeys(as_in_files(base, {n: m for n, m in mask.items() if n in turned}), 0)
+    if own is clip:
+        return {}
+    return inputs_by_type(read_json(base / "config.json"), {n: [*m.shape] for n, m in mask.items()})
 
 
 def pretrained_prunable(base: Path) -> Weights:

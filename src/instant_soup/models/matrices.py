@@ -1,7 +1,8 @@
 """A model's weight matrices: which there are, which are prunable, and which module has them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from instant_soup.sparsity.names import is_map
 Weights = dict[str, torch.Tensor]
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# Types of transformers' models whose blocks, `h`, are made of GPT-2's `Conv1D`.
+OF_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 LEAST_SHARE = 0.9  # of the blocks' weights that must be prunable
 NEAR_ZERO = 1e-2  # |w| below it counts as near zero (arXiv 2306.03805 names no number)
@@ -123,6 +127,13 @@ def inputs_at(model: nn.Module) -> dict[str, int]:
         elif is_conv1d(module):
             found[f"{name}.weight"] = 0
     return found
+
+
+def inputs_by_type(config: Any, shapes: Mapping[str, list[int]]) -> dict[str, int]:
+    """As `inputs_at`, of the matrices of a model's blocks, by its config.json and their shapes."""
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    matrices = [n for n, shape in shapes.items() if len(shape) == 2 and ".h." in f".{n}"]
+    return dict.fromkeys(matrices, 0) if kind in OF_CONV1D else {}
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -7,7 +7,9 @@
 The weights themselves and their configuration are in the form of transformers or open_clip.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from instant_soup.files import write_json
@@ -21,7 +23,13 @@ MASK, COMPACT, TICKET = "mask.safetensors", "compact.safetensors", "ticket.json"
 BESIDE = (".json", ".txt", ".model", ".jinja")
 
 
-def write_ticket(folder: Path, weights: Weights, mask: Mask, ticket: dict[str, Any]) -> None:
+def write_ticket(
+    folder: Path,
+    weights: Weights,
+    mask: Mask,
+    ticket: dict[str, Any],
+    inputs_at: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Write mask, compact file and ticket.json into a folder.
 
     Args:
@@ -29,10 +37,12 @@ def write_ticket(folder: Path, weights: Weights, mask: Mask, ticket: dict[str, A
         weights: Name → tensor, of the type that the compact file has.
         mask: Name → boolean tensor of the weight's shape; True: kept.
         ticket: The contents of ticket.json. It has `method` and `seed`.
+        inputs_at: Name → dimension of the inputs, of weights that do not have them last.
 
     Raises:
         UserError: If a weight that the mask prunes is not zero.
     """
-    compact.save(folder / COMPACT, weights, mask)
-    masks.save(folder / MASK, mask, method=ticket["method"], seed=ticket["seed"])
+    own = {name: at for name, at in inputs_at.items() if name in mask}
+    compact.save(folder / COMPACT, weights, mask, inputs_at=own)
+    masks.save(folder / MASK, mask, method=ticket["method"], seed=ticket["seed"], inputs_at=own)
     write_json(folder / TICKET, ticket)

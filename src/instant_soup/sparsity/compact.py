@@ -7,9 +7,10 @@ matrix takes 1/16 + d of its dense bf16 size, or 1/32 + d of its dense fp32 size
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,13 @@ def apart(weights: Weights) -> Weights:
     return found
 
 
-def save(path: str | Path, weights: Weights, mask: Mask, dtype: str | None = None) -> None:
+def save(
+    path: str | Path,
+    weights: Weights,
+    mask: Mask,
+    dtype: str | None = None,
+    inputs_at: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Write a checkpoint whose pruned weights are zero.
 
     Args:
@@ -52,6 +59,7 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str | None = Non
         weights: Name → dense tensor of the whole checkpoint.
         mask: Name → boolean tensor of the weight's shape; True: kept.
         dtype: Type of its floats, a name of DTYPES; None: each tensor keeps its own.
+        inputs_at: Name → dimension of the inputs, of weights that do not have them last.
 
     Raises:
         UserError: If a weight that the mask prunes is not zero. Only zeros are left out.
@@ -67,6 +75,7 @@ def save(path: str | Path, weights: Weights, mask: Mask, dtype: str | None = Non
     shapes = json.dumps({name: list(kept.shape) for name, kept in mask.items()})
     digests = json.dumps({name: _digest(w, shapes) for name, w in tensors.items()})
     header = {"format": FORMAT, "dtype": _type_of(dense), "shapes": shapes, "digests": digests}
+    header["inputs_at"] = json.dumps(dict(inputs_at))
     with new_file(path) as unfinished:
         save_file(tensors, unfinished, metadata=header)
         order_header(unfinished)

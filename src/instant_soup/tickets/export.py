@@ -57,6 +57,7 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
     trained = load_state(RETRAINED / method / "state", moments=False).weights
     with new_folder(folder) as unfinished:
         weights, task = WRITERS[result["family"]](unfinished, trained, data, dtype)
+        inputs_at = models.inputs_in_files(BASE, mask)
         weights, mask = (models.as_in_files(BASE, tensors) for tensors in (weights, mask))
         weights = compact.apart(
             {n: w.contiguous() for n, w in compact.cast(weights, dtype).items()}
@@ -66,7 +67,7 @@ def export(method: str, folder: str | Path, dtype: str | None = None) -> dict[st
         else:
             save_file(weights, unfinished / family.WEIGHTS, metadata={"format": "pt"})
         ticket = {**_identity(result, data), **task, "dtype": dtype}
-        write_ticket(unfinished, weights, mask, ticket)
+        write_ticket(unfinished, weights, mask, ticket, inputs_at)
         (unfinished / "README.md").write_text(card.card(result, data, base, mask, dtype))
     return ticket
 

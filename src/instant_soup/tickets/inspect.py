@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from instant_soup.errors import UserError
-from instant_soup.models.matrices import NEAR_ZERO
+from instant_soup.files import read_json
+from instant_soup.models.matrices import NEAR_ZERO, inputs_by_type
 from instant_soup.models.ticket import MASK
 from instant_soup.reports.render import terminal
 from instant_soup.sparsity import compact, mask_soup, masks
@@ -23,7 +24,9 @@ from instant_soup.sparsity.pq import Spread, pq, spread
 from instant_soup.tickets.weights import (
     files_of,
     header,
+    inputs_at,
     places_of,
+    renamed_inputs,
     renamed_to_fit,
     shapes_of,
     tensor,
@@ -40,11 +43,13 @@ class Inspected:
         mask: Name → boolean tensor of the weight's shape; True: kept.
         near_zero: Name → how many kept weights are near zero.
         spread: Name → Σ √|w| and Σ |w|.
+        inputs_at: Name → dimension of the inputs, where it is not the last (of images' the second).
     """
 
     mask: Mask
     near_zero: dict[str, int] = field(default_factory=dict)
     spread: dict[str, Spread] = field(default_factory=dict)
+    inputs_at: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, weights: torch.Tensor, near_zero: float) -> None:
         """Take in the values of a matrix."""
@@ -71,18 +76,25 @@ def read(path: str | Path, near_zero: float = NEAR_ZERO) -> Inspected:
     files = files_of(path)
     kind = header(files[0]).get("format")
     if kind == masks.FORMAT:
-        return Inspected(masks.load(files[0]))
+        return Inspected(masks.load(files[0]), inputs_at=inputs_at(files[0]))
     if kind == compact.FORMAT:
-        weights, inspected = compact.load(files[0]), Inspected(compact.load_mask(files[0]))
+        weights = compact.load(files[0])
+        inspected = Inspected(compact.load_mask(files[0]), inputs_at=inputs_at(files[0]))
         for name in inspected.mask:
             inspected.add(name, weights[name], near_zero)
         return inspected
     shapes, beside = shapes_of(files), files[0].parent / MASK
+    inspected, places = Inspected({}), places_of(files)
     if beside.exists():
-        names = set(renamed_to_fit(masks.load(beside), shapes, files[0]))
+        found = masks.load(beside)
+        fitting = renamed_to_fit(found, shapes, files[0])
+        names = set(fitting)
+        inspected.inputs_at = renamed_inputs(inputs_at(beside), found, fitting)
     else:
         names = {name for name, shape in shapes.items() if in_block(name, shape)}
-    inspected, places = Inspected({}), places_of(files)
+    if (config := files[0].parent / "config.json").exists():
+        own = {name: shapes[name] for name in names}
+        inspected.inputs_at = inputs_by_type(read_json(config), own) | inspected.inputs_at
     for name in sorted(names):
         values = tensor(places, name)
         inspected.mask[name] = values != 0
@@ -118,7 +130,7 @@ def statistics(inspected: Inspected) -> dict[str, Any]:
             {**_entry(name, [name], inspected), "layer": layer_of(name), "type": type_of(name)}
             for name in inspected.mask
         ],
-        "patterns": [_pattern(inspected.mask, n, m) for n, m in PATTERNS],
+        "patterns": [_pattern(inspected, n, m) for n, m in PATTERNS],
     }
 
 
@@ -142,21 +154,22 @@ def _entry(name: str, members: list[str], inspected: Inspected) -> dict[str, Any
     return entry
 
 
-def _pattern(mask: Mask, n: int, m: int) -> dict[str, Any]:
+def _pattern(inspected: Inspected, n: int, m: int) -> dict[str, Any]:
     """How far a mask keeps to N:M: at most N of every M consecutive inputs.
 
     `share`: of all whole groups of M, those that comply; `matrices`: how many comply throughout,
     with rows a multiple of M long.
     """
     groups = good = matrices = 0
-    for kept in mask.values():
-        rows = kept.movedim(1, -1) if kept.ndim > 3 else kept  # a convolution of images
+    for name, kept in inspected.mask.items():
+        last = 1 if kept.ndim > 3 else -1  # a convolution of images has positions behind its inputs
+        rows = kept.movedim(inspected.inputs_at.get(name, last), -1)
         whole = rows.shape[-1] // m * m
         fits = rows[..., :whole].reshape(-1, m).sum(1) <= n
         groups, good = groups + len(fits), good + int(fits.sum())
         matrices += bool(whole == rows.shape[-1] and fits.all())
     share = good / groups if groups else None
-    compliant = matrices == len(mask)
+    compliant = matrices == len(inspected.mask)
     return {"pattern": f"{n}:{m}", "share": share, "matrices": matrices, "compliant": compliant}
 
 

@@ -1,5 +1,6 @@
 """Checkpoints on disk, ours and others': where their weights lie, and how a mask is applied."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -187,13 +188,33 @@ def renamed_to_fit(mask: Mask, shapes: dict[str, list[int]], where: str | Path) 
     raise UserError(f"{where}: a mask of another model: no weights {odd} of {shape} here")
 
 
-def read_mask(path: str | Path) -> Mask | None:
-    """Read the mask of a mask file, compact file or folder with `mask.safetensors`; else None."""
+def renamed_inputs(inputs: dict[str, int], mask: Mask, renamed: Mask) -> dict[str, int]:
+    """Dimensions of inputs under the names that `renamed_to_fit` has given to a mask."""
+    names = zip(mask, renamed, strict=True)
+    return {new: inputs[name] for name, new in names if name in inputs}
+
+
+def read_mask(path: str | Path) -> tuple[Mask, dict[str, int]] | None:
+    """Read the mask of a mask file, compact file or folder with `mask.safetensors`; else None.
+
+    With it comes name → dimension of the inputs, of weights that do not have them last.
+    """
     own = Path(path) / MASK
     file = own if own.exists() else files_of(path)[0]
     kind = header(file).get("format")
     readers = {masks.FORMAT: masks.load, compact.FORMAT: compact.load_mask}
-    return readers[kind](file) if kind in readers else None
+    return (readers[kind](file), inputs_at(file)) if kind in readers else None
+
+
+def inputs_at(file: Path) -> dict[str, int]:
+    """What a mask or compact file says of its weights: name → dimension of the inputs.
+
+    It says it of those that do not have them last.
+    """
+    own = header(file)
+    if own.get("format") == masks.FORMAT:
+        return masks.describe(file).get("inputs_at", {})
+    return json.loads(own.get("inputs_at", "{}"))
 
 
 def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
@@ -224,7 +245,8 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
             f"{model}: weights under torch.nn.utils.prune, in several files; allowed: a checkpoint "
             "saved after torch.nn.utils.prune.remove"
         )
-    mask = renamed_to_fit(found, shapes, files[0])
+    mask = renamed_to_fit(found[0], shapes, files[0])
+    own_inputs = renamed_inputs(found[1], found[0], mask)
     with new_folder(folder) as unfinished:
         if Path(model).is_dir():
             own = {file.name for file in files}
@@ -240,7 +262,7 @@ def apply(mask_path: str | Path, model: str | Path, folder: str | Path) -> Mask:
                 unfinished / file.name,
                 metadata=header(file) or {"format": "pt"},
             )
-        masks.save(unfinished / MASK, mask)
+        masks.save(unfinished / MASK, mask, inputs_at=own_inputs)
     return mask
 
 
