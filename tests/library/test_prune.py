@@ -27,6 +27,7 @@ from instant_soup.methods.registry import methods
 from instant_soup.methods.snip import SNIP
 from instant_soup.methods.soups import InstantModelSoup
 from instant_soup.sparsity import masks, scores
+from instant_soup.training import loop
 from instant_soup.training.checkpoints import Record
 from instant_soup.training.state import State
 
@@ -273,6 +274,22 @@ def test_a_call_that_an_error_stops_goes_on_from_the_step_before(
     resumed = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
     assert f"continuing from the checkpoint at step {step}" in capsys.readouterr().out
     assert_same(whole, resumed)
+
+
+def test_a_call_in_another_precision_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `auto` is may differ where a stopped call goes on."""
+    own = with_changes({"method": "isp_plus", "precision": "auto"})
+    monkeypatch.setattr(loop, "resolve_precision", lambda *_: "bf16")
+    with patch.dict(PRUNE_SETTINGS, own, clear=True):
+        stop_at(2, perceptron(), tmp_path)
+    monkeypatch.setattr(loop, "resolve_precision", lambda *_: "fp32")
+    whole = instant_soup.prune(perceptron(), loader(), loss, **own)
+    capsys.readouterr()
+    again = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
+    assert "from the checkpoint" not in capsys.readouterr().out
+    assert_same(whole, again)
 
 
 class Noisy:

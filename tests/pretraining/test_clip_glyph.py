@@ -23,6 +23,7 @@ from instant_soup.models.matrices import prunable
 from instant_soup.pretraining import clip_glyph, glyphs, training
 from instant_soup.pretraining.glyphs import Atlas
 from instant_soup.pretraining.training import Curve
+from instant_soup.training import loop
 from instant_soup.training.state import State
 
 STAGE = ROOT / "stages/pretrain_clip.py"
@@ -127,6 +128,25 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
     other, _ = pretrain(seed=4)
     assert same(other, whole)
     assert len(checkpoints(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "other"),
+    [
+        (training, "processor", lambda: "another one"),
+        (loop, "resolve_precision", lambda *_: "bf16"),
+    ],
+    ids=["processor", "precision"],
+)
+def test_a_checkpoint_of_another_machine_is_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, other: Any
+) -> None:
+    interrupt_pretraining(at=4)
+    monkeypatch.setattr(where, name, other)
+    rows = Rows()
+    clip_glyph.pretrain(CONFIG, SETTINGS, rows)  # type: ignore[arg-type]
+    assert len(checkpoints(tmp_path)) == 1  # is still the other's
+    assert rows.steps[0] == 1
 
 
 def test_weights_depend_on_the_seed() -> None:

@@ -35,6 +35,7 @@ from instant_soup.errors import UserError
 from instant_soup.library.settings import recipe_of
 from instant_soup.models import base as models
 from instant_soup.models import bert, matrices
+from instant_soup.pipeline import run as pipeline_run
 from instant_soup.pipeline import workspace
 from instant_soup.pipeline.run import PipelineRun, budget
 from instant_soup.pipeline.stage_files import TrainStage
@@ -651,11 +652,19 @@ def test_a_crash_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert resumed.curve == whole.curve and resumed.cost.steps == 9
 
 
-@pytest.mark.parametrize("change", ["recipe", "mask", "weights", "moments", "last", "engine"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("recipe", "mask", "weights", "moments", "last", "engine"),
+        *("processor", "precision"),  # another machine, to which the project was copied
+    ],
+)
 def test_a_checkpoint_is_not_taken_up_by_another_run(
     inside: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    (state, mask), recipe, last, engine = pruned_start(), recipe_of_dense(), 7, "1"
+    (state, mask), last, engine = pruned_start(), 7, "1"
+    recipe = recipe_of_dense(precision="auto")
+    monkeypatch.setattr(loop, "resolve_precision", lambda *_: "fp32")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         go_on((state, mask), recipe, last, engine=engine)
@@ -670,6 +679,10 @@ def test_a_checkpoint_is_not_taken_up_by_another_run(
         state.second_moments["classifier.bias"] += 1
     elif change == "last":
         last = 6
+    elif change == "processor":
+        monkeypatch.setattr(pipeline_run, "processor", lambda: "another one")
+    elif change == "precision":
+        monkeypatch.setattr(loop, "resolve_precision", lambda *_: "bf16")
     else:
         engine = "2"
     with monkeypatch.context() as patch:

@@ -26,7 +26,7 @@ from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
 from instant_soup.training import checkpoints, loop, metrics
 from instant_soup.training.checkpoints import Record
-from instant_soup.training.cost import Cost
+from instant_soup.training.cost import Cost, processor
 from instant_soup.training.pruner import Pruner
 from instant_soup.training.run import AfterStep, Run
 from instant_soup.training.schedule import Steps
@@ -66,7 +66,7 @@ class PipelineRun(Run):
         if stored:
             store = checkpoints.pipeline_store()
             origin = checkpoints.digest(
-                *[engine, workspace.inputs_digest(), state.step, mask],
+                *[engine, processor(), workspace.inputs_digest(), state.step, mask],
                 *[state.weights, state.first_moments, state.second_moments],
             )
         total = self.steps.total

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from instant_soup.files import new_file
 from instant_soup.models.matrices import NEAR_ZERO, prunable
 from instant_soup.pipeline.tracking import StageRun
 from instant_soup.training import checkpoints, loop
-from instant_soup.training.cost import Cost
+from instant_soup.training.cost import Cost, processor
 from instant_soup.training.state import State
 
 Curve = list[dict[str, Any]]
@@ -67,7 +67,8 @@ def train(
         tidy()
         record.after_step(step, loss, snapshot)
 
-    with store.entry(*key, asdict(settings)) as folder:
+    here = replace(settings, precision=loop.resolve_precision(settings.precision))
+    with store.entry(*key, processor(), asdict(here)) as folder:
         record = checkpoints.Record(
             folder, cost, last=total, keep=False, row_every=max(1, total // ROWS),
             validate_every=max(1, total // EVALUATIONS), row=row, show=show,

@@ -11,7 +11,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, 
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
 from instant_soup.sparsity.ranking import WHOLE
-from instant_soup.training import exchange, retraining
+from instant_soup.training import exchange, loop, retraining
 from instant_soup.training.checkpoints import Curve, Record, Store, digest, found_in
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
@@ -225,7 +225,7 @@ class Run(ABC):
         until = self.total if total is None else total
         ends = first, last, until
         # An entry that is forgotten when it is finished is none of those that are kept.
-        parts = ["train", self.origin, *ends, asdict(own), by, keep, keep_gradients]
+        parts = ["train", self.origin, *ends, self._settings(own), by, keep, keep_gradients]
         with self._entry(*parts) as folder:
             record = self.record(folder, cost, last, keep or keep_gradients)
             state = record.resume(self.state, label)
@@ -370,7 +370,14 @@ class Run(ABC):
         Returns:
             What was found.
         """
-        parts = ["search", self.origin, self.state.step, asdict(self.recipe), key, self.code]
+        parts = [
+            "search",
+            self.origin,
+            self.state.step,
+            self._settings(self.recipe),
+            key,
+            self.code,
+        ]
         with self._entry(*parts) as folder:
             if kept := exchange.from_first(found_in(folder, _load)):
                 self.cost.add(kept[1])
@@ -468,6 +475,12 @@ class Run(ABC):
     def _check_data(self) -> None:
         if "data" not in self.looks_at:
             raise AttributeError("this method says that it does not look at the data (`looks_at`)")
+
+    def _settings(self, recipe: Recipe) -> dict[str, Any]:
+        """A recipe's settings as they are here: `auto` is another precision elsewhere."""
+        return asdict(
+            replace(recipe, precision=loop.resolve_precision(recipe.precision, self.device))
+        )
 
     @contextmanager
     def _entry(self, *parts: Any) -> Iterator[Any]:
