@@ -105,8 +105,8 @@ class Bare(pipeline_run.PipelineRun):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(*load_start(START), recipe, stored=False)
 
-    def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
-        return Run.record(self, folder, cost, last, keep)
+    def record(self, folder: Any, cost: Cost, last: int) -> Record:
+        return Run.record(self, folder, cost, last)
 
     def first_row(self, network: torch.nn.Module) -> None:
         return None

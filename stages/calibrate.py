@@ -35,6 +35,7 @@ def main() -> None:
             save_curve(unfinished / "curve.csv", run.curve)
             write_json(unfinished / "cost.json", vars(run.cost))
         tracked.summary(**vars(run.cost))
+    run.forget()
 
 
 if __name__ == "__main__":

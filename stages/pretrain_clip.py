@@ -15,13 +15,17 @@ def main() -> None:
     if settings is None:
         return mark_idle(out)
 
-    from instant_soup.pretraining import clip_glyph  # late: an idle stage need not wait for torch
+    # Late: an idle stage need not wait for torch.
+    from instant_soup.pretraining import clip_glyph
+    from instant_soup.training.checkpoints import pipeline_store
 
+    store = pipeline_store()
     with stage_run("pretrain clip", settings.contents(), {}) as run:
         model_config = read_json(clip_glyph.MODEL_CONFIG)
-        state, curve = clip_glyph.pretrain(model_config, settings, run)
+        state, curve = clip_glyph.pretrain(model_config, settings, run, store)
         clip_glyph.save_model(out, model_config, state, curve)
         run.summary(**curve[-1])
+    store.forget()
 
 
 if __name__ == "__main__":

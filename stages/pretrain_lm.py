@@ -17,9 +17,12 @@ def main() -> None:
     # Late: an idle stage need not wait for torch.
     from instant_soup.files import new_folder
     from instant_soup.pretraining import llama_snippets
+    from instant_soup.training.checkpoints import pipeline_store
 
+    store = pipeline_store()
     with stage_run("pretrain lm", settings.contents(), {}) as run, new_folder(out) as unfinished:
-        run.summary(**llama_snippets.pretrain(unfinished, settings, run))
+        run.summary(**llama_snippets.pretrain(unfinished, settings, run, store))
+    store.forget()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main() -> None:
             run.cost.add(run.of_teacher.cost.as_search())  # once a row, whatever its stages
         save_result(f"models/retrained/{method}", run, **more)
         tracked.summary(**vars(run.cost))
+    run.forget()
 
 
 if __name__ == "__main__":

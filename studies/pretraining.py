@@ -36,6 +36,7 @@ from instant_soup.pretraining import clip_glyph
 from instant_soup.reports.essential_sparsity import knee_over_seeds
 from instant_soup.reports.marks import seeds_cell
 from instant_soup.reports.render import Cell, Chapter, Table, markdown
+from instant_soup.training.checkpoints import pipeline_store
 
 FOLDER = ROOT / "reports/studies"
 WEIGHTS, CURVES = FOLDER / "pretraining_weights.csv", FOLDER / "pretraining_curves.csv"
@@ -80,10 +81,11 @@ def pretrained(where: dict[str, Any]) -> Path:
         return folder
     given = {"objective": objective, "steps": steps, "seed": seed, **FP32}
     settings = make(Pretraining, given, "clip", "quick")
-    model_config = read_json(clip_glyph.MODEL_CONFIG)
+    model_config, store = read_json(clip_glyph.MODEL_CONFIG), pipeline_store()
     with stage_run(f"study: {objective} {steps} {seed}", asdict(settings), {}) as run:
-        state, curve = clip_glyph.pretrain(model_config, settings, run)
+        state, curve = clip_glyph.pretrain(model_config, settings, run, store)
     clip_glyph.save_model(folder, model_config, state, curve)
+    store.forget()
     if rows_of(WEIGHTS, where).empty:
         append(WEIGHTS, [{**where, **row} for row in curve])
     return folder

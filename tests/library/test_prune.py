@@ -20,6 +20,7 @@ import instant_soup
 from helpers import PRUNE_SETTINGS, loader, loss, new_classifier, perceptron, products
 from instant_soup.errors import UserError
 from instant_soup.library import model as model_of
+from instant_soup.library import prune as prune_module
 from instant_soup.library import run, settings
 from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.isp import ISP
@@ -290,6 +291,21 @@ def test_a_call_in_another_precision_begins_anew(
     again = instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
     assert "from the checkpoint" not in capsys.readouterr().out
     assert_same(whole, again)
+
+
+def test_a_call_that_is_stopped_at_its_very_end_takes_no_step_again(tmp_path: Path) -> None:
+    own = with_changes({"method": "isp_plus"})
+    whole = instant_soup.prune(perceptron(), loader(), loss, **own)
+    with patch.object(prune_module, "Pruned", side_effect=Stopped), pytest.raises(Stopped):
+        instant_soup.prune(perceptron(), loader(), loss, checkpoint=tmp_path, **own)
+
+    def never(*_: Any) -> torch.Tensor:
+        raise AssertionError("trained again")
+
+    assert_same(
+        whole, instant_soup.prune(perceptron(), loader(), never, checkpoint=tmp_path, **own)
+    )
+    assert not list(tmp_path.rglob("*"))
 
 
 class Noisy:

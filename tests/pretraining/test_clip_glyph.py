@@ -24,6 +24,7 @@ from instant_soup.pretraining import clip_glyph, glyphs, training
 from instant_soup.pretraining.glyphs import Atlas
 from instant_soup.pretraining.training import Curve
 from instant_soup.training import loop
+from instant_soup.training.checkpoints import pipeline_store
 from instant_soup.training.state import State
 
 STAGE = ROOT / "stages/pretrain_clip.py"
@@ -71,8 +72,11 @@ def small(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(clip_glyph, "VALIDATION_ROWS", 2 * glyphs.GROUP)
 
 
-def pretrain(**changes: Any) -> tuple[State, Curve]:
-    return clip_glyph.pretrain(CONFIG, replace(SETTINGS, **changes), Rows())  # type: ignore
+def pretrain(rows: Rows | None = None, **changes: Any) -> tuple[State, Curve]:
+    store, settings = pipeline_store(), replace(SETTINGS, **changes)
+    found = clip_glyph.pretrain(CONFIG, settings, rows or Rows(), store)  # type: ignore[arg-type]
+    store.forget()
+    return found
 
 
 def interrupt_pretraining(at: int) -> None:
@@ -114,7 +118,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     interrupt_pretraining(at=4)
     assert [read_json(file)["step"] for file in checkpoints(tmp_path)] == [4]
     rows = Rows()
-    resumed, resumed_curve = clip_glyph.pretrain(CONFIG, SETTINGS, rows)  # type: ignore
+    resumed, resumed_curve = pretrain(rows)
     assert same(resumed, whole) and resumed.step == SETTINGS.steps
     assert resumed_curve == curve
     assert rows.steps == [row["step"] for row in curve] == [3, 6]
@@ -144,7 +148,7 @@ def test_a_checkpoint_of_another_machine_is_not_taken_up(
     interrupt_pretraining(at=4)
     monkeypatch.setattr(where, name, other)
     rows = Rows()
-    clip_glyph.pretrain(CONFIG, SETTINGS, rows)  # type: ignore[arg-type]
+    pretrain(rows)
     assert len(checkpoints(tmp_path)) == 1  # is still the other's
     assert rows.steps[0] == 1
 
@@ -299,6 +303,27 @@ def test_the_stage_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     expected, _ = pretrain(steps=2)
     model = open_clip().create_model("local-dir:models/pretrained")
     assert torch.equal(model.state_dict()["visual.proj"], expected.weights["visual.proj"])
+
+
+def test_a_finished_pre_training_stays_until_its_model_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "small.json", CONFIG)
+    monkeypatch.setattr(clip_glyph, "MODEL_CONFIG", tmp_path / "small.json")
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    def never(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(clip_glyph, "save_model", full)
+        run_the_stage(SETTINGS.contents())
+    assert len(checkpoints(tmp_path)) == 1
+    monkeypatch.setattr(glyphs, "draw", never)
+    run_the_stage(SETTINGS.contents())
+    assert Path("models/pretrained/curve.csv").exists() and checkpoints(tmp_path) == []
 
 
 def test_the_model_that_comes_with_the_package_fits_its_data() -> None:

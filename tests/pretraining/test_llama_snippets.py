@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def pretrain(folder: Path, monkeypatch: pytest.MonkeyPatch, settings: Pretrainin
     monkeypatch.setattr(llama_snippets, "MODEL_CONFIG", folder / "small.json")
     monkeypatch.setattr(llama_snippets, "texts", lambda: TEXTS)
     store = checkpoints.Store(folder / "store")
-    monkeypatch.setattr(checkpoints, "pipeline_store", lambda: store)
     (folder / "model").mkdir()
-    return llama_snippets.pretrain(folder / "model", settings, FakeRun())  # type: ignore[arg-type]
+    run: Any = FakeRun()
+    return llama_snippets.pretrain(folder / "model", settings, run, store)
 
 
 def test_texts_of_a_document_stay_together(monkeypatch) -> None:

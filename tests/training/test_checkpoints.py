@@ -1,5 +1,6 @@
 """The store of trainings: what is one entry, what is foreign to it, and what rows share by it."""
 
+import errno
 import os
 import shutil
 import signal
@@ -38,6 +39,7 @@ from instant_soup.pipeline.stage_files import TrainStage
 from instant_soup.pipeline.workspace import START, load_start
 from instant_soup.sparsity import masks, scores
 from instant_soup.training import checkpoints
+from instant_soup.training import state as state_module
 from instant_soup.training.checkpoints import Store, digest
 from instant_soup.training.cost import Cost
 from instant_soup.training.state import State
@@ -157,6 +159,20 @@ def test_what_is_in_use_stays_however_long_it_has_not_been_used(tmp_path: Path) 
     assert not old.is_dir()
 
 
+def test_what_another_process_works_on_is_not_forgotten(tmp_path: Path) -> None:
+    """It waited for the same training, and takes it; then it forgets it itself."""
+    store, another = Store(tmp_path), Store(tmp_path)
+    for one in (store, another):
+        with one.entry("a", keep=False) as folder:
+            folder.mkdir(exist_ok=True)
+    kept = fill(store, "b", 0)
+    with another.entry("a", keep=False):
+        store.forget()
+        assert folder.is_dir()
+    another.forget()
+    assert not folder.is_dir() and kept.is_dir()
+
+
 def test_trimming_a_store_that_is_not_there_is_nothing(tmp_path: Path) -> None:
     Store(tmp_path / "nowhere").trim(0)
     assert not (tmp_path / "nowhere").exists()
@@ -193,7 +209,7 @@ def test_a_damaged_training_is_forgotten_and_taken_again(
 
     def record() -> checkpoints.Record:
         return checkpoints.Record(
-            tmp_path / "entry", Cost(), last=3, keep=True, row_every=1, validate_every=1,
+            tmp_path / "entry", Cost(), last=3, row_every=1, validate_every=1,
             row=lambda *_: {}, show=lambda _: None,
         )  # fmt: skip
 
@@ -435,6 +451,28 @@ def test_an_interrupted_search_with_a_moving_mask_goes_on_to_the_very_same_bits(
         pytest.approx(whole.cost.sparse_flops),
     )
     assert entries(store) == {entry}
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments"),
+    [("calibrate", ("--round", 0)), ("sparse_retrain", ("--method", "isp_plus"))],
+)
+def test_a_finished_training_stays_until_its_output_is_in_place(
+    store: Path, monkeypatch: pytest.MonkeyPatch, stage: str, arguments: tuple
+) -> None:
+    run_script("find_ticket", "--method", "isp_plus")
+    kept = entries(store)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(state_module, "write_state", full)
+        run_script(stage, *arguments)
+    assert len(entries(store)) == len(kept) + 1
+    taken = steps_taken(monkeypatch)
+    run_script(stage, *arguments)
+    assert not taken and entries(store) == kept
 
 
 # What rows share

@@ -581,6 +581,7 @@ def go_on(
     """A run from a start, trained up to a step."""
     run = PipelineRun(copied(start[0]), start[1], recipe, tracked, **more)
     run.train(last, "test", keep=keep)
+    run.forget()
     return run
 
 

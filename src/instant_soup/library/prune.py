@@ -163,7 +163,8 @@ def prune(
         chosen.run(run, sparsity)
         run.network(run.state, run.recipe)
     model.eval()
-    if store is not None:
-        store.remove_used()
     reached, cost = masks.sparsity(run.mask), exchange.from_first(asdict(run.cost))
-    return Pruned(model, run.mask, cost, chosen.name, reached, seed)
+    pruned = Pruned(model, run.mask, cost, chosen.name, reached, seed)
+    if store is not None:  # last: until here it is what an equal call goes on from
+        store.remove_used()
+    return pruned

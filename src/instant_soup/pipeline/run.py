@@ -187,7 +187,7 @@ class PipelineRun(Run):
         predictions = loop.predict(network.to(self.where), self._split("validation"), precision)
         return metrics.score(self.recipe.metric, *predictions)
 
-    def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
+    def record(self, folder: Any, cost: Cost, last: int) -> Record:
         """The record of a training, with a row for each measurement."""
 
         def row(step: int, mean: float | None, validating: bool) -> dict[str, Any]:
@@ -206,7 +206,6 @@ class PipelineRun(Run):
             folder,
             cost,
             last=last,
-            keep=keep,
             row_every=max(1, self.total // 50),
             validate_every=max(1, round(self.total / self.recipe.evaluations)),
             row=row,

@@ -24,6 +24,7 @@ from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining import glyphs
 from instant_soup.pretraining.training import CLIP_NORM, Curve, near_zero, train, write_curve
 from instant_soup.training import loop
+from instant_soup.training.checkpoints import Store
 from instant_soup.training.schedule import learning_rate
 from instant_soup.training.state import State
 
@@ -131,7 +132,7 @@ def group_loss(loss_of: Any, image: torch.Tensor, text: torch.Tensor, scale: Any
 
 
 def pretrain(
-    model_config: dict[str, Any], settings: Pretraining, run: StageRun
+    model_config: dict[str, Any], settings: Pretraining, run: StageRun, store: Store
 ) -> tuple[State, Curve]:
     """Train a CLIP model from random weights.
 
@@ -143,6 +144,7 @@ def pretrain(
             `supervised`: images against all classes, whose vectors stay as the text tower's warm-up
             left them.
         run: The stage's record.
+        store: Where checkpoints are, until the stage's output is in place and it is told to forget.
 
     Returns:
         The state and the curve. A row of the curve has step, train_loss (mean since the last row),
@@ -202,7 +204,7 @@ def pretrain(
             model.logit_scale.clamp_(max=LARGEST_SCALE)
 
     return train(
-        model, ("pretraining", model_config), settings, run,
+        model, ("pretraining", model_config), settings, run, store,
         batches=batches, loss=loss, row=row, begin=begin, tidy=tidy,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from instant_soup.models.hugging_face import transformers_auto
 from instant_soup.pipeline.tracking import StageRun
 from instant_soup.pretraining.training import Curve, near_zero, recipe_of, train, write_curve
 from instant_soup.training import loop, metrics
+from instant_soup.training.checkpoints import Store
 
 MODEL_CONFIG = Path(__file__).with_name("llama_snippets.json")
 END = "<|endoftext|>"
@@ -87,12 +88,12 @@ def unigram_perplexity(train: Blocks, held_out: Blocks, vocabulary: int) -> floa
     return metrics.scores("language", surprises.numpy(), np.empty(0))["perplexity"]
 
 
-def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, float]:
+def pretrain(folder: Path, settings: Pretraining, run: StageRun, store: Store) -> dict[str, float]:
     """Train tokenizer and model into a folder that AutoModelForCausalLM loads, with the curve.
 
     Returns the held-out perplexity, and the unigram model's. The curve's rows: step, train_loss
     (mean since the row before), near_zero and at times validation, the held-out perplexity. An
-    equal call goes on from an interrupted one's checkpoint to the same result.
+    equal call goes on from an interrupted one's checkpoint in the store to the same result.
     """
     model_config, where = read_json(MODEL_CONFIG), loop.device()
     to_learn, held_out = split(texts())
@@ -119,8 +120,9 @@ def pretrain(folder: Path, settings: Pretraining, run: StageRun) -> dict[str, fl
         return dict(zip(COLUMNS, (step, mean, near_zero(model), found), strict=True))
 
     _, curve = train(
-        model, ("pretraining lm", model_config), settings, run, batches=batches, loss=loss, row=row
-    )
+        model, ("pretraining lm", model_config), settings, run, store,
+        batches=batches, loss=loss, row=row,
+    )  # fmt: skip
     save_model(folder, model, curve)
     found = {
         "perplexity": perplexity(),

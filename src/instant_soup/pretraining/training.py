@@ -13,7 +13,8 @@ from instant_soup.config.sections import Pretraining, Recipe
 from instant_soup.files import new_file
 from instant_soup.models.matrices import NEAR_ZERO, prunable
 from instant_soup.pipeline.tracking import StageRun
-from instant_soup.training import checkpoints, loop
+from instant_soup.training import loop
+from instant_soup.training.checkpoints import Record, Store
 from instant_soup.training.cost import Cost, processor
 from instant_soup.training.state import State
 
@@ -33,6 +34,7 @@ def train(
     key: tuple[Any, ...],
     settings: Pretraining,
     run: StageRun,
+    store: Store,
     *,
     batches: Callable[[int], Iterator[tuple[int, Any]]],
     loss: Callable[[Any], torch.Tensor],
@@ -47,6 +49,7 @@ def train(
         key: What the training is known by, beside its settings.
         settings: The section `pretraining`.
         run: The stage's record.
+        store: Where checkpoints are, until the stage's output is in place and it is told to forget.
         batches: `batches(first)` yields the numbers and batches of the steps from `first` on.
         loss: The loss of a batch.
         row: `row(step, mean, validating)` is the curve's row after a step, with the mean loss since
@@ -57,7 +60,7 @@ def train(
     Returns:
         The state and the curve.
     """
-    total, cost, store = settings.steps, Cost(), checkpoints.pipeline_store()
+    total, cost = settings.steps, Cost()
 
     def show(row: dict[str, Any]) -> None:
         run.curve(**row)
@@ -68,9 +71,9 @@ def train(
         record.after_step(step, loss, snapshot)
 
     here = replace(settings, precision=loop.resolve_precision(settings.precision))
-    with store.entry(*key, processor(), asdict(here)) as folder:
-        record = checkpoints.Record(
-            folder, cost, last=total, keep=False, row_every=max(1, total // ROWS),
+    with store.entry(*key, processor(), asdict(here), keep=False) as folder:
+        record = Record(
+            folder, cost, last=total, row_every=max(1, total // ROWS),
             validate_every=max(1, total // EVALUATIONS), row=row, show=show,
         )  # fmt: skip
         state = record.resume(State({}), "pre-training")
@@ -83,7 +86,6 @@ def train(
                 model, state, {}, batches(state.step), loss, None, recipe_of(settings), cost,
                 last=total, total=total, label="pre-training", after_step=after_step,
             )  # fmt: skip
-        store.discard(folder)
     return state, record.curve
 
 

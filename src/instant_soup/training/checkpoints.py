@@ -57,10 +57,16 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.used: list[Path] = []
+        self.passing: list[Path] = []  # of these, what `forget` removes
 
     @contextmanager
-    def entry(self, *parts: Any) -> Iterator[Path]:
-        """Yield the folder that belongs to these parts; no other process has it meanwhile."""
+    def entry(self, *parts: Any, keep: bool = True) -> Iterator[Path]:
+        """Yield the folder that belongs to these parts; no other process has it meanwhile.
+
+        Args:
+            *parts: What its contents depend on.
+            keep: Whether `forget` leaves it.
+        """
         path = self.folder / digest(*parts)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
@@ -68,11 +74,14 @@ class Store:
             if path.exists():
                 os.utime(path)
             self.used.append(path)
+            if not keep:
+                self.passing.append(path)
             yield path
 
-    def discard(self, entry: Path) -> None:
-        """Forget an entry, as what was trained there is kept elsewhere."""
-        shutil.rmtree(entry, ignore_errors=True)
+    def forget(self) -> None:
+        """Remove what this run need not keep, as the outputs made of it are in place."""
+        for path in self.passing:
+            _remove(path)
 
     def remove_used(self) -> None:
         """Forget what this run has kept, as it is finished and its result is elsewhere."""
@@ -89,9 +98,15 @@ class Store:
         total = 0
         for entry in entries:
             total += sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
-            with open(entry.with_suffix(".lock"), "w") as lock:
-                if total > limit and _taken(lock):
-                    shutil.rmtree(entry, ignore_errors=True)
+            if total > limit:
+                _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Remove an entry, unless another process works there."""
+    with open(entry.with_suffix(".lock"), "w") as lock:
+        if _taken(lock):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _taken(lock: Any) -> bool:
@@ -156,7 +171,8 @@ class Record:
     The curve has a row where something was measured: every `row_every` steps, at validations and at
     the end. `row(step, mean loss since the last row, whether to validate)` makes a row, and
     `show(row)` reports it. A checkpoint is written every two minutes, on an interruption or an
-    error and, with `keep`, at the end. Without a folder there is only the curve.
+    error, and at the end: until an output is written, it is all there is. Without a folder there is
+    only the curve.
     """
 
     def __init__(
@@ -165,13 +181,12 @@ class Record:
         cost: Cost,
         *,
         last: int,
-        keep: bool,
         row_every: int,
         validate_every: int,
         row: Callable[[int, float, bool], dict[str, Any]],
         show: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.folder, self.cost, self.last, self.keep = folder, cost, last, keep
+        self.folder, self.cost, self.last = folder, cost, last
         self.row_every, self.validate_every = row_every, validate_every
         self.row, self.show = row, show
         self.curve: Curve = []
@@ -223,7 +238,7 @@ class Record:
         if self.folder is None:
             return
         due = self.stop_asked.is_set() or time.monotonic() - self.saved > EVERY
-        if due or (self.keep and step == self.last):
+        if due or step == self.last:
             self.save(snapshot())
         if self.stop_asked.is_set():
             raise KeyboardInterrupt

@@ -158,10 +158,10 @@ class Run(ABC):
         """Bring a run whose steps another's loop takes to where that loop's pruner is."""
         return nullcontext()
 
-    def record(self, folder: Any, cost: Cost, last: int, keep: bool) -> Record:
+    def record(self, folder: Any, cost: Cost, last: int) -> Record:
         """The record of a training; without rows, unless a run has a curve to show."""
         return Record(
-            folder, cost, last=last, keep=keep, row_every=last + 1, validate_every=last + 1,
+            folder, cost, last=last, row_every=last + 1, validate_every=last + 1,
             row=lambda step, mean, _: {"step": step, "train_loss": mean}, show=lambda row: None,
         )  # fmt: skip
 
@@ -212,7 +212,7 @@ class Run(ABC):
             recipe: Settings of training; None: the run's.
             keep_gradients: Whether the dense gradients of the last step are in `gradients`
                 afterwards.
-            keep: Whether the store keeps the training when it is finished.
+            keep: Whether the store keeps the training after `forget`, too.
             total: The rate falls to zero at this step; None: at the budget's end.
         """
         self._check_data()
@@ -224,10 +224,10 @@ class Run(ABC):
         by = None if key is None else [key, self.code]
         until = self.total if total is None else total
         ends = first, last, until
-        # An entry that is forgotten when it is finished is none of those that are kept.
+        # An entry that will be forgotten is none of those that are kept.
         parts = ["train", self.origin, *ends, self._settings(own), by, keep, keep_gradients]
-        with self._entry(*parts) as folder:
-            record = self.record(folder, cost, last, keep or keep_gradients)
+        with self._entry(*parts, keep=keep) as folder:
+            record = self.record(folder, cost, last)
             state = record.resume(self.state, label)
             network = self.network(state, own)
             self.at_work = network, pruner
@@ -244,12 +244,15 @@ class Run(ABC):
             if own.partial:
                 self.state.of_pruner = {}  # merged by now
             self.mask = pruner.mask
-            if self.store is not None and not (keep or keep_gradients):
-                self.store.discard(folder)
         self.cost.add(cost)
         self.curve += record.curve
         if key is not None or recipe is not None:
             self.origin = digest(parts)
+
+    def forget(self) -> None:
+        """Take out of the store what need not be kept, as the outputs made of it are in place."""
+        if self.store is not None:
+            self.store.forget()
 
     def first_row(self, network: nn.Module) -> dict[str, Any] | None:
         """The curve's row of a network that was just pruned, before it trains on."""
@@ -483,11 +486,11 @@ class Run(ABC):
         )
 
     @contextmanager
-    def _entry(self, *parts: Any) -> Iterator[Any]:
+    def _entry(self, *parts: Any, keep: bool = True) -> Iterator[Any]:
         if self.store is None:
             yield None
         else:
-            with self.store.entry(*parts) as folder:
+            with self.store.entry(*parts, keep=keep) as folder:
                 yield folder
 
 
