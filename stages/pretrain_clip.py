@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from instant_soup.config.sections import Pretraining
 from instant_soup.files import read_json
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.pipeline.stage_files import mark_idle, read_stage
+from instant_soup.pipeline.stage_files import PretrainStage, mark_idle, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    settings = read_stage(Pretraining, "pretrain_clip")
+    settings = read_stage(PretrainStage, "pretrain_clip")
     out = Path("models/pretrained")
     if settings is None:
         return mark_idle(out)

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from instant_soup.config.sections import Pretraining
 from instant_soup.pipeline.processes import run_stage
-from instant_soup.pipeline.stage_files import mark_idle, read_stage
+from instant_soup.pipeline.stage_files import PretrainStage, mark_idle, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
 
 def main() -> None:
-    settings = read_stage(Pretraining, "pretrain_lm")
+    settings = read_stage(PretrainStage, "pretrain_lm")
     out = Path("models/pretrained_lm")
     if settings is None:
         return mark_idle(out)

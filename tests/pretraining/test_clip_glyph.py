@@ -4,6 +4,7 @@ import csv
 import math
 import runpy
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def pretrain(rows: Rows | None = None, **changes: Any) -> tuple[State, Curve]:
     return found
 
 
-def interrupt_pretraining(at: int) -> None:
+def interrupt_pretraining(at: int, run: Callable[[], Any] = pretrain) -> None:
     """Ctrl-C while step `at` (counted from 1) draws its batch."""
     draw = glyphs.draw
 
@@ -88,9 +89,10 @@ def interrupt_pretraining(at: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return draw(atlas, rows, key, where)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    interrupted = pytest.raises((KeyboardInterrupt, SystemExit))
+    with pytest.MonkeyPatch.context() as patch, interrupted:
         patch.setattr(glyphs, "draw", drawn)
-        pretrain()
+        run()
 
 
 def same(one: State, other: State) -> bool:
@@ -303,6 +305,19 @@ def test_the_stage_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     expected, _ = pretrain(steps=2)
     model = open_clip().create_model("local-dir:models/pretrained")
     assert torch.equal(model.state_dict()["visual.proj"], expected.weights["visual.proj"])
+
+
+def test_a_checkpoint_of_other_code_is_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "small.json", CONFIG)
+    monkeypatch.setattr(clip_glyph, "MODEL_CONFIG", tmp_path / "small.json")
+    before, after = ({**SETTINGS.contents(), "code": code} for code in "12")
+    interrupt_pretraining(4, lambda: run_the_stage(before))
+    run_the_stage(after)
+    assert "continuing" not in capsys.readouterr().out and len(checkpoints(tmp_path)) == 1
+    run_the_stage(before)
+    assert "continuing from the checkpoint at step 4" in capsys.readouterr().out
 
 
 def test_a_finished_pre_training_stays_until_its_model_is_in_place(

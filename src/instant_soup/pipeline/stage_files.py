@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from instant_soup.config.fields import Stored
-from instant_soup.config.sections import Recipe
+from instant_soup.config.sections import Pretraining, Recipe
 from instant_soup.files import new_file, read_yaml
 from instant_soup.methods.base import Method
 from instant_soup.methods.registry import rebuild
@@ -40,6 +40,13 @@ def isp_round(i: int) -> Path:
 def weak_mask_file(i: int, n: int) -> Path:
     """The weak mask of denoiser n in round i."""
     return isp_round(i) / f"weak/{n}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainStage(Pretraining):
+    """A pre-training. `code` is a digest of its sources, which its checkpoints depend on."""
+
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

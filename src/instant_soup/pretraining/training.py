@@ -47,7 +47,7 @@ def train(
     Args:
         model: The model, which is trained in place on the engine's device.
         key: What the training is known by, beside its settings.
-        settings: The section `pretraining`.
+        settings: The section `pretraining`; of a stage with the digest of its sources.
         run: The stage's record.
         store: Where checkpoints are, until the stage's output is in place and it is told to forget.
         batches: `batches(first)` yields the numbers and batches of the steps from `first` on.
