@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instant_soup.config.sections import Recipe
 from instant_soup.methods.base import AtStart
-from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.processes import run_stage, store_limit
 from instant_soup.pipeline.stage_files import TicketStage, mark_idle, read_stage
 from instant_soup.pipeline.tracking import stage_run
 
@@ -22,10 +22,11 @@ def main() -> None:
     method = stage.build() if stage else None
     if stage is None or method is None or bool(method.needs) != (of == "isp"):
         return mark_idle(out)
+    limit = store_limit()  # before hours of work
 
     from instant_soup.pipeline.run import PipelineRun  # late: see calibrate.py
     from instant_soup.pipeline.workspace import START, isp_ticket, load_start, outputs, save_ticket
-    from instant_soup.training import checkpoints
+    from instant_soup.training.checkpoints import pipeline_store
 
     with stage_run(f"ticket {name}", stage.contents(), {"method": name}) as tracked:
         recipe = stage.recipe or Recipe(epochs=1.0, seed=stage.seed or 0)
@@ -42,7 +43,7 @@ def main() -> None:
         method.find(run, stage.sparsity)
         save_ticket(out, run, method=name)
         tracked.summary(**vars(run.cost), **run.found.get("drawn", {}))
-        checkpoints.pipeline_store().trim(checkpoints.limit())
+        pipeline_store().trim(limit)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from instant_soup.data.splits import cut_splits
 from instant_soup.files import new_folder, read_yaml, write_json, write_yaml
 from instant_soup.pipeline.budget import FILE
 from instant_soup.pipeline.plan import budget_of, check, check_rows, plan_with_code
-from instant_soup.pipeline.processes import run_stage
+from instant_soup.pipeline.processes import run_stage, store_limit
 
 
 def main() -> None:
+    store_limit()  # which stages will ask for
     raw = read_yaml("params.yaml")
     files = plan_with_code(raw)
     dataset = Dataset.of(files["data"])

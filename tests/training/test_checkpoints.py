@@ -30,10 +30,12 @@ from helpers import (
     write_plan,
 )
 from instant_soup.config.sections import Recipe
+from instant_soup.errors import UserError
 from instant_soup.files import read_yaml, write_yaml
 from instant_soup.pipeline import code
 from instant_soup.pipeline import plan as plan_module
 from instant_soup.pipeline.plan import ENGINE, plan_with_code
+from instant_soup.pipeline.processes import STORE_LIMIT, store_limit
 from instant_soup.pipeline.run import PipelineRun
 from instant_soup.pipeline.stage_files import TrainStage
 from instant_soup.pipeline.workspace import START, load_start
@@ -190,10 +192,24 @@ def test_a_finished_run_forgets_its_own_entries_alone(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_twenty_gigabytes_or_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(checkpoints.LIMIT, raising=False)
-    assert checkpoints.limit() == 20e9
-    monkeypatch.setenv(checkpoints.LIMIT, "0.5")
-    assert checkpoints.limit() == 5e8
+    monkeypatch.delenv(STORE_LIMIT, raising=False)
+    assert store_limit() == 20e9
+    monkeypatch.setenv(STORE_LIMIT, "0.5")
+    assert store_limit() == 5e8
+
+
+@pytest.mark.parametrize("said", ["20GB", "", "-1", "nan"])
+def test_a_limit_that_is_no_number_is_refused_before_anything_is_trained(
+    store: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setenv(STORE_LIMIT, said)
+    taken = steps_taken(monkeypatch)
+    for stage in (["find_ticket", "--method", "isp_plus"], ["plan"]):
+        with pytest.raises(UserError) as refused:
+            run_script(*stage)
+        told = f"INSTANT_SOUP_STORE_GB: {said!r} is not allowed; allowed: a number at least 0"
+        assert str(refused.value) == told
+    assert not taken
 
 
 # Damage
@@ -601,6 +617,6 @@ def test_a_weak_mask_of_another_look_ahead_is_found_anew(
 def test_a_stage_keeps_no_more_than_the_limit(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_script("find_ticket", "--method", "isp_plus")
     assert len(entries(store)) == 4  # two rounds, two masks
-    monkeypatch.setenv(checkpoints.LIMIT, "0")
+    monkeypatch.setenv(STORE_LIMIT, "0")
     run_script("find_ticket", "--method", "progressive")
     assert entries(store) == set()

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import fcntl
+import math
 import os
 import queue
 import re
@@ -18,6 +19,7 @@ from typing import TextIO
 
 from instant_soup.errors import UserError
 
+STORE_LIMIT = "INSTANT_SOUP_STORE_GB"  # what the pipeline's store may hold; 20 where it is not set
 PATIENCE = 60.0  # seconds in which a stage ends its step and keeps a checkpoint
 # What a machine lacks or forbids, whatever the code does.
 WANTS = (
@@ -26,6 +28,22 @@ WANTS = (
 )
 OF_LIBRARIES = re.compile(r"\(os error (\d+)\)")  # how those written in Rust tell of one
 OWN_ERROR = re.compile(r"(error|[\w.]*(Error|Exception)):")  # of a stage; DVC's begin with ERROR
+
+
+def store_limit() -> float:
+    """How many bytes the pipeline's store may hold.
+
+    Raises:
+        UserError: If the environment says something else than a number.
+    """
+    said = os.environ.get(STORE_LIMIT, "20")
+    try:
+        limit = 1e9 * float(said)
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        raise UserError(f"{STORE_LIMIT}: {said!r} is not allowed; allowed: a number at least 0")
+    return limit
 
 
 def graphics_cards() -> list[str]:

@@ -31,7 +31,6 @@ from instant_soup.training.state import State, load_state, write_state
 
 EVERY = 120.0  # seconds between two checkpoints
 BESIDE = ("cost.json", "losses.json", "curve.json")  # what a checkpoint has beside its state
-LIMIT = "INSTANT_SOUP_STORE_GB"  # how much the pipeline's store may hold; 20 where it is not set
 
 Curve = list[dict[str, Any]]
 Found = TypeVar("Found")
@@ -142,11 +141,6 @@ def found_in(entry: Path | None, read: Callable[[Path], Found]) -> Found | None:
 def pipeline_store() -> Store:
     """The store in the main repository, which experiments in copies use too."""
     return Store(project_root() / ".dvc/tmp/instant-soup/store")
-
-
-def limit() -> float:
-    """How many bytes the pipeline's store may hold."""
-    return 1e9 * float(os.environ.get(LIMIT, 20))
 
 
 @contextmanager
