@@ -175,6 +175,27 @@ def test_what_another_process_works_on_is_not_forgotten(tmp_path: Path) -> None:
     assert not folder.is_dir() and kept.is_dir()
 
 
+@pytest.mark.parametrize("asked", ["is_dir", "is_file"])
+def test_trimming_ignores_what_another_process_removes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    store = Store(tmp_path)
+    going, old = fill(store, "going", 10), fill(store, "old", 20)
+    answer = getattr(Path, asked)
+
+    def then_gone(path: Path) -> bool:
+        found = answer(path)
+        if going in (path, *path.parents):
+            shutil.rmtree(going, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, asked, then_gone)
+    store.trim(1000)
+    assert entries(tmp_path) == {old.name}  # what is gone counts no more
+    store.trim(999)
+    assert entries(tmp_path) == set()
+
+
 def test_trimming_a_store_that_is_not_there_is_nothing(tmp_path: Path) -> None:
     Store(tmp_path / "nowhere").trim(0)
     assert not (tmp_path / "nowhere").exists()

@@ -92,11 +92,15 @@ class Store:
 
     def trim(self, limit: float) -> None:
         """Remove the entries not used for the longest time, until `limit` bytes are left."""
-        entries = [e for e in self.folder.iterdir() if e.is_dir()] if self.folder.is_dir() else []
-        entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+        found: list[tuple[float, int, Path]] = []  # when it was last used, its bytes
+        for entry in self.folder.iterdir() if self.folder.is_dir() else ():
+            with suppress(FileNotFoundError):  # another process removes it just now
+                if entry.is_dir():
+                    size = sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
+                    found.append((entry.stat().st_mtime, size, entry))
         total = 0
-        for entry in entries:
-            total += sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
+        for _, size, entry in sorted(found, reverse=True):
+            total += size
             if total > limit:
                 _remove(entry)
 
