@@ -12,7 +12,7 @@ import pytest
 from instant_soup.errors import UserError
 from instant_soup.grids import commits, runner
 from instant_soup.grids import ray as ray_runner
-from instant_soup.pipeline.processes import git
+from instant_soup.pipeline.processes import dvc, git
 
 IDENTITY = {"user.name": "test", "user.email": "test@example.com"}
 
@@ -101,6 +101,29 @@ def test_a_copy_has_what_tracked_files_have_and_an_experiment_comes_back(
     assert "ignored" not in git(root, "ls-tree", "--name-only", ref).split()
     assert git(root, "status", "--porcelain") == before
     git(root, "fsck", "--connectivity-only")
+
+
+def test_a_copy_shares_the_cache_of_a_repository_whose_path_is_not_in_ascii(root: Path) -> None:
+    root = root.rename(root.with_name("süppchen"))
+    dvc(root, "init", "-q")
+    own = runner.Runner(root, 1)
+    copy = own.copies / "lane"
+    copy.parent.mkdir(parents=True)
+    own.make_copy(copy)
+    assert dvc(copy, "cache", "dir") == str(root / ".dvc/cache")
+
+
+def test_paths_that_dvc_cannot_write_are_refused_before_the_first_cell(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runner, "dvc", lambda *_: "/süppchen/cache")
+    with pytest.raises(UserError, match=r"^cache.dir: /süppchen/cache: .* a path in ASC"):
+        runner.Runner(root, 1)
+    monkeypatch.setattr(ray_runner, "dvc", lambda *_: "")
+    for remote in (str(tmp_path / "süppchen"), "s3://süppchen/x"):
+        with pytest.raises(UserError, match=r"^--remote: .*; allowed: a folder or U"):
+            ray_runner.checked_remote(root, remote)
+    assert ray_runner.checked_remote(root, "s3://soup/x") == "s3://soup/x"
 
 
 @pytest.mark.parametrize("state", STATES)

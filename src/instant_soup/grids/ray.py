@@ -169,14 +169,22 @@ def check_reachable(address: str) -> None:
 
 
 def checked_remote(root: Path, remote: str) -> str:
-    """A remote as clones name it; a folder is made, with a file by which nodes know it."""
+    """A remote as clones name it; a folder is made, with a file by which nodes know it.
+
+    Raises:
+        UserError: If DVC cannot write it into a clone's settings.
+    """
     known = [line.split()[0] for line in dvc(root, "remote", "list").splitlines() if line.strip()]
-    if remote in known or "://" in remote:
+    if remote in known:
         return remote
-    folder = Path(remote).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SEEN).touch()
-    return str(folder)
+    is_url = "://" in remote
+    place = remote if is_url else str(Path(remote).expanduser().resolve())
+    if not place.isascii():
+        raise UserError(f"--remote: {place} is not allowed; allowed: a folder or URL in ASCII")
+    if not is_url:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        Path(place, SEEN).touch()
+    return place
 
 
 def run_cell(state: State, cell: Cell, target: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Runner:
         self.head = git(root, "rev-parse", "HEAD")
         self.state = state_of(root, self.head)
         self.params = committed_params(root)
-        self.cache = dvc(root, "cache", "dir").splitlines()[-1]
+        self.cache = from_a_copy(dvc(root, "cache", "dir").splitlines()[-1], self.copies)
         self.environment = environment(root, jobs)
         self.events: queue.Queue[tuple[Cell, str, str]] = queue.Queue()
         self.processes: set[subprocess.Popen] = set()
@@ -233,6 +233,21 @@ def write_numbers(copy: Path, methods: list[str]) -> None:
     Else it would show those of the commit, which are of another run.
     """
     numbers.write(copy / "reports", read_results(copy / "reports/results", methods))
+
+
+def from_a_copy(cache: str, copies: Path) -> str:
+    """The cache's path from any copy: DVC writes no letter beyond ASCII, as `root` may have.
+
+    Raises:
+        UserError: If there is such a letter on the way from there, too.
+    """
+    path = os.path.relpath(cache, (copies / "lane").resolve())
+    if not path.isascii():
+        raise UserError(
+            f"cache.dir: {cache}: DVC cannot write that into a copy's settings; allowed: a path in "
+            "ASCII, or .dvc/cache"
+        )
+    return path
 
 
 def write_params(path: Path, text: str, cell: Cell) -> None:
