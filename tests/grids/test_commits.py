@@ -195,3 +195,54 @@ def test_params_that_are_not_committed_or_no_yaml_are_one_line(root: Path) -> No
     git(root, "commit", "-qm", "none")
     with pytest.raises(UserError, match=r"params\.yaml"):
         commits.committed_values(root)
+
+
+class Reached(Exception):
+    """A cell has got past the checks."""
+
+
+def run_on_ray(root: Path, params: str, changes: dict[str, Any]) -> None:
+    """Run a cell as far as to its first node."""
+    own = object.__new__(ray_runner.RayRunner)
+    own.root, own.params = root, params
+    own.state = commits.state_of(root, git(root, "rev-parse", "HEAD"))
+
+    def prepare(*_: Any) -> None:
+        raise Reached
+
+    own.prepare = prepare  # type: ignore[method-assign]
+    cell: Any = SimpleNamespace(changes={"model": "minilm", "dataset": "sst2", **changes})
+    ray_runner.RayRunner.run_cell(own, root / "copy", cell)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("model", f"{kind}:../x") for kind in ("local", "local-dir", "causal:local")],
+        *[("dataset", "local:x"), ("data.path", "x"), ("data.prompts", "x/prompts.yaml")],
+        *[("data.prompts", "../soup/code.py"), ("data.path", "~/x")],
+    ],
+)
+def test_a_path_that_no_node_has_is_refused_before_a_cell_runs(
+    root: Path, key: str, value: str
+) -> None:
+    refused = rf"^{key}: .* is on no node; allowed with --ray: an absolute path, or one that Git"
+    with pytest.raises(UserError, match=refused):
+        run_on_ray(root, "{}", {key: value})
+    section, _, name = key.partition(".")
+    if section == "data":  # which a grid may leave to params.yaml
+        with pytest.raises(UserError, match=refused):
+            run_on_ray(root, f"data: {{{name}: {value!r}}}", {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *[{}, {"model": "local:/x", "dataset": "local:/y", "data.path": "/z"}],
+        {"model": "causal:org/name"},
+        {"data.prompts": "code.py"},
+    ],
+)
+def test_what_every_node_has_is_allowed(root: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(Reached):
+        run_on_ray(root, "data:\n", changes)

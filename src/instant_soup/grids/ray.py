@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from instant_soup.errors import UserError
-from instant_soup.grids.cells import Cell
+from instant_soup.grids.cells import Cell, change
 from instant_soup.grids.commits import commit_of, inside
 from instant_soup.grids.runner import Runner, Stopped, write_numbers, write_params
 from instant_soup.pipeline.processes import dvc, environment, git, last_error
 from instant_soup.reports.ledger import merge_ledger
 
+FOLDERS = ("causal:local:", "local-dir:", "local:")  # before a model's or a dataset's folder
 RETRIES = 10  # of a cell whose node was lost
 SEEN = "instant-soup-grid"  # a file in a folder remote: where it is missing, the folder is another
 
@@ -84,12 +87,19 @@ class RayRunner(Runner):
         )
 
     def run_cell(self, copy: Path, cell: Cell) -> None:
-        """Run one cell on some node; then it is an experiment, and in the ledger."""
-        for key in ("model", "dataset", "data.path"):
-            folder = str(cell.changes.get(key) or "").removeprefix("local:")
-            is_folder = key == "data.path" or folder != cell.changes.get(key)
-            if folder and is_folder and not Path(folder).is_absolute():
-                raise UserError(f"{key}: {folder}: allowed with --ray: an absolute path")
+        """Run one cell on some node; then it is an experiment, and in the ledger.
+
+        Raises:
+            UserError: If it fails; or, before anything runs, if no node has what it names.
+        """
+        params = yaml.safe_load(self.params)
+        change(params, cell.changes)
+        for key, path in paths_in(params).items():
+            if not Path(path).is_absolute() and not in_tree(self.root, self.state, path):
+                raise UserError(
+                    f"{key}: {path} is on no node; allowed with --ray: an absolute path, or one "
+                    "that Git tracks"
+                )
         self.prepare(cell, lambda stage: self.on_a_node(cell, stage))
         found = self.on_a_node(cell, "")
         with self.collecting:
@@ -116,6 +126,23 @@ class RayRunner(Runner):
         if found["error"]:
             raise UserError(found["error"])
         return found
+
+
+def paths_in(params: dict[str, Any]) -> dict[str, str]:
+    """Key → path, of what params.yaml names by its path."""
+    data = params.get("data") or {}
+    found = {f"data.{key}": str(data[key]) for key in ("path", "prompts") if data.get(key)}
+    for key in ("model", "dataset"):
+        for prefix in FOLDERS:
+            if (value := str(params[key])).startswith(prefix):
+                found[key] = value.removeprefix(prefix)
+    return found
+
+
+def in_tree(root: Path, tree: str, path: str) -> bool:
+    """Whether a Git tree, which every clone has, holds a relative path."""
+    inside = os.path.normpath(path)
+    return not inside.startswith("..") and bool(git(root, "ls-tree", tree, inside))
 
 
 def connect(address: str, cpus: float, gpus: float) -> Any:
