@@ -1,9 +1,12 @@
 """Several stages at once: the order of the graph, real DVC on toy stages, failures."""
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import environment
-from instant_soup.pipeline import processes
+from instant_soup.pipeline import jobs, processes
 from instant_soup.pipeline.jobs import affected_stages
 
 # Each toy stage notes when it began and ended, then writes its output.
@@ -132,6 +135,31 @@ def test_an_end_ends_the_stages_too(project: Path) -> None:
     assert process.wait(timeout=30) != 0
     time.sleep(2)
     assert not (project / "a").exists() and "a" not in times(project)
+
+
+def test_an_end_finds_a_stage_that_is_just_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen] = []
+
+    def slow(command: list[str], **how: Any) -> subprocess.Popen:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.5)  # the fork of a large process
+        started.append(popen(["sleep", "20"], **how))
+        return started[0]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(jobs.subprocess, "Popen", slow)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_side_by_side(["a"], {"a": set()}, 1, tmp_path)
+    assert [process.returncode for process in started] == [-signal.SIGINT]
+
+
+def test_after_an_end_nothing_starts() -> None:
+    processes = jobs.Processes()
+    processes.stop()
+    with pytest.raises(jobs.Stopped):
+        processes.start(["true"])
 
 
 def test_a_plan_that_is_refused_says_so_itself(project: Path) -> None:

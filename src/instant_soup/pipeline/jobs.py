@@ -12,9 +12,11 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from instant_soup.errors import UserError
 from instant_soup.files import project_root
@@ -73,30 +75,53 @@ def changes() -> tuple[dict[str, set[str]], set[str]]:
         return needs, set(repo.status()) - {FIRST}
 
 
-def repro(
-    stage: str,
-    log: Path,
-    slots: queue.Queue[str],
-    own: dict[str, str],
-    processes: list[subprocess.Popen],
-) -> float:
-    """Run one stage by DVC, on GPUs of its own where there are several; its seconds.
+class Stopped(Exception):
+    """An end has come: nothing starts any more."""
 
-    Its process joins `processes`, and is a group of its own, so that an end of ours can end it.
-    """
+
+class Processes:
+    """Processes, each a group of its own, so that an end of ours can end them all."""
+
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen] = []
+        self.stopped = False
+        self.starting = threading.Lock()
+
+    def start(self, command: list[str], **how: Any) -> subprocess.Popen:
+        """Start a process.
+
+        Raises:
+            Stopped: After `stop`.
+        """
+        with self.starting:  # so that no end comes before the new process is known
+            if self.stopped:
+                raise Stopped
+            process = subprocess.Popen(command, start_new_session=True, **how)
+            self.running.append(process)
+        return process
+
+    def stop(self) -> None:
+        """Let nothing start any more, and end what runs."""
+        with self.starting:
+            self.stopped = True
+        end_all(self.running)
+
+
+def repro(
+    stage: str, log: Path, slots: queue.Queue[str], own: dict[str, str], processes: Processes
+) -> float:
+    """Run one stage by DVC, on GPUs of its own where there are several; its seconds."""
     cards = slots.get()
     try:
         started = time.monotonic()
         with open(log, "w") as file:
-            process = subprocess.Popen(
+            process = processes.start(
                 # The lock is held for moments only, never while a stage runs.
                 [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage],
                 env={**own, "CUDA_VISIBLE_DEVICES": cards} if cards else own,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
-            processes.append(process)
             process.wait()
     finally:
         slots.put(cards)
@@ -111,7 +136,7 @@ def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, lo
     waiting = list(order)
     failed: list[str] = []
     running: dict[Future[float], str] = {}
-    processes: list[subprocess.Popen] = []
+    processes = Processes()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while running or (waiting and not failed):
@@ -132,7 +157,7 @@ def run_side_by_side(order: list[str], needs: dict[str, set[str]], jobs: int, lo
                     done = f"{len(order) - len(waiting) - len(running)} of {len(order)}"
                     print(f"{time.strftime('%H:%M:%S')} {done}: {stage}, {duration(took)}")
         finally:
-            end_all(processes)
+            processes.stop()
     if failed:
         raise UserError("; ".join(failed))
 
