@@ -28,7 +28,7 @@ from instant_soup.errors import UserError
 from instant_soup.files import read_json, write_json
 from instant_soup.grids import ray, runner
 from instant_soup.grids.cells import Cell, identity, known_results, lanes_of, read_cells
-from instant_soup.grids.command import other_processors
+from instant_soup.grids.command import from_elsewhere, other_processors
 from instant_soup.pipeline import processes
 from instant_soup.pipeline.plan import plan
 from instant_soup.reports.ledger import KEY, merge_ledger
@@ -277,6 +277,15 @@ def test_a_cell_beside_rows_of_another_processor_is_warned_of(tmp_path: Path, pa
     told = other_processors([cell], {row: {"Babbage (cogs)"}})
     assert "another processor (Babbage (cogs))" in told and "--here" in told
     assert not other_processors([cell], {row: {"Babbage (cogs)", processor()}})
+
+
+def test_rows_that_the_cache_had_of_another_processor_are_not_said_done(tmp_path: Path, params):
+    (cell,) = cells_of(tmp_path, params)
+    row = cell.rows["isp"]
+    others = dict.fromkeys(set(cell.rows.values()) - {row}, {processor()})
+    ((failed, why),) = from_elsewhere([cell], others)
+    assert failed == cell and why.startswith("isp: DVC's cache had another processor's run")
+    assert not from_elsewhere([cell], {**others, row: {processor()}})
 
 
 def test_a_cell_of_some_rows_is_an_experiment_of_its_own(tmp_path: Path, params):

@@ -33,6 +33,26 @@ def other_processors(todo: list[Cell], known: dict[Identity, set[str]]) -> str:
     )
 
 
+def run_here(root: Path) -> dict[Identity, set[str]]:
+    """The known results that this kind of processor has made."""
+    known = known_results(root).items()
+    return {row: {processor()} for row, ran_on in known if processor() in ran_on}
+
+
+def from_elsewhere(cells: list[Cell], known: dict[Identity, set[str]]) -> list[tuple[Cell, str]]:
+    """Of cells that were run those with rows that this processor has not made, and what to do."""
+    left = [(cell, cell.without(known).to_run) for cell in cells]
+    return [
+        (
+            cell,
+            f"{', '.join(rows)}: DVC's cache had another processor's run; allowed with --here: a "
+            "cache without it, such as a new folder (dvc cache dir --local FOLDER)",
+        )
+        for cell, rows in left
+        if rows
+    ]
+
+
 def runner_of(root: Path, options: argparse.Namespace, lanes: int) -> tuple[Runner, int]:
     """What runs the cells, here or on a Ray cluster, and how many lanes at a time."""
     if not options.ray or not lanes:
@@ -84,9 +104,7 @@ def main() -> None:
     chosen = [cell for cell in cells if options.only in cell.name]
     if not chosen:
         raise UserError(f"--only: no cell has {options.only!r} in its name, as {cells[0].name} has")
-    known = {} if options.again else known_results(root)
-    if options.here:
-        known = {row: {processor()} for row, ran_on in known.items() if processor() in ran_on}
+    known = {} if options.again else run_here(root) if options.here else known_results(root)
     chosen = [cell.without(known) for cell in chosen]
     todo = [cell for cell in chosen if cell.to_run]
     if options.dry_run:
@@ -110,6 +128,9 @@ def main() -> None:
             runner, jobs = runner_of(root, options, len(lanes_of(todo)))
             take_signals()  # Ray has taken SIGTERM for itself
             failed = run_all(runner, todo, jobs) if todo else []
+            if options.here:
+                broken = [cell for cell, _ in failed]
+                failed += from_elsewhere([c for c in todo if c not in broken], run_here(root))
             runner.logs.mkdir(parents=True, exist_ok=True)
             trouble = make_tables(root, runner.logs / "tables.log")
     except KeyboardInterrupt:
