@@ -282,7 +282,7 @@ def test_a_cell_beside_rows_of_another_processor_is_warned_of(tmp_path: Path, pa
 def test_rows_that_the_cache_had_of_another_processor_are_not_said_done(tmp_path: Path, params):
     (cell,) = cells_of(tmp_path, params)
     row = cell.rows["isp"]
-    others = dict.fromkeys(set(cell.rows.values()) - {row}, {processor()})
+    others = {key: {processor()} for key in set(cell.rows.values()) - {row}}
     ((failed, why),) = from_elsewhere([cell], others)
     assert failed == cell and why.startswith("isp: DVC's cache had another processor's run")
     assert not from_elsewhere([cell], {**others, row: {processor()}})

@@ -8,7 +8,8 @@ is dropped and chosen again at once never left: it keeps its value.
 
 "Smallest" is by magnitude, as published, or by Fisher scores w² · v (`score: fisher`). Then a
 weight that comes back starts with v = g² of the batch that chose it, not with zero. (This g is as
-it was before clipping.)
+it was before clipping. The others' v at step t of AdamW is still short of its mean by 1 − β₂^t, and
+this one is not: in a short training what comes back stands above them, and stays.)
 """
 
 from dataclasses import dataclass
