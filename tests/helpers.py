@@ -483,6 +483,9 @@ class BareRun(Run):
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
         return 0.0, 0.0
 
+    def precision(self, recipe: Recipe) -> str:
+        return recipe.precision
+
     def score(self, weights: Weights) -> float:
         raise AssertionError("this run has no validation data")
 

@@ -201,6 +201,10 @@ class LibraryRun(Run):
         within, elsewhere = self.flops(network, batch)
         return within * exchange.size(), elsewhere * exchange.size()
 
+    def precision(self, recipe: Recipe) -> str:
+        """What a recipe's precision is on the device here."""
+        return loop.resolve_precision(recipe.precision, self.device)
+
     def score(self, weights: Weights) -> float:
         """Ask `validate` for the score of a copy of the model; of several processes the mean.
 

@@ -167,6 +167,10 @@ class PipelineRun(Run):
         """FLOPs of a forward pass of a batch: in prunable matrices, and elsewhere."""
         return models.forward_flops(network, self.mask, batch)
 
+    def precision(self, recipe: Recipe) -> str:
+        """What a recipe's precision is on the device here."""
+        return loop.resolve_precision(recipe.precision, self.device)
+
     def score(self, weights: Weights) -> float:
         """The validation score of a network with these weights; its cost is counted."""
         started = time.perf_counter()

@@ -26,7 +26,7 @@ from instant_soup.files import check_seal, new_folder, read_json, seal, sealed, 
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Cut, Mask
 from instant_soup.sparsity.ranking import WHOLE
-from instant_soup.training import exchange, loop, retraining
+from instant_soup.training import exchange, retraining
 from instant_soup.training.checkpoints import Curve, Record, Store, digest, found_in
 from instant_soup.training.cost import Cost, peak_memory
 from instant_soup.training.protocols import Protocol, draw_protocol
@@ -145,6 +145,10 @@ class Run(ABC):
     @abstractmethod
     def flops(self, network: nn.Module, batch: Any) -> tuple[float, float]:
         """FLOPs of a forward pass of a batch: in prunable matrices, and elsewhere."""
+
+    @abstractmethod
+    def precision(self, recipe: Recipe) -> str:
+        """What a recipe's precision is on the device here: bf16 or fp32."""
 
     @abstractmethod
     def score(self, weights: Weights) -> float:
@@ -481,9 +485,7 @@ class Run(ABC):
 
     def _settings(self, recipe: Recipe) -> dict[str, Any]:
         """A recipe's settings as they are here: `auto` is another precision elsewhere."""
-        return asdict(
-            replace(recipe, precision=loop.resolve_precision(recipe.precision, self.device))
-        )
+        return asdict(replace(recipe, precision=self.precision(recipe)))
 
     @contextmanager
     def _entry(self, *parts: Any, keep: bool = True) -> Iterator[Any]:
