@@ -23,7 +23,7 @@ import pathlib, sys, time
 name, *needs = sys.argv[1:]
 started = time.time()
 assert all(pathlib.Path(n).exists() for n in needs)
-time.sleep(1.5 if name in "abc" else 0)
+time.sleep(4 if name in "abc" else 0)
 if pathlib.Path("break").read_text().strip() == name:
     sys.exit(f"error: {name} is broken")
 pathlib.Path(name).write_text("".join(pathlib.Path(n).read_text() for n in needs) + name)
@@ -133,7 +133,7 @@ def test_an_end_ends_the_stages_too(project: Path) -> None:
         time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=30) != 0
-    time.sleep(2)
+    time.sleep(5)
     assert not (project / "a").exists() and "a" not in times(project)
 
 
