@@ -46,7 +46,7 @@ class GraSP(OnBatches):
 
         self._check(count(run.mask)[1], run.device)
         product = hessian_product(run, self.batches, mean_gradient(run, self.batches), AT_ONCE)
-        check_some(product)
+        check_some(product.values())
         return {name: (w * product[name]).float() for name, w in run.weights.items()}
 
     def _check(self, weights: int, where: "torch.device | None") -> None:

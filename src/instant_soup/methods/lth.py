@@ -103,7 +103,7 @@ class LTHRewind(Lottery):
         super().check_steps(sparsity, run)
         step, total = self._rewound(run), run.total
         if not 1 <= step < total:
-            shares = f"from {at_least(1 / total)} to {at_most(1 - 1 / total)}" if total > 1 else ""
+            shares = f"{at_least(1 / total)} and {at_most(1 - 1 / total)}" if total > 1 else ""
             raise UserError(
                 f"imp.rewind: {self.rewind:g} goes back to step {step} of {total}, where lth "
                 f"{'starts' if step < 1 else 'has nothing left to train'}; {enough(shares)}"

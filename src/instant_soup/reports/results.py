@@ -365,8 +365,6 @@ def apart_words(block: str) -> str:
 
 
 UNRANKED = " The dense network is no better than guessing here, so no row is called best or better."
-
-
 UNRANKED_IN = " On {} the dense network is no better than guessing, so no row is called best there."
 
 

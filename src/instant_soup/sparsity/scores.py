@@ -8,6 +8,8 @@ costs nothing. A factor that is the same for all weights (the 2, the correction 
 does not change which of them are largest.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 from instant_soup.errors import UserError
@@ -31,7 +33,7 @@ def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
     Raises:
         UserError: If all v are zero.
     """
-    check_some({name: second_moments[name] for name in weights})
+    check_some(second_moments[name] for name in weights)
     return {n: _fisher(w, second_moments[n]) for n, w in weights.items()}
 
 
@@ -41,11 +43,11 @@ def snip_scores(weights: Weights, gradients: Weights) -> Weights:
     Raises:
         UserError: If all g are zero.
     """
-    check_some({name: gradients[name] for name in weights})
+    check_some(gradients[name] for name in weights)
     return {name: (gradients[name].float() * w.float()).abs() for name, w in weights.items()}
 
 
-def check_some(gradients: Weights) -> None:
+def check_some(gradients: Iterable[torch.Tensor]) -> None:
     """Check that weights' gradients, or what is made of them, are not all zero.
 
     Then all weights would be worth the same, and the first of the model would stay.
@@ -53,7 +55,7 @@ def check_some(gradients: Weights) -> None:
     Raises:
         UserError: If all are; not of a process that has no part of any matrix.
     """
-    held = [gradient for gradient in gradients.values() if gradient.numel()]
+    held = [gradient for gradient in gradients if gradient.numel()]
     if held and not any(gradient.any() for gradient in held):
         raise UserError(
             "gradients: all are zero, so weights have no scores (a last layer of zeros passes none "
@@ -79,7 +81,7 @@ def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
     if kind == "magnitude":
         return magnitude_scores(weights)
     check_moments(weights, second_moments)
-    return {n: _fisher(w, second_moments[n]) for n, w in weights.items()}
+    return fisher_scores(weights, second_moments)
 
 
 def check_moments(weights: Weights, second_moments: Weights) -> None:
@@ -90,7 +92,7 @@ def check_moments(weights: Weights, second_moments: Weights) -> None:
                 f"score: fisher needs the second moments of Adam or AdamW, and {name} has none "
                 "(another optimizer, frozen, or pruned before the first step); allowed: magnitude"
             )
-    check_some({name: second_moments[name] for name in weights})
+    check_some(second_moments[name] for name in weights)
 
 
 def worth_of(kind: str, weights: Weights, second_moments: Weights) -> Scores:
