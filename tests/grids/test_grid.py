@@ -303,7 +303,7 @@ def test_a_cell_of_some_rows_is_an_experiment_of_its_own(tmp_path: Path, params)
 def bare_runner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Runner:
     """A runner of one slot, without a repository: DVC, copies and experiments are the test's."""
     own = object.__new__(runner.Runner)
-    own.root, own.head, own.stopped = folder, "0" * 40, False
+    own.root, own.head, own.processes = folder, "0" * 40, processes.Processes()
     own.copies, own.logs = folder / "copies", folder / "logs"
     own.params = (ROOT / "params.yaml").read_text()
     own.events, own.slots, own.cards = queue.Queue(), queue.Queue(), {}

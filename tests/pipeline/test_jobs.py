@@ -149,17 +149,10 @@ def test_an_end_finds_a_stage_that_is_just_being_started(
         return started[0]
 
     popen = subprocess.Popen
-    monkeypatch.setattr(jobs.subprocess, "Popen", slow)
+    monkeypatch.setattr(processes.subprocess, "Popen", slow)
     with pytest.raises(KeyboardInterrupt):
         jobs.run_side_by_side(["a"], {"a": set()}, 1, tmp_path)
     assert [process.returncode for process in started] == [-signal.SIGINT]
-
-
-def test_after_an_end_nothing_starts() -> None:
-    processes = jobs.Processes()
-    processes.stop()
-    with pytest.raises(jobs.Stopped):
-        processes.start(["true"])
 
 
 def test_a_plan_that_is_refused_says_so_itself(project: Path) -> None:

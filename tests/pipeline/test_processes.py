@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from helpers import ROOT
 from instant_soup.errors import UserError
-from instant_soup.pipeline.processes import run_stage, want_of
+from instant_soup.pipeline.processes import Processes, Stopped, run_stage, want_of
 
 SCRIPT = """
 import os, sys
@@ -109,3 +110,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         (tmp_path / "file" / "below").mkdir()
     assert want_of(caught.value) == ""  # not a want of the machine
+
+
+def test_after_an_end_nothing_starts() -> None:
+    processes = Processes()
+    processes.stop()
+    with pytest.raises(Stopped):
+        processes.start(["true"])
+
+
+def test_only_what_runs_is_kept_in_mind() -> None:
+    """A long grid starts thousands of commands."""
+    processes = Processes()
+    processes.start(["true"]).wait()
+    last = processes.start(["sleep", "60"])
+    assert processes.running == [last]
+    processes.stop()
+    assert last.returncode == -signal.SIGINT

@@ -24,8 +24,8 @@ import yaml
 from instant_soup.errors import UserError
 from instant_soup.grids.cells import Cell, change
 from instant_soup.grids.commits import commit_of, inside
-from instant_soup.grids.runner import Runner, Stopped, write_numbers, write_params
-from instant_soup.pipeline.processes import dvc, environment, git, last_error
+from instant_soup.grids.runner import Runner, write_numbers, write_params
+from instant_soup.pipeline.processes import Stopped, dvc, environment, git, last_error
 from instant_soup.reports.ledger import merge_ledger
 
 FOLDERS = ("causal:local:", "local-dir:", "local:")  # before a model's or a dataset's folder
@@ -112,12 +112,10 @@ class RayRunner(Runner):
         Raises:
             UserError: If it fails; with the error of its log.
         """
-        with self.starting:
-            if self.stopped:
-                raise Stopped
-            reference = self.task.remote(self.state_reference, cell, target)
+        self.processes.check()
+        reference = self.task.remote(self.state_reference, cell, target)
         while not self.ray.wait([reference], timeout=0.5)[0]:
-            if self.stopped:
+            if self.processes.stopped:
                 self.ray.cancel(reference, force=True)  # the guard ends what it runs
                 raise Stopped
         found = self.ray.get(reference)

@@ -31,9 +31,10 @@ from instant_soup.grids.commits import (
 )
 from instant_soup.methods import registry
 from instant_soup.pipeline.processes import (
+    Processes,
+    Stopped,
     duration,
     dvc,
-    end_all,
     end_leftover,
     environment,
     git,
@@ -48,10 +49,6 @@ from instant_soup.reports.ledger import merge_ledger, read_results
 PREPARED = "attach_head"  # the stage below which lie data and base model, which all lanes share
 DENSE = "dense_finetune"  # the stage that lanes with other settings of ISP share
 STAGE = re.compile(r"Running stage '([^']+)'")
-
-
-class Stopped(Exception):
-    """The grid was interrupted: no cell starts or goes on."""
 
 
 class Runner:
@@ -69,12 +66,11 @@ class Runner:
         self.cache = from_a_copy(dvc(root, "cache", "dir").splitlines()[-1], self.copies)
         self.environment = environment(root, jobs)
         self.events: queue.Queue[tuple[Cell, str, str]] = queue.Queue()
-        self.processes: set[subprocess.Popen] = set()
+        self.processes = Processes()
         self.prepared: set[str] = set()  # lanes
         self.dense: dict[Identity, threading.Lock] = {}  # of each dense run
         self.slots, self.cards = slots_of(jobs), dict[str, str]()  # lane → its GPUs
-        self.stopped = False
-        self.starting, self.preparing, self.collecting = (threading.Lock() for _ in range(3))
+        self.preparing, self.collecting = threading.Lock(), threading.Lock()
 
     def run_lane(self, lane: list[Cell]) -> None:
         """Run cells one after another in one copy; a failed one does not hold up the next."""
@@ -82,7 +78,7 @@ class Runner:
         self.cards[lane[0].lane] = cards = self.slots.get()
         try:
             for cell in lane:
-                if self.stopped:
+                if self.processes.stopped:
                     break
                 self.events.put((cell, "running", ""))
                 try:
@@ -189,34 +185,20 @@ class Runner:
             own["CUDA_VISIBLE_DEVICES"] = cards
         with open(self.lock(copy), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with self.starting:
-                if self.stopped:
-                    raise Stopped
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "dvc", *arguments],
-                    cwd=copy,
-                    env={**self.environment, **own},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C comes from us, and in time
-                    pass_fds=[lock.fileno()],  # DVC holds the lock even when we are gone
-                )
-                self.processes.add(process)
+            process = self.processes.start(
+                [sys.executable, "-m", "dvc", *arguments],
+                cwd=copy,
+                env={**self.environment, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],  # DVC holds the lock even when we are gone
+            )
             lock.write(str(process.pid))
         status = process.wait()
-        self.processes.discard(process)
-        if self.stopped:
-            raise Stopped
+        self.processes.check()
         if status:
             raise UserError(last_error(Path(log.name)))
-
-    def stop(self) -> None:
-        """Let nothing start any more, and end what runs."""
-        with self.starting:
-            self.stopped = True
-            running = list(self.processes)
-        end_all(running)
 
     def lock(self, copy: Path) -> Path:
         """What a DVC at work in a copy holds locked; its process id is in it."""
@@ -342,7 +324,7 @@ def run_all(runner: Runner, todo: list[Cell], jobs: int) -> list[tuple[Cell, str
                 except queue.Empty:
                     board.refresh()
         finally:
-            runner.stop()
+            runner.processes.stop()
     for end in ends:
         end.result()
     return board.failed

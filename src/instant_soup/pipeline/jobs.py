@@ -12,17 +12,15 @@ import os
 import queue
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 from instant_soup.errors import UserError
 from instant_soup.files import project_root
 from instant_soup.pipeline.processes import (
+    Processes,
     duration,
-    end_all,
     environment,
     last_error,
     run_stage,
@@ -73,38 +71,6 @@ def changes() -> tuple[dict[str, set[str]], set[str]]:
         graph = repo.index.graph
         needs = {s.addressing: {n.addressing for n in graph.successors(s)} for s in graph}
         return needs, set(repo.status()) - {FIRST}
-
-
-class Stopped(Exception):
-    """An end has come: nothing starts any more."""
-
-
-class Processes:
-    """Processes, each a group of its own, so that an end of ours can end them all."""
-
-    def __init__(self) -> None:
-        self.running: list[subprocess.Popen] = []
-        self.stopped = False
-        self.starting = threading.Lock()
-
-    def start(self, command: list[str], **how: Any) -> subprocess.Popen:
-        """Start a process.
-
-        Raises:
-            Stopped: After `stop`.
-        """
-        with self.starting:  # so that no end comes before the new process is known
-            if self.stopped:
-                raise Stopped
-            process = subprocess.Popen(command, start_new_session=True, **how)
-            self.running.append(process)
-        return process
-
-    def stop(self) -> None:
-        """Let nothing start any more, and end what runs."""
-        with self.starting:
-            self.stopped = True
-        end_all(self.running)
 
 
 def repro(

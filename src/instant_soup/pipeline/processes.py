@@ -11,11 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from instant_soup.errors import UserError
 
@@ -124,13 +125,48 @@ def take_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def end_all(running: list[subprocess.Popen]) -> None:
-    """End processes that lead groups of their own: stages keep a checkpoint."""
-    left = [process for process in running if process.poll() is None]
-    end_groups(
-        [process.pid for process in left],
-        lambda: all(process.poll() is not None for process in left),
-    )
+class Stopped(Exception):
+    """An end has come: nothing starts or goes on."""
+
+
+class Processes:
+    """Processes, each a group of its own, so that an end of ours can end them all."""
+
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen] = []
+        self.stopped = False
+        self.starting = threading.Lock()
+
+    def start(self, command: list[str], **how: Any) -> subprocess.Popen:
+        """Start a process.
+
+        Args:
+            command: The program and its arguments.
+            how: More for `subprocess.Popen`.
+
+        Raises:
+            Stopped: After `stop`.
+        """
+        with self.starting:  # so that no end comes before the new process is known
+            self.check()
+            process = subprocess.Popen(command, start_new_session=True, **how)
+            self.running = [*(one for one in self.running if one.poll() is None), process]
+        return process
+
+    def check(self) -> None:
+        """Raise `Stopped` after `stop`."""
+        if self.stopped:
+            raise Stopped
+
+    def stop(self) -> None:
+        """Let nothing start any more, and end what runs: stages keep a checkpoint."""
+        with self.starting:
+            self.stopped = True
+        left = [process for process in self.running if process.poll() is None]
+        end_groups(
+            [process.pid for process in left],
+            lambda: all(process.poll() is not None for process in left),
+        )
 
 
 def end_groups(leaders: list[int], ended: Callable[[], bool]) -> None:
