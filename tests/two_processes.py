@@ -59,6 +59,23 @@ IN_SHARDS: dict[str, dict[str, Any]] = {
     "platon": {"every": 2},
     "hard platon": {"every": 2, "zeros": "hard"},
     "ac_dc": {"phase": 0.1, "score": "fisher"},
+    "layerwise": {},
+    "uniform progressive": {"budget": "uniform"},
+    "erdos_renyi isp_plus": {"budget": "erdos_renyi"},
+    "granet": {"every": 4},
+    "fisher granet": {"every": 2, "score": "fisher"},
+    "rigl": {"every": 4},
+    "movement": {"every": 2},
+    "global movement": {"every": 2, "scope": "global"},
+    "soft_movement": {"every": 2, "threshold": 0.499, "penalty": 1.0},
+    "smp": {"every": 2},
+    "lottery_jackpots": {"every": 2},
+    "bip": {"every": 2, "implicit": 1.0},
+}
+# Of these, with and without a memory beside the mask, what goes on elsewhere: method → settings.
+GO_ON = {
+    method: {"denoisers": None, "look_ahead": None, "method": method, **IN_SHARDS[method]}
+    for method in ("isp_plus", "movement")
 }
 
 
@@ -227,15 +244,12 @@ def everything(folder: Path) -> dict[str, Any]:
     found["validated"] = [digest(kept), pruner.sparsity, sum(int(m.sum()) for m in kept.values())]
     weights = {n: w.full_tensor() for n, w in validated.state_dict().items()}
     found["validated zeros"] = [bool(weights[n][~m].any()) for n, m in kept.items()]
-    no_denoisers = {"denoisers": None, "look_ahead": None, "method": "isp_plus"}
-    found["shards from one"] = digest(
-        looped_in_shards(
-            33, torch.load(folder / "one_plus.pt", weights_only=False), **no_denoisers
-        )[2]["tensors"]
-    )
-    half = looped_in_shards(33, stop=3, **no_denoisers)
-    if own == 0:
-        torch.save(half, folder / "shards.pt")
+    for method, settings in GO_ON.items():
+        state = torch.load(folder / f"{method} of one.pt", weights_only=False)
+        found[f"{method} from one"] = digest(looped_in_shards(33, state, **settings)[2]["tensors"])
+        half = looped_in_shards(33, stop=3, **settings)
+        if own == 0:
+            torch.save(half, folder / f"{method} of shards.pt")
 
     def of_shards(model: nn.Module, **more: Any) -> Any:
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -244,8 +258,10 @@ def everything(folder: Path) -> dict[str, Any]:
 
     one_layer = network()
     fully_shard(one_layer[2])
-    found["matrices of shards"] = said(of_shards, dealt_out(network()), method="granet")
-    found["budget of shards"] = said(of_shards, dealt_out(network()), budget="uniform")
+    found["matrices of shards"] = said(
+        of_shards, dealt_out(network()), method="rigl", start="erdos_renyi"
+    )
+    found["budget of shards"] = said(of_shards, dealt_out(network()), budget="lamp")
     found["retrain of shards"] = said(of_shards, dealt_out(network()), retrain="norms_and_biases")
     found["some in shards"] = said(of_shards, one_layer)
     wide = dealt_out(network(width=33))

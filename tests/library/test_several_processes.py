@@ -15,8 +15,6 @@ import two_processes
 from helpers import CALLBACK_SETTINGS, ROOT, digest, loader, new_classifier, trainer
 from instant_soup.sparsity import masks
 
-ISP_PLUS = {"denoisers": None, "look_ahead": None, "method": "isp_plus"}
-
 pytestmark = pytest.mark.usefixtures("one_thread", "on_the_cpu")
 
 
@@ -28,8 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.save(two_processes.looped(bare, bare, stop=7), made / "one.pt")
-    wide = two_processes.network(width=33)
-    torch.save(two_processes.looped(wide, wide, stop=7, **ISP_PLUS), made / "one_plus.pt")
+    for method, settings in two_processes.GO_ON.items():
+        wide = two_processes.network(width=33)
+        state = two_processes.looped(wide, wide, stop=7, **settings)
+        torch.save(state, made / f"{method} of one.pt")
     torch.set_num_threads(threads)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(Path(two_processes.__file__)), str(made), str(tiny_bert)]
@@ -85,22 +85,35 @@ def test_a_model_in_shards_ends_with_the_mask_of_whole_ones(found: list[dict], r
     assert shards == whole
 
 
+@pytest.mark.parametrize("method", two_processes.GO_ON)
 def test_a_loop_in_shards_goes_on_in_one_process_and_the_other_way(
-    folder: Path, found: list[dict]
+    folder: Path, found: list[dict], method: str
 ) -> None:
+    settings = two_processes.GO_ON[method]
     wide = two_processes.network(width=33)
-    wanted = digest(two_processes.looped(wide, wide, **ISP_PLUS)[2]["tensors"])
-    assert found[0]["shards from one"] == wanted
-    state = torch.load(folder / "shards.pt", weights_only=False)
+    wanted = digest(two_processes.looped(wide, wide, **settings)[2]["tensors"])
+    assert found[0][f"{method} from one"] == wanted
+    state = torch.load(folder / f"{method} of shards.pt", weights_only=False)
     assert state[2]["step"] == 3
     wide = two_processes.network(width=33)
-    back = two_processes.looped(wide, wide, state=state, **ISP_PLUS)
+    back = two_processes.looped(wide, wide, state=state, **settings)
     assert digest(back[2]["tensors"]) == wanted
+
+
+def test_what_is_learnt_in_shards_is_kept_whole(folder: Path) -> None:
+    """Scores, their moments and the dense weights of movement pruning."""
+    settings = two_processes.GO_ON["movement"]
+    wide = two_processes.network(width=33)
+    whole = two_processes.looped(wide, wide, stop=3, **settings)[2]["tensors"]
+    held = torch.load(folder / "movement of shards.pt", weights_only=False)[2]["tensors"]
+    assert whole.keys() == held.keys() and "scores.exp_avg.2.weight" in held
+    for name, tensor in whole.items():
+        torch.testing.assert_close(held[name], tensor, atol=1e-6, rtol=1e-4)
 
 
 def test_a_validation_between_steps_changes_nothing_in_shards(found: list[dict]) -> None:
     wide = two_processes.network(width=33)
-    whole = two_processes.looped(wide, wide, **ISP_PLUS)[2]["tensors"]
+    whole = two_processes.looped(wide, wide, **two_processes.GO_ON["isp_plus"])[2]["tensors"]
     mask = {n.removeprefix("mask."): m.bool() for n, m in whole.items() if n.startswith("mask.")}
     kept, total = masks.count(mask)
     assert found[0]["validated"] == [digest(mask), 1 - kept / total, kept]
@@ -142,7 +155,7 @@ def test_prune_goes_on_in_one_process(folder: Path, found: list[dict], capsys: A
             ["UserError: process 1 of 2: ValueError: a bad row", "ValueError: a bad\n"],
         ),
         ("sharded", ["UserError: model: only a shard of 0.weight is here (FSDP"] * 2),
-        ("matrices of shards", ["UserError: method: granet with these settings looks at"] * 2),
+        ("matrices of shards", ["UserError: method: rigl with these settings looks at"] * 2),
         ("budget of shards", ["UserError: method: isp_plus with these settings looks at"] * 2),
         ("retrain of shards", ["UserError: retrain: norms_and_biases of a model in shards"] * 2),
         ("some in shards", ["UserError: model: 0.weight is not dealt out by rows over all 2"] * 2),

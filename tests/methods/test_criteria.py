@@ -24,6 +24,7 @@ from instant_soup.pipeline.plan import plan
 from instant_soup.pipeline.stage_files import TicketStage
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import WHOLE, whole_shapes
 
 LAW = settings(deadline=None, max_examples=100)
 SETTINGS = {"min_density": 0.05, "m": 4, "batches": 3, "calibration_batches": 3}
@@ -272,7 +273,7 @@ def test_erdos_renyi_densities_solve_their_equation(shapes, sparsity: float) -> 
         return float(np.minimum(1, factor * raw) @ sizes) - budget
 
     factor = brentq(excess, 0, 1 / raw.min() + 1, xtol=1e-14, rtol=1e-14)
-    found = densities(weights, sparsity)
+    found = densities(whole_shapes(weights, WHOLE), sparsity)
     assert list(found.values()) == pytest.approx(np.minimum(1, factor * raw), abs=1e-9)
     assert max(found.values()) <= 1
 
@@ -285,7 +286,9 @@ def test_erdos_renyi_densities_solve_their_equation(shapes, sparsity: float) -> 
 def test_erdos_renyi_densities_of_known_matrices(kept: int, expected: tuple) -> None:
     """Raw densities are 1, 1/2 and 1/5, of 4, 16 and 100 weights: 32 at a factor of one."""
     weights = {f"w{side}": torch.zeros(side, side) for side in (2, 4, 10)}
-    assert list(densities(weights, 1 - kept / 120).values()) == pytest.approx(expected)
+    assert list(densities(whole_shapes(weights, WHOLE), 1 - kept / 120).values()) == pytest.approx(
+        expected
+    )
 
 
 @LAW
@@ -293,7 +296,7 @@ def test_erdos_renyi_densities_of_known_matrices(kept: int, expected: tuple) -> 
 def test_an_erdos_renyi_mask_has_these_densities(shapes, sparsity: float, seed: int) -> None:
     weights = tied_weights(shapes, 0)
     mask = mask_of("erdos_renyi", weights, sparsity, seed)
-    wanted = densities(weights, sparsity)
+    wanted = densities(whole_shapes(weights, WHOLE), sparsity)
     for name, kept in mask.items():
         assert abs(int(kept.sum()) - wanted[name] * kept.numel()) < 1 + 1e-6
 

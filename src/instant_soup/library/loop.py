@@ -314,7 +314,9 @@ class Pruner:
     def _whole(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the state, of all shards, on the CPU, in memory of its own."""
         name = key.partition(".")[2]
-        if self.run.shards == WHOLE or name not in self.inner.mask:
+        if name not in self.inner.mask:
+            name = name.partition(".")[2]  # of a moment, whose own name comes before
+        if self.run.shards == WHOLE or name not in self.inner.mask or not tensor.ndim:
             return tensor.detach().cpu().clone()
         shape = self.run.model.get_parameter(name).shape
         return torch.cat(self.run.shards.gather(tensor)).view(shape).cpu()

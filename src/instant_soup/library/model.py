@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from instant_soup.config.sections import ALL
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method
+from instant_soup.methods.budgets import IN_SHARDS
 from instant_soup.methods.registry import methods
 from instant_soup.models import matrices
 from instant_soup.sparsity import masks
@@ -218,8 +219,8 @@ def check_shards(method: Method, prunable: Weights, retrain: str) -> None:
         fit = [n for n, kind in methods().items() if kind.ranks_shards is not Method.ranks_shards]
         raise UserError(
             f"method: {method.name} with these settings looks at whole matrices or trains beside "
-            f"the loop, and the model is in shards; allowed: {' | '.join(fit)}, by one global "
-            "ranking"
+            f"the loop, and the model is in shards; allowed: {' | '.join(fit)}, with a budget "
+            f"of {' | '.join(IN_SHARDS)}"
         )
     if retrain != ALL:
         raise UserError(f"retrain: {retrain} of a model in shards; allowed: {ALL}")

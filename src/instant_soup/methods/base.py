@@ -121,7 +121,7 @@ class Method:
         return False
 
     def ranks_shards(self) -> bool:
-        """Whether matrices may lie in shards: each weight's score is its own, all rank together."""
+        """Whether matrices may lie in shards: each weight's score is its own."""
         return False
 
     def more_trainings(self, sparsity: float) -> float:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from instant_soup.training.state import Weights
 
 BUDGETS = ("global", "uniform", "erdos_renyi", "lamp", "owl", "ecoflap", "rate_distortion")
+IN_SHARDS = ("global", "uniform", "erdos_renyi")  # others look at whole matrices
 # Settings that only some of the budgets read.
 READS = {
     "probe_batches": ("ecoflap", "rate_distortion"),
@@ -94,6 +95,7 @@ class Budgeted(Method):
             Name → boolean tensor of the weight's shape; True: kept.
         """
         from instant_soup.sparsity import budgets, masks
+        from instant_soup.sparsity.ranking import sums, true_count
         from instant_soup.sparsity.scores import best
 
         if self.budget == "global":
@@ -102,24 +104,28 @@ class Budgeted(Method):
             return lamp_mask(run, scores, sparsity, squared=squared)
         # Below all scores, of whatever sign.
         ranked = {n: s.where(run.mask[n].to(s.device), -float("inf")) for n, s in scores.items()}
-        total = masks.keep_count(scores, sparsity)
+        total = masks.keep_count(scores, sparsity, run.shards)
         if self.budget == "rate_distortion":
             return self._least_distorting(run, ranked, total)
-        most = {name: int(kept.sum()) for name, kept in run.mask.items()}
+        held = sums([true_count(kept) for kept in run.mask.values()], run.shards)
+        most = dict(zip(run.mask, held, strict=True))
         wanted = self._wanted(run, ranked, sparsity)
-        return masks.keep_largest_each(ranked, budgets.allot(wanted, most, total))
+        kept = budgets.allot(wanted, most, total)
+        return masks.keep_largest_each(ranked, kept, run.shards)
 
     def _wanted(self, run: "Run", ranked: "Weights", sparsity: float) -> dict[str, float]:
         """How many weights each matrix should keep, as a real number."""
         from instant_soup.sparsity import budgets
         from instant_soup.sparsity.names import layer_of
+        from instant_soup.sparsity.ranking import whole_shapes
         from instant_soup.training import probes
 
-        sizes = {name: s.numel() for name, s in ranked.items()}
+        shapes = whole_shapes(ranked, run.shards)
+        sizes = {name: shape.numel() for name, shape in shapes.items()}
         if self.budget == "uniform":
             return {name: (1 - sparsity) * size for name, size in sizes.items()}
         if self.budget == "erdos_renyi":
-            dense = densities(run.weights, sparsity)
+            dense = densities(shapes, sparsity)
             return {name: dense[name] * size for name, size in sizes.items()}
         of_layers = {layer: int(n) for layer, n in budgets.of_layers(sizes).items()}
         if self.budget == "owl":
@@ -136,11 +142,12 @@ class Budgeted(Method):
     def _least_distorting(self, run: "Run", ranked: "Weights", total: int) -> "Mask":
         """By dynamic programming over what each matrix's sparsities do to the output."""
         from instant_soup.sparsity import budgets, masks
+        from instant_soup.sparsity.ranking import true_count
         from instant_soup.training import probes
 
         kept = {}
         for name, s in ranked.items():
-            held = int(run.mask[name].sum())
+            held = true_count(run.mask[name])
             shares = [1 - a / self.levels for a in range(self.levels + 1)]
             kept[name] = [min(held, round(share * s.numel())) for share in shares]
         changes = probes.distortions(run, ranked, kept, self.probe_batches)

@@ -1,5 +1,6 @@
 """Random with Erdős–Rényi-kernel densities (Mocanu et al. 2018; Evci et al. 2020)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -7,9 +8,10 @@ from instant_soup.methods.base import AtStart, register
 from instant_soup.methods.random import random_scores
 
 if TYPE_CHECKING:
+    import torch
+
     from instant_soup.sparsity.masks import Mask
     from instant_soup.training.run import Run
-    from instant_soup.training.state import Weights
 
 
 @register
@@ -27,7 +29,7 @@ class ErdosRenyi(AtStart):
         """A random mask of the densities below."""
         from instant_soup.sparsity import masks
 
-        wanted = densities(run.weights, sparsity)
+        wanted = densities({name: w.shape for name, w in run.weights.items()}, sparsity)
         kept = masks.share_out(
             {name: wanted[name] * w.numel() for name, w in run.weights.items()},
             masks.keep_count(run.weights, sparsity),
@@ -35,14 +37,14 @@ class ErdosRenyi(AtStart):
         return masks.keep_largest_each(random_scores(run.weights, run.seed), kept)
 
 
-def densities(weights: "Weights", sparsity: float) -> dict[str, float]:
+def densities(shapes: Mapping[str, "torch.Size"], sparsity: float) -> dict[str, float]:
     """Density of each matrix: proportional to (inputs + outputs) / (inputs · outputs), at most 1.
 
     Small matrices are denser. If the common factor would take one above 1, it stays dense, and the
     factor is solved again for the rest.
 
     Args:
-        weights: Name → weight.
+        shapes: Name → shape of the weight.
         sparsity: Share of all weights to prune.
 
     Returns:
@@ -50,12 +52,13 @@ def densities(weights: "Weights", sparsity: float) -> dict[str, float]:
     """
     from instant_soup.sparsity import masks
 
-    raw = {name: sum(w.shape) / w.numel() for name, w in weights.items()}
-    budget = masks.keep_count(weights, sparsity)
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
+    budget = masks.number_kept(sum(sizes.values()), sparsity)
     dense: set[str] = set()
     while True:
-        room = budget - sum(weights[name].numel() for name in dense)
-        wanted = sum(raw[n] * w.numel() for n, w in weights.items() if n not in dense)
+        room = budget - sum(sizes[name] for name in dense)
+        wanted = sum(raw[name] * size for name, size in sizes.items() if name not in dense)
         factor = room / wanted if wanted else 0.0
         over = {name for name in raw if name not in dense and factor * raw[name] > 1}
         if not over:

@@ -21,8 +21,12 @@ class Layerwise(AtStart):
     style: ClassVar[tuple[str, str] | None] = ("#56B4E9", "<")
     looks_at: ClassVar[tuple[str, ...]] = ()
 
+    def ranks_shards(self) -> bool:
+        """Always."""
+        return True
+
     def mask(self, run: "Run", sparsity: float) -> "Mask":
         """The largest of each matrix by itself."""
         from instant_soup.sparsity import scores
 
-        return scores.best_each(scores.magnitude_scores(run.weights), sparsity)
+        return scores.best_each(scores.magnitude_scores(run.weights), sparsity, run.shards)

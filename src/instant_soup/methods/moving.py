@@ -144,6 +144,10 @@ class LearntScores(ByGradients):
         "of the scores, at the start", number(0, 10, low_too=False), default=1e-2
     )
 
+    def ranks_shards(self) -> bool:
+        """Always."""
+        return True
+
     def learner(self, kind: type[Learner], run: "Run", sparsity: float, **own: Any) -> Learner:
         """Make the pruner.
 
@@ -234,6 +238,10 @@ class Exchanging(Scored):
         """
         super().check_steps(sparsity, run)
         check_moves(self, self.every, min(self.settled(run.total), run.total - 1) - 1)
+
+    def ranks_shards(self) -> bool:
+        """Always."""
+        return True
 
     def exchanger(self, mask: "Mask", run: "Run", sparsity: float, **own: Any) -> "GraNetPruner":
         """Make the pruner.

@@ -51,13 +51,17 @@ class RigL(Exchanging):
     regrow: float = regrow_setting("nothing", 0.3)
     regrow_until: float = again(Ramp, "end", default=0.75)
 
+    def ranks_shards(self) -> bool:
+        """Unless the first mask is drawn for whole matrices."""
+        return self.start == "magnitude"
+
     def first_mask(self, run: "Run", sparsity: float) -> "Mask":
         """The mask at the start."""
         from instant_soup.sparsity import scores
 
         if self.start == "erdos_renyi":
             return ErdosRenyi().mask(run, sparsity)
-        return scores.magnitude(run.weights, sparsity)
+        return scores.magnitude(run.weights, sparsity, run.shards)
 
     def pruner(self, run: "Run", sparsity: float) -> "Pruner":
         """The mask that exchanges weights."""

@@ -86,7 +86,9 @@ def full(weights: dict[str, torch.Tensor]) -> Mask:
     return {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()}
 
 
-def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> torch.Tensor:
+def largest(
+    scores: torch.Tensor, k: int, among: torch.Tensor | None = None, shards: Shards = WHOLE
+) -> torch.Tensor:
     """Mark exactly the k largest scores.
 
     Of equal scores the one with the lower index is kept, so the result never depends on the
@@ -96,6 +98,7 @@ def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> 
         scores: A tensor.
         k: How many to keep.
         among: Booleans of the same shape, at least k of them true: whose scores count. None: all.
+        shards: Which part of all scores these are.
 
     Returns:
         A boolean tensor of the same shape; True: kept.
@@ -103,6 +106,9 @@ def largest(scores: torch.Tensor, k: int, among: torch.Tensor | None = None) -> 
     Raises:
         UserError: If a score is NaN, which has no place in an order.
     """
+    if shards != WHOLE:
+        first = None if among is None else {"": among}
+        return keep_largest({"": scores}, k, first, shards)[""]
     if scores.numel() and scores.max().isnan():
         raise UserError(NAN)
     counted = scores.flatten() if among is None else ranking.picked(scores, among)
@@ -165,14 +171,14 @@ def keep_largest(
     return ranking.keep(scores, k, standing, shards)
 
 
-def keep_largest_each(scores: Scores, kept: dict[str, int]) -> Mask:
-    """Keep the best weights of each tensor by itself: kept[name] of them."""
+def keep_largest_each(scores: Scores, kept: dict[str, int], shards: Shards = WHOLE) -> Mask:
+    """Keep the best weights of each tensor by itself: kept[name] of them, of all its shards."""
 
     def of(name: str, own: torch.Tensor | Pieces) -> torch.Tensor:
         # What is small enough to be copied is ranked at once.
-        if isinstance(own, torch.Tensor) and own.numel() <= ranking.PIECE:
+        if shards == WHOLE and isinstance(own, torch.Tensor) and own.numel() <= ranking.PIECE:
             return largest(own, kept[name])
-        return ranking.keep({name: own}, kept[name])[name]
+        return ranking.keep({name: own}, kept[name], shards=shards)[name]
 
     return {name: of(name, own) for name, own in scores.items()}
 

@@ -375,3 +375,12 @@ def sums(numbers: Sequence[int], shards: Shards) -> list[int]:
     if shards == WHOLE:
         return list(numbers)
     return torch.stack(shards.gather(torch.tensor(numbers))).sum(0).tolist()
+
+
+def whole_shapes(tensors: Scores, shards: Shards) -> dict[str, torch.Size]:
+    """Name → shape of all shards together, which are cut along the first dimension."""
+    rows = sums([tensor.shape[0] for tensor in tensors.values()], shards)
+    return {
+        name: torch.Size((number, *tensor.shape[1:]))
+        for number, (name, tensor) in zip(rows, tensors.items(), strict=True)
+    }

@@ -15,7 +15,15 @@ import torch
 from instant_soup.errors import UserError
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
-from instant_soup.sparsity.ranking import WHOLE, Pieces, Scores, Shards, computed, pieces_of
+from instant_soup.sparsity.ranking import (
+    WHOLE,
+    Pieces,
+    Scores,
+    Shards,
+    computed,
+    pieces_of,
+    whole_shapes,
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -120,13 +128,14 @@ def best(
     return masks.keep_largest(scores, masks.keep_count(scores, sparsity, shards), first, shards)
 
 
-def best_each(scores: Scores, sparsity: float) -> Mask:
+def best_each(scores: Scores, sparsity: float, shards: Shards = WHOLE) -> Mask:
     """Keep the best weights of each matrix; all matrices have one density, up to a weight."""
+    shapes = whole_shapes(scores, shards)
     kept = masks.share_out(
-        {name: (1 - sparsity) * s.numel() for name, s in scores.items()},
-        masks.keep_count(scores, sparsity),
+        {name: (1 - sparsity) * shape.numel() for name, shape in shapes.items()},
+        masks.keep_count(scores, sparsity, shards),
     )
-    return masks.keep_largest_each(scores, kept)
+    return masks.keep_largest_each(scores, kept, shards)
 
 
 def best_of_rows(scores: Weights, sparsity: float) -> Mask:
@@ -160,9 +169,9 @@ def best_of_each(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return ranks < kept[:, None].to(ranks.device)
 
 
-def magnitude(weights: Weights, sparsity: float) -> Mask:
+def magnitude(weights: Weights, sparsity: float, shards: Shards = WHOLE) -> Mask:
     """Global magnitude pruning: the largest |w| of all matrices together stay."""
-    return best(worth_of("magnitude", weights, {}), sparsity)
+    return best(worth_of("magnitude", weights, {}), sparsity, shards=shards)
 
 
 def fisher(weights: Weights, second_moments: Weights, sparsity: float) -> Mask:

@@ -9,6 +9,7 @@ import torch
 
 from instant_soup.sparsity import masks, ranking, scores
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import WHOLE, Shards
 from instant_soup.training.pruner import MovingMask, Parameters, Tensors
 from instant_soup.training.schedule import cubic
 
@@ -58,18 +59,18 @@ class GraNetPruner(MovingMask):
         done = step + 1
         if not self._due(done):
             return
-        weights = {name: p.detach() for name, p in self.parameters.items()}
+        weights = self.weights()
         target = self.sparsity
         if done < self.end:
             target = 1 - cubic(done, 0, self.end, 1.0, 1 - self.sparsity)
         here = {name: kept.to(weights[name].device) for name, kept in self.mask.items()}
         worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
         # A pruned weight ranks below all others, those that happen to be zero included.
-        mask = scores.best(worth, target, first=here)
+        mask = scores.best(worth, target, first=here, shards=self.shards)
         if done < self.settled:
             share = exchanged(done, self.total, self.regrow, self.least)
             mask = {
-                name: regenerate(worth[name], kept, self.gradients[name], share)
+                name: regenerate(worth[name], kept, self.gradients[name], share, self.shards)
                 if name in self.gradients
                 else kept
                 for name, kept in mask.items()
@@ -112,7 +113,11 @@ def exchanged(step: int, total: int, start: float, least: float = LEAST) -> floa
 
 
 def regenerate(
-    worth: torch.Tensor, kept: torch.Tensor, gradients: torch.Tensor, share: float
+    worth: torch.Tensor,
+    kept: torch.Tensor,
+    gradients: torch.Tensor,
+    share: float,
+    shards: Shards = WHOLE,
 ) -> torch.Tensor:
     """Exchange a share of a matrix's weights; as many as before stay.
 
@@ -122,13 +127,14 @@ def regenerate(
         gradients: Gradients of the same shape. Of all pruned weights, those just pruned included,
             the largest |gradient| come back.
         share: Share of the kept weights, rounded up.
+        shards: Which part of the matrix these are.
 
     Returns:
         The new mask.
     """
-    nonzero = int(kept.count_nonzero())
-    number = min(math.ceil(share * nonzero), nonzero, kept.numel() - nonzero)
+    nonzero, size = ranking.sums([ranking.true_count(kept), kept.numel()], shards)
+    number = min(math.ceil(share * nonzero), nonzero, size - nonzero)
     if number == 0:
         return kept
-    left = masks.largest(worth, nonzero - number, among=kept)
-    return left | masks.largest(gradients.abs().float(), number, among=~left)
+    left = masks.largest(worth, nonzero - number, among=kept, shards=shards)
+    return left | masks.largest(gradients.abs().float(), number, among=~left, shards=shards)

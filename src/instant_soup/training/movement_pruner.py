@@ -8,6 +8,8 @@ import torch
 
 from instant_soup.sparsity import masks, scores
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import sums, true_count
+from instant_soup.training.exchange import own_part
 from instant_soup.training.pruner import MovingMask, Parameters, Tensors, own_copy
 from instant_soup.training.schedule import cubic, learning_rate
 
@@ -56,12 +58,12 @@ class MovementPruner(MovingMask):
         super().attach(parameters, optimizer, tensors)
         if self.done:
             return
-        for name, p in self.parameters.items():
-            self.stored[name] = own_copy(tensors.get(f"weight.{name}", p), p)
+        for name, w in self.weights().items():
+            self.stored[name] = own_copy(tensors.get(f"weight.{name}", w), w)
+            if tensors:
+                self.learnt[name] = own_copy(tensors[f"score.{name}"], w)
         if not tensors:
             self.learnt = self._first_scores()
-        for name, p in self.parameters.items() if tensors else ():
-            self.learnt[name] = own_copy(tensors[f"score.{name}"], p)
         self.of_scores = self._optimizer(list(self.learnt.values()))
         for name, one in self.learnt.items():
             held = {key: tensors.get(f"scores.{key}.{name}") for key in MOMENTS}
@@ -77,7 +79,7 @@ class MovementPruner(MovingMask):
                 self.learnt[name].grad = self._slope(step, name, gradient).float()
             with torch.no_grad():
                 for name in self.openings:
-                    self.parameters[name].copy_(self.stored[name])
+                    own_part(self.parameters[name]).copy_(self.stored[name])
         if self.frozen:
             for parameter in self.parameters.values():
                 parameter.grad = None  # so that no optimiser moves it
@@ -100,8 +102,8 @@ class MovementPruner(MovingMask):
             self.stored, self.learnt = {}, {}
             return
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                self.stored[name].copy_(parameter)
+            for name, weight in self.weights().items():
+                self.stored[name].copy_(weight)
         if steps_done > self.begin and (steps_done - self.begin) % self.every == 0:
             self._take(self._moving(steps_done))
         self._leave_pruned()
@@ -117,7 +119,7 @@ class MovementPruner(MovingMask):
         return held
 
     def _first_scores(self) -> Tensors:
-        return {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.parameters.items()}
+        return {n: torch.zeros_like(w, dtype=torch.float32) for n, w in self.stored.items()}
 
     def _optimizer(self, learnt: list[torch.Tensor]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(learnt, lr=0.0, weight_decay=0.0, fused=True)
@@ -135,16 +137,18 @@ class MovementPruner(MovingMask):
 
     def _best(self, sparsity: float) -> Mask:
         if self.scope == "magnitude":
-            mask = masks.keep_largest_each(self.learnt, self._kept_by_magnitude(sparsity))
+            kept = self._kept_by_magnitude(sparsity)
+            mask = masks.keep_largest_each(self.learnt, kept, self.shards)
         else:
             best = scores.best_each if self.scope == "local" else scores.best
-            mask = best(self.learnt, sparsity)
+            mask = best(self.learnt, sparsity, shards=self.shards)
         return {name: kept.cpu() for name, kept in mask.items()}
 
     def _kept_by_magnitude(self, sparsity: float) -> dict[str, int]:
         if self.kept_at[0] != sparsity:  # the weights are frozen
-            mask = scores.magnitude(self.stored, sparsity)
-            self.kept_at = sparsity, {name: int(m.count_nonzero()) for name, m in mask.items()}
+            mask = scores.magnitude(self.stored, sparsity, self.shards)
+            kept = sums([true_count(m) for m in mask.values()], self.shards)
+            self.kept_at = sparsity, dict(zip(mask, kept, strict=True))
         return self.kept_at[1]
 
     def _take(self, mask: Mask) -> None:
@@ -160,7 +164,7 @@ class MovementPruner(MovingMask):
     def _leave_pruned(self) -> None:
         with torch.no_grad():
             for name, factor in self.openings.items():
-                self.parameters[name].mul_(factor)
+                own_part(self.parameters[name]).mul_(factor)
 
 
 class SoftMovementPruner(MovementPruner):
@@ -178,7 +182,8 @@ class SoftMovementPruner(MovementPruner):
         score = self.learnt[name]
         opening = score.sigmoid()
         penalty = self.penalty * self._threshold(step) / self.threshold
-        pull = opening * (1 - opening) * (penalty / score.numel() / len(self.learnt))
+        size = self.parameters[name].numel()  # of all shards
+        pull = opening * (1 - opening) * (penalty / size / len(self.learnt))
         return super()._slope(step, name, gradient) + pull
 
     def _moving(self, steps_done: int) -> Mask:
@@ -186,9 +191,9 @@ class SoftMovementPruner(MovementPruner):
         mask = {}
         for name, score in self.learnt.items():
             kept = score.sigmoid() > threshold
-            least = max(1, round(LEAST * score.numel()))
-            if int(kept.count_nonzero()) < least:
-                kept = masks.largest(score, least)
+            least = max(1, round(LEAST * self.parameters[name].numel()))
+            if sums([true_count(kept)], self.shards)[0] < least:
+                kept = masks.largest(score, least, shards=self.shards)
             mask[name] = kept.cpu()
         return mask
 
@@ -225,7 +230,7 @@ class JackpotPruner(AtTargetPruner):
     weight_decay = 5e-4
 
     def _first_scores(self) -> Tensors:
-        first = scores.magnitude(self.stored, self.sparsity)
+        first = scores.magnitude(self.stored, self.sparsity, self.shards)
         return {name: torch.where(m, FIRST_KEPT, FIRST_PRUNED) for name, m in first.items()}
 
 
