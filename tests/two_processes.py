@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler
@@ -114,22 +115,22 @@ def looped(model: Any, bare: nn.Module, state: Any = None, stop: int = 12, **own
     return bare.state_dict(), optimizer.state_dict(), pruner.state_dict()
 
 
-def dealt_out(model: nn.Sequential) -> nn.Module:
+def dealt_out(model: nn.Sequential, mesh: Any = None) -> nn.Module:
     """The model in shards, layer by layer."""
     for layer in model:
         if isinstance(layer, nn.Linear):
-            fully_shard(layer)
-    return fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
-def looped_in_shards(width: int, state: Any = None, **own: Any) -> Any:
+def looped_in_shards(width: int, state: Any = None, mesh: Any = None, **own: Any) -> Any:
     """The loop around a model in shards; takes and returns whole tensors."""
-    model = dealt_out(network(width=width))
+    model = dealt_out(network(width=width), mesh)
 
     def dealt(value: Any) -> Any:
         if not (isinstance(value, torch.Tensor) and value.ndim):
             return value
-        return distribute_tensor(value, model[0].weight.device_mesh, [Shard(0)])
+        return distribute_tensor(value, model[0].weight.device_mesh, model[0].weight.placements)
 
     if state is not None:
         state = [*tree_map(dealt, state[:2]), state[2]]
@@ -220,6 +221,11 @@ def everything(folder: Path) -> dict[str, Any]:
         for name in ("0.weight", "2.weight"):
             pruned_here = shards[2]["tensors"][f"mask.{name}"] == 0
             assert not shards[0][name][pruned_here].any(), row
+    copies = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "shards"))
+    for method, settings in GO_ON.items():
+        found[f"{method} in copies"] = digest(
+            looped_in_shards(33, mesh=copies, **settings)[2]["tensors"]
+        )
     validated = fully_shard(network(width=33))  # which a forward pass alone leaves whole
     optimizer = torch.optim.AdamW(validated.parameters(), lr=3e-3)
     validated(data.tensors[0])

@@ -92,7 +92,7 @@ def test_a_loop_in_shards_goes_on_in_one_process_and_the_other_way(
     settings = two_processes.GO_ON[method]
     wide = two_processes.network(width=33)
     wanted = digest(two_processes.looped(wide, wide, **settings)[2]["tensors"])
-    assert found[0][f"{method} from one"] == wanted
+    assert found[0][f"{method} from one"] == found[0][f"{method} in copies"] == wanted
     state = torch.load(folder / f"{method} of shards.pt", weights_only=False)
     assert state[2]["step"] == 3
     wide = two_processes.network(width=33)

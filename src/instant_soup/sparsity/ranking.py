@@ -60,12 +60,13 @@ def alone(own: torch.Tensor) -> list[torch.Tensor]:
 class Shards(NamedTuple):
     """Which part of all scores is here: each tensor is cut into shards along its first dimension.
 
-    `gather(x)` returns the x of all shards, in order; x is a tensor of any length. All shards rank
-    together, each with the same names.
+    `gather(x)` returns the x of all `total` shards, in order; x is a tensor of any length. All
+    shards rank together, each with the same names.
     """
 
     number: int = 0
     gather: Callable[[torch.Tensor], list[torch.Tensor]] = alone
+    total: int = 1
 
 
 WHOLE = Shards()

@@ -7,6 +7,8 @@ data_parallel.py. All of them call the same functions in the same order, and get
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from instant_soup.sparsity.ranking import WHOLE, Shards
 
 Value = TypeVar("Value")
 Tensors = dict[str, torch.Tensor]
+PLACES = (["S(0)"], ["R", "S(0)"])  # of a weight in shards, without and with copies of them
 _apart = False  # whether this process works for itself
 
 
@@ -185,21 +188,40 @@ def gathered_parts(own: torch.Tensor) -> list[torch.Tensor]:
 def shards_of(weights: Mapping[str, torch.Tensor]) -> Shards:
     """Which part of some weights is in this process, as torch's `fully_shard` deals them out.
 
+    All processes may share one copy of the weights, or groups of them a copy each.
+
     Raises:
         UserError: If they are dealt out in another way.
     """
     if not any(map(is_sharded, weights.values())):
         return WHOLE
-    for name, weight in weights.items():
-        mesh: Any = getattr(weight, "device_mesh", None)
-        rows = [str(place) for place in getattr(weight, "placements", [])] == ["S(0)"]
-        if not (rows and mesh.mesh.tolist() == list(range(size()))):
+    dealt = {name: _groups(weight) for name, weight in weights.items()}
+    first = next(iter(dealt.values()))
+    for name, groups in dealt.items():
+        if not groups or groups != first:
             raise UserError(
                 f"model: {name} is not dealt out by rows over all {size()} processes, as other "
                 "weights may be; allowed: fully_shard(model) of torch.distributed.fsdp on one "
-                "dimension of all processes, for all prunable weights, or for none"
+                "dimension of all processes, or on two, of copies and shards; for all prunable "
+                "weights, or for none"
             )
-    return Shards(rank(), gathered_parts)
+    (members,) = [group for group in first if rank() in group]
+    return Shards(members.index(rank()), partial(parts_of, members), len(members))
+
+
+def _groups(weight: Any) -> list[list[int]]:
+    """The processes that share each copy of a weight by rows; none if it is dealt out otherwise."""
+    if [str(place) for place in getattr(weight, "placements", [])] not in PLACES:
+        return []
+    mesh = weight.device_mesh.mesh
+    groups = mesh.view(-1, mesh.shape[-1]).tolist()
+    return groups if sorted(chain(*groups)) == list(range(size())) else []
+
+
+def parts_of(members: list[int], own: torch.Tensor) -> list[torch.Tensor]:
+    """The vectors of some processes, in the given order; all take part."""
+    parts = gathered_parts(own)
+    return [parts[member] for member in members]
 
 
 def deal_out_again(model: nn.Module) -> None:
@@ -227,8 +249,8 @@ def of_shard(whole: torch.Tensor, shards: Shards) -> torch.Tensor:
     """What this process has of a tensor that is dealt out by rows."""
     if shards == WHOLE:
         return whole
-    parts = whole.chunk(size())
-    return parts[rank()] if rank() < len(parts) else whole[:0]  # fewer rows than processes
+    parts = whole.chunk(shards.total)
+    return parts[shards.number] if shards.number < len(parts) else whole[:0]  # fewer rows
 
 
 def check_same(values: dict[str, Any]) -> None:
