@@ -178,9 +178,7 @@ class PipelineRun(Run):
         validation = self._split("validation")
         kept, prunable = masks.count(self.mask)
         for index in evaluation_batches(validation):
-            in_prunable, others = self.flops(network, validation.rows(index))
-            self.cost.flops += in_prunable + others
-            self.cost.sparse_flops += in_prunable * kept / prunable + others
+            self.cost.add_forward(*self.flops(network, validation.rows(index)), kept, prunable)
         score = metrics.merit(self.recipe.metric, self.validate(network))
         self.cost.seconds += time.perf_counter() - started
         return score

@@ -29,6 +29,11 @@ class Cost:
             own = getattr(self, name)
             setattr(self, name, max(own, value) if name == "peak_memory" else own + value)
 
+    def add_forward(self, in_prunable: float, elsewhere: float, kept: int, prunable: int) -> None:
+        """Add the FLOPs of a forward pass: in matrices that keep some weights, and elsewhere."""
+        self.flops += in_prunable + elsewhere
+        self.sparse_flops += in_prunable * kept / prunable + elsewhere
+
 
 def peak_memory() -> int:
     """The most memory, in bytes, that this process has used so far (see Cost)."""
