@@ -141,6 +141,10 @@ def test_its_settings_are_shares_of_the_budget() -> None:
     assert isinstance(method, Platon) and method.settled(100) == 70 and method.every == 10
     with pytest.raises(UserError, match=r"platon\.begin: 0\.7 is not before platon\.end 0\.7"):
         create("platon", "bert", "paper", {"platon": {"begin": 0.7}}).check(0.8, 1)
+    steady = {"sensitivity_decay": 0.0}  # so Î − Ī is zero, and so are all scores
+    with pytest.raises(UserError, match=r"sensitivity_decay: 0 .*uncertainty_decay 1$"):
+        create("platon", "bert", "paper", {"platon": steady}).check(0.8, 1)
+    create("platon", "bert", "paper", {"platon": steady | {"uncertainty_decay": 1}}).check(0.8, 1)
     run: Any = BareRun({"w": torch.ones(4, 4)})  # of 8 steps
     with pytest.raises(UserError, match=r"platon\.every: 10 is more than the 6 .*at most 6"):
         method.check_steps(0.5, run)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
+from instant_soup.errors import UserError
 from instant_soup.methods.base import register
 from instant_soup.methods.moving import Ramp, check_moves
 
@@ -52,6 +53,19 @@ class Platon(Ramp):
         number(0, 1),
         default=0.95,
     )
+
+    def check(self, sparsity: float, epochs: float) -> None:
+        """Check the ramp, and that there is an uncertainty to multiply with.
+
+        Raises:
+            UserError: If there is none.
+        """
+        super().check(sparsity, epochs)
+        if self.sensitivity_decay == 0 and self.uncertainty_decay < 1:
+            raise UserError(
+                "platon.sensitivity_decay: 0 smooths nothing, so all uncertainties, and with them "
+                "all scores, are zero; allowed: more, or platon.uncertainty_decay 1"
+            )
 
     def check_every(self, total: int) -> None:
         """UserError if no window ends before the mask stays."""
