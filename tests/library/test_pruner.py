@@ -244,10 +244,47 @@ def test_fisher_takes_the_moments_of_any_adam() -> None:
     assert all(torch.equal(loop.pruner.mask[name], kept) for name, kept in expected.items())
 
 
-def test_fisher_without_moments_is_refused() -> None:
-    loop = Loop("isp_plus", optimizer=lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9))
+FISHER = {
+    "isp_plus": {},
+    "isp": {"score": "fisher"},
+    "granet": {"score": "fisher", "every": 3},
+    "rigl": {"score": "fisher", "every": 3},
+    "ac_dc": {"score": "fisher"},
+}
+
+
+@pytest.mark.parametrize("name", FISHER)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adamax])
+def test_fisher_without_moments_is_refused_at_once(name: str, kind: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"^optimizer: {kind.__name__} holds no second moments .* allowed: Adam \|"
+    ):
+        Loop(name, optimizer=lambda p: kind(p, lr=1e-2), **FISHER[name])
+
+
+def test_fisher_without_moments_of_anothers_optimizer_is_refused_when_it_ranks() -> None:
+    class Own(torch.optim.SGD):
+        """Not one of torch's."""
+
+    loop = Loop("isp_plus", optimizer=lambda p: Own(p, lr=1e-2, momentum=0.9))
     with pytest.raises(UserError, match="score: fisher needs the second moments"):
         loop.run()
+
+
+@pytest.mark.parametrize("name", [*CARRIED, taylor])
+def test_moments_of_a_training_before_move_no_zero(name: Any) -> None:
+    """`run` checks the zeros at each step."""
+
+    def used(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        return optimizer
+
+    loop = Loop(**of(name), optimizer=used).run()
+    assert loop.pruner.sparsity == whole_loop(name).pruner.sparsity
 
 
 def test_the_rate_of_ones_own_loop_is_not_restarted() -> None:

@@ -34,6 +34,11 @@ def test_the_last_round_stops_at_a_target_between_two_rounds() -> None:
     assert round_sparsities(0.05, 0.2, "total") == [0.05]
 
 
+def test_a_target_beside_a_round_by_float_noise_is_that_round() -> None:
+    assert round_sparsities(1 - 0.7, 0.1, "total") == [0.1, 0.2, 1 - 0.7]
+    assert round_sparsities(1 - 0.9, 0.1, "total") == [1 - 0.9]
+
+
 def test_the_released_codes_rate_takes_a_share_of_what_is_left() -> None:
     assert round_sparsities(0.35, 0.1, "remaining") == [0.1, 0.19, 0.271, 0.3439, 0.35]
 

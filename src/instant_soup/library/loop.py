@@ -55,13 +55,15 @@ from instant_soup.training import pruner as pruners
 from instant_soup.training.pruner import FixedMask, Tensors
 from instant_soup.training.retraining import freeze, small_parameters
 
-# Those of torch that update each weight by its own gradient and moments: zeros stay zeros. Others
-# (Muon, LBFGS, quantised moments) mix weights or round.
-ELEMENTWISE = {
+# Those of torch that hold the second moments that Fisher scores are of, and those that do not.
+WITH_MOMENTS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+WITHOUT_MOMENTS = (
     *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Rprop, torch.optim.RMSprop),
-    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adam, torch.optim.AdamW),
-    *(torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
-}
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax),
+)
+# They update each weight by its own gradient and moments: zeros stay zeros. Others (Muon, LBFGS,
+# quantised moments) mix weights or round.
+ELEMENTWISE = {*WITH_MOMENTS, *WITHOUT_MOMENTS}
 
 
 class Pruner:
@@ -156,6 +158,7 @@ class Pruner:
             check_gradients(self.method, chosen)
             check_precision(chosen)
             optimizer = optimizer_of(optimizer, bare)
+            check_moments(self.method, optimizer)
             group = optimizer.param_groups[0]
             if learning_rate is None:
                 learning_rate = float(group.get("initial_lr", group["lr"]))  # before a warm-up
@@ -403,3 +406,17 @@ def optimizer_of(given: Any, model: nn.Module) -> torch.optim.Optimizer:
             "optimizer: it has none of the model's parameters; allowed: the one that trains it"
         )
     return optimizer
+
+
+def check_moments(method: Method, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser of torch that lacks the moments that the method ranks by.
+
+    Raises:
+        UserError: If it does. Of others' optimisers it is not known until they have taken a step.
+    """
+    if method.ranks_by_moments() and type(optimizer) in WITHOUT_MOMENTS:
+        fit = " | ".join(kind.__name__ for kind in WITH_MOMENTS)
+        raise UserError(
+            f"optimizer: {type(optimizer).__name__} holds no second moments of gradients, by which "
+            f"{method.name} ranks; allowed: {fit}, or ranking by magnitude"
+        )

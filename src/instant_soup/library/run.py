@@ -294,12 +294,19 @@ class LoopRun(LibraryRun):
             yield
 
     def take_to_model(self, mask: Mask) -> None:
-        """Copy the state's prunable weights into the model, pruned by a mask."""
+        """Copy the state's prunable weights into the model, pruned by a mask.
+
+        Moments are pruned too: an optimiser that has trained before would move the zeros.
+        """
         parameters = self.parameters()
         parts = {name: exchange.own_part(parameters[name]) for name in mask}
         for name, part in parts.items():
             part.copy_(self.state.weights[name])
         masks.apply(mask, parts)
+        for name, kept in mask.items():
+            for moment in self.optimizer.state.get(parameters[name], {}).values():
+                if fits(moment, parameters[name]):
+                    masks.apply({name: kept}, {name: exchange.own_part(moment)})
 
     def _moment(self, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
         """A moment of Adam's kind; other optimisers hold other things."""

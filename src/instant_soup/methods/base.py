@@ -120,6 +120,10 @@ class Method:
         """Whether a weight that is frozen, and so has no gradient, could not be ranked."""
         return False
 
+    def ranks_by_moments(self) -> bool:
+        """Whether it ranks by Adam's second moments, which other optimisers do not have."""
+        return False
+
     def ranks_shards(self) -> bool:
         """Whether matrices may lie in shards: each weight's score is its own."""
         return False

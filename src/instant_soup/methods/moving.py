@@ -202,6 +202,10 @@ class Scored(Throughout):
         """With Fisher scores, which come from gradients."""
         return self.score == "fisher"
 
+    def ranks_by_moments(self) -> bool:
+        """With Fisher scores."""
+        return self.score == "fisher"
+
 
 def update_setting() -> Any:
     """Define `every`: how often weights are exchanged."""

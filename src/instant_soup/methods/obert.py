@@ -70,6 +70,10 @@ class OBERT(OnTheWay):
         """By gradients; those of training are not there before the first step."""
         return "fisher" if self.gradients == TRAINING else "magnitude"
 
+    def ranks_by_moments(self) -> bool:
+        """Never: it gathers gradients itself."""
+        return False
+
     @property
     def remembers(self) -> bool:
         """The gradients of a round so far."""

@@ -56,7 +56,9 @@ def round_sparsities(target: float, rate: float, rate_of: str) -> list[float]:
         done = len(sparsities) + 1
         reached = done * rate if rate_of == "total" else 1 - (1 - rate) ** done
         # Rounded, so that 3 * 0.2 is 0.6: a round's settings must not depend on float noise.
-        sparsities.append(min(target, round(reached, 10)))
+        # Nor must the number of rounds: a target of 1 - 0.7 is a little more than 0.3.
+        reached = round(reached, 10)
+        sparsities.append(target if reached >= round(target, 10) else reached)
     return sparsities
 
 
@@ -202,6 +204,10 @@ class OnTheWay(Method):
 
     def ranks_by_gradients(self) -> bool:
         """Fisher scores are of gradients."""
+        return self.ranks_by == "fisher"
+
+    def ranks_by_moments(self) -> bool:
+        """Fisher scores are of the optimiser's moments."""
         return self.ranks_by == "fisher"
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask | Cut":
