@@ -43,6 +43,7 @@ REFUSED = [
     ("platon", {"every": 10}, Steps(8, 8), "platon.every: 10 is more than the 6 steps"),
     ("platon", {"every": 1, "end": 0.8}, Steps(2, 2), "platon.end: 0.8 leaves none of 2 steps"),
     ("granet", {"every": 1}, Steps(2, 2), "granet.every: 1 is more than the 0 steps"),
+    ("rigl", {"every": 1}, Steps(1, 1), "rigl.every: 1 is more than the 0 steps"),
     ("movement", {"end": 0.8}, Steps(1, 1), "movement.end: 0.8 leaves none of 1 steps"),
     ("granet", {"every": 6}, Steps(8, 8), "granet.every: 6 is more than the 5 steps"),
     ("movement", {"every": 9}, Steps(10, 10), "movement.every: 9 is more than the 5 steps"),

@@ -7,7 +7,7 @@ matrix keeps its largest scores.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from instant_soup.config.fields import integer, number, one_of, setting
+from instant_soup.config.fields import MOST_STEPS, integer, number, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, key_of
 from instant_soup.methods.erdos_renyi import densities
@@ -35,13 +35,13 @@ class Budgeted(Method):
     budget: str = setting(" | ".join(BUDGETS), one_of(*BUDGETS), default="global")
     probe_batches: int = setting(
         "ecoflap, rate_distortion: batches that layers are probed on",
-        integer(1),
+        integer(1, MOST_STEPS),
         section="budgets",
         default=1,
     )
     levels: int = setting(
         "rate_distortion: sparsities that are tried in each matrix",
-        integer(2),
+        integer(2, 1000),
         section="budgets",
         default=10,
     )

@@ -40,6 +40,7 @@ def check_moves(method: Throughout, every: int, last: int) -> None:
     Raises:
         UserError: If the mask stays before it could move.
     """
+    last = max(0, last)
     if every > last:
         raise UserError(
             f"{key_of(type(method), 'every')}: {every} is more than the {last} steps in which the "

@@ -12,7 +12,7 @@ compared with LTH. If the copies share these steps, it costs one, as any other r
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from instant_soup.config.fields import integer, one_of, setting
+from instant_soup.config.fields import MOST_NETWORKS, integer, one_of, setting
 from instant_soup.errors import UserError
 from instant_soup.methods.base import Method, enough, register
 from instant_soup.methods.draws import decay_range, rate_range
@@ -46,7 +46,9 @@ class SparseSoup(OnTheWay):
         one_of("fisher", "magnitude"),
         default="fisher",
     )
-    copies: int = setting("networks that are trained after the last prune", integer(2), default=3)
+    copies: int = setting(
+        "networks that are trained after the last prune", integer(2, MOST_NETWORKS), default=3
+    )
     last_phase: str = setting(
         "whole (each copy takes all steps that are left) | shared (they share them out)",
         one_of("whole", "shared"),
