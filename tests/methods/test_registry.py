@@ -20,6 +20,7 @@ from instant_soup.config.fields import (
     settings_of,
     some_of,
 )
+from instant_soup.config.sections import Training
 from instant_soup.errors import UserError
 from instant_soup.files import read_yaml
 from instant_soup.methods import registry
@@ -110,6 +111,15 @@ def test_defaults_are_allowed_and_a_method_is_made_of_them(name: str) -> None:
             made = registry.create(name, family, preset, {})
             assert registry.rebuild(name, vars(made)) == made
             assert registry.variant_parts(made, family, preset) == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_early_birds_budget_has_more_masks_than_its_window(family: str, preset: str) -> None:
+    """With no more of them, none can be drawn before the budget's end."""
+    epochs = default_of(settings_of(Training)["epochs"], family, preset)
+    method: Any = registry.create("early_bird", family, preset, {})
+    assert epochs / method.every > method.window
 
 
 def test_a_key_of_params_yaml_means_the_same_to_all_its_methods() -> None:

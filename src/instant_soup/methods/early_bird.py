@@ -30,7 +30,7 @@ class EarlyBird(Method):
     every: float = setting(
         "epochs between two masks",
         number(0, MOST_EPOCHS, low_too=False),
-        paper=1.0,
+        paper=ByFamily(1.0, 1.0, 0.5),
         quick=ByFamily(0.1, 1.0),
     )
     window: int = setting("masks that a new one is compared with", integer(1, 1000), default=3)
