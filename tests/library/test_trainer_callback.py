@@ -353,7 +353,7 @@ def test_fisher_without_moments_is_refused(tmp_path: Path, tiny_bert: Path) -> N
     soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS, score="fisher")
     run = trainer(tmp_path, new_classifier(tiny_bert, 2, 0), soup)
     run.args.optim = "sgd"
-    with pytest.raises(UserError, match="^optimizer: SGD holds no second moments"):
+    with pytest.raises(UserError, match=r"^optimizer: SGD holds no second moments"):
         run.train()
 
 
