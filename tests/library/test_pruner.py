@@ -332,6 +332,38 @@ def test_zeros_stay_with_optimizers_that_move_them(name: str, kind: Any) -> None
         assert (loop.optimizer.state[parameter]["state1"] == 7).all()
 
 
+class Both:
+    """Two optimisers, of which the loop gives its pruner the first alone."""
+
+    def __init__(self, parameters: Any, kind: Any) -> None:
+        parameters = list(parameters)
+        vectors = [p for p in parameters if p.ndim == 1]
+        self.optimizer = torch.optim.AdamW(vectors, lr=3e-3)
+        self.other = kind([p for p in parameters if p.ndim == 2], lr=3e-3)
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.other.step()
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+        self.other.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["one_shot", "progressive", "granet", "movement", "platon"])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Muon])
+def test_zeros_stay_where_another_optimizer_trains_the_matrices(name: str, kind: Any) -> None:
+    loop = Loop(**of(name), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
+    both = Both(loop.model.parameters(), kind)
+    loop.optimizer, loop.schedule = both, torch.optim.lr_scheduler.ConstantLR(both.optimizer)
+    loop.pruner = instant_soup.Pruner(
+        loop.model, both.optimizer, steps=STEPS, sparsity=0.75, batches=loader(), loss=loss,
+        **of(name),
+    )  # fmt: skip
+    assert loop.run().pruner.done  # which looks at the zeros after each step
+    assert loop.pruner.sparsity == pytest.approx(0.75, abs=1e-3)
+
+
 def test_the_learning_rate_is_the_optimizers_before_a_warm_up() -> None:
     model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

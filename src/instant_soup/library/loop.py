@@ -104,7 +104,8 @@ class Pruner:
 
         Args:
             model: Any module; torch.compile's and DataParallel's wrappers are fine.
-            optimizer: The loop's optimiser, or accelerate's wrapper of it.
+            optimizer: The loop's optimiser, or accelerate's wrapper of it. Of several the one
+                whose moments and learning rate the method looks at.
             method: As in `instant_soup.prune`; the method must train only once.
             steps: The optimiser's steps in the whole training.
             sparsity: Share of the prunable weights to prune, between 0 and 1.
@@ -181,7 +182,9 @@ class Pruner:
             self.method.check_steps(sparsity, self.run)
             if retrain != ALL:
                 small_parameters(bare, chosen)  # some there must be
-        self._keeps_zeros = type(optimizer) in ELEMENTWISE
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        keeps = type(optimizer) in ELEMENTWISE
+        self._may_move = {n for n, p in chosen.items() if not (keeps and id(p) in held)}
         self._averaged = exchange.size() == 1  # whether gradients are known to be all processes'
         self._due = "after_backward"  # the call that comes next
         self._checked = True  # whether the model's zeros are known to be the mask's
@@ -217,9 +220,16 @@ class Pruner:
         self._due = "after_backward"
         self.run.step += 1
         self.inner.after_step(self.run.step - 1)
-        if not self._keeps_zeros:
-            masks.apply(self.inner.mask, self._weights())
+        if self._may_move:
+            self._put_mask_on_again()
         self._freeze_when_settled()
+
+    def _put_mask_on_again(self) -> None:
+        """Let weights be zero that this optimiser, or another one of the loop, may have moved."""
+        named = self.run.parameters()
+        moved = {n: p for n, p in named.items() if n in self._may_move and p.requires_grad}
+        mask = {name: self.inner.mask[name] for name in moved}
+        masks.apply(mask, {name: exchange.own_part(p) for name, p in moved.items()})
 
     def _freeze_when_settled(self) -> None:
         """From the last mask to the last step, let only what `retrain` names train."""
