@@ -141,6 +141,19 @@ def test_what_zeros_do_not_tell_must_be_in_the_checkpoint(tmp_path: Path, tiny_b
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
 
 
+@pytest.mark.parametrize("name", ["isp_plus", "movement"])
+def test_a_checkpoint_may_have_moved(name: str, tmp_path: Path, tiny_bert: Path) -> None:
+    """It is looked for where the Trainer goes on from, not where it saves."""
+    whole, again = new_classifier(tiny_bert, 2, 0), new_classifier(tiny_bert, 2, 0)
+    soup = instant_soup.InstantSoupCallback(name)
+    trainer(tmp_path / "old", whole, soup, save_strategy="steps", save_steps=8).train()
+    (tmp_path / "old/checkpoint-8").rename(tmp_path / "kept")
+    soup = instant_soup.InstantSoupCallback(name)
+    run = trainer(tmp_path / "old", again, soup)
+    run.train(resume_from_checkpoint=str(tmp_path / "kept"))
+    assert all(torch.equal(w, again.state_dict()[n]) for n, w in whole.state_dict().items())
+
+
 def test_dense_gradients_add_up_over_accumulated_batches(tmp_path: Path, tiny_bert: Path) -> None:
     """A criterion sees the sum that the optimiser would have, of pruned weights too."""
     seen = []

@@ -8,7 +8,7 @@ Example:
 import inspect
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -198,7 +198,7 @@ class InstantSoupCallback(TrainerCallback):
     def _found(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """The pruner's state at a checkpoint of the Trainer's: its file, or the weights' zeros."""
         identity = identity_of(self.method, self.sparsity, state.max_steps, self.retrain)
-        file = _checkpoint(args, state) / KEPT
+        file = (resumed_from() or _checkpoint(args, state)) / KEPT
         if file.exists():
             tensors = load_file(file)
         elif self.method.remembers:
@@ -283,19 +283,31 @@ def holder(model: nn.Module) -> InstantSoupCallback | None:
     return HELD[model]() if model in HELD else None
 
 
-def trainers_loss() -> Loss | None:
-    """The loss as the calling Trainer computes it; None if no Trainer is calling.
+def trainers_calls() -> Iterator[dict[str, Any]]:
+    """Iterate over the local names of the calling Trainer's methods, the innermost first.
 
-    A callback does not get the Trainer itself, so it is looked for among the callers.
+    A callback gets neither the Trainer nor where it goes on from, so both are looked for there.
     """
     from transformers import Trainer
 
     frame = inspect.currentframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back
-    if frame is None:
+    while frame is not None:
+        local, frame = frame.f_locals, frame.f_back
+        if isinstance(local.get("self"), Trainer):
+            yield local
+
+
+def resumed_from() -> Path | None:
+    """The checkpoint that the calling Trainer goes on from, wherever it lies; None if unknown."""
+    given = (local.get("resume_from_checkpoint") for local in trainers_calls())
+    return next((Path(folder) for folder in given if isinstance(folder, str | Path)), None)
+
+
+def trainers_loss() -> Loss | None:
+    """The loss as the calling Trainer computes it; None if no Trainer is calling."""
+    trainer: Any = next((local["self"] for local in trainers_calls()), None)
+    if trainer is None:
         return None
-    trainer: Any = frame.f_locals["self"]
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         arguments = trainer.args
