@@ -1,6 +1,7 @@
 """A model of one's own as it comes: wrapped, tied, narrow, adapted; or such as cannot be pruned."""
 
 import copy
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +135,22 @@ def test_a_model_that_is_frozen_whole_is_refused() -> None:
         assert said.startswith("model: all of its parameters are frozen")
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_trained(off: Any) -> None:
+    model = perceptron()
+    with off():
+        for said in refusals(model):
+            assert said.startswith("model: nothing trains under torch.no_grad() or inference_mode")
+
+
+def test_a_model_that_cannot_be_copied_is_refused_where_copies_train() -> None:
+    model = perceptron()
+    model.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"^model: this method .* cannot pickle '_thread.lock'"):
+        instant_soup.prune(model, loader(), loss, **PRUNE_SETTINGS)
+    assert instant_soup.prune(model, loader(), loss, **ONE_SHOT).sparsity == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize("method", ["isp", "progressive", "one_shot", "snip", "granet", "random"])
 def test_a_frozen_body_is_pruned_under_a_head_that_trains(method: str) -> None:
     model = perceptron()
@@ -194,9 +211,15 @@ def diverged() -> nn.Module:
     return model
 
 
+@torch.inference_mode()
+def made_for_inference() -> nn.Module:
+    return perceptron()
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        (made_for_inference, "model: 0.weight was made under torch.inference_mode()"),
         (lambda: perceptron().to("meta"), "model: 0.weight is on the meta device"),
         (lazy, "model: 0.weight has no shape yet (lazy)"),
         (

@@ -157,10 +157,10 @@ def check_adapters(model: nn.Module) -> None:
 
 
 def check_made(model: nn.Module) -> None:
-    """Refuse a model without shapes: one that has not seen an input yet, or is laid flat.
+    """Refuse a model without shapes, as one that has not seen an input yet, or that cannot train.
 
     Raises:
-        UserError: If a parameter is lazy, or all are one vector.
+        UserError: If a parameter is lazy or of inference mode, or all are one vector.
     """
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise UserError(
@@ -171,6 +171,11 @@ def check_made(model: nn.Module) -> None:
         if nn.parameter.is_lazy(parameter):
             raise UserError(
                 f"model: {name} has no shape yet (lazy); allowed: a model that has seen a batch"
+            )
+        if parameter.is_inference():
+            raise UserError(
+                f"model: {name} was made under torch.inference_mode(), so it cannot train; "
+                "allowed: a model made outside of it"
             )
 
 
@@ -230,8 +235,13 @@ def check_trainable(model: nn.Module) -> None:
     """Refuse a model with no parameter that trains.
 
     Raises:
-        UserError: If all parameters are frozen.
+        UserError: If all parameters are frozen, or gradients are turned off.
     """
+    if not torch.is_grad_enabled():
+        raise UserError(
+            "model: nothing trains under torch.no_grad() or inference_mode(); allowed: a call "
+            "outside of them"
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             "model: all of its parameters are frozen; allowed: some with requires_grad=True"

@@ -387,10 +387,20 @@ def check_loss(loss: Any) -> None:
 
 
 def twin_of(model: nn.Module) -> nn.Module:
-    """A copy of a model, also of one that has kept an activation, which torch refuses to copy."""
+    """A copy of a model, also of one that has kept an activation, which torch refuses to copy.
+
+    Raises:
+        UserError: If it holds what Python cannot copy, as a lock or an open file.
+    """
     attributes = [value for module in model.modules() for value in vars(module).values()]
     kept = [t for t in attributes if isinstance(t, torch.Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
+    except TypeError as error:
+        raise UserError(
+            f"model: this method trains or scores copies of it, and copy.deepcopy says: {error}; "
+            "allowed: a model that can be copied, or a method without copies, as isp_plus"
+        ) from error
 
 
 def weights_of(model: nn.Module) -> Weights:

@@ -98,7 +98,8 @@ def check_moments(weights: Weights, second_moments: Weights) -> None:
         if name not in second_moments:
             raise UserError(
                 f"score: fisher needs the second moments of Adam or AdamW, and {name} has none "
-                "(another optimizer, frozen, or pruned before the first step); allowed: magnitude"
+                "(another optimizer, frozen, reached by no loss yet, or pruned before the first "
+                "step); allowed: magnitude"
             )
     check_some(second_moments[name] for name in weights)
 
