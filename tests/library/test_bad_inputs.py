@@ -169,6 +169,23 @@ def test_what_is_no_loss_is_refused(wrong: Any, words: str) -> None:
         assert line.startswith("loss: ") and words in line
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("isp", "the loss has no gradient for the network that trains"),
+        *((name, "gradients: all are zero") for name in ("snip", "grasp", "obert", "cap")),
+    ],
+)
+def test_a_loss_of_the_model_outside_is_told_where_a_copy_trains(method: str, words: str) -> None:
+    model = perceptron()
+    own = {k: v for k, v in PRUNE_SETTINGS.items() if k not in ("denoisers", "look_ahead")}
+    line = said(
+        instant_soup.prune, model, loader(), lambda _, batch: loss(model, batch),
+        **own, method=method,
+    )  # fmt: skip
+    assert words in line
+
+
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 @pytest.mark.parametrize("method", ["isp", "one_shot", "snip", "grasp", "movement", "granet"])
 def test_a_loss_that_is_not_finite_is_one_line(method: str, bad: float) -> None:

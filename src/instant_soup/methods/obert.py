@@ -144,11 +144,16 @@ class OBERT(OnTheWay):
         run.train(end, f"round {i}", pruner=pruner, key=key, keep_gradients=True)
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask | Cut":
-        """The weights that cost least go; the rest of their blocks moves where it is asked to."""
+        """The weights that cost least go; the rest of their blocks moves where it is asked to.
+
+        Raises:
+            UserError: If all gradients are zero.
+        """
         from instant_soup.sparsity import scores, surgeon
         from instant_soup.sparsity.masks import Cut
 
         fisher = self._fresh(run) if self.gradients == FRESH else run.gradients
+        scores.check_some(fisher.values())
         mask = scores.best(self.worth(fisher, run), sparsity)
         if self.update == "none":
             return mask

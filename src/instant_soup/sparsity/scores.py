@@ -67,8 +67,8 @@ def check_some(gradients: Iterable[torch.Tensor]) -> None:
     if held and not any(gradient.any() for gradient in held):
         raise UserError(
             "gradients: all are zero, so weights have no scores (a last layer of zeros passes none "
-            "on, and a loss that is the same for all has none); allowed: a model and a loss with "
-            "gradients, or scores by magnitude"
+            "on, and a loss that is the same for all, or of another model than it is given, has "
+            "none); allowed: a model and a loss with gradients, or scores by magnitude"
         )
 
 

@@ -356,6 +356,7 @@ def take_steps(
 
     Raises:
         UserError: If a loss is not finite; at most UNSEEN steps later, before any state is taken.
+            If the first one is of another network.
     """
     pruner = FixedMask(pruner) if isinstance(pruner, dict) else pruner
     where = next(model.parameters()).device
@@ -417,6 +418,11 @@ def take_steps(
         with exchange.a_step(), autocast(precision, where), unfused:
             loss = shared_loss(batch)
         loss.backward()
+        if step == first and all(p.grad is None for p in trainable):
+            raise UserError(
+                f"{label}: the loss has no gradient for the network that trains; allowed: a loss "
+                "of the model that the function is given, which may be a copy"
+            )
         if exchange.size() > 1:
             loss = loss.detach()
             exchange.average([loss, *(p.grad for p in beside if p.grad is not None)])
