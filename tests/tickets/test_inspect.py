@@ -324,6 +324,8 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(tmp_path: Path) -> None
     assert "which .safetensors file? It has none" in refusal(tmp_path)
     (tmp_path / "a.safetensors").write_bytes(b"no weights")
     assert "cannot be read as safetensors" in refusal(tmp_path)
+    torch.save({"layer.0.w": torch.ones(2, 2)}, tmp_path / "a.pt")
+    assert "not one of torch.save" in refusal(tmp_path / "a.pt")
     save_file({"head.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors")
     assert "no weight matrices of numbered blocks" in refusal(tmp_path)
     save_file({"layer.0.w": torch.ones(2, 2)}, tmp_path / "b.safetensors")

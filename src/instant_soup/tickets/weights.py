@@ -73,7 +73,10 @@ def header(file: Path) -> dict[str, str]:
         with safe_open(file, framework="numpy") as opened:
             return opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
+        raise UserError(
+            f"{file}: cannot be read as safetensors ({error}); allowed: a whole file of "
+            "safetensors.torch.save_file, not one of torch.save"
+        ) from None
 
 
 def places_of(files: list[Path]) -> dict[str, tuple[Path, list[int]]]:
