@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from instant_soup.config.fields import (
     FAMILIES,
     LIBRARY,
     PRESETS,
+    Rule,
     default_of,
     integer,
     setting,
@@ -120,6 +121,29 @@ def test_early_birds_budget_has_more_masks_than_its_window(family: str, preset: 
     epochs = default_of(settings_of(Training)["epochs"], family, preset)
     method: Any = registry.create("early_bird", family, preset, {})
     assert epochs / method.every > method.window
+
+
+def another(value: Any, rule: Rule) -> Any:
+    """A value beside this one that a setting may have."""
+    others = rule.allowed.split(" | ") if isinstance(value, str) else [0.9 * value, value + 1]
+    return next(one for one in others if one != value and rule.test(one))
+
+
+def told(pruner: Any) -> dict[str, Any]:
+    """What a pruner was made of: numbers, words, steps and its first mask."""
+    plain = {n: v for n, v in vars(pruner).items() if isinstance(v, int | float | str)}
+    mask = {name: kept.tolist() for name, kept in pruner.mask.items()}
+    return {**plain, "switches": getattr(pruner, "switches", None), "mask": mask}
+
+
+@pytest.mark.parametrize("name", [n for n, kind in METHODS.items() if issubclass(kind, Throughout)])
+def test_each_setting_of_a_mask_that_moves_reaches_its_pruner(name: str) -> None:
+    run, method = BareRun({"w": torch.randn(9, 20)}), registry.create(name, "bert", "paper", {})
+    run.total = 1000
+    assert told(method.pruner(run, 0.5)) == told(method.pruner(run, 0.5))
+    for key, field in settings_of(type(method)).items():
+        other = replace(method, **{key: another(getattr(method, key), field.metadata["rule"])})
+        assert told(other.pruner(run, 0.5)) != told(method.pruner(run, 0.5)), key
 
 
 def test_a_key_of_params_yaml_means_the_same_to_all_its_methods() -> None:

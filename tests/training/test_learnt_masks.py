@@ -112,9 +112,28 @@ def test_a_jackpot_may_drop_the_largest_weight() -> None:
     )  # fmt: skip
     start = {"w": torch.tensor([3.0, -2.0, 1.0])}
     driven = drive(pruner, start, [{"w": torch.tensor([1.0, 0.2, -1.0])}], range(1))
-    # To the decay of 5e-4.
-    assert pruner.learnt["w"].tolist() == pytest.approx([0.7, 1.04, 1.09], abs=1e-4)
+    # And a decay of 5e-4 · s, by the same rate.
+    first = [0.7 - 5e-5, 1.04 - 5e-5, 1.09 - 4.95e-5]
+    assert pruner.learnt["w"].tolist() == pytest.approx(first, abs=1e-6)
     assert driven.weights["w"].tolist() == [0.0, -2.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [JackpotPruner, BiPPruner])
+def test_scores_at_the_target_go_on_with_nine_tenths_of_the_step_before(kind: Any) -> None:
+    """A constant slope: steps of 1, 1.9 and 2.71 times the rate."""
+    own = {"implicit": 0.0, "scope": "global"} if kind is BiPPruner else {"scope": "magnitude"}
+    pruner = kind(
+        {"w": torch.ones(2, dtype=torch.bool)}, 0.5, begin=0, settled=9, total=10**9,
+        learning_rate=0.1, every=1, frozen=True, **own,
+    )  # fmt: skip
+    start, slope = {"w": torch.tensor([2.0, 1.0])}, {"w": torch.tensor([-5.0, -3.0])}
+    drive(pruner, start, [slope], range(0))
+    before, scores_seen = pruner.learnt["w"].clone(), []
+    for steps in (1, 2, 3):
+        drive(pruner, start, [slope] * 3, range(steps))
+        scores_seen.append((pruner.learnt["w"] - before).tolist())
+    for found, steps in zip(scores_seen, (1, 2.9, 5.61), strict=True):
+        assert found == pytest.approx([steps, 0.3 * steps], rel=2e-3)  # to a jackpot's decay
 
 
 @pytest.mark.parametrize("name", ["smp", "lottery_jackpots"])
@@ -169,6 +188,8 @@ def test_the_threshold_decides_and_leaves_a_little_of_each_matrix() -> None:
     pruner.learnt["v"].fill_(9.0)
     mask = pruner._moving(13)
     assert mask["w"].nonzero().tolist() == [[3, 4]] and mask["v"].all()
+    pruner.learnt = {"w": torch.arange(1000.0) - 2000}
+    assert pruner._moving(13)["w"].nonzero().flatten().tolist() == [*range(995, 1000)]  # 0.5 %
 
 
 def test_what_the_penalty_has_pruned_too_much_comes_back_in_the_end() -> None:

@@ -64,6 +64,14 @@ def test_scores_follow_the_movement(gradient: list, scores: list, kept: list) ->
     assert mask_of(pruner) == kept and pruner.finished
 
 
+def test_the_scores_rate_falls_to_zero_and_they_do_not_decay() -> None:
+    """Adam's steps under one gradient are the rate: 0.1, then 3/4, a half and a quarter of it."""
+    pruner, parameters, optimizer = attached({"w": [1.0, -2.0]}, total=4)
+    for at, moved in enumerate((0.1, 0.175, 0.225, 0.25)):
+        step(pruner, parameters, optimizer, at, w=[-1.0, -1.0])
+        assert pruner.learnt["w"].tolist() == pytest.approx([moved, -moved], rel=1e-5)
+
+
 def test_a_pruned_weight_gets_no_gradient_but_its_score_does() -> None:
     """M = [1, 0], dL/dW' = [0.5, 0.3]: dL/dW = [0.5, 0], dL/dA = [0.5 · w_0, 0.3 · w_1]."""
     pruner, parameters, _ = attached({"w": [1.0, -2.0]}, begin=0, settled=2, every=1)
@@ -116,6 +124,18 @@ def test_the_density_falls_by_the_cubic_schedule() -> None:
     assert seen[10] == 0.0 and seen[45] == pytest.approx(1 - 0.2125) and seen[46] == seen[45]
     assert seen[80] == seen[100] == pytest.approx(0.9)
     assert masks.count(pruner.mask)[0] == 400
+
+
+def test_the_mask_moves_every_few_steps_from_where_the_density_begins_to_fall() -> None:
+    pruner, parameters, optimizer = attached(
+        {"w": torch.ones(100)}, begin=3, settled=9, every=2, sparsity=0.9
+    )
+    sparsities = []
+    for at in range(12):
+        step(pruner, parameters, optimizer, at, w=torch.randn(100))
+        sparsities.append(masks.sparsity(pruner.mask))
+    moves = [at + 1 for at in range(1, 12) if sparsities[at] != sparsities[at - 1]]
+    assert moves == [5, 7, 9] and sparsities[0] == 0.0
 
 
 def test_the_settled_mask_stays_and_moments_of_what_is_pruned_are_gone() -> None:
