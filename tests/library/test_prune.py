@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional
 
 import instant_soup
-from helpers import PRUNE_SETTINGS, loader, loss, new_classifier, perceptron, products
+from helpers import PRUNE_SETTINGS, BareRun, loader, loss, new_classifier, perceptron, products
 from instant_soup.errors import UserError
 from instant_soup.library import model as model_of
 from instant_soup.library import prune as prune_module
 from instant_soup.library import run, settings
+from instant_soup.methods.custom import Custom
 from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.isp import ISP
 from instant_soup.methods.registry import methods
@@ -583,6 +584,13 @@ def test_a_callable_is_a_criterion() -> None:
     assert [round(sparsity, 2) for _, sparsity in seen] == [0.0, 0.3]
     assert pruned.sparsity == pytest.approx(0.6, abs=1e-3) and pruned.method == "custom"
     assert zeros(pruned.model, pruned.mask)
+
+
+def test_what_is_pruned_stays_so_whatever_a_callable_says_of_it() -> None:
+    held = BareRun({"w": torch.tensor([[1.0, 2.0, 3.0, 4.0]])})
+    custom = Custom(criterion=lambda weights, gradients, state: {"w": -weights["w"]})
+    held.prune({"w": torch.tensor([[False, True, True, True]])})
+    assert custom.find_mask(held, 1, 0.5)["w"].tolist() == [[False, True, True, False]]
 
 
 def test_a_callable_with_odd_scores_is_refused() -> None:

@@ -85,6 +85,12 @@ def test_sparsegpt_moves_a_weight_to_the_least_squares_solution(monkeypatch) -> 
     torch.testing.assert_close(moved, torch.tensor([[0.0, 1.5]]).double())
 
 
+def test_damping_is_a_hundredth_of_the_mean_moment() -> None:
+    """Of 4, 1 and 1 the mean is 2: 1 / 4.02 and 1 / 1.02."""
+    found = factor(torch.tensor([4.0, 1.0, 1.0]).diag()).diagonal().square()
+    assert found.tolist() == pytest.approx([1 / 4.02, 1 / 1.02, 1 / 1.02])
+
+
 def test_each_block_is_settled_on_what_those_before_it_have_left() -> None:
     """By blocks of two columns against removals one after the other on the whole matrix."""
     draws = torch.Generator().manual_seed(0)

@@ -1,6 +1,9 @@
 """Denoisers: a protocol is a function of its key, within its ranges and of the right spread."""
 
+import copy
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from instant_soup.config.sections import Recipe
 from instant_soup.methods.isp import ISP
 from instant_soup.seeds import generator
 from instant_soup.training.protocols import Protocol, draw_protocol
+from instant_soup.training.state import State
 
 LAW = hypothesis_settings(deadline=None, max_examples=60)
 RECIPE = Recipe(learning_rate=1e-4, batch_size=32, epochs=3.0, seed=11)
@@ -87,6 +91,34 @@ def test_isp_draws_by_the_runs_seed_the_round_and_the_denoiser(seed: int) -> Non
     expected = draw_protocol(run.recipe, RATES, DECAYS, 0.5, 200, (seed, 3, 1))
     assert found.described() == expected.described()
     assert torch.equal(found.rows, expected.rows)
+    uniform = draw_protocol(run.recipe, RATES, DECAYS, 0.5, 200, (seed, 3, 1), uniform=True)
+    assert replace(isp, draws="uniform").protocol(run, 3, 1).described() == uniform.described()
+
+
+def test_a_look_ahead_is_a_fresh_training_at_a_constant_rate_beside_the_run() -> None:
+    """No moments and step 0, on the protocol's rows, under the run's mask."""
+    taken: list[dict[str, Any]] = []
+
+    class Ahead(BareRun):
+        def take(self, network: Any, state: State, pruner: Any, *_: Any, **how: Any) -> State:
+            taken.append({**how, "state": copy.deepcopy(state), "pruner": pruner})
+            state.weights["w"] += 1.0
+            return state
+
+    run = Ahead({"w": torch.ones(2, 2)}, batches=[{}] * 20)
+    run.beside = lambda state, recipe: None  # type: ignore[assignment,method-assign,return-value]
+    moments = {"w": torch.ones(2, 2)}
+    run.state = State({"w": torch.full((2, 2), 3.0)}, moments, moments, step=5)
+    run.mask = {"w": torch.eye(2) > 0}
+    protocol = ISP(learning_rate_range=RATES, weight_decay_range=DECAYS).protocol(run, 0, 0)
+    after = run.look_ahead(protocol, 7, "test")
+    (how,) = taken
+    assert (how["last"], how["total"], how["pruner"]) == (7, None, run.mask)
+    assert torch.equal(how["rows"], protocol.rows)
+    begun = how["state"]
+    assert begun.step == 0 and not begun.first_moments and not begun.second_moments
+    assert torch.equal(begun.weights["w"], run.state.weights["w"])
+    assert torch.equal(after.weights["w"], run.state.weights["w"] + 1)
 
 
 def test_no_two_denoisers_of_some_runs_share_a_generator() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 import instant_soup
 from helpers import SPARSITIES, BareRun, Toy, batches_of, loader, loss, perceptron, same
 from instant_soup.errors import UserError
-from instant_soup.methods.budgets import BUDGETS
+from instant_soup.methods.budgets import BUDGETS, lamp_mask
 from instant_soup.methods.erdos_renyi import densities
 from instant_soup.methods.isp_plus import IspPlus
 from instant_soup.methods.lamp import LAMP
@@ -63,6 +63,17 @@ def test_some_budgets_are_rows_of_their_own(run: BareRun) -> None:
             assert int(kept.sum()) == pytest.approx(dense[name] * kept.numel(), abs=1)
 
 
+def test_owl_takes_outliers_from_where_it_is_told_and_as_far_apart() -> None:
+    """Of the mean, 2, one weight is more than the double; densities are 1/2 ± 1/4."""
+    few, none = torch.ones(2, 4), torch.ones(2, 4)
+    few[0, 2] = 9.0
+    run = BareRun({"layer.0.w": few, "layer.1.w": none})
+    found = LayerBudgets(budget="owl", outlier=2.0, spread=0.25).mask(run, 0.5)
+    assert [int(kept.sum()) for kept in found.values()] == [6, 2]
+    found = LayerBudgets(budget="owl", outlier=4.5, spread=0.25).mask(run, 0.5)
+    assert [int(kept.sum()) for kept in found.values()] == [4, 4]
+
+
 def test_lamp_of_fisher_scores_takes_them_for_squares(run: BareRun) -> None:
     squares = gradients.mean_squared_gradient(run, 3)
     worth = scores.fisher_scores(run.weights, squares)
@@ -71,6 +82,15 @@ def test_lamp_of_fisher_scores_takes_them_for_squares(run: BareRun) -> None:
     )
     by_weight = budgets.lamp({n: w.float().abs().double() ** 2 for n, w in run.weights.items()})
     assert same(LAMP().mask(run, 0.7), scores.best(by_weight, 0.7))
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_to_lamp_a_score_below_zero_is_none_at_all(squared: bool) -> None:
+    worth = {"w": torch.tensor([[-3.0, 1.0, 2.0]])}
+    found = [lamp_mask(BareRun(worth), worth, s, squared=squared)["w"] for s in (2 / 3, 1 / 3)]
+    assert found[0].tolist() == [[False, False, True]] and found[1].tolist() == [
+        [False, True, True]
+    ]
 
 
 def test_the_mean_squared_gradient_is_of_batches(run: BareRun) -> None:
@@ -125,6 +145,22 @@ def test_a_slope_is_that_of_the_gradient_along_its_direction() -> None:
             z = torch.randn(w.shape, generator=draws)
             expected[name] += abs(float((factor * i * w * z).sum())) / 2
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_pruned_adds_nothing_to_a_slope() -> None:
+    """Of a sum of all weights: |Σ z| over those that are left."""
+
+    class Linear(BareRun):
+        def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+            return sum(w.sum() for n, w in network.named_parameters() if n in self.mask)
+
+    model, draws = Toy(*SIZES).double(), generator(3, 0)
+    run = Linear(model.matrices(), seed=3, network=model, batches=[0])
+    run.prune(scores.magnitude(run.weights, 0.5))
+    found = probes.slopes(run, 1)
+    for name, kept in run.mask.items():
+        z = torch.randn(kept.shape, generator=draws)
+        assert found[name] == pytest.approx(abs(float(z[kept].double().sum())), rel=1e-6)
 
 
 def test_a_distortion_is_the_outputs_squared_change(run: BareRun) -> None:

@@ -219,6 +219,10 @@ def test_the_largest_fractions_are_rounded_up(wanted: list, total: int, shares: 
     assert list(found.values()) == shares
 
 
+def test_what_has_all_that_it_may_have_is_not_rounded_up() -> None:
+    assert masks.share_out({"a": 2.0, "b": 1.0}, 4, {"a": 2, "b": 3}) == {"a": 2, "b": 2}
+
+
 @LAW
 @given(st.lists(TIED_SCORES, min_size=1, max_size=4), st.data())
 def test_each_tensor_is_ranked_by_itself(scores: list[list[float]], data) -> None:

@@ -58,6 +58,14 @@ def test_two_gradients_in_blocks_of_two_and_of_one(size: int, expected: list[flo
     torch.testing.assert_close(3.75 * found, torch.tensor([expected]), atol=1e-4, rtol=0)
 
 
+def test_the_mean_squared_gradient_is_of_all_that_is_kept() -> None:
+    """Squares 1 and 9: of what is pruned they do not count, and those of no gradient are zero."""
+    fisher = fisher_of([[1.0, 3.0]], 2)
+    assert surgeon.mean_square(fisher, mask_of([1, 1])) == 5
+    assert surgeon.mean_square(fisher, mask_of([0, 1])) == 9
+    assert surgeon.mean_square(fisher, {**mask_of([0, 1]), "v": torch.ones(2) > 0}) == 3
+
+
 def test_summed_corrections_are_not_the_joint_one() -> None:
     fisher, w, after = {"w": COUPLED[None]}, one([1.0, 1.0, 1.0]), mask_of([0, 0, 1])
     full = mask_of([1, 1, 1])
