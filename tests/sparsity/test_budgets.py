@@ -87,6 +87,7 @@ def test_an_outlier_is_so_many_times_the_layers_mean() -> None:
     scores = [torch.tensor([1.0, 1.0, 1.0]), torch.tensor([[1.0, 6.0]])]  # mean 2
     assert budgets.outlier_share(scores, 2.5) == pytest.approx(0.2)
     assert budgets.outlier_share(scores, 3.5) == 0 == budgets.outlier_share([torch.ones(0)], 2)
+    assert budgets.outlier_share([torch.tensor([1.0, 1.0, 4.0])], 2) == 0  # twice, not above
 
 
 def test_importance_shares_what_is_above_the_least() -> None:
@@ -124,6 +125,13 @@ def test_the_least_distortion_is_that_of_brute_force(sizes, share, random) -> No
         if sum(kept[n][a] for n, a in zip(kept, choice, strict=True)) <= total
     )
     assert spent == pytest.approx(least)
+
+
+def test_what_does_not_fill_its_unit_takes_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four weights are two units: three weights of one matrix would take both."""
+    monkeypatch.setattr(budgets, "UNITS", 2)
+    kept, costs = {n: [3, 2, 0] for n in "ab"}, {n: [0.0, 1.0, 10.0] for n in "ab"}
+    assert budgets.least_distortion(kept, costs, 4) == {"a": 2, "b": 2}
 
 
 def test_many_weights_are_weighed_in_few_units() -> None:

@@ -244,6 +244,13 @@ def test_the_header_says_what_it_is(saved: Path) -> None:
         header = file.metadata()
     assert (header["format"], header["dtype"]) == ("instant-soup-compact-1", "fp32")
     assert json.loads(header["shapes"]) == {"layer.0.w": [3, 7], "layer.1.w": [5]}
+    assert header["inputs_at"] == "{}"
+    weights, mask = pruned([(3, 7)], 0.5, 0)
+    weights["half"] = torch.ones(2).bfloat16()
+    compact.save(saved, weights, mask, inputs_at={"layer.0.w": 0})
+    with safe_open(saved, framework="pt") as file:
+        header = file.metadata()
+    assert header["dtype"] == "own" and json.loads(header["inputs_at"]) == {"layer.0.w": 0}
 
 
 def test_weights_that_share_memory_are_kept_by_each_name(tmp_path: Path) -> None:

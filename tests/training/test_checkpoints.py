@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from helpers import (
     ROOT,
+    BareRun,
     FakeRun,
     assert_same,
     found_by,
@@ -388,6 +389,23 @@ def test_a_training_of_another_start_end_or_engine_is_another(store: Path) -> No
     assert len(set(found)) == len(found)
 
 
+def test_a_state_is_named_by_the_mask_it_was_pruned_by_and_what_it_was_moved_to() -> None:
+    weights = {"w": torch.tensor([[1.0, 2.0]])}
+    first, second = ({"w": torch.tensor([[a, not a]])} for a in (True, False))
+    cuts = [masks.Cut(first, {"w": torch.tensor([[moved, 0.0]])}) for moved in (1.5, 2.5)]
+    found = []
+    for one in (first, second, *cuts):
+        run = BareRun(weights)
+        run.prune(one)
+        found.append((run.origin, run.own_state))
+    for how in ("the mean", "another"):
+        run = BareRun(weights)
+        run.moved(how)
+        found.append((run.origin, run.own_state))
+    assert len({origin for origin, _ in found}) == 6
+    assert [moved for _, moved in found] == [False, False, True, True, True, True]
+
+
 def test_a_methods_own_sources_count_where_it_finds_masks_and_not_where_it_trains(
     store: Path,
 ) -> None:
@@ -398,13 +416,15 @@ def test_a_methods_own_sources_count_where_it_finds_masks_and_not_where_it_train
     assert entry_of(recipe, how=pruner, code="1") != entry_of(recipe, how=pruner, code="2")
     assert entry_of(recipe, how=pruner) != entry_of(recipe, how=another)
 
-    def search(own: str) -> str:
+    def search(own: str, step: int = 0) -> str:
         run = PipelineRun(*load_start(START), recipe, FakeRun(), code=own)
+        run.state.step = step
         run.search(["mine"], lambda: run.mask)
         assert run.store is not None
         return run.store.used[-1].name
 
     assert search("1") == search("1") != search("2")
+    assert search("1", 3) != search("1")  # after other steps the weights are others
 
 
 def test_other_data_are_foreign(store: Path, tmp_path: Path, project: Path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """Retraining of few parameters: what trains, by hand; adapters, by hand and to the bit."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from instant_soup.models.head import Head
 from instant_soup.sparsity import masks, scores
 from instant_soup.training import loop, retraining
 from instant_soup.training.cost import Cost
+from instant_soup.training.pruner import FixedMask
 from instant_soup.training.retraining import MaskLora, merged, small_parameters
 from instant_soup.training.state import State
 
@@ -79,6 +81,37 @@ def test_an_adapters_gradients_are_those_of_the_loss() -> None:
     pruner.release()
     module.weight.sum().backward()
     assert module.weight.grad is not None
+
+
+def test_an_adapter_changes_nothing_at_first_and_is_drawn_for_each_matrix_and_seed() -> None:
+    """A is uniform between -1/√100 and 1/√100."""
+    weights = {name: nn.Parameter(torch.zeros(5, 100)) for name in "vw"}
+    drawn = []
+    for seed in (0, 1):
+        pruner = MaskLora(masks.full(weights), weights, rank=8, alpha=16.0, seed=seed)
+        pruner.attach(weights, torch.optim.AdamW(weights.values()), {})
+        assert not any(b.any() for b, _ in pruner.adapters.values())
+        drawn += [a.detach() for _, a in pruner.adapters.values()]
+        pruner.release()
+    for one, other in itertools.combinations(drawn, 2):
+        assert not torch.equal(one, other)
+    for a in drawn:
+        assert a.abs().max() <= 0.1 and a.min() < -0.09 and a.max() > 0.09
+
+
+@pytest.mark.parametrize("retrain", ["norms_and_biases", "mask_lora"])
+def test_the_last_phase_has_its_rate_and_no_moments_of_what_is_frozen(retrain: str) -> None:
+    recipe = replace(RECIPE, retrain=retrain)
+    assert retraining.at_its_rate(recipe).learning_rate == pytest.approx(2 * 5e-3)
+    assert retraining.at_its_rate(replace(recipe, retrain="all")).learning_rate == 5e-3
+    module = One()
+    first, second = ({n: torch.ones_like(p) for n, p in module.named_parameters()} for _ in "mv")
+    state = State(dict(module.state_dict()), first, second, step=3)
+    mask = {"weight": torch.tensor([[True, False], [True, True]])}
+    with retraining.only_some(module, state, FixedMask(mask), recipe):
+        assert state.first_moments.keys() == state.second_moments.keys() == {"bias"}
+        assert module.weight.requires_grad == (retrain == "mask_lora")
+    assert module.weight.requires_grad
 
 
 def test_what_trains_of_a_text_classifier(tiny_bert: Path) -> None:
@@ -174,6 +207,18 @@ def test_adapters_train_what_is_kept_and_cost_their_products(tiny_bert: Path) ->
     kept, total = masks.count(mask)
     assert cost.flops - of_all.flops == pytest.approx(5 * 6 * 3 * total)
     assert cost.sparse_flops - of_all.sparse_flops == pytest.approx(5 * 6 * 3 * kept)
+
+
+def test_adapters_are_clipped_with_all_that_trains(tiny_bert: Path, monkeypatch: Any) -> None:
+    clip, clipped = nn.utils.clip_grad_norm_, []
+
+    def watched(parameters: list[torch.Tensor], most: float) -> torch.Tensor:
+        clipped.append(sum(p.grad is not None for p in parameters))
+        return clip(parameters, most)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", watched)
+    _, state, mask, _ = retrained(tiny_bert, "mask_lora")
+    assert clipped == [len(state.first_moments) + 2 * len(mask)] * 5
 
 
 def weights_of(model: nn.Module) -> Weights:

@@ -93,7 +93,10 @@ def test_without_hardness_a_teacher_changes_nothing_but_the_cost(
     taught, _ = train(teacher)
     head = "classifier.weight"
     assert not torch.equal(taught.weights[head], alone.weights[head])
-    again, _ = train(teacher)  # which is evaluated: its dropout draws nothing
+    # It is evaluated: its own dropout, which it has where it comes from, has no part in it.
+    still = bert.classifier(tiny_bert, before, **bert_settings(2, 0.0))
+    again, _ = train(teacher.train())
     assert_same(taught, again)
+    assert_same(taught, train(still)[0])
     assert all(torch.equal(bits(w.float()), bits(before[n].float()))
                for n, w in teacher.state_dict().items())  # fmt: skip
