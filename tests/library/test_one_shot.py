@@ -247,6 +247,22 @@ def test_all_matrices_together_are_ranked_as_in_memory(tmp_path: Path) -> None:
     assert mask.keys() == expected.keys()
 
 
+def test_new_weights_are_rounded_as_their_files_hold_them(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "llama", "llama")
+    weights = {n: w.bfloat16() for n, w in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model = Model(folder)
+    with model.block(0) as block:
+        moved = block_by_block._pruned(
+            model, block, f"{model.stack}.0.", lambda name, w, _: (w > 0, w * 1.01), {}
+        )
+        assert len(list(moved)) == 7
+        for name, weight in block.named_parameters():
+            before = model.read(f"{model.stack}.0.{name}")
+            new = before * 1.01 if weight.ndim == 2 else before
+            assert torch.equal(weight, new.bfloat16().float())
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
 def test_rows_keep_the_same_share(tmp_path: Path, kind: str) -> None:
     model = Model(save_causal(tmp_path / kind, kind))
@@ -292,7 +308,7 @@ def test_all_criteria_from_the_command_line(tmp_path: Path, capsys) -> None:
     texts.mkdir()
     (texts / "a.txt").write_text("\n\n".join(f"the film is fine {i}" for i in range(100)))
     given = ["oneshot", str(model), f"local:{texts}", "--length", "16", "--blocks", "4"]
-    given += ["--sparsities", "0", "0.5", "--patterns", "2:4", "--json"]
+    given += ["--sparsities", "0.5", "0", "--patterns", "2:4", "--json"]  # dense again
     assert cli.main(given) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["method"] for row in rows] == [m for m in one_shot.USUAL for _ in range(3)]
@@ -329,6 +345,7 @@ def test_a_kept_model_is_evaluated_as_it_was_measured(
     ticket = json.loads(Path("new/ticket.json").read_text())
     assert (ticket["model"], ticket["dataset"]) == ("causal:local:mixtral", "local:texts")
     assert (ticket["method"], ticket["pattern"], ticket["max_length"]) == (method, "2:4", 16)
+    assert ticket["calibration_blocks"] == 4
     card = ModelCard.load(Path("new/README.md"))
     assert card.data.pipeline_tag == "text-generation"
     assert f"| perplexity | {row['perplexity']:.4f} |" in card.text

@@ -172,6 +172,21 @@ def test_it_learns() -> None:
     assert (model(x).argmax(1) == y).float().mean() > 0.9
 
 
+def test_training_is_by_the_settings_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    take, seen = loop.take_steps, []
+
+    def watched(*given: Any, **how: Any) -> State:
+        seen.append(given[6])
+        return take(*given, **how)
+
+    monkeypatch.setattr(loop, "take_steps", watched)
+    own = {"learning_rate": 2e-3, "weight_decay": 0.3, "warmup": 0.25, "clip_norm": 0.7, "seed": 4}
+    own["precision"] = "bf16"
+    instant_soup.prune(perceptron(), loader(), loss, steps=4, method="one_shot", **own)
+    (recipe,) = seen
+    assert {name: getattr(recipe, name) for name in own} == own
+
+
 def test_equal_calls_give_equal_models_and_seeds_differ() -> None:
     one, other, third = (
         instant_soup.prune(perceptron(), loader(), loss, **{**PRUNE_SETTINGS, "seed": seed}).model
@@ -686,6 +701,33 @@ def test_a_denoisers_subset_is_of_batches_the_same_in_each_pass() -> None:
     shuffled = torch.utils.data.DataLoader(torch.arange(6), shuffle=True)
     taken = [int(b) for _, b in run.steps(shuffled, 0, 4, 7, rows)]
     assert taken[:2] == taken[2:] and len(set(taken)) == 2
+
+
+def test_a_shuffler_is_told_where_a_pass_begins_and_a_subsets_passes_are_alike() -> None:
+    class Shuffled(list):
+        def set_epoch(self, epoch: int) -> None:
+            told.append(epoch)
+
+    told: list[int] = []
+    assert [batch for _, batch in run.steps(Shuffled("abc"), 0, 6, 0)] == [*"abcabc"]
+    assert told == [0, 3]
+    told.clear()
+    rows = torch.tensor([1])
+    assert [batch for _, batch in run.steps(Shuffled("abc"), 0, 3, 0, rows)] == [*"bbb"]
+    assert told == [0, 0, 0]
+
+
+def test_a_score_costs_the_products_that_are_left() -> None:
+    """Of the first two layers a quarter is kept; the head is whole."""
+    model, x = perceptron(), torch.randn(5, 8)
+    own = run.LibraryRun(
+        model, loader(), loss, model_of.choose(model), settings.recipe_of(0), 4,
+        validate=lambda network: float(network(x).sum()),
+    )  # fmt: skip
+    own.prune(scores.magnitude(own.weights, 0.75))
+    own.score(own.state.weights)
+    inside, head = (2 * 5 * weights for weights in (8 * 32 + 32 * 32, 32 * 2))
+    assert own.cost.flops == inside + head and own.cost.sparse_flops == inside / 4 + head
 
 
 def test_a_run_goes_on_within_a_pass() -> None:

@@ -130,6 +130,9 @@ def test_a_language_model_is_saved_for_loaders_and_evaluated(tmp_path: Path, cap
 
     model = causal.load_pretrained(save_causal(tmp_path / "llama", "llama"))
     pruned(model).save(tmp_path / "new", tokenizer=tmp_path / "llama", max_length=16)
+    pruned(model).save(tmp_path / "long", tokenizer=tmp_path / "llama", max_length=10**6)
+    most = model.config.max_position_embeddings  # whatever is asked for
+    assert read_json(tmp_path / "long/ticket.json")["max_length"] == most
     stored = load_file(tmp_path / "new/model.safetensors")
     index = read_json(tmp_path / "new/model.safetensors.index.json")["weight_map"]
     assert index == dict.fromkeys(stored, "model.safetensors")  # not mask and compact file
@@ -216,13 +219,16 @@ def test_open_clip_loads_it_from_its_folder(tmp_path: Path) -> None:
     made = pruned(model)
     with pytest.raises(UserError, match="base: None is no folder with an open_clip_config"):
         made.save(tmp_path / "ticket")
-    made.save(tmp_path / "ticket", base=base, classes=["one", "two"])
+    own = {"classes": ["one", "two"], "templates": ["no {}.", "a {}."]}
+    made.save(tmp_path / "ticket", base=base, **own)
     again, _, _ = package.create_model_and_transforms(f"local-dir:{tmp_path / 'ticket'}")
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(again.eval().encode_image(x), model.encode_image(x))
     assert masks.count(inspect.read(tmp_path / "ticket").mask) == masks.count(made.mask)
-    assert read_json(tmp_path / "ticket/ticket.json")["family"] == "clip"
+    ticket = read_json(tmp_path / "ticket/ticket.json")
+    assert (ticket["family"], ticket["seed"]) == ("clip", 7)
+    assert {name: ticket[name] for name in own} == own
 
 
 def test_a_saved_open_clip_model_is_evaluated_with_or_without_names_of_its_own(

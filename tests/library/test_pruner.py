@@ -16,6 +16,7 @@ from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.registry import methods
 from instant_soup.methods.snip import SNIP
 from instant_soup.sparsity import masks, scores
+from instant_soup.training.pruner import PrunesInRounds
 from instant_soup.training.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -375,6 +376,17 @@ def test_the_learning_rate_is_the_optimizers_before_a_warm_up() -> None:
     assert given.run.recipe.learning_rate == 1e-4
 
 
+def test_trainings_beside_the_loop_are_by_the_settings_that_are_given() -> None:
+    model = perceptron()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    own = {"clip_norm": 0.7, "precision": "bf16", "seed": 4}
+    pruner = instant_soup.Pruner(
+        model, optimizer, steps=STEPS, batches=loader(), loss=loss, epoch=5, **own
+    )
+    assert {name: getattr(pruner.run.recipe, name) for name in own} == own
+    assert pruner.run.steps_per_epoch == 5
+
+
 def test_it_works_with_accelerate(tmp_path: Any) -> None:
     from accelerate import Accelerator
 
@@ -607,6 +619,22 @@ def test_frozen_matrices_in_half_are_ranked_in_full(name: str) -> None:
 
 def products_in_order() -> Any:
     return torch.utils.data.DataLoader(products(), batch_size=16)
+
+
+def test_rounds_that_end_with_one_step_prune_one_after_the_other() -> None:
+    parameter, found = nn.Parameter(torch.arange(1.0, 5)), []
+
+    def find(i: int) -> masks.Mask:
+        found.append(parameter.detach().tolist())
+        return {"w": torch.arange(4) > i}
+
+    rounds = PrunesInRounds({"w": torch.ones(4) > 0}, [1, 1, 2], find)
+    rounds.attach({"w": parameter}, torch.optim.SGD([parameter], lr=0.0), {})
+    rounds.after_step(0)
+    assert found == [[1, 2, 3, 4], [0, 2, 3, 4]] and parameter.tolist() == [0, 0, 3, 4]
+    assert not rounds.finished
+    rounds.after_step(1)
+    assert rounds.finished and parameter.tolist() == [0, 0, 0, 4]
 
 
 def test_rounds_that_end_with_one_step_see_its_gradients() -> None:

@@ -159,6 +159,7 @@ def test_dense_gradients_add_up_over_accumulated_batches(tmp_path: Path, tiny_be
     seen = []
 
     def watch(weights: dict, gradients: dict, state: Any) -> dict:
+        assert not soup.dense  # the next step's gradients are not added to these
         seen.append({name: g.clone() for name, g in gradients.items()})
         return {name: w.abs() for name, w in weights.items()}
 
@@ -223,6 +224,27 @@ def test_look_aheads_leave_the_trainers_random_numbers_alone(
         monkeypatch.setattr(ISP, "find_mask", looking_in_vain)
     assert curious.cost.search_steps == 2 * 2 * 3
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        ({"max_grad_norm": 0.25}, {"clip_norm": 0.25, "precision": "fp32"}),
+        ({"max_grad_norm": 0.0, "bf16": True}, {"clip_norm": 1e30, "precision": "bf16"}),
+    ],
+)
+def test_a_look_ahead_trains_as_the_trainer_does_by_the_callbacks_seed(
+    tmp_path: Path, tiny_bert: Path, arguments: dict[str, Any], own: dict[str, Any]
+) -> None:
+    soup = instant_soup.InstantSoupCallback(**CALLBACK_SETTINGS, seed=5)
+    model = new_classifier(tiny_bert, 2, 0)
+    with pytest.warns(UserWarning, match="training ended early"):
+        trainer(tmp_path, model, soup, Stop(1), **arguments).train()
+    own |= {"learning_rate": 1e-2, "seed": 5}
+    run = soup.pruner.run
+    assert {name: getattr(run.recipe, name) for name in own} == own
+    assert isinstance(run._batches.sampler, torch.utils.data.RandomSampler)
+    assert run._batches.batch_size == 8
 
 
 def test_own_loss_and_batches_are_what_a_look_ahead_takes(tmp_path: Path, tiny_bert: Path) -> None:
