@@ -1,6 +1,7 @@
 """Pruning criteria without data: each against a plain reading of its definition, and its laws."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import cast
@@ -124,6 +125,30 @@ def test_a_criterions_ticket_is_its_mask_on_the_pre_trained_weights(method: str)
     assert (run.cost.steps, run.cost.search_steps) == (0, 0)
     for name, weight in weights.items():
         assert torch.equal(run.state.weights[name], weight * mask[name])
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        *[("snip", {}), ("grasp", {}), ("grasp_absolute", {}), ("lamp", {"score": "fisher"})],
+        *[("layer_budgets", {"budget": "global", "score": score}) for score in ("fisher", "snip")],
+        *[("wanda", {}), ("sparsegpt", {}), ("multiflow", {})],
+    ],
+)
+def test_a_criterion_looks_at_as_many_batches_as_it_is_told(
+    method: str, own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def batches(self: BareRun, first: int, last: int) -> Iterator[Weights]:
+        asked.append(last - first)
+        yield from self.rows_of[first:last]
+
+    monkeypatch.setattr(BareRun, "batches", batches)
+    for number in (1, 2):
+        criterion(method, batches=number, calibration_batches=number, **own).mask(toy_run(), 0.5)
+        assert set(asked) == {number}
+        asked.clear()
 
 
 @LAW

@@ -40,6 +40,7 @@ from instant_soup.pipeline.plan import plan
 from instant_soup.reports.results import label
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.training.checkpoints import digest
 from instant_soup.training.gradients import mean_gradient
 from instant_soup.training.run import Run
 from instant_soup.training.state import Weights
@@ -125,7 +126,10 @@ def test_early_birds_budget_has_more_masks_than_its_window(family: str, preset: 
 
 def another(value: Any, rule: Rule) -> Any:
     """A value beside this one that a setting may have."""
+    if isinstance(value, list):  # low and high
+        return [value[0], value[1] + 0.5]
     others = rule.allowed.split(" | ") if isinstance(value, str) else [0.9 * value, value + 1]
+    others += [0.5, not value]
     return next(one for one in others if one != value and rule.test(one))
 
 
@@ -144,6 +148,43 @@ def test_each_setting_of_a_mask_that_moves_reaches_its_pruner(name: str) -> None
     for key, field in settings_of(type(method)).items():
         other = replace(method, **{key: another(getattr(method, key), field.metadata["rule"])})
         assert told(other.pruner(run, 0.5)) != told(method.pruner(run, 0.5)), key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, kind in METHODS.items() if issubclass(kind, AtStart | OnTheWay | Throughout)],
+)
+def test_what_is_found_is_kept_by_the_name_and_all_settings_that_it_depends_on(name: str) -> None:
+    keys: list[str] = []
+
+    class Keyed(BareRun):
+        def search(self, key: Any, *_: Any) -> Any:
+            keys.append(digest(key))
+            return self.mask
+
+        def train(self, *_: Any, key: Any = None, **how: Any) -> None:
+            keys.append(digest(key))
+
+    def find(method: Method, sparsity: float = 0.5, target: float = 0.75) -> None:
+        run = Keyed({"w": torch.ones(9, 20)})
+        run.total, run.target = 1000, target
+        if isinstance(method, OnTheWay):
+            method.prune_round(run, 0, sparsity)
+        else:
+            method.find(run, sparsity)
+
+    method: Any = registry.create(name, "bert", "paper", {})
+    find(method)
+    find(method)
+    assert keys.pop() == keys[0]
+    find(method, 0.4)
+    if isinstance(method, OnTheWay):
+        find(method, 0.5, 0.5)  # its last round
+    for key, field in settings_of(type(method)).items():
+        value = getattr(method, key)
+        other = 0.5 if value is None else another(value, field.metadata["rule"])
+        find(replace(method, **{key: other}))
+    assert len(set(keys)) == len(keys)
 
 
 def test_a_key_of_params_yaml_means_the_same_to_all_its_methods() -> None:

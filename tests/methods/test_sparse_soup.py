@@ -12,6 +12,7 @@ import instant_soup
 from helpers import loader, loss, perceptron
 from instant_soup.config.sections import Recipe
 from instant_soup.errors import UserError
+from instant_soup.methods import sparse_soup
 from instant_soup.methods.soups import uniform_soup
 from instant_soup.methods.sparse_soup import SparseSoup, going_on
 from instant_soup.sparsity import masks
@@ -65,6 +66,22 @@ def test_the_ticket_is_the_mean_of_copies_under_one_mask(
         assert all(not end[name][~mask].any() for end in ends)
         assert not pruned.model.state_dict()[name][~mask].any()
     assert pruned.cost["steps"] + pruned.cost["search_steps"] == steps
+
+
+def test_copies_are_drawn_from_the_ranges_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Recipe] = []
+
+    def untrained(run: Run, recipes: list[Recipe], label: str, last: int) -> list:
+        seen.extend(recipes)
+        return [run.state.weights]
+
+    monkeypatch.setattr(sparse_soup, "trained_apart", untrained)
+    prune(learning_rate_range=[3.0, 3.0], weight_decay_range=[0.2, 0.2])
+    assert len({recipe.seed for recipe in seen}) == 3
+    for recipe in seen:
+        assert recipe.weight_decay == pytest.approx(0.2)
+        there, wanted = (learning_rate(6, 24, rate) for rate in (recipe.learning_rate, 3e-2))
+        assert there == pytest.approx(wanted)
 
 
 def test_its_mask_is_the_row_s_that_it_stands_on() -> None:
