@@ -16,7 +16,7 @@ from instant_soup.methods.grasp import GraSP
 from instant_soup.methods.registry import methods
 from instant_soup.methods.snip import SNIP
 from instant_soup.sparsity import masks, scores
-from instant_soup.training.pruner import PrunesInRounds
+from instant_soup.training.pruner import PrunesInRounds, fits
 from instant_soup.training.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -619,6 +619,13 @@ def test_frozen_matrices_in_half_are_ranked_in_full(name: str) -> None:
 
 def products_in_order() -> Any:
     return torch.utils.data.DataLoader(products(), batch_size=16)
+
+
+def test_a_moment_has_a_float_for_each_weight() -> None:
+    parameter = nn.Parameter(torch.ones(2, 3))
+    assert fits(torch.zeros(2, 3), parameter) and not fits(torch.zeros(()), parameter)
+    assert not fits(torch.zeros(2, 3, dtype=torch.uint8), parameter)  # quantised
+    assert not fits(3, parameter)
 
 
 def test_rounds_that_end_with_one_step_prune_one_after_the_other() -> None:

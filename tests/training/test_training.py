@@ -474,6 +474,15 @@ def test_evaluation_scores_every_row_against_its_own_label(tiny_bert, fresh, tra
     assert model.training  # back in training mode
 
 
+def test_what_missed_some_steps_goes_on_by_its_own_count() -> None:
+    module = torch.nn.Linear(2, 1)
+    first, second = ({n: torch.ones_like(p) for n, p in module.named_parameters()} for _ in "mv")
+    state = State(dict(module.state_dict()), first, second, step=5, counts={"bias": 3})
+    optimizer = loop.make_optimizer(module, state, 0.0)
+    taken = [int(optimizer.state[p]["step"]) for p in (module.weight, module.bias)]
+    assert taken == [5, 3] and loop.state_of(module, optimizer, 5).counts == {"bias": 3}
+
+
 def test_weight_decay_spares_biases_and_norms(tiny_bert, fresh) -> None:
     model = bert.classifier(tiny_bert, fresh.weights, **bert_settings(2))
     decays = {
