@@ -159,7 +159,7 @@ class Pruner:
             check_gradients(self.method, chosen)
             check_precision(chosen)
             optimizer = optimizer_of(optimizer, bare)
-            check_moments(self.method, optimizer)
+            check_optimizer(self.method, optimizer)
             group = optimizer.param_groups[0]
             if learning_rate is None:
                 learning_rate = float(group.get("initial_lr", group["lr"]))  # before a warm-up
@@ -418,7 +418,7 @@ def optimizer_of(given: Any, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def check_moments(method: Method, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimiser of torch that lacks the moments that the method ranks by.
 
     Raises:

@@ -230,8 +230,8 @@ class LibraryRun(Run):
             if not math.isfinite(score):
                 raise UserError(f"validate: it returned {score}; {A_SCORE}")
         kept, prunable = masks.count(self.mask)
-        for _ in range(exchange.size()):
-            self.cost.add_forward(counted.within, counted.elsewhere, kept, prunable)
+        within, elsewhere = counted.within * exchange.size(), counted.elsewhere * exchange.size()
+        self.cost.add_forward(within, elsewhere, kept, prunable)
         self.cost.seconds += time.perf_counter() - started
         return exchange.mean(score)
 

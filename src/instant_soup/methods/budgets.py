@@ -95,7 +95,6 @@ class Budgeted(Method):
             Name → boolean tensor of the weight's shape; True: kept.
         """
         from instant_soup.sparsity import budgets, masks
-        from instant_soup.sparsity.ranking import sums, true_count
         from instant_soup.sparsity.scores import best
 
         if self.budget == "global":
@@ -107,10 +106,8 @@ class Budgeted(Method):
         total = masks.keep_count(scores, sparsity, run.shards)
         if self.budget == "rate_distortion":
             return self._least_distorting(run, ranked, total)
-        held = sums([true_count(kept) for kept in run.mask.values()], run.shards)
-        most = dict(zip(run.mask, held, strict=True))
         wanted = self._wanted(run, ranked, sparsity)
-        kept = budgets.allot(wanted, most, total)
+        kept = budgets.allot(wanted, masks.count_each(run.mask, run.shards), total)
         return masks.keep_largest_each(ranked, kept, run.shards)
 
     def _wanted(self, run: "Run", ranked: "Weights", sparsity: float) -> dict[str, float]:
@@ -142,14 +139,12 @@ class Budgeted(Method):
     def _least_distorting(self, run: "Run", ranked: "Weights", total: int) -> "Mask":
         """By dynamic programming over what each matrix's sparsities do to the output."""
         from instant_soup.sparsity import budgets, masks
-        from instant_soup.sparsity.ranking import true_count
         from instant_soup.training import probes
 
-        kept = {}
+        kept, held = {}, masks.count_each(run.mask)
         for name, s in ranked.items():
-            held = true_count(run.mask[name])
             shares = [1 - a / self.levels for a in range(self.levels + 1)]
-            kept[name] = [min(held, round(share * s.numel())) for share in shares]
+            kept[name] = [min(held[name], round(share * s.numel())) for share in shares]
         changes = probes.distortions(run, ranked, kept, self.probe_batches)
         chosen = budgets.least_distortion(kept, changes, total)
         # Levels seldom add up to the number: the best of all others fill up.

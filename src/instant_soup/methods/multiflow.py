@@ -68,5 +68,5 @@ def by_magnitude(weights: "Weights", sparsity: float) -> dict[str, int]:
     kept: dict[str, int] = {}
     for stack, sizes in stacks.items():
         mask = masks.keep_largest(sizes, shares[stack])
-        kept |= {name: int(here.sum()) for name, here in mask.items()}
+        kept |= masks.count_each(mask)
     return kept

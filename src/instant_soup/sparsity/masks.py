@@ -43,6 +43,12 @@ def count(mask: Mask) -> tuple[int, int]:
     return kept, sum(m.numel() for m in mask.values())
 
 
+def count_each(mask: Mask, shards: Shards = WHOLE) -> dict[str, int]:
+    """Name → how many weights stay; of all shards, if these are."""
+    kept = ranking.sums([ranking.true_count(m) for m in mask.values()], shards)
+    return dict(zip(mask, kept, strict=True))
+
+
 def sparsity(mask: Mask) -> float:
     """The share of the weights that is pruned, from 0 to 1."""
     kept, total = count(mask)

@@ -93,7 +93,7 @@ def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
 
 
 def check_moments(weights: Weights, second_moments: Weights) -> None:
-    """UserError if a weight has no second moment, which Fisher scores are of, or all are zero."""
+    """UserError if a weight has no second moment, which Fisher scores are of."""
     for name in weights:
         if name not in second_moments:
             raise UserError(
@@ -101,7 +101,6 @@ def check_moments(weights: Weights, second_moments: Weights) -> None:
                 "(another optimizer, frozen, reached by no loss yet, or pruned before the first "
                 "step); allowed: magnitude"
             )
-    check_some(second_moments[name] for name in weights)
 
 
 def worth_of(kind: str, weights: Weights, second_moments: Weights) -> Scores:
@@ -109,6 +108,7 @@ def worth_of(kind: str, weights: Weights, second_moments: Weights) -> Scores:
     if kind == "magnitude":
         return {name: by_magnitude(w) for name, w in weights.items()}
     check_moments(weights, second_moments)
+    check_some(second_moments[name] for name in weights)
     return {n: computed(_fisher, w, second_moments[n]) for n, w in weights.items()}
 
 

@@ -250,7 +250,7 @@ def of_shard(whole: torch.Tensor, shards: Shards) -> torch.Tensor:
     if shards == WHOLE:
         return whole
     parts = whole.chunk(shards.total)
-    return parts[shards.number] if shards.number < len(parts) else whole[:0]  # fewer rows
+    return parts[shards.number] if shards.number < len(parts) else whole[:0]  # too few rows
 
 
 def check_same(values: dict[str, Any]) -> None:

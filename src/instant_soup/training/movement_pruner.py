@@ -147,8 +147,7 @@ class MovementPruner(MovingMask):
     def _kept_by_magnitude(self, sparsity: float) -> dict[str, int]:
         if self.kept_at[0] != sparsity:  # the weights are frozen
             mask = scores.magnitude(self.stored, sparsity, self.shards)
-            kept = sums([true_count(m) for m in mask.values()], self.shards)
-            self.kept_at = sparsity, dict(zip(mask, kept, strict=True))
+            self.kept_at = sparsity, masks.count_each(mask, self.shards)
         return self.kept_at[1]
 
     def _take(self, mask: Mask) -> None:

@@ -68,7 +68,7 @@ def distortions(
     Returns:
         Name → mean squared change of the output, for each of these numbers.
     """
-    held = {name: int(kept.sum()) for name, kept in run.mask.items()}
+    held = masks.count_each(run.mask)
     passes = 1 + sum(number < held[name] for name, numbers in kept.items() for number in numbers)
     found: dict[str, list[float]] = {}
     with run.at_rest(batches, passes) as (network, each), torch.no_grad():
