@@ -1,4 +1,4 @@
-"""Golden digests: what `prune` and the callback made before the house was rebuilt.
+"""Golden digests: what `prune` and the callback have made since these were recorded.
 
 Float sums depend on the processor's instructions, so digests are kept for each kind of machine;
 --record-golden records those of this one, from a commit whose results are right.

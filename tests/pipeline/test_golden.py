@@ -1,7 +1,8 @@
-"""Golden digests: what each method made before the house was rebuilt, it makes to the bit.
+"""Golden digests: what each method has made since its digest was recorded, it makes to the bit.
 
 Float sums depend on the processor's instructions, so digests are kept for each kind of machine;
-the option --record-golden records those of this one, from a commit whose results are right.
+the option --record-golden records those of this one, from a commit whose results are right. A row
+that a machine's digests lack is not compared there.
 """
 
 import json
@@ -27,6 +28,9 @@ TEXTS: dict[str, Any] = {
         *("snip", "grasp", "early_bird", "progressive", "isp_plus"),
         *("lth", "lth_rewind", "lottery_pool", "random_init"),
         *("uniform_soup", "greedy_soup", "instant_model_soup"),
+        *("grasp_absolute", "gmp", "lamp", "layer_budgets", "platon", "obert", "cap", "ac_dc"),
+        *("granet", "rigl", "wanda", "sparsegpt", "multiflow", "movement", "soft_movement"),
+        *("smp", "lottery_jackpots", "bip", "sparse_soup"),
     ],
     "training": {
         "epochs": 4,
@@ -101,11 +105,10 @@ def test_results_are_those_of_before(
     elif machine() not in recorded:
         pytest.skip(f"no digests of this kind of machine ({machine()})")
     else:
-        kept = recorded[machine()]
         different = [
-            (part, row, text, kept[part][row])
-            for part, rows in found.items()
+            (part, row, found[part].get(row), text)
+            for part, rows in recorded[machine()].items()
             for row, text in rows.items()
-            if text != kept[part][row]
+            if found[part].get(row) != text
         ]
         assert different == []
