@@ -1,5 +1,6 @@
 """What several test files share: small real models and data, projects, invented results."""
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -44,6 +45,7 @@ from instant_soup.reports import ledger
 from instant_soup.reports.origins import apart_by_origin
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.masks import Mask
+from instant_soup.sparsity.ranking import Shards
 from instant_soup.training import loop
 from instant_soup.training.cost import Cost
 from instant_soup.training.run import Run
@@ -398,6 +400,37 @@ def digest(tensors: Weights) -> str:
     for name, tensor in sorted(tensors.items()):
         whole.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()[:16]
+
+
+class Waits(Exception):
+    """A shard has told what it has, and not all others have."""
+
+
+def on_shards(parts: list[Any], work: Any) -> list[Any]:
+    """`work(part, shards)` for each part. One that waits for others starts again when they told."""
+    told: list[dict[int, torch.Tensor]] = []  # of each meeting, by shard
+
+    def gather_as(number: int) -> Any:
+        meetings = itertools.count()
+
+        def gather(own: torch.Tensor) -> list[torch.Tensor]:
+            at = next(meetings)
+            if at == len(told):
+                told.append({})
+            told[at][number] = own
+            if len(told[at]) < len(parts):
+                raise Waits
+            return [told[at][i] for i in range(len(parts))]
+
+        return gather
+
+    while True:
+        found = []
+        for number, part in enumerate(parts):
+            with contextlib.suppress(Waits):
+                found.append(work(part, Shards(number, gather_as(number))))
+        if len(found) == len(parts):
+            return found
 
 
 # Toy networks

@@ -63,6 +63,9 @@ IN_SHARDS: dict[str, dict[str, Any]] = {
     "layerwise": {},
     "uniform progressive": {"budget": "uniform"},
     "erdos_renyi isp_plus": {"budget": "erdos_renyi"},
+    "lamp": {},
+    "lamp isp_plus": {"budget": "lamp"},
+    "lamp layer_budgets": {"budget": "lamp"},
     "granet": {"every": 4},
     "fisher granet": {"every": 2, "score": "fisher"},
     "rigl": {"every": 4},
@@ -267,7 +270,8 @@ def everything(folder: Path) -> dict[str, Any]:
     found["matrices of shards"] = said(
         of_shards, dealt_out(network()), method="rigl", start="erdos_renyi"
     )
-    found["budget of shards"] = said(of_shards, dealt_out(network()), budget="lamp")
+    probed = {"budget": "ecoflap", "batches": loader(), "loss": loss}
+    found["budget of shards"] = said(of_shards, dealt_out(network()), **probed)
     found["retrain of shards"] = said(of_shards, dealt_out(network()), retrain="norms_and_biases")
     found["some in shards"] = said(of_shards, one_layer)
     wide = dealt_out(network(width=33))

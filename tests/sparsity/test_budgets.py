@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import on_shards
 from instant_soup.errors import UserError
 from instant_soup.sparsity import budgets, masks
 
@@ -36,6 +37,16 @@ def test_lamp_of_zeros_is_zero_and_every_matrix_has_its_one() -> None:
         assert torch.equal(shares.flatten().argsort(), energies[name].flatten().argsort())
         scaled = budgets.lamp({name: 3 * energies[name]})[name]
         torch.testing.assert_close(scaled, shares, rtol=1e-6, atol=0)
+
+
+@LAW
+@given(st.lists(st.tuples(*[st.integers(0, 3).map(float)] * 2), max_size=7), st.integers(1, 4))
+def test_lamp_of_shards_is_that_of_the_whole(rows: list, shards: int) -> None:
+    whole = torch.tensor(rows).view(-1, 2)
+    parts = list(whole.tensor_split(shards))
+    found = on_shards(parts, lambda part, own: budgets.lamp({"w": part}, own)["w"])
+    assert [one.shape for one in found] == [part.shape for part in parts]
+    assert torch.equal(torch.cat(found), budgets.lamp({"w": whole})["w"])
 
 
 def test_what_has_diverged_is_not_ranked() -> None:

@@ -1,7 +1,5 @@
 """Rankings piece by piece, of shards and of files: the mask of the whole, to the weight."""
 
-import contextlib
-import itertools
 import math
 import operator
 import tempfile
@@ -14,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import on_shards
 from instant_soup.errors import UserError
 from instant_soup.sparsity import masks, ranking, scores
 from instant_soup.sparsity.ranking import Pieces, Shards
@@ -21,37 +20,6 @@ from instant_soup.sparsity.ranking import Pieces, Shards
 LAW = settings(deadline=None, max_examples=40)
 # Few values, so that many are equal; two tensors of so many rows, of three columns.
 ROWS = st.lists(st.tuples(*[st.integers(-2, 2).map(float)] * 3), max_size=6)
-
-
-class Waits(Exception):
-    """A shard has told what it has, and not all others have."""
-
-
-def on_shards(parts: list[Any], work: Any) -> list[Any]:
-    """`work(part, shards)` for each part. One that waits for others starts again when they told."""
-    told: list[dict[int, torch.Tensor]] = []  # of each meeting, by shard
-
-    def gather_as(number: int) -> Any:
-        meetings = itertools.count()
-
-        def gather(own: torch.Tensor) -> list[torch.Tensor]:
-            at = next(meetings)
-            if at == len(told):
-                told.append({})
-            told[at][number] = own
-            if len(told[at]) < len(parts):
-                raise Waits
-            return [told[at][i] for i in range(len(parts))]
-
-        return gather
-
-    while True:
-        found = []
-        for number, part in enumerate(parts):
-            with contextlib.suppress(Waits):
-                found.append(work(part, Shards(number, gather_as(number))))
-        if len(found) == len(parts):
-            return found
 
 
 @LAW
@@ -175,3 +143,26 @@ def test_nan_is_refused_on_all_shards(k: int) -> None:
 
     first, second = on_shards(parts, refused)
     assert first == second and "NaN" in first
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_moments_of_zeros_are_refused_where_all_shards_have_none(lazy: bool) -> None:
+    """One shard's zeros alone, or a shard without rows, are no fault."""
+    score = scores.worth_of if lazy else scores.scores_of
+
+    def masked(moments: torch.Tensor, own: Shards) -> list[bool]:
+        weights = {"w": torch.arange(1.0, 1 + len(moments))}
+        worth = score("fisher", weights, {"w": moments}, own)
+        return scores.best(worth, 0.5, shards=own)["w"].tolist()
+
+    zeros, some, none = torch.zeros(2), torch.tensor([3.0, 5.0]), torch.empty(0)
+    assert on_shards([zeros, some, none], masked) == [[False, False], [True, True], []]
+
+    def refused(moments: torch.Tensor, own: Shards) -> str:
+        with pytest.raises(UserError) as caught:
+            masked(moments, own)
+        return str(caught.value)
+
+    assert {line[:24] for line in on_shards([zeros, zeros, none], refused)} == {
+        "gradients: all are zero,"
+    }

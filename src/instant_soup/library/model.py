@@ -223,9 +223,9 @@ def check_shards(method: Method, prunable: Weights, retrain: str) -> None:
     if not method.ranks_shards():
         fit = [n for n, kind in methods().items() if kind.ranks_shards is not Method.ranks_shards]
         raise UserError(
-            f"method: {method.name} with these settings looks at whole matrices or trains beside "
-            f"the loop, and the model is in shards; allowed: {' | '.join(fit)}, with a budget "
-            f"of {' | '.join(IN_SHARDS)}"
+            f"method: {method.name} with these settings looks at whole matrices or takes batches "
+            f"of its own, and the model is in shards; allowed: {' | '.join(fit)}, with a budget "
+            f"of {' | '.join(IN_SHARDS)} and a score that takes no batches"
         )
     if retrain != ALL:
         raise UserError(f"retrain: {retrain} of a model in shards; allowed: {ALL}")

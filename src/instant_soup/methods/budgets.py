@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from instant_soup.training.state import Weights
 
 BUDGETS = ("global", "uniform", "erdos_renyi", "lamp", "owl", "ecoflap", "rate_distortion")
-IN_SHARDS = ("global", "uniform", "erdos_renyi")  # others look at whole matrices
+IN_SHARDS = ("global", "uniform", "erdos_renyi", "lamp")  # others take batches of their own
 # Settings that only some of the budgets read.
 READS = {
     "probe_batches": ("ecoflap", "rate_distortion"),
@@ -62,6 +62,10 @@ class Budgeted(Method):
         """What other budgets read."""
         own = {n: f"budget: {' | '.join(by)}" for n, by in READS.items() if self.budget not in by}
         return super().idle() | own
+
+    def ranks_shards(self) -> bool:
+        """Where the budget takes no batches."""
+        return self.budget in IN_SHARDS
 
     def wants_batches(self) -> bool:
         """Those that layers are probed on."""
@@ -170,5 +174,7 @@ def lamp_mask(run: "Run", scores: "Weights", sparsity: float, *, squared: bool) 
     if not squared:
         energies = {n: s.square() for n, s in energies.items()}
     held = {n: kept.to(energies[n].device) for n, kept in run.mask.items()}
-    shares = budgets.lamp({n: s.where(held[n], 0.0) for n, s in energies.items()})
-    return masks.keep_largest(shares, masks.keep_count(scores, sparsity), priority=held)
+    shares = budgets.lamp({n: s.where(held[n], 0.0) for n, s in energies.items()}, run.shards)
+    return masks.keep_largest(
+        shares, masks.keep_count(scores, sparsity, run.shards), held, run.shards
+    )

@@ -33,6 +33,10 @@ class Custom(Budgeted, OnTheWay):
 
     criterion: Criterion = field(default=lambda weights, gradients, state: weights)
 
+    def ranks_shards(self) -> bool:
+        """Never: the function may look at whole matrices."""
+        return False
+
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The best of what is left."""
         from instant_soup.sparsity import masks

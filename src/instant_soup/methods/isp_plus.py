@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
-from instant_soup.methods.budgets import IN_SHARDS, Budgeted
+from instant_soup.methods.budgets import Budgeted
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
@@ -31,13 +31,9 @@ class IspPlus(Budgeted, OnTheWay):
         """By w² · v."""
         return "fisher"
 
-    def ranks_shards(self) -> bool:
-        """Where the budget needs no whole matrix."""
-        return self.budget in IN_SHARDS
-
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own Fisher mask."""
         from instant_soup.sparsity import scores
 
-        worth = scores.scores_of("fisher", run.weights, run.state.second_moments)
+        worth = scores.scores_of("fisher", run.weights, run.state.second_moments, run.shards)
         return self.best(run, worth, sparsity)

@@ -26,6 +26,10 @@ class LayerBudgets(Budgeted, ByScore):
 
     budget: str = again(Budgeted, "budget", default="rate_distortion")
 
+    def ranks_shards(self) -> bool:
+        """Where neither the budget nor the score takes batches."""
+        return Budgeted.ranks_shards(self) and ByScore.ranks_shards(self)
+
     def mask(self, run: "Run", sparsity: float) -> "Mask":
         """The largest scores within each matrix's budget."""
         squared = self.score != "magnitude"

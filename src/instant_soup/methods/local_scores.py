@@ -25,6 +25,10 @@ class ByScore(OnBatches):
         """Where the score is of gradients."""
         return self.score != "magnitude"
 
+    def ranks_shards(self) -> bool:
+        """Where the score is of weights alone."""
+        return self.score == "magnitude"
+
     def idle(self) -> dict[str, str]:
         """The batches, where there is no gradient."""
         own = {} if self.score != "magnitude" else {"batches": "score: fisher | snip"}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from instant_soup.methods.base import register
-from instant_soup.methods.budgets import IN_SHARDS, Budgeted
+from instant_soup.methods.budgets import Budgeted
 from instant_soup.methods.rounds import OnTheWay
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ class Progressive(Budgeted, OnTheWay):
     title: ClassVar[str] = "Progressive magnitude"
     order: ClassVar[float] = 30
     style: ClassVar[tuple[str, str] | None] = ("#E69F00", "P")
-
-    def ranks_shards(self) -> bool:
-        """Where the budget needs no whole matrix."""
-        return self.budget in IN_SHARDS
 
     def find_mask(self, run: "Run", i: int, sparsity: float) -> "Mask":
         """The network's own magnitude mask."""

@@ -13,13 +13,14 @@ import torch
 
 from instant_soup.sparsity import masks
 from instant_soup.sparsity.names import layer_of
+from instant_soup.sparsity.ranking import WHOLE, Shards
 
 Weights = dict[str, torch.Tensor]
 
 UNITS = 10_000  # that all kept weights are counted in, where distortions are weighed
 
 
-def lamp(energies: Weights) -> Weights:
+def lamp(energies: Weights, shards: Shards = WHOLE) -> Weights:
     """Divide each energy by the sum of the energies of its matrix that are no smaller (LAMP).
 
     Lee et al. 2021. The largest entry of a matrix gets 1, so every matrix keeps something.
@@ -27,20 +28,22 @@ def lamp(energies: Weights) -> Weights:
     Args:
         energies: Name → squared magnitudes, or other scores from zero up. Of equal ones the first
             counts as smaller.
+        shards: Which part of each matrix these are. One matrix at a time is put together.
 
     Returns:
         Name → scores of the same shape, in fp64.
     """
     found = {}
     for name, energy in energies.items():
-        flat = energy.double().flatten()
+        parts = shards.gather(energy.double().flatten())
+        flat, lengths = torch.cat(parts), [len(part) for part in parts]
         order = flat.argsort(stable=True)
         rising = flat[order]
         no_smaller = rising.flip(0).cumsum(0).flip(0)
         shares = torch.empty_like(flat)
         # A zero among zeros has no share. (NaN stays what it is, and is refused by whoever ranks.)
         shares[order] = (rising / no_smaller).where(rising != 0, 0.0)
-        found[name] = shares.view(energy.shape)
+        found[name] = shares.split(lengths)[shards.number].view(energy.shape)
     return found
 
 

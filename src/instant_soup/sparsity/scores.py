@@ -22,6 +22,7 @@ from instant_soup.sparsity.ranking import (
     Shards,
     computed,
     pieces_of,
+    sums,
     whole_shapes,
 )
 
@@ -35,13 +36,13 @@ def magnitude_scores(weights: Weights) -> Weights:
     return {name: w.abs().float() for name, w in weights.items()}
 
 
-def fisher_scores(weights: Weights, second_moments: Weights) -> Weights:
+def fisher_scores(weights: Weights, second_moments: Weights, shards: Shards = WHOLE) -> Weights:
     """w² · v of each weight, in fp32; `second_moments` holds v for at least these weights.
 
     Raises:
         UserError: If all v are zero.
     """
-    check_some(second_moments[name] for name in weights)
+    check_some((second_moments[name] for name in weights), shards)
     return {n: _fisher(w, second_moments[n]) for n, w in weights.items()}
 
 
@@ -55,16 +56,16 @@ def snip_scores(weights: Weights, gradients: Weights) -> Weights:
     return {name: (gradients[name].float() * w.float()).abs() for name, w in weights.items()}
 
 
-def check_some(gradients: Iterable[torch.Tensor]) -> None:
+def check_some(gradients: Iterable[torch.Tensor], shards: Shards = WHOLE) -> None:
     """Check that weights' gradients, or what is made of them, are not all zero.
 
     Then all weights would be worth the same, and the first of the model would stay.
 
     Raises:
-        UserError: If all are; not of a process that has no part of any matrix.
+        UserError: If all are, in all shards together.
     """
-    held = [gradient for gradient in gradients if gradient.numel()]
-    if held and not any(gradient.any() for gradient in held):
+    some = any(bool(gradient.any()) for gradient in gradients)
+    if not sums([some], shards)[0]:
         raise UserError(
             "gradients: all are zero, so weights have no scores (a last layer of zeros passes none "
             "on, and a loss that is the same for all, or of another model than it is given, has "
@@ -72,24 +73,27 @@ def check_some(gradients: Iterable[torch.Tensor]) -> None:
         )
 
 
-def scores_of(kind: str, weights: Weights, second_moments: Weights) -> Weights:
+def scores_of(
+    kind: str, weights: Weights, second_moments: Weights, shards: Shards = WHOLE
+) -> Weights:
     """Score all weights by magnitude or Fisher score.
 
     Args:
         kind: A name in SCORES.
         weights: Name → weight.
         second_moments: Name → AdamW's second moment, shaped like the weight; for `fisher`.
+        shards: Which part of all weights these are.
 
     Returns:
         Name → fp32 scores, shaped like the weight.
 
     Raises:
-        UserError: If a weight has no second moment.
+        UserError: If a weight has no second moment, or all moments are zero.
     """
     if kind == "magnitude":
         return magnitude_scores(weights)
     check_moments(weights, second_moments)
-    return fisher_scores(weights, second_moments)
+    return fisher_scores(weights, second_moments, shards)
 
 
 def check_moments(weights: Weights, second_moments: Weights) -> None:
@@ -103,12 +107,14 @@ def check_moments(weights: Weights, second_moments: Weights) -> None:
             )
 
 
-def worth_of(kind: str, weights: Weights, second_moments: Weights) -> Scores:
+def worth_of(
+    kind: str, weights: Weights, second_moments: Weights, shards: Shards = WHOLE
+) -> Scores:
     """The same scores, computed piece by piece as a ranking needs them."""
     if kind == "magnitude":
         return {name: by_magnitude(w) for name, w in weights.items()}
     check_moments(weights, second_moments)
-    check_some(second_moments[name] for name in weights)
+    check_some((second_moments[name] for name in weights), shards)
     return {n: computed(_fisher, w, second_moments[n]) for n, w in weights.items()}
 
 

@@ -64,7 +64,7 @@ class GraNetPruner(MovingMask):
         if done < self.end:
             target = 1 - cubic(done, 0, self.end, 1.0, 1 - self.sparsity)
         here = {name: kept.to(weights[name].device) for name, kept in self.mask.items()}
-        worth = scores.scores_of(self.ranks_by, weights, self.second_moments())
+        worth = scores.scores_of(self.ranks_by, weights, self.second_moments(), self.shards)
         # A pruned weight ranks below all others, those that happen to be zero included.
         mask = scores.best(worth, target, first=here, shards=self.shards)
         if done < self.settled:
