@@ -483,6 +483,18 @@ def test_fisher_prunes_to_the_weight_and_otherwise_than_magnitude(denoisers: int
     assert masks.distance(found["magnitude"], found["fisher"]) > 0
 
 
+def test_what_a_search_tells_comes_with_the_model() -> None:
+    own = {"steps": 24, "learning_rate": 3e-3, "sparsity": 0.75, "precision": "fp32"}
+    never = {"method": "early_bird", "every": 1.0, "threshold": 1e-9}
+    with pytest.warns(UserWarning, match=r"^early_bird: the mask did not settle in 24 steps"):
+        pruned = instant_soup.prune(perceptron(), loader(), loss, **own, **never)
+    drawn = pruned.found["drawn"]
+    assert drawn["settled"] is False and drawn["step"] == pruned.cost["search_steps"] == 24
+    soup = {"method": "greedy_soup", "networks": 2, "validate": accuracy}
+    assert instant_soup.prune(perceptron(), loader(), loss, **own, **soup).found["members"]
+    assert instant_soup.prune(perceptron(), loader(), loss, **own, method="one_shot").found == {}
+
+
 def test_fisher_of_frozen_matrices_is_refused() -> None:
     model = perceptron()
     name = next(iter(model_of.choose(model)))

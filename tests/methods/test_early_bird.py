@@ -147,7 +147,8 @@ def test_no_mask_is_drawn_before_the_window_is_full(
 def test_a_mask_that_never_settles_is_the_last_of_the_budget(
     store: Path, settling: list[Mask]
 ) -> None:
-    run = found_by("early_bird", threshold=1e-9)
+    with pytest.warns(UserWarning, match=r"^early_bird: the mask did not settle in 20 steps"):
+        run = found_by("early_bird", threshold=1e-9)
     drawn = run.found["drawn"]
     assert drawn["step"] == run.cost.search_steps == 20
     assert drawn["settled"] is False

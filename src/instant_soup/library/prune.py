@@ -164,7 +164,7 @@ def prune(
         run.network(run.state, run.recipe)
     model.eval()
     reached, cost = masks.sparsity(run.mask), exchange.from_first(asdict(run.cost))
-    pruned = Pruned(model, run.mask, cost, chosen.name, reached, seed)
+    pruned = Pruned(model, run.mask, cost, chosen.name, reached, seed, run.found)
     if store is not None:  # last: until here it is what an equal call goes on from
         store.remove_used()
     return pruned

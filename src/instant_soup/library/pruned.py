@@ -1,7 +1,7 @@
 """What `prune` returns; saved, it is a folder that stock loaders and `instant-soup` read."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Pruned:
         method: The method's name.
         sparsity: Share of the prunable weights that is zero.
         seed: The run's seed.
+        found: What a search tells beside its mask: EarlyBird's `drawn` (at which step, and whether
+            the mask had settled), a soup's `members` or `coefficients`.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Pruned:
     method: str
     sparsity: float  # of the prunable weights, as it is
     seed: int = 0
+    found: dict[str, Any] = field(default_factory=dict)
 
     def save(
         self,

@@ -1,5 +1,6 @@
 """EarlyBird (You et al. 2020; Chen et al. 2021): the mask settles long before the network does."""
 
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +20,7 @@ class EarlyBird(Method):
     """Train densely until the magnitude mask at the target sparsity stays put; train that mask.
 
     The search's steps are extra: the ticket is then trained from the start. If the mask never
-    settles within the budget, the last one is taken, and `drawn` says so.
+    settles within the budget, the last one is taken, and `drawn` and a warning say so.
     """
 
     name: ClassVar[str] = "early_bird"
@@ -71,6 +72,13 @@ class EarlyBird(Method):
                 break
             earlier.append(candidate)
         step = run.state.step
+        if not settled:
+            warnings.warn(
+                f"early_bird: the mask did not settle in {step} steps (threshold "
+                f"{self.threshold:g} of the weights, {self.window} masks before it), so the last "
+                "one is taken",
+                stacklevel=2,
+            )
         run.found["drawn"] = {
             **{"step": step, "epoch": round(step / run.steps_per_epoch, 4)},
             **{"distance": distance, "settled": settled},
