@@ -144,9 +144,12 @@ def draw(runs: pd.DataFrame, floor: float, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     by_factor = runs[runs["row"] == "isp"].groupby("factor")[list(MEASURED)].agg(["mean", "std"])
     factors = by_factor.index.to_numpy()
-    for name, axes in [("weak", left), ("soup", left), ("held", left), ("test", right)]:
+    drawn = [("weak", left, "-"), ("soup", left, "-"), ("held", left, "--"), ("test", right, "-")]
+    for name, axes, line in drawn:
         mean, std = by_factor[name, "mean"], by_factor[name, "std"].fillna(0.0)
-        axes.errorbar(factors, mean, yerr=std, marker="o", ms=4, capsize=2, label=MEANINGS[name])
+        axes.errorbar(
+            factors, mean, yerr=std, marker="o", ms=4, ls=line, capsize=2, label=MEANINGS[name]
+        )
     left.axhline(floor, color="#555555", lw=0.8, ls=":")
     for (row, label), line in zip(WITHOUT.items(), (":", "--"), strict=True):
         if (chosen := runs["row"] == row).any():
@@ -156,7 +159,7 @@ def draw(runs: pd.DataFrame, floor: float, path: Path) -> None:
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("denoisers' learning rate ÷ the network's")
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc=(0.01, 0.12))
     _save(figure, path)
 
 
