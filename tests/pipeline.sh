@@ -2,8 +2,8 @@
 # The whole pipeline with the real packaged model and data, on few rows, in a clone of its own.
 source "$(dirname "$0")/clone.sh"
 
-dvc exp run -S sparsity=0.4 -S training.epochs=1 -S data.train_rows=480 -S data.validation_rows=100 \
-  -S data.test_rows=200 -S isp.look_ahead=2 -S isp.denoisers=2 -S 'exports=[isp]' \
+dvc exp run -S sparsity=0.4 -S training.epochs=1 -S training.batch_size=8 -S data.train_rows=120 \
+  -S data.validation_rows=30 -S data.test_rows=64 -S isp.look_ahead=2 -S isp.denoisers=2 -S 'exports=[isp]' \
   -S export_dtype=bf16 -S 'methods=[one_shot,random_init,isp_plus,movement,granet]'
 test -f models/exported/isp/compact.safetensors
 grep -q '"dtype": "bf16"' models/exported/isp/ticket.json

@@ -11,10 +11,10 @@ from pathlib import Path
 
 blocks = Path("docs/tutorial.md").read_text().split("```bash\n")[2:]
 script = "\n".join(block.split("```")[0] for block in blocks)
-one_denoiser = "-S isp.denoisers=1 -S isp.look_ahead=2"
+little = "-S isp.denoisers=1 -S isp.look_ahead=2 -S training.batch_size=8 -S data.validation_rows=40"
 small = {
-    "training.epochs=2": f"training.epochs=0.5 {one_denoiser}",
-    "training.epochs=10": f"training.epochs=4 {one_denoiser}"
+    "training.epochs=2": f"training.epochs=0.5 {little} -S data.train_rows=320",
+    "training.epochs=10": f"training.epochs=4 {little} -S data.train_rows=200"
     " -S pretraining.steps=20 -S pretraining.batch_size=64",
 }
 for full, quick in small.items():

@@ -495,6 +495,23 @@ def test_what_a_search_tells_comes_with_the_model() -> None:
     assert instant_soup.prune(perceptron(), loader(), loss, **own, method="one_shot").found == {}
 
 
+def test_a_rewound_ticket_counts_the_steps_that_it_takes(tmp_path: Path) -> None:
+    """From a checkpoint's folder the dense training is asked for as a whole: a step more."""
+    taken = []
+
+    def counted(model: nn.Module, batch: Any) -> torch.Tensor:
+        taken.append(model.training)
+        return loss(model, batch)
+
+    own = {"steps": 24, "learning_rate": 3e-3, "sparsity": 0.75, "precision": "fp32"}
+    own |= {"method": "lth_rewind", "compression_rate": 0.4}
+    found = instant_soup.prune(perceptron(), loader(), counted, **own)
+    assert len(taken) == found.cost["steps"] + found.cost["search_steps"] == 24 + 23 + 23
+    kept = instant_soup.prune(perceptron(), loader(), counted, **own, checkpoint=tmp_path)
+    assert len(taken) == 2 * (24 + 23 + 23) + 1
+    assert_same(found, kept)
+
+
 def test_fisher_of_frozen_matrices_is_refused() -> None:
     model = perceptron()
     name = next(iter(model_of.choose(model)))

@@ -40,16 +40,17 @@ class Lottery(Method):
     def rounds(self, run: "Run", sparsity: float) -> "Iterator[Weights]":
         """Yield each round's trained weights except the last's, whose ticket is left to train.
 
-        The first network is the dense row's. It depends on the same things, so the pipeline's store
-        has it once. The steps up to a later reset point are its own first ones, and are counted
-        once, with the ticket.
+        The first network is the dense row's. The steps up to a later reset point are its own first
+        ones, and are counted once, with the ticket. A store may have the whole training from the
+        start, so there it is asked for as that; without one it goes on from the reset point.
         """
         from instant_soup.sparsity import scores
 
         start, cost = run.moment(), replace(run.cost)
         reset = self.reset_point(run)
-        run.go_back(start)
-        run.cost = cost
+        if run.store is not None:
+            run.go_back(start)
+            run.cost = cost
         run.train(run.total, "dense")
         targets = round_sparsities(sparsity, self.compression_rate, self.rate_of)
         for i, target in enumerate(targets):
