@@ -98,3 +98,32 @@ def test_docstrings_comments_and_layout_do_not_change_the_digest(tmp_path: Path)
     assert digest(plain) == digest(told)
     assert digest(told.replace("2 * x", "3 * x")) != digest(told)
     assert digest(told.replace("'words'", "'others'")) != digest(told)
+
+
+def test_what_one_process_has_read_of_sources_another_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same digest; a changed text is read anew, and so is all where the file is damaged."""
+    script, kept, parsed = tmp_path / "script.py", tmp_path / "code.json", []
+    script.write_text("from instant_soup import seeds\n")
+    parse = code.ast.parse
+    monkeypatch.setattr(code.ast, "parse", lambda text: parsed.append(text) or parse(text))
+
+    def digest_of_a_new_process() -> tuple[str, int]:
+        parsed.clear()
+        code._uses.cache_clear()
+        for memory in ("_kept", "_read"):
+            monkeypatch.setattr(code, memory, {})
+        with code.remembered(kept):
+            found = code.digest([script])
+        return found, len(parsed)
+
+    first, all_of_them = digest_of_a_new_process()
+    assert all_of_them == len(code.sources([script])) > 1
+    assert digest_of_a_new_process() == (first, 0)
+    script.write_text("from instant_soup import seeds as other\n")
+    second, number = digest_of_a_new_process()
+    assert second != first and number == 1
+    for damaged in ("{", "[]", '{"a": 1}', '{"a": [1]}'):
+        kept.write_text(damaged)
+        assert digest_of_a_new_process() == (second, all_of_them)

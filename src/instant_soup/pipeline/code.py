@@ -8,13 +8,51 @@ layout rerun nothing.
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+from instant_soup.errors import UserError
+from instant_soup.files import read_json, write_json
 
 PACKAGE = Path(__file__).parent.parent
 NAME = PACKAGE.name
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Source(NamedTuple):
+    """What of a Python source counts."""
+
+    code: str  # digest of its syntax tree without docstrings
+    modules: list[str]  # that it imports
+    words: list[str]  # that may name files beside it
+
+
+_kept: dict[str, Source] = {}  # key of a text → what another process has read of it
+_read: dict[str, Source] = {}  # the same of this process
+
+
+@contextmanager
+def remembered(file: Path) -> Iterator[None]:
+    """Take from a file what other processes have read of sources; leave there what this one has.
+
+    Reading all sources takes a second or more, and each `dvc repro` plans. A changed source is
+    another text.
+    """
+    _kept.update(_in_file(file))
+    yield
+    if not _read.keys() <= _kept.keys():
+        write_json(file, _read)
+
+
+def _in_file(file: Path) -> dict[str, Source]:
+    try:
+        return {key: Source(*own) for key, own in read_json(file).items()}
+    except (UserError, AttributeError, TypeError, ValueError):
+        return {}  # not there yet, or of another version
 
 
 def sources(roots: Iterable[Path]) -> set[Path]:
@@ -41,19 +79,9 @@ def digest(roots: Iterable[Path]) -> str:
     """
     whole = hashlib.sha256()
     for file in sorted(sources(roots), key=_name):
-        counts = _code(file.read_text()) if file.suffix == ".py" else file.read_bytes()
+        counts = _source(file).code.encode() if file.suffix == ".py" else file.read_bytes()
         whole.update(f"{_name(file)}\0".encode() + counts + b"\0")
     return whole.hexdigest()[:16]
-
-
-@cache
-def _code(source: str) -> bytes:
-    """A source's syntax tree as text, without its docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return ast.dump(tree).encode()
 
 
 def _name(file: Path) -> str:
@@ -62,39 +90,67 @@ def _name(file: Path) -> str:
     return str(file.relative_to(PACKAGE)) if inside else f"stages/{file.name}"
 
 
+def _source(file: Path) -> Source:
+    text = file.read_text()
+    key = hashlib.sha256(f"{_reader()}\0{text}".encode()).hexdigest()[:24]
+    if key not in _read:
+        _read[key] = _kept[key] if key in _kept else _parsed(text)
+    return _read[key]
+
+
 @cache
-def _uses(file: Path) -> list[Path]:
-    """The files that a source imports or names."""
-    if file.suffix != ".py":
-        return []
-    used: list[Path] = []
-    waiting: list[ast.AST] = [ast.parse(file.read_text())]
+def _reader() -> str:
+    """What reads: another version of Python, or of this file, may read otherwise."""
+    return f"{sys.version}\0{Path(__file__).read_text()}"
+
+
+def _parsed(text: str) -> Source:
+    tree = ast.parse(text)
+    modules, words = _names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), modules, words)
+
+
+def _names(tree: ast.AST) -> tuple[list[str], list[str]]:
+    """The modules that a source imports, and its words that may be names of files."""
+    modules, words = [], []
+    waiting = [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                used += _files_of(name)
+            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            used += [found for alias in node.names for found in _files_of(alias.name)]
+            modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            beside = file.parent / node.value if _is_file_name(node.value) else file
-            if beside != file and beside.is_file():
-                used.append(beside)
+            words += [node.value] * _is_file_name(node.value)
         waiting += ast.iter_child_nodes(node)
-    return used
+    own = {module for module in modules if module.partition(".")[0] == NAME}
+    return sorted(own), sorted(set(words))
+
+
+@cache
+def _uses(file: Path) -> list[Path]:
+    """The files that a source imports or names."""
+    if file.suffix != ".py":
+        return []
+    source = _source(file)
+    beside = [file.parent / word for word in source.words]
+    imported = [found for module in source.modules for found in _files_of(module)]
+    return imported + [path for path in beside if path != file and path.is_file()]
 
 
 def _is_file_name(text: str) -> bool:
     return 0 < len(text) < 100 and "." in text and "/" not in text and "\n" not in text
 
 
+@cache
 def _files_of(module: str) -> list[Path]:
     """The file of one of this package's modules, and of the packages that it lies in."""
     parts = module.split(".")
-    if parts[0] != NAME:
-        return []
     folders = [PACKAGE.joinpath(*parts[1:i]) / "__init__.py" for i in range(1, len(parts) + 1)]
     file = PACKAGE.joinpath(*parts[1:]).with_suffix(".py") if len(parts) > 1 else folders[0]
     return [path for path in (*folders, file) if path.is_file()]
