@@ -3,8 +3,7 @@
 from instant_soup.data.datasets import Dataset
 from instant_soup.data.overview import described, overview
 from instant_soup.data.splits import cut_splits
-from instant_soup.files import new_folder, project_root, read_yaml, write_json, write_yaml
-from instant_soup.pipeline import code
+from instant_soup.files import new_folder, read_yaml, write_json, write_yaml
 from instant_soup.pipeline.budget import FILE
 from instant_soup.pipeline.plan import budget_of, check, check_rows, plan_with_code
 from instant_soup.pipeline.processes import run_stage, store_limit
@@ -13,8 +12,7 @@ from instant_soup.pipeline.processes import run_stage, store_limit
 def main() -> None:
     store_limit()  # which stages will ask for
     raw = read_yaml("params.yaml")
-    with code.remembered(project_root() / ".dvc/tmp/instant-soup/code.json"):
-        files = plan_with_code(raw)
+    files = plan_with_code(raw)
     dataset = Dataset.of(files["data"])
     found, budget = [described(dataset)], budget_of(raw)
     if dataset.source != "hub":

@@ -104,7 +104,8 @@ def test_what_one_process_has_read_of_sources_another_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same digest; a changed text is read anew, and so is all where the file is damaged."""
-    script, kept, parsed = tmp_path / "script.py", tmp_path / "code.json", []
+    script, kept, parsed = tmp_path / "script.py", tmp_path / code.KEPT, []
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     script.write_text("from instant_soup import seeds\n")
     parse = code.ast.parse
     monkeypatch.setattr(code.ast, "parse", lambda text: parsed.append(text) or parse(text))
@@ -114,7 +115,7 @@ def test_what_one_process_has_read_of_sources_another_takes(
         code._uses.cache_clear()
         for memory in ("_kept", "_read"):
             monkeypatch.setattr(code, memory, {})
-        with code.remembered(kept):
+        with code.remembered():
             found = code.digest([script])
         return found, len(parsed)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instant_soup.errors import UserError
-from instant_soup.files import read_json, write_json
+from instant_soup.files import project_root, read_json, write_json
 
 PACKAGE = Path(__file__).parent.parent
 NAME = PACKAGE.name
+KEPT = ".dvc/tmp/instant-soup/code.json"
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -36,12 +37,13 @@ _read: dict[str, Source] = {}  # the same of this process
 
 
 @contextmanager
-def remembered(file: Path) -> Iterator[None]:
-    """Take from a file what other processes have read of sources; leave there what this one has.
+def remembered() -> Iterator[None]:
+    """Take what other processes have read of sources, and leave to them what this one has.
 
     Reading all sources takes a second or more, and each `dvc repro` plans. A changed source is
     another text.
     """
+    file = project_root() / KEPT
     _kept.update(_in_file(file))
     yield
     if not _read.keys() <= _kept.keys():

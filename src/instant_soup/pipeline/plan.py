@@ -468,14 +468,16 @@ def plan_with_code(raw: Any) -> dict[str, dict[str, Any]]:
     Files of stages that train also get the digest of the engine's sources, as the store shares
     trainings among stages.
     """
-    found, engine = {}, code.digest([ENGINE])
-    for name, one in planned(raw).items():
-        contents = _contents(one)
-        if one.settings is not None:
-            roots = [STAGES / f"{one.script}.py", *map(registry.file_of, one.methods)]
-            digests = {"code": code.digest(roots)}
-            contents |= digests | ({"engine": engine} if "engine" in contents else {})
-        found[name] = contents
+    files, found = planned(raw), {}
+    with code.remembered():
+        engine = code.digest([ENGINE])
+        for name, one in files.items():
+            contents = _contents(one)
+            if one.settings is not None:
+                roots = [STAGES / f"{one.script}.py", *map(registry.file_of, one.methods)]
+                digests = {"code": code.digest(roots)}
+                contents |= digests | ({"engine": engine} if "engine" in contents else {})
+            found[name] = contents
     return found
 
 
