@@ -163,6 +163,5 @@ def test_moments_of_zeros_are_refused_where_all_shards_have_none(lazy: bool) -> 
             masked(moments, own)
         return str(caught.value)
 
-    assert {line[:24] for line in on_shards([zeros, zeros, none], refused)} == {
-        "gradients: all are zero,"
-    }
+    for line in on_shards([zeros, zeros, none], refused):
+        assert line.startswith("gradients: all are zero,")

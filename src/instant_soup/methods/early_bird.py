@@ -74,9 +74,9 @@ class EarlyBird(Method):
         step = run.state.step
         if not settled:
             warnings.warn(
-                f"early_bird: the mask did not settle in {step} steps (threshold "
-                f"{self.threshold:g} of the weights, {self.window} masks before it), so the last "
-                "one is taken",
+                f"early_bird: the mask did not settle in {step} steps, so the last one is taken "
+                f"(settled: it differs from each of the {self.window} before it in less than "
+                f"{self.threshold:g} of the weights)",
                 stacklevel=2,
             )
         run.found["drawn"] = {

@@ -53,7 +53,7 @@ def remembered() -> Iterator[None]:
 def _in_file(file: Path) -> dict[str, Source]:
     try:
         return {key: Source(*own) for key, own in read_json(file).items()}
-    except (UserError, AttributeError, TypeError, ValueError):
+    except (UserError, AttributeError, TypeError):
         return {}  # not there yet, or of another version
 
 
@@ -93,6 +93,7 @@ def _name(file: Path) -> str:
 
 
 def _source(file: Path) -> Source:
+    """What of a Python file counts; each text is parsed once, by this process or another."""
     text = file.read_text()
     key = hashlib.sha256(f"{_reader()}\0{text}".encode()).hexdigest()[:24]
     if key not in _read:
@@ -102,8 +103,8 @@ def _source(file: Path) -> Source:
 
 @cache
 def _reader() -> str:
-    """What reads: another version of Python, or of this file, may read otherwise."""
-    return f"{sys.version}\0{Path(__file__).read_text()}"
+    """What reads, as a digest: another version of Python, or of this file, may read otherwise."""
+    return hashlib.sha256(f"{sys.version}\0{Path(__file__).read_text()}".encode()).hexdigest()
 
 
 def _parsed(text: str) -> Source:

@@ -44,8 +44,8 @@ class AcDcPruner(MovingMask):
             self.move_to(self._best(), spared=spared)
 
     def _best(self) -> Mask:
-        own = self.weights(), self.second_moments()
-        worth = scores.worth_of(self.ranks_by, *own, self.shards)
+        moments = self.second_moments()
+        worth = scores.worth_of(self.ranks_by, self.weights(), moments, self.shards)
         found = scores.best(worth, self.sparsity, shards=self.shards)
         return {name: kept.cpu() for name, kept in found.items()}
 
