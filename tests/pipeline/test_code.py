@@ -107,8 +107,8 @@ def test_what_one_process_has_read_of_sources_another_takes(
     script, kept, parsed = tmp_path / "script.py", tmp_path / code.KEPT, []
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     script.write_text("from instant_soup import seeds\n")
-    parse = code.ast.parse
-    monkeypatch.setattr(code.ast, "parse", lambda text: parsed.append(text) or parse(text))
+    parse = code._parsed
+    monkeypatch.setattr(code, "_parsed", lambda text: parsed.append(text) or parse(text))
 
     def digest_of_a_new_process() -> tuple[str, int]:
         parsed.clear()

@@ -454,6 +454,9 @@ def test_the_engines_digest_is_that_of_all_it_imports_in_whatever_folder(
         assert len(set(seen)) == len(seen), name
     for name in ("reports/paper.py", "tickets/card.py", "methods/isp.py", "grids/cells.py"):
         assert change(name) == seen[-1], name
+    monkeypatch.undo()  # what was found of the copy says nothing of the package
+    code._uses.cache_clear()
+    assert not any(package in file.parents for file in code.sources([ENGINE]))
 
 
 def test_the_plan_tells_all_that_train_of_the_same_engine_and_each_of_its_own_code(

@@ -142,7 +142,7 @@ def _uses(file: Path) -> list[Path]:
         return []
     source = _source(file)
     beside = [file.parent / word for word in source.words]
-    imported = [found for module in source.modules for found in _files_of(module)]
+    imported = [found for module in source.modules for found in _files_of(PACKAGE, module)]
     return imported + [path for path in beside if path != file and path.is_file()]
 
 
@@ -151,9 +151,9 @@ def _is_file_name(text: str) -> bool:
 
 
 @cache
-def _files_of(module: str) -> list[Path]:
-    """The file of one of this package's modules, and of the packages that it lies in."""
+def _files_of(package: Path, module: str) -> list[Path]:
+    """The file of one of a package's modules, and of the packages that it lies in."""
     parts = module.split(".")
-    folders = [PACKAGE.joinpath(*parts[1:i]) / "__init__.py" for i in range(1, len(parts) + 1)]
-    file = PACKAGE.joinpath(*parts[1:]).with_suffix(".py") if len(parts) > 1 else folders[0]
+    folders = [package.joinpath(*parts[1:i]) / "__init__.py" for i in range(1, len(parts) + 1)]
+    file = package.joinpath(*parts[1:]).with_suffix(".py") if len(parts) > 1 else folders[0]
     return [path for path in (*folders, file) if path.is_file()]
